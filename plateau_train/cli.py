@@ -1,0 +1,247 @@
+"""The command line: words in, one call, an exit code out. No logic."""
+
+import functools
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from plateau_train import config
+from plateau_train.config import KNOBS, Given, Knob, Resolved
+from plateau_train.errors import ConfigError, InterruptedRunError, PlateauTrainError
+from plateau_train.run.report import Report, show_error
+
+# tensorflow-datasets' own variable for the folder of its data sets.
+VARIABLES = {"data_dir": "TFDS_DATA_DIR"}
+
+ALL = tuple(knob.key for knob in KNOBS)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file with settings, which flags outrank", metavar="FILE"),
+]
+
+EXAMPLES = """\
+[bold]Examples[/bold]
+
+plateau-train --mode train-loss --patience 5
+
+plateau-train --mode val-loss --val-fraction 0.1 --epochs 20
+
+plateau-train --config configs/test_loss.toml --seed 3
+
+plateau-train plot runs/latest -o plot.svg
+"""
+
+app = typer.Typer(
+    pretty_exceptions_enable=False, rich_markup_mode="rich", context_settings={"max_content_width": 100}
+)
+data_app = typer.Typer(no_args_is_help=True)
+app.add_typer(data_app, name="data", help="Prepare and describe data sets.")
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with the exit code of the design."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except PlateauTrainError as error:
+        _leave(error)
+    except typer.TyperException as error:
+        _leave(ConfigError(error.format_message().rstrip("."), hint="see plateau-train --help"))
+    sys.exit(code or 0)
+
+
+def _leave(error: PlateauTrainError) -> NoReturn:
+    if os.environ.get("PLATEAU_TRAIN_DEBUG") == "1":
+        raise error
+    show_error(error)
+    sys.exit(error.exit_code)
+
+
+def _interrupt(number: int, _: object) -> NoReturn:
+    raise InterruptedRunError(
+        f"stopped by {signal.Signals(number).name}",
+        hint="plateau-train plot runs/latest draws the epochs that were finished",
+        signal_number=number,
+    )
+
+
+def _takes(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these knobs as flags, and call it with the resolved configuration."""
+    knobs = [knob for knob in KNOBS if knob.key in keys]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def call(context: typer.Context, config_file: Path | None, **values: Any) -> None:
+            if context.invoked_subcommand is not None:
+                _refuse_flags_before(context)
+                return
+            given = {
+                knob.key: Given(config.as_text(value), _origin(context, knob))
+                for knob in knobs
+                if (value := values.pop(knob.key)) is not None
+            }
+            command(config.resolve(given, file=config_file), **values)
+
+        parameters = [
+            _keyword("context", typer.Context),
+            _keyword("config_file", ConfigFile, default=None),
+            *list(inspect.signature(command).parameters.values())[1:],
+            *(_keyword(knob.key, _option(knob), default=None) for knob in knobs),
+        ]
+        # Typer reads both.
+        call.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue]
+            [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+        )
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return call
+
+    return decorate
+
+
+def _keyword(name: str, annotation: Any, **default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, **default
+    )
+
+
+def _option(knob: Knob) -> Any:
+    """Describe one knob to Typer. All are text to it: ``config`` validates, all at once."""
+    choices = knob.choices
+    return Annotated[
+        bool | None if knob.is_switch else str | None,
+        typer.Option(
+            knob.flag,
+            help=_help(knob),
+            show_default=False,
+            metavar=None if knob.is_switch else knob.key.split("_")[-1].upper(),
+            rich_help_panel=knob.table.capitalize(),
+            envvar=VARIABLES.get(knob.key),
+            autocompletion=(lambda: list(choices)) if choices else None,
+        ),
+    ]
+
+
+def _help(knob: Knob) -> str:
+    choices = f": {', '.join(knob.choices)}" if knob.choices else ""
+    default = "" if knob.is_switch else f" [dim]\\[default: {knob.default}][/dim]"
+    return knob.help.replace("[", r"\[") + choices + default
+
+
+def _origin(context: typer.Context, knob: Knob) -> str:
+    source = context.get_parameter_source(knob.key)
+    return VARIABLES[knob.key] if source and source.name == "ENVIRONMENT" else "flag"
+
+
+def _refuse_flags_before(context: typer.Context) -> None:
+    """Refuse a flag of the training that stands before another command's name."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE":
+            flag = "--config" if name == "config_file" else Knob("", name, KNOBS[0].field).flag
+            raise ConfigError(
+                f"{flag} stands before the command {context.invoked_subcommand}",
+                hint=f"write it behind: plateau-train {context.invoked_subcommand} ... {flag} ...",
+            )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"plateau-train {version('plateau-train')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="Print the version", callback=_print_version, is_eager=True),
+]
+
+
+@app.callback(invoke_without_command=True, epilog=EXAMPLES)
+@_takes(*ALL)
+def bare(resolved: Resolved, version: Version = False) -> None:
+    """Train a network with reduce-on-plateau, and show when the rate drops and why.
+
+    Without a command it trains, as the command train does.
+    """
+    del version
+    _train(resolved)
+
+
+@app.command(epilog=EXAMPLES)
+@_takes(*ALL)
+def train(resolved: Resolved) -> None:
+    """Train a network, print every epoch, and leave a run folder with a plot."""
+    _train(resolved)
+
+
+def _train(resolved: Resolved) -> None:
+    from plateau_train.training import fit
+
+    fit(resolved, Report(quiet=resolved.config.run.quiet))
+
+
+@app.command()
+def plot(
+    run: Annotated[Path, typer.Argument(help="Run folder, such as runs/latest")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="PNG, SVG or PDF file", show_default="plot.png in the run"),
+    ] = None,
+) -> None:
+    """Draw the five panels of a run again."""
+    from plateau_train.run.plots import plot_run
+
+    typer.echo(plot_run(run, output))
+
+
+@app.command("config")
+@_takes(*ALL)
+def show_config(
+    resolved: Resolved,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Comment each value with its meaning, not its origin")
+    ] = False,
+) -> None:
+    """Print the resolved settings as TOML, and where each value came from."""
+    comments = {knob.key: knob.help for knob in KNOBS} if describe else resolved.origins
+    typer.echo(config.to_toml(resolved.config, comments, above=describe), nl=False)
+
+
+@data_app.command()
+@_takes("dataset", "data_dir")
+def prepare(
+    resolved: Resolved,
+    manual_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="Folder with the set's original files, whose checksums are verified",
+            show_default="download them",
+        ),
+    ] = None,
+) -> None:
+    """Download a data set, or take its original files from a folder, and prepare it."""
+    from plateau_train import data
+
+    typer.echo(data.prepare(resolved.config.data, manual_dir, say=Report().say))
+
+
+@data_app.command()
+@_takes("dataset", "data_dir")
+def info(resolved: Resolved) -> None:
+    """Describe a prepared data set: images, classes, pixels."""
+    from plateau_train import data
+
+    for name, text in data.describe(resolved.config.data, say=Report().say).items():
+        typer.echo(f"{name:<10} {text}")

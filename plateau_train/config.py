@@ -1,0 +1,433 @@
+"""Every knob, said once: name, type, default, bounds, unit and help.
+
+A field of a table below is at once a flag (``--patience``), a TOML key (``patience`` under
+``[plateau]``) and a row of the README's table. Defaults live here and nowhere else.
+
+``resolve`` turns defaults < TOML file < environment < flags into one frozen ``Config`` and says of
+each value where it came from. All problems are reported at once.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from plateau_train.errors import ConfigError
+
+Split = Literal["train", "test", "val"]
+Metric = Literal["loss", "accuracy"]
+Mode = Literal[
+    "train-loss", "test-loss", "val-loss", "train-accuracy", "test-accuracy", "val-accuracy"
+]
+OptimizerName = Literal[
+    "adam", "adamw", "sgd", "rmsprop", "nadam", "nadamw", "radam", "adabelief", "adagrad",
+    "adamax", "amsgrad", "lamb", "lion", "yogi",
+]  # fmt: skip
+
+# The defaults of the optimizers that have such a knob: optax's, and for sgd the usual 0.9.
+DEFAULT_WEIGHT_DECAY = {"adamw": 1e-4, "nadamw": 1e-4, "lamb": 0.0, "lion": 1e-3}
+DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
+
+# Counts enter the compiled program as 32-bit integers.
+LARGEST_COUNT = 1_000_000_000
+
+
+def _knob(default: Any, help: str, *, shown: str = "", expected: str = "", **bounds: Any) -> Any:
+    """Declare one knob.
+
+    ``shown`` describes a default that depends on other knobs; such a default is a function of
+    the fields before it. ``expected`` replaces the description of the values that it takes.
+    """
+    extra = {"shown": shown, "expected": expected}
+    if callable(default):
+        return Field(default_factory=default, description=help, json_schema_extra=extra, **bounds)
+    return Field(default=default, description=help, json_schema_extra=extra, **bounds)
+
+
+def _as_tuple(value: object) -> object:
+    """Read a flag's ``1000,1000`` or a TOML array as a tuple; leave what does not fit to fail."""
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")] if value.strip() else []
+        return tuple(int(part) if part.isdecimal() else part for part in parts)
+    return tuple(value) if isinstance(value, list) else value
+
+
+class _Table(BaseModel):
+    # strict: a TOML string is no number. Flags are parsed from text either way.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(_Table):
+    dataset: str = _knob(
+        "auto",
+        "Data set: any image classification set of tensorflow-datasets by its name "
+        "(fashion_mnist, mnist, kmnist, cifar10, ...), garments (built in, needs no network), or "
+        "auto: Fashion-MNIST where it can be had, else garments",
+        expected="a data set's name",
+        pattern=r"^[a-z0-9_]+(/[\w.-]+)?(:[\d.*]+)?$",
+    )
+    data_dir: Path = _knob(
+        Path("~/tensorflow_datasets"),
+        "Folder of the prepared data sets",
+        strict=False,
+    )
+    batch_size: int = _knob(128, "Images a step", ge=1, le=LARGEST_COUNT)
+    val_fraction: float = _knob(
+        0.0,
+        "Share of the training images held out for validation, the same ones for every seed; "
+        "the val modes need it",
+        ge=0,
+        lt=1,
+    )
+    train_examples: int | None = _knob(
+        None, "Use only the first N training images", shown="all", ge=1, le=LARGEST_COUNT
+    )
+    test_examples: int | None = _knob(
+        None, "Use only the first N test images", shown="all", ge=1, le=LARGEST_COUNT
+    )
+
+
+class Model(_Table):
+    hidden_sizes: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...], BeforeValidator(_as_tuple)
+    ] = _knob(
+        (1000, 1000),
+        "Units of each hidden layer; an empty list makes a linear model",
+        expected="whole numbers from 1, separated by commas",
+    )
+
+
+class Optimizer(_Table):
+    optimizer: OptimizerName = _knob("adam", "Optimizer, as optax defines it")
+    learning_rate: float = _knob(0.01, "Base learning rate, which the scale multiplies", gt=0)
+    weight_decay: float = _knob(
+        lambda fields: DEFAULT_WEIGHT_DECAY.get(fields["optimizer"], 0.0),
+        f"Weight decay, for {', '.join(DEFAULT_WEIGHT_DECAY)}",
+        shown="optax's: "
+        + ", ".join(f"{value:g} for {name}" for name, value in DEFAULT_WEIGHT_DECAY.items()),
+        ge=0,
+    )
+    momentum: float = _knob(
+        lambda fields: DEFAULT_MOMENTUM.get(fields["optimizer"], 0.0),
+        f"Momentum, for {' and '.join(DEFAULT_MOMENTUM)}",
+        shown=", ".join(f"{value:g} for {name}" for name, value in DEFAULT_MOMENTUM.items()),
+        ge=0,
+        lt=1,
+    )
+
+
+class Plateau(_Table):
+    mode: Mode = _knob(
+        "train-loss",
+        "Metric that the rule observes, the train modes in windows of steps, the test and val "
+        "modes at each epoch's end, an accuracy as 1 - accuracy",
+    )
+    patience: int = _knob(
+        5,
+        "Observations in a row without improvement that lower the rate "
+        "(5 x 200 steps are 2.1 epochs of 468 steps)",
+        ge=1,
+        le=LARGEST_COUNT,
+    )
+    cooldown: int = _knob(
+        0, "Observations after a drop during which none is counted", ge=0, le=LARGEST_COUNT
+    )
+    factor: float = _knob(0.5, "What a drop multiplies the scale by", gt=0, lt=1)
+    rtol: float = _knob(
+        1e-4,
+        "Relative improvement on the best value that counts: to beat is (1 - rtol) best - atol",
+        ge=0,
+        lt=1,
+    )
+    atol: float = _knob(0.0, "Absolute improvement on the best value that counts", ge=0)
+    accumulation_size: int = _knob(
+        lambda fields: 200 if fields["mode"].startswith("train") else 1,
+        "Values averaged into one observation: steps in the train modes, epochs otherwise",
+        shown="200 in the train modes, 1 otherwise",
+        ge=1,
+        le=LARGEST_COUNT,
+    )
+    min_scale: float = _knob(0.0, "Floor of the scale", ge=0, lt=1)
+
+    @property
+    def split(self) -> Split:
+        """The split that the rule watches."""
+        return self.mode.partition("-")[0]  # pyright: ignore[reportReturnType]
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that the rule watches."""
+        return self.mode.partition("-")[2]  # pyright: ignore[reportReturnType]
+
+    def observation_epochs(self, steps_per_epoch: int) -> float:
+        """Return how many epochs one observation spans."""
+        per_value = 1 / steps_per_epoch if self.split == "train" else 1
+        return self.accumulation_size * per_value
+
+
+class Run(_Table):
+    epochs: int = _knob(50, "Passes over the training images", ge=1, le=1_000_000)
+    seed: int = _knob(0, "Seed of the parameters and of the order of images", ge=0, le=2**32 - 1)
+    name: str | None = _knob(
+        None,
+        "Name of the run, which follows the time in its folder's name",
+        shown="the mode",
+        expected="a folder name of up to 100 characters, with no slash and no dot in front",
+        pattern=r"^[^./\\\p{C}][^/\\\p{C}]*$",
+        max_length=100,
+    )
+    runs_dir: Path = _knob(Path("runs"), "Folder of the run folders", strict=False)
+    quiet: bool = _knob(False, "Print the run's folder and nothing else")
+
+
+class Config(_Table):
+    """One training, completely described."""
+
+    data: Data = Field(default_factory=Data)
+    model: Model = Field(default_factory=Model)
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    plateau: Plateau = Field(default_factory=Plateau)
+    run: Run = Field(default_factory=Run)
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with settings that are fine one by one."""
+        if self.plateau.rtol == 0 and self.plateau.atol == 0:
+            yield "--rtol and --atol are both 0: one of them must be above 0"
+        if self.plateau.split == "val" and self.data.val_fraction == 0:
+            yield f"--mode {self.plateau.mode} needs held-out images: add --val-fraction 0.1"
+        optimizer = self.optimizer
+        for flag, value, takers in (
+            ("--weight-decay", optimizer.weight_decay, DEFAULT_WEIGHT_DECAY),
+            ("--momentum", optimizer.momentum, DEFAULT_MOMENTUM),
+        ):
+            if value and optimizer.optimizer not in takers:
+                yield (
+                    f"{flag} {value:g} has no meaning for {optimizer.optimizer}: "
+                    f"it is for {', '.join(takers)}"
+                )
+
+
+class Knob(NamedTuple):
+    """One field of one table, as the command line, the TOML files and the README see it."""
+
+    table: str
+    key: str
+    field: FieldInfo
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.key.replace("_", "-")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return get_args(self.field.annotation) if get_origin(self.field.annotation) is Literal else ()
+
+    @property
+    def is_switch(self) -> bool:
+        return self.field.annotation is bool
+
+    @property
+    def help(self) -> str:
+        return self.field.description or ""
+
+    @property
+    def _extra(self) -> Mapping[str, Any]:
+        extra = self.field.json_schema_extra
+        return extra if isinstance(extra, dict) else {}
+
+    @property
+    def default(self) -> str:
+        """The default, as a user would type it or in words."""
+        return self._extra["shown"] or as_text(self.field.default)
+
+    @property
+    def expected(self) -> str:
+        """The values that it takes, for a sentence that begins with "must be"."""
+        if self._extra["expected"]:
+            return self._extra["expected"]
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        types = {int: "a whole number", float: "a number", bool: "true or false"}
+        types[Path] = "a path"  # pyright: ignore[reportArgumentType]
+        types[str] = "text"  # pyright: ignore[reportArgumentType]
+        annotation = self.field.annotation
+        member = next(kind for kind in (get_args(annotation) or (annotation,)) if kind in types)
+        words = {
+            annotated_types.Gt: "above",
+            annotated_types.Ge: "from",
+            annotated_types.Lt: "below",
+            annotated_types.Le: "to",
+        }
+        bounds = [
+            f"{word} {getattr(bound, kind.__name__.lower()):,}"
+            for bound in self.field.metadata
+            for kind, word in words.items()
+            if isinstance(bound, kind)
+        ]
+        return " ".join([types[member], *bounds])
+
+
+KNOBS = tuple(
+    Knob(table, key, field)
+    for table, model in ((name, info.annotation) for name, info in Config.model_fields.items())
+    if isinstance(model, type) and issubclass(model, _Table)
+    for key, field in model.model_fields.items()
+)
+
+
+def as_text(value: object) -> str:
+    """Write a value as a user would type it after its flag."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+class Given(NamedTuple):
+    """What a user gave for a knob: the text, and whether a flag or which variable holds it."""
+
+    text: str
+    origin: str
+
+
+class Resolved(NamedTuple):
+    """A configuration, and for each knob's key where its value came from."""
+
+    config: Config
+    origins: dict[str, str]
+
+
+def resolve(given: Mapping[str, Given], *, file: Path | None = None) -> Resolved:
+    """Merge defaults, a TOML file, and what was given for single knobs, which outranks the file.
+
+    Raises ``ConfigError`` with every problem in every source.
+    """
+    origins = {knob.key: "default" for knob in KNOBS}
+    nested: dict[str, dict[str, str]] = {}
+    for knob in KNOBS:
+        if knob.key in given:
+            nested.setdefault(knob.table, {})[knob.key] = given[knob.key].text
+    content = {} if file is None else read_toml(file)
+    merged: dict[str, dict[str, Any]] = {table: {} for table in Config.model_fields}
+    problems: list[str] = []
+    for validate, source, name in (
+        (Config.model_validate, content, file),
+        (Config.model_validate_strings, nested, None),
+    ):
+        try:
+            values = validate(source).model_dump(exclude_unset=True)
+        except ValidationError as error:
+            problems += _problems(error, file=name)
+            continue
+        for table in values:
+            merged[table] |= values[table]
+            origins |= dict.fromkeys(values[table], str(name))
+    origins |= {key: origin for key, (_, origin) in given.items()}
+    if not problems:
+        config = Config.model_validate(merged)
+        problems += config.problems()
+        if not problems:
+            return Resolved(config, origins)
+    raise ConfigError(*problems, hint="plateau-train --help lists every setting with its range")
+
+
+def _problems(error: ValidationError, *, file: Path | None) -> Iterator[str]:
+    """Yield one sentence for each knob of one source that is unknown or out of its range."""
+    seen = set()
+    for problem in error.errors():
+        table, *rest = map(str, problem["loc"])
+        key = rest[0] if rest else None
+        # The second comes of a default that depends on a field with a problem of its own.
+        if (table, key) in seen or problem["type"] == "default_factory_not_called":
+            continue
+        seen.add((table, key))
+        knob = next((knob for knob in KNOBS if (knob.table, knob.key) == (table, key)), None)
+        if knob is None:
+            yield f"{file}: {_misplaced(table, key, problem['type'])}"
+            continue
+        value = problem["input"]
+        shown = as_text(value) or "nothing" if file is None else json.dumps(value, default=str)
+        name = knob.flag if file is None else f"{file}: {knob.key} in [{knob.table}]"
+        near = f" (did you mean {match}?)" if (match := nearest(value, knob.choices)) else ""
+        yield f"{name} must be {knob.expected}, got {shown}{near}"
+
+
+def _misplaced(table: str, key: str | None, kind: str) -> str:
+    """Say where a key that is unknown in its place belongs."""
+    home = {knob.key: knob.table for knob in KNOBS}
+    if table not in Config.model_fields:
+        if table in home:
+            return f"{table} stands outside its table: put it under [{home[table]}]"
+        near = nearest(table, [*Config.model_fields, *home])
+        return f"unknown table or key {table}" + (f", did you mean {near}?" if near else "")
+    if key is None:
+        return f"{table} must be a table: write [{table}] above its keys"
+    if kind == "extra_forbidden" and key in home:
+        return f"{key} belongs in [{home[key]}], not in [{table}]"
+    near = nearest(key, home)
+    return f"unknown key {key} in [{table}]" + (f", did you mean {near}?" if near else "")
+
+
+def nearest(word: object, known: Iterable[str]) -> str | None:
+    """Return the known word that a mistyped one is closest to, if any is close."""
+    return next(iter(difflib.get_close_matches(str(word), list(known), n=1)), None)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; a file that is missing or does not parse is a ``ConfigError``."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--config {path} does not exist",
+            hint="plateau-train config > my.toml writes a file to start from",
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"--config {path} cannot be read: {error.strerror}", hint="give a readable TOML file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} is not valid TOML: {error}",
+            hint="text stands in quotes, lists in [ ], and each key once in its table",
+        ) from None
+
+
+def to_toml(config: Config, comments: Mapping[str, str], *, above: bool = False) -> str:
+    """Write a configuration as TOML that ``--config`` reads back, with a comment for each knob.
+
+    The comments stand behind the values, or ``above`` them. A knob that is unset has no value in
+    TOML: its line is commented out.
+    """
+    import tomlkit
+
+    document = tomlkit.document()
+    for name in Config.model_fields:
+        table = tomlkit.table()
+        for knob in KNOBS:
+            if knob.table != name:
+                continue
+            value = getattr(getattr(config, name), knob.key)
+            comment = comments[knob.key]
+            if above:
+                table.add(tomlkit.comment(comment))
+            if value is None:
+                unset = f"{knob.key} = {knob.default}"
+                table.add(tomlkit.comment(unset if above else f"{unset}  # {comment}"))
+                continue
+            item = tomlkit.item(_plain(value))
+            if not above:
+                item.comment(comment)
+            table.add(knob.key, item)
+        document.add(name, table)
+    return tomlkit.dumps(document)
+
+
+def _plain(value: object) -> object:
+    """Return a knob's value as one of TOML's own types."""
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value

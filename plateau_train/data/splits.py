@@ -1,0 +1,69 @@
+"""A data set as whole arrays in memory, and how its images are shared out."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from plateau_train import config
+from plateau_train.errors import ConfigError
+
+
+class Split(NamedTuple):
+    images: UInt8[np.ndarray, "n height width channel"]
+    labels: Int32[np.ndarray, "n"]
+
+    def take(self, indices: slice | np.ndarray) -> "Split":
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels, and where they come from.
+
+    ``fallback`` is empty, or says why this data set stands in for another.
+    """
+
+    name: str
+    source: str
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split
+    val: Split | None = None
+    fallback: str = ""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        height, width, channel = self.train.images.shape[1:]
+        return height, width, channel
+
+
+def share_out(dataset: Dataset, settings: config.Data) -> Dataset:
+    """Cut a data set to the examples asked for, and hold out the validation split.
+
+    The held-out images are drawn without regard to the run's seed, so that runs with different
+    seeds are scored on the same ones. Raises ``ConfigError`` where too few images are left.
+    """
+    train = dataset.train.take(slice(settings.train_examples))
+    test = dataset.test.take(slice(settings.test_examples))
+    num_train, val = len(train.labels), None
+    if settings.val_fraction > 0:
+        num_val = round(settings.val_fraction * num_train)
+        if num_val == 0:
+            raise ConfigError(
+                f"--val-fraction {settings.val_fraction:g} of {num_train:,} training images "
+                "holds out none",
+                hint=f"use --val-fraction {1 / num_train:.2g} or more",
+            )
+        order = np.random.Generator(np.random.PCG64(0)).permutation(num_train)
+        # Sorted: the training images keep their order, whatever it is.
+        val, train = train.take(np.sort(order[:num_val])), train.take(np.sort(order[num_val:]))
+    if settings.batch_size > len(train.labels):
+        held_out = f" that --val-fraction {settings.val_fraction:g} leaves" if val else ""
+        raise ConfigError(
+            f"--batch-size {settings.batch_size:,} is larger than the {len(train.labels):,} "
+            f"training images of {dataset.name}{held_out}",
+            hint=f"use --batch-size {len(train.labels)} or less",
+        )
+    return replace(dataset, train=train, test=test, val=val)

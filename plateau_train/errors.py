@@ -1,0 +1,64 @@
+"""The ways a run can fail: message, way out, exit code.
+
+Only these are shown to the user as one line and a hint. Everything else is a bug and keeps its
+traceback: a plain ``ValueError`` is never turned into one of these.
+"""
+
+from typing import ClassVar
+
+
+class PlateauTrainError(Exception):
+    """A failure that the user can mend.
+
+    ``problems`` are sentences that say what is wrong and with which values, without a full stop;
+    ``hint`` says what to do or type next.
+    """
+
+    exit_code: ClassVar[int]
+
+    def __init__(self, *problems: str, hint: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+        self.hint = hint
+
+
+class ConfigError(PlateauTrainError):
+    """A flag, a TOML file or a combination of settings that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(PlateauTrainError):
+    """A data set that does not exist, is damaged, or is of the wrong kind."""
+
+    exit_code = 3
+
+
+class DataUnavailableError(DataError):
+    """A good data set that is neither prepared nor can be downloaded now."""
+
+
+class RunError(PlateauTrainError):
+    """A run folder or a file in it that cannot be used."""
+
+    exit_code = 4
+
+
+class StorageError(PlateauTrainError):
+    """A disk or a permission that refused a write."""
+
+    exit_code = 5
+
+
+class NonFiniteLossError(PlateauTrainError):
+    """A loss that became NaN or infinite."""
+
+    exit_code = 6
+
+
+class InterruptedRunError(PlateauTrainError):
+    """A run that a signal ended; the exit code is 128 plus the signal's number."""
+
+    def __init__(self, *problems: str, hint: str, signal_number: int) -> None:
+        super().__init__(*problems, hint=hint)
+        self.exit_code = 128 + signal_number  # pyright: ignore[reportAttributeAccessIssue]

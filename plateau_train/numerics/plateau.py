@@ -1,0 +1,83 @@
+"""The plateau rule, made safe: optax's own transform, fed one value at a time.
+
+``optax.contrib.reduce_on_plateau`` decides; this module adds what the transform leaves open. The
+state is float32 whatever the parameters' type (under bfloat16 parameters optax's would be bfloat16
+and take a slow improvement for a plateau), an accuracy is turned round, and every value comes back
+as an ``Observation`` that says what the rule saw. The ranges of the settings, some of which optax
+accepts and inverts, are held by ``config``.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float32, Int32
+from optax.contrib import ReduceLROnPlateauState
+
+from plateau_train import config
+
+
+class Observation(NamedTuple):
+    """What the rule saw in one value, and what it weighed it against."""
+
+    complete: Bool[Array, "*steps"]  # whether the value completed an observation
+    value: Float32[Array, "*steps"]  # mean of the values in the window so far
+    best: Float32[Array, "*steps"]  # lowest observation before this one; inf before the first
+    waited: Int32[Array, "*steps"]  # observations in a row without improvement, this one included
+    scale: Float32[Array, "*steps"]  # after the observation
+
+
+class PlateauRule(NamedTuple):
+    """The settings of the rule, as ``config.Plateau`` holds them: plain numbers, hashable."""
+
+    factor: float
+    patience: int
+    cooldown: int
+    rtol: float
+    atol: float
+    accumulation_size: int
+    min_scale: float
+
+    @classmethod
+    def from_settings(cls, settings: config.Plateau) -> "PlateauRule":
+        return cls(**{name: getattr(settings, name) for name in cls._fields})
+
+    def init(self) -> ReduceLROnPlateauState:
+        """Return the state before the first value: scale 1, float32."""
+        return self._transform.init(jnp.zeros((), jnp.float32))
+
+    def to_beat(self, best: Float32[Array, "*n"]) -> Float32[Array, "*n"]:
+        """Return the threshold that an observation must stay below to count as an improvement."""
+        return (1 - self.rtol) * best - self.atol
+
+    def observe(
+        self, state: ReduceLROnPlateauState, value: Float32[Array, ""]
+    ) -> tuple[ReduceLROnPlateauState, Observation]:
+        """Feed one value, lower is better.
+
+        A value that is not finite counts as no improvement, so callers refuse it first. A
+        negative value would count as an improvement on itself when ``rtol`` is above 0 (optax
+        pull request 1767); losses and 1 - accuracy are never negative.
+        """
+        _, new_state = self._transform.update((), state, value=value)
+        # The transform forgets the mean as it closes the window; this is its own formula.
+        mean = (state.count * state.avg_value + value) / (state.count + 1)
+        improved = mean < self.to_beat(state.best_value)
+        observation = Observation(
+            complete=state.count + 1 == self.accumulation_size,
+            value=mean,
+            best=state.best_value,
+            waited=jnp.where(improved, 0, state.plateau_count + 1),
+            scale=new_state.scale,
+        )
+        return new_state, observation
+
+    @property
+    def _transform(self) -> optax.GradientTransformationExtraArgs:
+        return optax.contrib.reduce_on_plateau(**self._asdict())
+
+
+def as_loss(metric: config.Metric, value: jax.Array) -> Float32[Array, ""]:
+    """Turn a metric into what the rule lowers the rate for: optax knows no maximum mode."""
+    return jnp.asarray(1 - value if metric == "accuracy" else value, jnp.float32)

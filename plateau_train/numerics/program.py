@@ -1,0 +1,210 @@
+"""What is compiled: one step, the steps of an epoch, one evaluation, one observation.
+
+Everything here is pure. A ``Program`` holds what is fixed while it runs and is hashable, so it is
+a static argument of the compiled functions; a ``TrainState`` holds everything that changes.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float32, Int32, Integer, Key, PyTree, UInt8
+from optax.contrib import ReduceLROnPlateauState
+
+from plateau_train import config
+from plateau_train.numerics.model import MLP, init_params
+from plateau_train.numerics.plateau import Observation, PlateauRule, as_loss
+
+# Streams of random numbers. Nothing random is carried from epoch to epoch: each key is derived
+# from (seed, stream, epoch), so an epoch can be repeated by itself. Never renumber them.
+INIT_STREAM = 0
+SHUFFLE_STREAM = 1
+
+
+class Examples(NamedTuple):
+    """A batch, or a whole split."""
+
+    images: UInt8[Array, "n height width channel"]
+    labels: Int32[Array, "n"]
+
+
+class Metrics(NamedTuple):
+    """Means over some images: cross-entropy in nats, and the share of argmax hits."""
+
+    loss: Float32[Array, "*steps"]
+    accuracy: Float32[Array, "*steps"]
+
+    def observed(self, metric: config.Metric) -> Float32[Array, ""]:
+        """Return the value that the plateau rule is fed for a metric."""
+        return as_loss(metric, getattr(self, metric))
+
+
+class StepRecord(NamedTuple):
+    """What a step leaves behind; an epoch's are columns with one row a step."""
+
+    metrics: Metrics
+    observation: Observation | None  # None where the rule watches evaluations
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes."""
+
+    params: PyTree[Float32[Array, "..."]]
+    opt_state: optax.OptState
+    plateau: ReduceLROnPlateauState
+
+
+class Program(NamedTuple):
+    """Everything about training that is fixed when it is compiled."""
+
+    model: MLP
+    optimizer: optax.GradientTransformation
+    rule: PlateauRule
+    metric: config.Metric  # what the rule watches
+    watches_steps: bool  # the train modes feed the rule every step, the others every epoch
+    batch_size: int
+
+    @classmethod
+    def from_config(cls, settings: config.Config, *, num_classes: int) -> "Program":
+        return cls(
+            model=MLP(settings.model.hidden_sizes, num_classes),
+            optimizer=make_optimizer(settings.optimizer),
+            rule=PlateauRule.from_settings(settings.plateau),
+            metric=settings.plateau.metric,
+            watches_steps=settings.plateau.split == "train",
+            batch_size=settings.data.batch_size,
+        )
+
+
+def make_optimizer(settings: config.Optimizer) -> optax.GradientTransformation:
+    """Build the optimizer at its base learning rate; the scale comes after it, in ``train_step``.
+
+    Before Adam a scale would have almost no effect, for Adam divides it out again.
+    """
+    options: dict[str, Any] = {}
+    if settings.optimizer in config.DEFAULT_WEIGHT_DECAY:
+        options["weight_decay"] = settings.weight_decay
+    # A momentum of 0 would still be a buffer as large as the parameters.
+    if settings.optimizer in config.DEFAULT_MOMENTUM and settings.momentum > 0:
+        options["momentum"] = settings.momentum
+    return getattr(optax, settings.optimizer)(settings.learning_rate, **options)
+
+
+def derive_key(
+    seed: Integer[Array, ""] | int, stream: int, epoch: Integer[Array, ""] | int
+) -> Key[Array, ""]:
+    """Derive the key of one stream in one epoch."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), epoch)
+
+
+def init_state(program: Program, seed: int, image_shape: tuple[int, int, int]) -> TrainState:
+    """Return the state before the first step."""
+    params = init_params(program.model, derive_key(seed, INIT_STREAM, 0), image_shape)
+    return TrainState(params, program.optimizer.init(params), program.rule.init())
+
+
+@partial(jax.jit, static_argnames=("num_examples", "batch_size"))
+def epoch_order(
+    seed: Integer[Array, ""] | int,
+    epoch: Integer[Array, ""] | int,
+    *,
+    num_examples: int,
+    batch_size: int,
+) -> Int32[Array, "steps batch"]:
+    """Shuffle all examples into batches of indices; the incomplete batch at the end is dropped."""
+    num_steps = num_examples // batch_size
+    order = jax.random.permutation(derive_key(seed, SHUFFLE_STREAM, epoch), num_examples)
+    return order[: num_steps * batch_size].reshape(num_steps, batch_size)
+
+
+def train_step(
+    program: Program, state: TrainState, batch: Examples
+) -> tuple[TrainState, StepRecord]:
+    """Take one step of the optimizer: gradients, optimizer, scale, apply.
+
+    In the train modes the step's own metric is fed to the rule first, and the new scale already
+    acts on the step that closed the window, as in ``optax.chain(adam, reduce_on_plateau)``.
+    """
+
+    def loss_and_logits(params: Any) -> tuple[Array, Array]:
+        logits = program.model.apply({"params": params}, batch.images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return losses.mean(), logits
+
+    (loss, logits), grads = jax.value_and_grad(loss_and_logits, has_aux=True)(state.params)
+    metrics = Metrics(loss, (logits.argmax(axis=-1) == batch.labels).mean())
+    updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
+    plateau, observation = state.plateau, None
+    if program.watches_steps:
+        plateau, observation = program.rule.observe(plateau, metrics.observed(program.metric))
+    updates = jax.tree.map(lambda update: plateau.scale.astype(update.dtype) * update, updates)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state, plateau), StepRecord(metrics, observation)
+
+
+def empty_records(
+    program: Program, state: TrainState, split: Examples, num_steps: int
+) -> StepRecord:
+    """Return the columns that ``train_steps`` fills in, of the shapes that ``train_step`` gives."""
+    batch = jax.tree.map(lambda column: column[: program.batch_size], split)
+    _, record = jax.eval_shape(partial(train_step, program), state, batch)
+    return jax.tree.map(lambda field: jnp.zeros((num_steps, *field.shape), field.dtype), record)
+
+
+@partial(jax.jit, static_argnames="program", donate_argnames=("state", "records"))
+def train_steps(
+    program: Program,
+    state: TrainState,
+    records: StepRecord,
+    split: Examples,
+    order: Int32[Array, "steps batch"],
+    start: Integer[Array, ""] | int,
+    stop: Integer[Array, ""] | int,
+) -> tuple[TrainState, StepRecord]:
+    """Take the steps from ``start`` to before ``stop`` of an epoch, without leaving the device.
+
+    The bounds are traced: one compilation serves every chunk of an epoch, and cutting it leaves
+    the bits unchanged. ``records`` gets the rows of these steps.
+    """
+
+    def body(step: Array, carry: tuple[TrainState, StepRecord]) -> tuple[TrainState, StepRecord]:
+        state, records = carry
+        batch = Examples(split.images[order[step]], split.labels[order[step]])
+        state, record = train_step(program, state, batch)
+        write = lambda column, value: column.at[step].set(value)  # noqa: E731
+        return state, jax.tree.map(write, records, record)
+
+    return lax.fori_loop(start, stop, body, (state, records))
+
+
+@partial(jax.jit, static_argnames="program")
+def evaluate(program: Program, params: PyTree[Float32[Array, "..."]], split: Examples) -> Metrics:
+    """Score every image of a split once: sums under a mask, one division at the end."""
+    num_examples, batch_size = len(split.labels), program.batch_size
+    num_batches = -(-num_examples // batch_size)
+
+    def body(batch_number: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        positions = batch_number * batch_size + jnp.arange(batch_size)
+        mask = positions < num_examples
+        indices = jnp.minimum(positions, num_examples - 1)
+        labels = split.labels[indices]
+        logits = program.model.apply({"params": params}, split.images[indices])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        hits = (logits.argmax(axis=-1) == labels) & mask
+        return sums[0] + jnp.where(mask, losses, 0).sum(), sums[1] + hits.sum()
+
+    zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+    loss, hits = lax.fori_loop(0, num_batches, body, zeros)
+    return Metrics(loss / num_examples, hits / num_examples)
+
+
+@partial(jax.jit, static_argnames="program", donate_argnames="state")
+def advance(
+    program: Program, state: TrainState, metrics: Metrics
+) -> tuple[TrainState, Observation]:
+    """Feed the rule an epoch's evaluation; a new scale acts from the next step on."""
+    plateau, observation = program.rule.observe(state.plateau, metrics.observed(program.metric))
+    return state._replace(plateau=plateau), observation

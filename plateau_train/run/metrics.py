@@ -1,0 +1,128 @@
+"""What a run records, as JSON lines: epochs, drops, times."""
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, computed_field
+
+from plateau_train.errors import RunError
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class EpochRecord(_Record):
+    """The metrics of one epoch and the state of the rule after it.
+
+    Epoch 0 is the untrained network. Losses are in nats, accuracies shares of 1. The train
+    metrics are means over the epoch's mini-batches as they were seen; the others are whole
+    evaluations of the parameters at the epoch's end. Holds no time and no date: two equal runs
+    write equal lines.
+    """
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    scale: float
+    learning_rate: float
+    wait: int
+    cooldown: int
+    best: float | None = None
+    to_beat: float | None = None
+    observations: tuple[float, ...] = ()
+
+
+class Drop(_Record):
+    """One observation that lowered the scale, and why."""
+
+    event: Literal["drop"] = "drop"
+    epoch: int
+    step: int
+    position: float  # in epochs, a fraction where the drop fell inside one
+    scale_before: float
+    scale_after: float
+    learning_rate_before: float
+    learning_rate_after: float
+    observed: str  # what the value is, in words
+    value: float
+    best: float
+    to_beat: float
+    waited: int
+
+    @computed_field
+    @property
+    def reason(self) -> str:
+        """The reason in one sentence, without a full stop."""
+        times = "1 observation" if self.waited == 1 else f"{self.waited} observations in a row"
+        verb = "was" if self.waited == 1 else "were"
+        return (
+            f"{times} ({self.observed}) {verb} not below {self.to_beat:.4f} "
+            f"(best {self.best:.4f}); the last was {self.value:.4f}"
+        )
+
+    def describe(self) -> str:
+        """Say when and why the scale dropped, from what to what."""
+        return (
+            f"drop at epoch {self.epoch}, step {self.step:,}: "
+            f"scale {self.scale_before:.4g} -> {self.scale_after:.4g}, "
+            f"lr {self.learning_rate_before:.4g} -> {self.learning_rate_after:.4g}, "
+            f"because {self.reason}"
+        )
+
+
+class Timing(_Record):
+    """How long an epoch took, in seconds; samples a second are training images."""
+
+    epoch: int
+    train_seconds: float
+    evaluate_seconds: float
+    samples_per_second: float
+
+
+class Notice(_Record):
+    """Something else that happened to a run, in a sentence."""
+
+    event: Literal["warning", "failed", "interrupted"]
+    message: str
+
+
+EPOCHS = TypeAdapter(EpochRecord)
+EVENTS: TypeAdapter[Drop | Notice] = TypeAdapter(
+    Annotated[Drop | Notice, Field(discriminator="event")]
+)
+
+RecordType = TypeVar("RecordType")
+
+
+def read_records(path: Path, kind: TypeAdapter[RecordType]) -> list[RecordType]:
+    """Read a file of JSON lines; raises ``RunError`` with the number of a line that is damaged."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path} cannot be read: {error}", hint="give a run folder, such as runs/latest"
+        ) from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(kind.validate_json(line))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(map(str, problem["loc"]))
+            raise RunError(
+                f"{path} line {number} is damaged: {problem['msg']}" + (place and f" at {place}"),
+                hint="restore the file from a copy, or delete that line if it is the last",
+            ) from error
+    return records
+
+
+def read_drops(path: Path) -> list[Drop]:
+    """Read the drops among a run's events; a run without events has no such file."""
+    events = read_records(path, EVENTS) if path.exists() else []
+    return [event for event in events if isinstance(event, Drop)]

@@ -1,0 +1,190 @@
+"""What a user sees of a run: header, live bar, a row an epoch, drops, the end.
+
+Rows, drops and the end go to stdout, which is what was asked for; everything else goes to stderr.
+On a terminal the rows are a table under a live bar; elsewhere each is one plain line, flushed.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from plateau_train.errors import PlateauTrainError
+from plateau_train.run.metrics import Drop, EpochRecord
+
+
+def printable(text: object) -> str:
+    """Write foreign text so that it cannot steer the terminal."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in str(text)
+    )
+
+
+def show_error(error: PlateauTrainError) -> None:
+    """Print what is wrong, a line each, and the way out."""
+    console = Console(stderr=True, highlight=False)
+    for problem in error.problems:
+        _print(console, Text.assemble(("error: ", "bold red"), printable(problem)))
+    _print(console, Text.assemble(("hint: ", "bold cyan"), printable(error.hint)))
+
+
+def _print(console: Console, text: Text | str) -> None:
+    # Without a terminal there is no width to wrap to: one line stays one line.
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
+
+
+class _Cell(NamedTuple):
+    title: str
+    width: int
+    text: str
+
+
+class Report:
+    """Tell the story of one run, on a terminal or line by line."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._out = Console(highlight=False)
+        self._talk = Console(stderr=True, highlight=False)
+        self._progress: Progress | None = None
+        self._titles = ""
+
+    def say(self, message: str) -> None:
+        """Tell what is being done."""
+        if not self._quiet:
+            _print(self._talk, Text(printable(message), style="dim"))
+
+    def warn(self, *lines: str) -> None:
+        """Tell what nobody should miss, also where the run is otherwise quiet."""
+        text = Text("\n".join(map(printable, lines)))
+        if self._talk.is_terminal:
+            self._talk.print(Panel(text, title="NOTICE", style="bold yellow", expand=False))
+        else:
+            for line in text.plain.splitlines():
+                _print(self._talk, f"NOTICE: {line}")
+
+    def header(self, rows: Mapping[str, str]) -> None:
+        """Tell what is about to be trained."""
+        if self._quiet:
+            return
+        for name, text in rows.items():
+            grid = Table.grid(padding=(0, 2))
+            grid.add_column(width=8, style="bold")
+            grid.add_column(overflow="fold")
+            grid.add_row(name, Text(printable(text)))
+            if self._talk.is_terminal:
+                self._talk.print(grid)
+            else:
+                _print(self._talk, f"{name:<8}  {printable(text)}")
+
+    def start_epoch(self, epoch: int, num_epochs: int, num_steps: int) -> None:
+        """Begin the live bar of an epoch."""
+        if self._quiet or not self._out.is_terminal:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[loss]}"),
+                TimeRemainingColumn(compact=True),
+                console=self._out,
+                transient=True,
+                expand=True,
+            )
+            self._progress.add_task("", loss="")
+            self._progress.start()
+        self._progress.reset(
+            self._progress.task_ids[0],
+            total=num_steps,
+            description=f"epoch {epoch}/{num_epochs}",
+            loss="",
+        )
+
+    def step(self, step: int, loss: float) -> None:
+        """Move the live bar on to a step of the epoch."""
+        if self._progress is not None:
+            self._progress.update(
+                self._progress.task_ids[0], completed=step, loss=f"loss {loss:.4f}"
+            )
+
+    def epoch(
+        self, record: EpochRecord, drops: Iterable[Drop], *, num_epochs: int, patience: int,
+        seconds: float,
+    ) -> None:  # fmt: skip
+        """Tell an epoch's metrics, and each drop that fell in it."""
+        if self._quiet:
+            return
+        if not self._out.is_terminal:
+            _print(self._out, _line(record, num_epochs, patience))
+        else:
+            cells = _cells(record, num_epochs, patience, seconds)
+            gap = "  " if sum(cell.width + 2 for cell in cells) <= self._out.width else " "
+            titles = gap.join(f"{cell.title:>{cell.width}}" for cell in cells)
+            if titles != self._titles:
+                self._titles = titles
+                self._out.print(Text(titles, style="bold"), no_wrap=True, crop=True)
+            row = gap.join(f"{cell.text:>{cell.width}}" for cell in cells)
+            self._out.print(Text(row), no_wrap=True, crop=True)
+        for drop in drops:
+            _print(self._out, Text(drop.describe(), style="bold yellow"))
+
+    def end(self, rows: Mapping[str, str], run: Path) -> None:
+        """Tell how it ended and what to do next; a quiet run prints its folder here."""
+        self.close()
+        if self._quiet:
+            print(run, flush=True)
+            return
+        for name, text in rows.items():
+            _print(self._out, Text.assemble((f"{name:<15}", "bold"), printable(text)))
+
+    def close(self) -> None:
+        """Take the live bar off the terminal."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _scores(record: EpochRecord) -> Sequence[tuple[str, float, float]]:
+    scores = [("train", record.train_loss, record.train_accuracy)]
+    if record.val_loss is not None and record.val_accuracy is not None:
+        scores.append(("val", record.val_loss, record.val_accuracy))
+    return [*scores, ("test", record.test_loss, record.test_accuracy)]
+
+
+def _line(record: EpochRecord, num_epochs: int, patience: int) -> str:
+    """Write an epoch as one plain line."""
+    parts = [f"epoch {record.epoch}/{num_epochs}"]
+    parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in _scores(record)]
+    parts += [f"scale {record.scale:.4g}", f"lr {record.learning_rate:.4g}"]
+    to_beat = "" if record.to_beat is None else f", to beat {record.to_beat:.4f}"
+    cooldown = f", cooldown {record.cooldown}" if record.cooldown else ""
+    return "  ".join([*parts, f"wait {record.wait}/{patience}{to_beat}{cooldown}"])
+
+
+def _cells(
+    record: EpochRecord, num_epochs: int, patience: int, seconds: float
+) -> Sequence[_Cell]:
+    """Lay an epoch out as a row of a table that fits 80 columns without validation."""
+    cells = [_Cell("epoch", len(f"{num_epochs}") * 2 + 1, f"{record.epoch}/{num_epochs}")]
+    for name, loss, accuracy in _scores(record):
+        cells += [
+            _Cell(f"{name} loss", 10, f"{loss:.4f}"),
+            _Cell("acc", 6, f"{accuracy:.4f}"),
+        ]
+    waits = f"{record.wait}/{patience}" if not record.cooldown else f"cd {record.cooldown}"
+    return [
+        *cells,
+        _Cell("scale", 8, f"{record.scale:.4g}"),
+        _Cell("lr", 9, f"{record.learning_rate:.4g}"),
+        _Cell("wait", len(f"{patience}") * 2 + 2, waits),
+        _Cell("to beat", 7, "" if record.to_beat is None else f"{record.to_beat:.4f}"),
+        _Cell("time", 5, f"{seconds:.1f}s"),
+    ]

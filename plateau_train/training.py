@@ -1,0 +1,391 @@
+"""The only loop over epochs: where numerics, data and run meet."""
+
+import datetime
+import itertools
+import json
+import math
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from plateau_train import config, data
+from plateau_train.config import Config, Resolved
+from plateau_train.data.splits import Dataset, Split
+from plateau_train.errors import NonFiniteLossError, PlateauTrainError
+from plateau_train.numerics.plateau import Observation, PlateauRule
+from plateau_train.numerics.program import (
+    Examples,
+    Metrics,
+    Program,
+    StepRecord,
+    TrainState,
+    advance,
+    empty_records,
+    epoch_order,
+    evaluate,
+    init_state,
+    train_steps,
+)
+from plateau_train.run import plots, storage
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.environment import describe_environment
+from plateau_train.run.metrics import Drop, EpochRecord, Notice, Timing
+from plateau_train.run.report import Report
+
+# An epoch is cut into chunks of about this long: that often the bar moves, a loss that is not
+# finite is seen and a signal is heard. The cuts leave the bits unchanged.
+CHUNK_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch leaves behind."""
+
+    record: EpochRecord
+    drops: list[Drop]
+    timing: Timing
+    state: TrainState
+
+
+def fit(resolved: Resolved, report: Report) -> Path:
+    """Train one network as configured and return its run folder.
+
+    Everything that can be refused is refused before the folder is made. Raises
+    ``NonFiniteLossError`` when a loss is NaN or infinite; the epochs before it stay in the folder.
+    """
+    started = time.perf_counter()
+    dataset = data.load(resolved.config.data, say=report.say)
+    if dataset.fallback:
+        report.warn(
+            f"Training on {dataset.name} ({dataset.source}), NOT on Fashion-MNIST:",
+            f"{dataset.fallback}.",
+            "To get the real data: plateau-train data prepare, with a network, or with "
+            "--from DIR and the four original files.",
+        )
+    settings, origins = _settle(resolved, dataset)
+    name = settings.run.name or settings.plateau.mode
+    run = RunDirectory.create(
+        settings.run.runs_dir, f"{name}-{dataset.name}" if dataset.fallback else name
+    )
+    storage.write_text(run.config, config.to_toml(settings, origins))
+    environment = describe_environment([_device_name(device) for device in jax.devices()])
+    storage.write_text(run.environment, json.dumps(environment, indent=2) + "\n")
+    if dataset.fallback:
+        notice = Notice(event="warning", message=f"{dataset.name}: {dataset.fallback}")
+        storage.append_line(run.events, notice.model_dump_json())
+    run.make_latest()
+    report.header(_header(dataset, settings, run))
+
+    records: list[EpochRecord] = []
+    drops: list[Drop] = []
+    try:
+        for epoch in train(dataset, settings, report):
+            for drop in epoch.drops:
+                storage.append_line(run.events, drop.model_dump_json())
+            storage.append_line(run.metrics, epoch.record.model_dump_json())
+            storage.append_line(run.timings, epoch.timing.model_dump_json())
+            records.append(epoch.record)
+            drops += epoch.drops
+            report.epoch(
+                epoch.record,
+                epoch.drops,
+                num_epochs=settings.run.epochs,
+                patience=settings.plateau.patience,
+                seconds=epoch.timing.train_seconds + epoch.timing.evaluate_seconds,
+            )
+    except PlateauTrainError as error:
+        kind = "failed" if isinstance(error, NonFiniteLossError) else "interrupted"
+        notice = Notice(event=kind, message="; ".join(error.problems))
+        storage.append_line(run.events, notice.model_dump_json())
+        raise
+    finally:
+        report.close()
+    plots.save_plot(run.plot, records, drops, settings)
+    summary = _summary(dataset, settings, records, drops)
+    storage.write_text(run.summary, json.dumps(summary, indent=2) + "\n")
+    report.end(_ending(run, records, drops, time.perf_counter() - started), run.path)
+    return run.path
+
+
+def train(dataset: Dataset, settings: Config, report: Report) -> Iterator[Epoch]:
+    """Yield epoch 0, the untrained network, and then each epoch as it is trained."""
+    program = Program.from_config(settings, num_classes=len(dataset.class_names))
+    state = init_state(program, settings.run.seed, dataset.image_shape)
+    train_split = _on_device(dataset.train)
+    others = {"test": _on_device(dataset.test)}
+    if dataset.val is not None:
+        others["val"] = _on_device(dataset.val)
+    num_steps = len(dataset.train.labels) // program.batch_size
+    steps = _Steps(
+        program, empty_records(program, state, train_split, num_steps), settings, report
+    )
+
+    for epoch in range(settings.run.epochs + 1):
+        started = time.perf_counter()
+        before = jax.device_get(state.plateau)
+        report.start_epoch(epoch, settings.run.epochs, num_steps)
+        observation = None
+        if epoch == 0:
+            train_metrics = evaluate(program, state.params, train_split)
+        else:
+            state, columns = steps.take(state, train_split, epoch)
+            # The mean over the batches as they were seen, each of the same size.
+            train_metrics = Metrics(*(column.mean(dtype=np.float64) for column in columns.metrics))
+            observation = columns.observation
+        trained = time.perf_counter()
+        metrics = {name: evaluate(program, state.params, split) for name, split in others.items()}
+        metrics = {"train": train_metrics} | jax.device_get(metrics)
+        _refuse_non_finite(metrics, epoch, steps.last_loss, settings)
+        if epoch > 0 and not program.watches_steps:
+            state, observation = advance(program, state, metrics[settings.plateau.split])
+        seconds = time.perf_counter() - trained
+        observations, drops = _explain(
+            jax.device_get(observation), float(before.scale), epoch, num_steps, settings
+        )
+        yield Epoch(
+            record=_record(program, state, epoch, num_steps, metrics, observations, settings),
+            drops=drops,
+            timing=Timing(
+                epoch=epoch,
+                train_seconds=trained - started,
+                evaluate_seconds=seconds,
+                samples_per_second=(
+                    num_steps * program.batch_size / (trained - started) if epoch else 0.0
+                ),
+            ),
+            state=state,
+        )
+
+
+class _Steps:
+    """Take the steps of an epoch in chunks of steady length, watching the loss between them."""
+
+    def __init__(
+        self, program: Program, records: StepRecord, settings: Config, report: Report
+    ) -> None:
+        self._program = program
+        self._records = records  # filled anew in each epoch, so that their memory is used again
+        self._settings = settings
+        self._report = report
+        self._chunk = 1
+        self.last_loss: float | None = None
+
+    def take(
+        self, state: TrainState, split: Examples, epoch: int
+    ) -> tuple[TrainState, StepRecord]:
+        """Return the state after the epoch, and its records as NumPy columns."""
+        program, records = self._program, self._records
+        order = epoch_order(
+            self._settings.run.seed,
+            epoch,
+            num_examples=len(split.labels),
+            batch_size=program.batch_size,
+        )
+        start, num_steps = 0, len(order)
+        while start < num_steps:
+            began = time.perf_counter()
+            stop = min(start + self._chunk, num_steps)
+            state, records = train_steps(program, state, records, split, order, start, stop)
+            losses = np.array(records.metrics.loss)[start:stop]
+            for step, loss in enumerate(losses.tolist(), start=(epoch - 1) * num_steps + start + 1):
+                if not math.isfinite(loss):
+                    what = f"the training loss is {loss} at epoch {epoch}, step {step:,}"
+                    raise _not_finite(what, self.last_loss, self._settings)
+                self.last_loss = loss
+            self._report.step(stop, losses[-1])
+            rate = (stop - start) / (time.perf_counter() - began)
+            # Not more than eight times as long as the last: the first one holds a compilation.
+            self._chunk = max(1, min(int(rate * CHUNK_SECONDS), 8 * self._chunk, num_steps))
+            start = stop
+        self._records = records
+        return state, jax.tree.map(np.array, records)
+
+
+def _on_device(split: Split) -> Examples:
+    return Examples(*jax.device_put(tuple(split)))
+
+
+def _refuse_non_finite(
+    metrics: Mapping[str, Metrics], epoch: int, last_loss: float | None, settings: Config
+) -> None:
+    """Stop on an evaluation that is NaN or infinite, before the rule takes it for a plateau."""
+    for split, values in metrics.items():
+        if not np.isfinite(values.loss):
+            raise _not_finite(
+                f"the {split} loss is {values.loss} at the end of epoch {epoch}", last_loss, settings
+            )
+
+
+def _not_finite(what: str, last_loss: float | None, settings: Config) -> NonFiniteLossError:
+    last = "" if last_loss is None else f"; the last finite training loss was {last_loss:.4g}"
+    return NonFiniteLossError(
+        what + last,
+        hint=f"train with a smaller --learning-rate than {settings.optimizer.learning_rate:g}",
+    )
+
+
+def _explain(
+    observation: Observation | None, scale: float, epoch: int, num_steps: int, settings: Config
+) -> tuple[list[float], list[Drop]]:
+    """Return the observations of an epoch and the drops among them.
+
+    ``observation`` holds NumPy columns of the epoch's steps, or scalars of its evaluation, and
+    ``scale`` is the one before the epoch.
+    """
+    observations: list[float] = []
+    drops: list[Drop] = []
+    if observation is None:
+        return observations, drops
+    rows = zip(*map(np.atleast_1d, observation), strict=True)
+    plateau, base = settings.plateau, settings.optimizer.learning_rate
+    for number, (complete, value, best, waited, new_scale) in enumerate(rows, start=1):
+        if not complete:
+            continue
+        observations.append(float(value))
+        if new_scale < scale:
+            steps = number if plateau.split == "train" else num_steps
+            drops.append(
+                Drop(
+                    epoch=epoch,
+                    step=(epoch - 1) * num_steps + steps,
+                    position=epoch - 1 + steps / num_steps,
+                    scale_before=scale,
+                    scale_after=float(new_scale),
+                    learning_rate_before=base * scale,
+                    learning_rate_after=base * float(new_scale),
+                    observed=_observed(plateau),
+                    value=float(value),
+                    best=float(best),
+                    to_beat=float(PlateauRule.from_settings(plateau).to_beat(best)),
+                    waited=int(waited),
+                )
+            )
+            scale = float(new_scale)
+    return observations, drops
+
+
+def _observed(plateau: config.Plateau) -> str:
+    """Say what one observation is."""
+    metric = plateau.metric if plateau.metric == "loss" else "1 - accuracy"
+    what = f"{plateau.split} {metric}"
+    if plateau.accumulation_size == 1:
+        return what
+    unit = "steps" if plateau.split == "train" else "epochs"
+    return f"{what}, mean of {plateau.accumulation_size} {unit}"
+
+
+def _record(
+    program: Program,
+    state: TrainState,
+    epoch: int,
+    num_steps: int,
+    metrics: Mapping[str, Metrics],
+    observations: list[float],
+    settings: Config,
+) -> EpochRecord:
+    """Put an epoch's metrics and the state of the rule after it into one line."""
+    plateau = jax.device_get(state.plateau)
+    seen = bool(np.isfinite(plateau.best_value))
+    scores = {
+        f"{split}_{name}": float(value)
+        for split, values in metrics.items()
+        for name, value in values._asdict().items()
+    }
+    return EpochRecord(
+        epoch=epoch,
+        step=epoch * num_steps,
+        **scores,
+        scale=float(plateau.scale),
+        learning_rate=settings.optimizer.learning_rate * float(plateau.scale),
+        wait=int(plateau.plateau_count),
+        cooldown=int(plateau.cooldown_count),
+        best=float(plateau.best_value) if seen else None,
+        to_beat=float(program.rule.to_beat(plateau.best_value)) if seen else None,
+        observations=tuple(observations),
+    )
+
+
+def _settle(resolved: Resolved, dataset: Dataset) -> Resolved:
+    """Write the data set that was found in the place of ``auto``."""
+    settings, origins = resolved
+    if settings.data.dataset != data.AUTO:
+        return resolved
+    found = settings.data.model_copy(update={"dataset": dataset.name})
+    why = f"auto: {dataset.fallback}" if dataset.fallback else "auto"
+    return Resolved(settings.model_copy(update={"data": found}), origins | {"dataset": why})
+
+
+def _device_name(device: jax.Device) -> str:
+    return f"{device.platform}:{device.id} ({device.device_kind})"
+
+
+def _header(dataset: Dataset, settings: Config, run: RunDirectory) -> dict[str, str]:
+    """Say what is about to be trained, and what patience means in epochs."""
+    plateau, optimizer = settings.plateau, settings.optimizer
+    num_steps = len(dataset.train.labels) // settings.data.batch_size
+    sizes = [math.prod(dataset.image_shape), *settings.model.hidden_sizes, len(dataset.class_names)]
+    num_params = sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(sizes))
+    counts = [f"{len(dataset.train.labels):,} training"]
+    if dataset.val is not None:
+        counts.append(f"{len(dataset.val.labels):,} validation")
+    counts.append(f"{len(dataset.test.labels):,} test images")
+    shape = "x".join(map(str, dataset.image_shape))
+    epochs = plateau.observation_epochs(num_steps)
+    return {
+        "data": f"{dataset.name}: {', '.join(counts)} of {shape}, "
+        f"{len(dataset.class_names)} classes; {dataset.source}"
+        + (f"; NOT Fashion-MNIST: {dataset.fallback}" if dataset.fallback else ""),
+        "model": f"MLP {'-'.join(map(str, sizes))}, {num_params:,} parameters",
+        "training": f"{optimizer.optimizer} at {optimizer.learning_rate:g}, "
+        f"{settings.run.epochs} epochs of {num_steps} steps of {settings.data.batch_size} images, "
+        f"seed {settings.run.seed}",
+        "plateau": f"observes {_observed(plateau)}, = {epochs:.3g} epochs; "
+        f"patience {plateau.patience} = {plateau.patience * epochs:.2g} epochs, "
+        f"cooldown {plateau.cooldown} = {plateau.cooldown * epochs:.2g} epochs, "
+        f"factor {plateau.factor:g}, rtol {plateau.rtol:g}, atol {plateau.atol:g}",
+        "device": f"{', '.join(map(_device_name, jax.devices()))}, jax {jax.__version__}",
+        "run": str(run.path),
+    }
+
+
+def _summary(
+    dataset: Dataset, settings: Config, records: Sequence[EpochRecord], drops: Sequence[Drop]
+) -> dict[str, Any]:
+    """Collect what a run came to. The best epoch is the one of the highest test accuracy."""
+    best = max(records, key=lambda record: record.test_accuracy)
+    return {
+        "dataset": dataset.name,
+        "fallback": dataset.fallback or None,
+        "mode": settings.plateau.mode,
+        "epochs": records[-1].epoch,
+        "final": records[-1].model_dump(exclude={"observations"}),
+        "best": best.model_dump(exclude={"observations"}),
+        "num_drops": len(drops),
+        "drop_epochs": [drop.epoch for drop in drops],
+    }
+
+
+def _ending(
+    run: RunDirectory, records: Sequence[EpochRecord], drops: Sequence[Drop], seconds: float
+) -> dict[str, str]:
+    """Say how a run ended, and what to type next."""
+    final, best = records[-1], max(records, key=lambda record: record.test_accuracy)
+    fell = ", ".join(str(drop.epoch) for drop in drops)
+    rows = {
+        "done": f"{final.epoch} epochs in {datetime.timedelta(seconds=round(seconds))}",
+        "train": f"loss {final.train_loss:.4f}, accuracy {final.train_accuracy:.4f}",
+        "test": f"loss {final.test_loss:.4f}, accuracy {final.test_accuracy:.4f}; "
+        f"best accuracy {best.test_accuracy:.4f} at epoch {best.epoch}",
+        "drops": f"{len(drops)}, in epochs {fell}; final scale {final.scale:.4g}"
+        if drops
+        else f"none; the scale is still {final.scale:.4g}",
+        "plot": str(run.plot),
+        "next": f"plateau-train plot {shlex.quote(str(run.path))} -o plot.svg",
+    }
+    return rows
