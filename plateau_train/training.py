@@ -122,7 +122,7 @@ def train(dataset: Dataset, settings: Config, report: Report) -> Iterator[Epoch]
     if dataset.val is not None:
         others["val"] = _on_device(dataset.val)
     num_steps = len(dataset.train.labels) // program.batch_size
-    steps = _Steps(
+    steps = _ChunkedEpoch(
         program, empty_records(program, state, train_split, num_steps), settings, report
     )
 
@@ -163,7 +163,7 @@ def train(dataset: Dataset, settings: Config, report: Report) -> Iterator[Epoch]
         )
 
 
-class _Steps:
+class _ChunkedEpoch:
     """Take the steps of an epoch in chunks of steady length, watching the loss between them."""
 
     def __init__(

@@ -22,7 +22,7 @@ def load(settings: config.Data, *, say: Callable[[str], None]) -> Dataset:
     to the built-in set, and only where Fashion-MNIST is neither prepared nor to be downloaded.
     """
     if settings.dataset == BUILT_IN:
-        return share_out(_built_in(say), settings)
+        return share_out(_built_in(settings, say), settings)
     from plateau_train.data import tfds
 
     try:
@@ -30,7 +30,7 @@ def load(settings: config.Data, *, say: Callable[[str], None]) -> Dataset:
     except DataUnavailableError as error:
         if settings.dataset != AUTO:
             raise
-        dataset = replace(_built_in(say), fallback="; ".join(error.problems))
+        dataset = replace(_built_in(settings, say), fallback="; ".join(error.problems))
     return share_out(dataset, settings)
 
 
@@ -50,7 +50,7 @@ def prepare(
 def describe(settings: config.Data, *, say: Callable[[str], None]) -> dict[str, str]:
     """Describe the data set that the settings name, which must be prepared."""
     if settings.dataset == BUILT_IN:
-        dataset = _built_in(say)
+        dataset = _built_in(settings, say)
     else:
         from plateau_train.data import tfds
 
@@ -85,15 +85,19 @@ def _named(settings: config.Data) -> str:
     return PREFERRED if settings.dataset == AUTO else settings.dataset
 
 
-def _built_in(say: Callable[[str], None]) -> Dataset:
+def _built_in(settings: config.Data, say: Callable[[str], None]) -> Dataset:
+    """Draw the built-in set, no more of it than is asked for: its beginning stays the same."""
     from plateau_train.data import garments
 
-    say("drawing the built-in garments")
-    train, test = (Split(*part) for part in garments.load())
+    num_train = min(settings.train_examples or garments.TRAIN_EXAMPLES, garments.TRAIN_EXAMPLES)
+    num_test = min(settings.test_examples or garments.TEST_EXAMPLES, garments.TEST_EXAMPLES)
+    say(f"drawing {num_train + num_test:,} built-in garments")
+    train = garments.draw(num_train, seed=garments.TRAIN_SEED)
+    test = garments.draw(num_test, seed=garments.TEST_SEED)
     return Dataset(
         name=BUILT_IN,
         source="built in, drawn from a fixed seed",
         class_names=garments.CLASS_NAMES,
-        train=train,
-        test=test,
+        train=Split(*train),
+        test=Split(*test),
     )

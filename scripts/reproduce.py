@@ -1,0 +1,179 @@
+"""Make every figure and table of the README again: train, draw, rewrite.
+
+    .venv/bin/python scripts/reproduce.py            # all of it; about 4 minutes a run on two cores
+    .venv/bin/python scripts/reproduce.py --tables   # only what needs no training
+
+Runs that are finished in --runs-dir are used again, so it can be stopped and started.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from plateau_train import config, data
+from plateau_train.config import KNOBS
+from plateau_train.data import garments
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.metrics import EPOCHS, read_drops, read_records
+from plateau_train.run.plots import plot_run
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+SEEDS = (0, 1, 2)
+MODES = ("train-loss", "test-loss")
+# Of the published notebook, one run each on a TPU; it does not print the test accuracy.
+PUBLISHED = {
+    "train-loss": ("0.9263", "", "0.03125", "11, 28, 34, 44, 47"),
+    "test-loss": ("0.9286", "", "0.0078125", "16, 21, 28, 33, 38, 43, 48"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "reproduce")
+    parser.add_argument("--tables", action="store_true", help="write only what needs no training")
+    arguments = parser.parse_args()
+    rewrite("knobs", knob_table())
+    (ROOT / "configs" / "default.toml").write_text(default_toml(), encoding="utf-8")
+    if arguments.tables:
+        return
+    runs = {
+        (mode, seed): trained(arguments.runs_dir, f"configs/{mode.replace('-', '_')}.toml", seed)
+        for mode in MODES
+        for seed in SEEDS
+    }
+    DOCS.mkdir(exist_ok=True)
+    for mode in MODES:
+        plot_run(runs[mode, SEEDS[0]].path, DOCS / f"{mode}.png")
+    rewrite("results", results_table(runs))
+    contact_sheet().savefig(DOCS / "garments.png")
+    drawn = trained(arguments.runs_dir, "configs/train_loss.toml", 0, "--dataset", "garments")
+    plot_run(drawn.path, DOCS / "garments-train-loss.png")
+
+
+def trained(runs_dir: Path, settings: str, seed: int, *more: str) -> RunDirectory:
+    """Return the run with these settings, training it where it is not there yet."""
+    arguments = ["--config", settings, "--seed", str(seed), *more]
+    name = "-".join(["reproduce", Path(settings).stem, str(seed), *more[1::2]])
+    done = sorted(runs_dir.glob(f"*-{name}/summary.json"))
+    if not done:
+        command = [sys.executable, "-m", "plateau_train", *arguments]
+        subprocess.run(
+            [*command, "--name", name, "--runs-dir", str(runs_dir)], cwd=ROOT, check=True
+        )
+        done = sorted(runs_dir.glob(f"*-{name}/summary.json"))
+    return RunDirectory.open(done[-1].parent)
+
+
+def results_table(runs: dict[tuple[str, int], RunDirectory]) -> str:
+    """Set each run beside the published figures."""
+    lines = [
+        "| mode | run | final mean train accuracy | final test accuracy | final scale "
+        "| first epoch at each lower scale |",
+        "|---|---|---|---|---|---|",
+    ]
+    for mode in MODES:
+        lines.append(f"| {mode} | published, TPU | {' | '.join(PUBLISHED[mode])} |")
+        for seed in SEEDS:
+            run = runs[mode, seed]
+            final = read_records(run.metrics, EPOCHS)[-1]
+            # A window that closes inside an epoch acts in that epoch, an evaluation in the next.
+            later = 0 if mode.startswith("train") else 1
+            epochs = [drop.epoch + later for drop in read_drops(run.events)]
+            lines.append(
+                f"| {mode} | seed {seed} | {final.train_accuracy:.4f} | {final.test_accuracy:.4f} "
+                f"| {final.scale:g} | {', '.join(map(str, epochs))} |"
+            )
+    environment = json.loads(runs[MODES[0], SEEDS[0]].environment.read_text())
+    versions = ", ".join(
+        f"{name} {environment['versions'][name]}" for name in ("jax", "flax", "optax")
+    )
+    lines += [
+        "",
+        f"Made by `scripts/reproduce.py` on {environment['processor_cores']} cores of a "
+        f"{processor()} with {versions}, Python {environment['python']}.",
+    ]
+    return "\n".join(lines)
+
+
+def processor() -> str:
+    """Name the processor of this machine."""
+    table = Path("/proc/cpuinfo")
+    models = [
+        line.partition(":")[2].strip()
+        for line in (table.read_text().splitlines() if table.exists() else [])
+        if line.startswith("model name")
+    ]
+    return f"{models[0] if models else platform.processor()} ({platform.machine()})"
+
+
+def knob_table() -> str:
+    """Describe every flag in a table."""
+    lines = ["| flag | values | default | meaning |", "|---|---|---|---|"]
+    for knob in KNOBS:
+        cells = (f"`{knob.flag}`", knob.expected, knob.default, knob.help)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def default_toml() -> str:
+    """Write every knob with its default and its meaning."""
+    head = "# Every setting with its default. Generated by scripts/reproduce.py --tables.\n\n"
+    comments = {knob.key: knob.help for knob in KNOBS}
+    return head + config.to_toml(config.Config(), comments, above=True)
+
+
+def rewrite(section: str, text: str) -> None:
+    """Replace what stands in README.md between the two marks of a section."""
+    path = ROOT / "README.md"
+    readme = path.read_text(encoding="utf-8")
+    begin, end = f"<!-- begin {section} -->\n", f"\n<!-- end {section} -->"
+    before, _, rest = readme.partition(begin)
+    _, _, after = rest.partition(end)
+    assert after, f"README.md has no section {section}"
+    path.write_text(before + begin + text + end + after, encoding="utf-8")
+
+
+def contact_sheet() -> Figure:
+    """Lay out 12 test images of each class, Fashion-MNIST on the left, garments on the right."""
+    real = data.load(config.Data(dataset=data.PREFERRED), say=print)
+    drawn = garments.draw(1000, seed=garments.TEST_SEED)
+    figure = Figure(figsize=(13.6, 5.567), dpi=150, facecolor="white")
+    panels = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.075, right=0.995, top=0.94, bottom=0.01, wspace=0.015)
+    for panel, title, (images, labels) in zip(
+        panels, ("Fashion-MNIST", "garments"), (real.test, drawn), strict=True
+    ):
+        mosaic = _mosaic(images, labels, columns=12)
+        panel.imshow(mosaic, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+        panel.set_title(title, fontsize=13, fontweight="bold", pad=6)
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.spines[:].set_visible(False)
+    # A row is 28 pixels and a line; its name stands at its middle.
+    panels[0].set_yticks([29 * row + 14.5 for row in range(10)], garments.CLASS_NAMES)
+    panels[0].tick_params(axis="y", length=0, labelsize=10.5, pad=5)
+    return figure
+
+
+def _mosaic(
+    images: NDArray[np.uint8], labels: NDArray[np.integer], *, columns: int
+) -> NDArray[np.uint8]:
+    """Join the images, one class a row, with one grey pixel between neighbours."""
+    mosaic = np.full((29 * 10 + 1, 29 * columns + 1), 70, np.uint8)
+    for row in range(10):
+        for column, index in enumerate(np.flatnonzero(labels == row)[:columns]):
+            top, left = 29 * row + 1, 29 * column + 1
+            mosaic[top : top + 28, left : left + 28] = images[index, ..., 0]
+    return mosaic
+
+
+if __name__ == "__main__":
+    main()

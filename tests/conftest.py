@@ -1,0 +1,50 @@
+"""Shapes and types in the signatures of the numerics are checked while the tests run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook(
+    ["plateau_train.numerics", "plateau_train.data.splits"], "beartype.beartype"
+)
+
+# The first example of a setting waits for a compilation, hence no deadline.
+hypothesis.settings.register_profile("plateau-train", deadline=None, max_examples=30)
+hypothesis.settings.load_profile("plateau-train")
+
+# A run of seconds on the built-in data; tests add to it.
+SMALL = (
+    "--dataset=garments", "--train-examples=600", "--test-examples=300", "--batch-size=50",
+    "--hidden-sizes=16", "--accumulation-size=4", "--patience=2", "--learning-rate=0.03",
+)  # fmt: skip
+
+# The original files of Fashion-MNIST, which are not part of the project; .ci/run has them.
+ORIGINALS = Path(__file__).parents[2] / "shared" / "fashion_mnist"
+
+
+def command(*arguments, cwd, **environment):
+    """Run plateau-train in a process of its own, with no terminal and no network."""
+    return subprocess.run(
+        [sys.executable, "-m", "plateau_train", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"TFDS_DATA_DIR": str(Path(cwd) / "no-data")} | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """The folder of a finished small run, shared by the tests that only read it."""
+    folder = tmp_path_factory.mktemp("small")
+    finished = command(*SMALL, "--epochs=6", cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder / "runs" / "latest"

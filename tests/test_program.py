@@ -1,0 +1,239 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from plateau_train import config
+from plateau_train.numerics import program as numerics
+from plateau_train.numerics.program import Examples, Program
+
+IMAGE_SHAPE = (4, 4, 1)
+
+
+def examples(num_examples, seed=0):
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (num_examples, *IMAGE_SHAPE), np.uint8)
+    return Examples(jnp.asarray(images), jnp.asarray(random.integers(0, 3, num_examples), jnp.int32))
+
+
+def make_program(*, batch_size=8, hidden_sizes=(16,), optimizer=None, **plateau):
+    settings = config.Config(
+        data=config.Data(batch_size=batch_size),
+        model=config.Model(hidden_sizes=hidden_sizes),
+        optimizer=optimizer or config.Optimizer(),
+        plateau=config.Plateau(**plateau),
+    )
+    return Program.from_config(settings, num_classes=3)
+
+
+def take_epoch(program, state, split, epoch, *, seed=0, cuts=()):
+    """Train an epoch, cut into chunks before the given steps."""
+    order = numerics.epoch_order(
+        seed, epoch, num_examples=len(split.labels), batch_size=program.batch_size
+    )
+    records = numerics.empty_records(program, state, split, len(order))
+    for start, stop in zip((0, *cuts), (*cuts, len(order)), strict=True):
+        state, records = numerics.train_steps(program, state, records, split, order, start, stop)
+    return state, records, order
+
+
+def plain_optax_loop(program, params, batches):
+    """What someone would write from optax's documentation, with no code of ours but the model."""
+    optimizer = optax.chain(
+        optax.adam(0.01), optax.contrib.reduce_on_plateau(**program.rule._asdict())
+    )
+    opt_state = optimizer.init(params)
+
+    def loss_of(params, batch):
+        logits = program.model.apply({"params": params}, batch.images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+
+    losses, scales = [], []
+    for batch in batches:
+        loss, grads = jax.value_and_grad(loss_of)(params, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+        losses.append(loss)
+        scales.append(opt_state[1].scale)
+    return params, jnp.stack(losses), jnp.stack(scales)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_steps_agree_with_a_chain_of_adam_and_reduce_on_plateau(jitted):
+    program = make_program(patience=2, accumulation_size=3, rtol=0.01)
+    split = examples(40)
+    order = np.random.default_rng(1).integers(0, 40, (90, 8))
+    batches = [Examples(split.images[rows], split.labels[rows]) for rows in order]
+    state = numerics.init_state(program, 0, IMAGE_SHAPE)
+    expected = plain_optax_loop(program, state.params, batches)
+
+    step = partial(numerics.train_step, program)
+    step = jax.jit(step) if jitted else step
+    losses, scales = [], []
+    for batch in batches:
+        state, record = step(state, batch)
+        losses.append(record.metrics.loss)
+        scales.append(record.observation.scale)
+    actual = (state.params, jnp.stack(losses), jnp.stack(scales))
+
+    assert len(set(scales[n].item() for n in range(90))) >= 4, "too few drops to compare anything"
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        if jitted:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_new_scale_already_acts_on_the_step_that_closed_the_window():
+    program = make_program(patience=1, optimizer=config.Optimizer(optimizer="sgd", momentum=0.0))
+    program = program._replace(rule=program.rule._replace(accumulation_size=1, rtol=0.9))
+    split = examples(8)
+    state = numerics.init_state(program, 0, IMAGE_SHAPE)
+    state, _ = numerics.train_step(program, state, split)  # improves on infinity
+    full = program._replace(rule=program.rule._replace(patience=99))
+    dropped, record = numerics.train_step(program, state, split)
+    kept, _ = numerics.train_step(full, state, split)
+    assert record.observation.scale == 0.5
+    for before, half, whole in zip(
+        *map(jax.tree.leaves, (state.params, dropped.params, kept.params)), strict=True
+    ):
+        np.testing.assert_allclose(half - before, (whole - before) / 2, rtol=1e-3, atol=1e-7)
+
+
+def test_parameters_depend_on_the_seed_and_on_nothing_else():
+    program = make_program()
+    first, again, other = (numerics.init_state(program, seed, IMAGE_SHAPE) for seed in (0, 0, 1))
+    assert jax.tree.all(jax.tree.map(np.array_equal, first.params, again.params))
+    kernels = [state.params["Dense_0"]["kernel"] for state in (first, other)]
+    assert not np.array_equal(*kernels)
+
+
+def test_pixels_are_divided_by_255():
+    program = make_program(hidden_sizes=())
+    params = numerics.init_state(program, 0, IMAGE_SHAPE).params
+    images = jnp.full((1, *IMAGE_SHAPE), 255, jnp.uint8)
+    logits = program.model.apply({"params": params}, images)
+    np.testing.assert_allclose(logits[0], params["Dense_0"]["kernel"].sum(axis=0), rtol=1e-5)
+
+
+def test_the_default_model_has_two_hidden_layers_of_1000_units():
+    program = Program.from_config(config.Config(), num_classes=10)
+    shapes = jax.eval_shape(lambda: numerics.init_state(program, 0, (28, 28, 1)).params)
+    assert {name: layer["kernel"].shape for name, layer in shapes.items()} == {
+        "Dense_0": (784, 1000),
+        "Dense_1": (1000, 1000),
+        "Dense_2": (1000, 10),
+    }
+
+
+@pytest.mark.parametrize("num_examples", [7, 8, 9, 25])  # B-1, B, B+1, 3B+1
+def test_evaluation_scores_every_image_once(num_examples):
+    program = make_program(batch_size=8)
+    state = numerics.init_state(program, 0, IMAGE_SHAPE)
+    split = examples(num_examples)
+    metrics = numerics.evaluate(program, state.params, split)
+    logits = np.asarray(program.model.apply({"params": state.params}, split.images), np.float64)
+    labels = np.asarray(split.labels)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(num_examples), labels]
+    assert metrics.loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert metrics.accuracy == pytest.approx((logits.argmax(axis=1) == labels).mean())
+
+
+def test_each_image_is_seen_at_most_once_an_epoch_and_the_incomplete_batch_is_dropped():
+    order = np.asarray(numerics.epoch_order(0, 1, num_examples=60_000, batch_size=128))
+    assert order.shape == (468, 128)
+    assert len(np.unique(order)) == 468 * 128
+    assert order.min() >= 0
+    assert order.max() < 60_000
+
+
+def test_each_epoch_and_each_seed_has_an_order_of_its_own():
+    orders = {
+        np.asarray(numerics.epoch_order(seed, epoch, num_examples=50, batch_size=10)).tobytes()
+        for seed in (0, 1)
+        for epoch in (1, 2, 3)
+    }
+    assert len(orders) == 6
+    again = np.asarray(numerics.epoch_order(1, 3, num_examples=50, batch_size=10)).tobytes()
+    assert again in orders
+
+
+def test_an_epoch_of_chunks_is_traced_once_and_has_the_bits_of_an_uncut_one(monkeypatch):
+    traces = []
+    train_step = numerics.train_step
+
+    def counting(*arguments):
+        traces.append(1)
+        return train_step(*arguments)
+
+    # A batch size that no other test has, or its compilation could be used.
+    program = make_program(batch_size=6, accumulation_size=4, patience=1)
+    split = examples(80)
+    state = numerics.init_state(program, 0, IMAGE_SHAPE)
+    copy = jax.tree.map(jnp.copy, state)
+    records = numerics.empty_records(program, state, split, 13)
+    order = numerics.epoch_order(0, 1, num_examples=80, batch_size=6)
+    monkeypatch.setattr(numerics, "train_step", counting)
+    whole = numerics.train_steps(
+        program, state, jax.tree.map(jnp.copy, records), split, order, 0, 13
+    )
+    for start, stop in ((0, 1), (1, 9), (9, 13)):
+        copy, records = numerics.train_steps(program, copy, records, split, order, start, stop)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves((copy, records)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(traces) == 1
+
+
+def test_training_lowers_the_loss_and_leaves_a_record_of_each_step():
+    program = make_program(accumulation_size=5)
+    split = examples(80)
+    state = numerics.init_state(program, 0, IMAGE_SHAPE)
+    first_epoch_losses = last_epoch_losses = None
+    for epoch in range(1, 31):
+        state, records, _ = take_epoch(program, state, split, epoch, cuts=(3,))
+        last_epoch_losses = np.asarray(records.metrics.loss)
+        first_epoch_losses = last_epoch_losses if epoch == 1 else first_epoch_losses
+        assert np.asarray(records.observation.complete).sum() == 2
+    assert last_epoch_losses.mean() < first_epoch_losses.mean() / 2
+
+
+def test_outside_the_train_modes_steps_leave_the_rule_alone_and_an_evaluation_feeds_it_once():
+    program = make_program(mode="test-accuracy", patience=1)
+    split = examples(80)
+    state = numerics.init_state(program, 0, IMAGE_SHAPE)
+    state, records, _ = take_epoch(program, state, split, 1)
+    assert records.observation is None
+    assert jax.tree.all(jax.tree.map(np.array_equal, state.plateau, program.rule.init()))
+    metrics = numerics.evaluate(program, state.params, split)
+    accuracy = float(metrics.accuracy)
+    state, observation = numerics.advance(program, state, metrics)
+    assert observation.value == np.float32(1 - accuracy)
+    assert state.plateau.best_value == np.float32(1 - accuracy)
+    assert state.plateau.scale == 1.0
+    state, observation = numerics.advance(program, state, metrics)
+    assert (state.plateau.scale, observation.waited) == (0.5, 1)
+
+
+def test_under_bfloat16_parameters_the_updates_stay_bfloat16_and_the_rule_float32():
+    program = make_program(accumulation_size=1)
+    state = numerics.init_state(program, 0, IMAGE_SHAPE)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.params)
+    state = state._replace(params=params, opt_state=program.optimizer.init(params))
+    state, _ = numerics.train_step.__wrapped__(program, state, examples(8))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert state.plateau.best_value.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", config.OptimizerName.__args__)
+def test_every_optimizer_on_offer_trains(name):
+    program = make_program(optimizer=config.Optimizer(optimizer=name, learning_rate=0.003))
+    split = examples(80)
+    state = numerics.init_state(program, 0, IMAGE_SHAPE)
+    before = float(numerics.evaluate(program, state.params, split).loss)
+    for epoch in range(1, 9):
+        state, _, _ = take_epoch(program, state, split, epoch)
+    assert float(numerics.evaluate(program, state.params, split).loss) < before
