@@ -134,11 +134,11 @@ def rewrite(section: str, text: str) -> None:
     """Replace what stands in README.md between the two marks of a section."""
     path = ROOT / "README.md"
     readme = path.read_text(encoding="utf-8")
-    begin, end = f"<!-- begin {section} -->\n", f"\n<!-- end {section} -->"
+    begin, end = f"<!-- begin {section} -->\n", f"<!-- end {section} -->"
     before, _, rest = readme.partition(begin)
     _, _, after = rest.partition(end)
     assert after, f"README.md has no section {section}"
-    path.write_text(before + begin + text + end + after, encoding="utf-8")
+    path.write_text(before + begin + text + "\n" + end + after, encoding="utf-8")
 
 
 def contact_sheet() -> Figure:
