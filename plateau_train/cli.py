@@ -39,7 +39,9 @@ plateau-train plot runs/latest -o plot.svg
 """
 
 app = typer.Typer(
-    pretty_exceptions_enable=False, rich_markup_mode="rich", context_settings={"max_content_width": 100}
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"max_content_width": 100},
 )
 data_app = typer.Typer(no_args_is_help=True)
 app.add_typer(data_app, name="data", help="Prepare and describe data sets.")
@@ -107,9 +109,7 @@ def _takes(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def _keyword(name: str, annotation: Any, **default: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, **default
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, **default)
 
 
 def _option(knob: Knob) -> Any:
@@ -195,7 +195,9 @@ def plot(
     run: Annotated[Path, typer.Argument(help="Run folder, such as runs/latest")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="PNG, SVG or PDF file", show_default="plot.png in the run"),
+        typer.Option(
+            "--output", "-o", help="PNG, SVG or PDF file", show_default="plot.png in the run"
+        ),
     ] = None,
 ) -> None:
     """Draw the five panels of a run again."""

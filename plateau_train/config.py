@@ -38,16 +38,18 @@ DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
 LARGEST_COUNT = 1_000_000_000
 
 
-def _knob(default: Any, help: str, *, shown: str = "", expected: str = "", **bounds: Any) -> Any:
+def _knob(default: Any, meaning: str, *, shown: str = "", expected: str = "", **bounds: Any) -> Any:
     """Declare one knob.
 
     ``shown`` describes a default that depends on other knobs; such a default is a function of
     the fields before it. ``expected`` replaces the description of the values that it takes.
     """
-    extra = {"shown": shown, "expected": expected}
+    extra: dict[str, Any] = {"shown": shown, "expected": expected}
     if callable(default):
-        return Field(default_factory=default, description=help, json_schema_extra=extra, **bounds)
-    return Field(default=default, description=help, json_schema_extra=extra, **bounds)
+        return Field(
+            default_factory=default, description=meaning, json_schema_extra=extra, **bounds
+        )
+    return Field(default=default, description=meaning, json_schema_extra=extra, **bounds)
 
 
 def _as_tuple(value: object) -> object:
@@ -226,7 +228,9 @@ class Knob(NamedTuple):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        return get_args(self.field.annotation) if get_origin(self.field.annotation) is Literal else ()
+        return (
+            get_args(self.field.annotation) if get_origin(self.field.annotation) is Literal else ()
+        )
 
     @property
     def is_switch(self) -> bool:
@@ -430,4 +434,10 @@ def to_toml(config: Config, comments: Mapping[str, str], *, above: bool = False)
 
 def _plain(value: object) -> object:
     """Return a knob's value as one of TOML's own types."""
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    return (
+        list(value)
+        if isinstance(value, tuple)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+    )

@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from plateau_train.numerics.program import (
     init_state,
     train_steps,
 )
-from plateau_train.run import plots, storage
+from plateau_train.run import checkpoint, plots, storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import describe_environment
 from plateau_train.run.metrics import Drop, EpochRecord, Notice, Timing
@@ -74,7 +75,7 @@ def fit(resolved: Resolved, report: Report) -> Path:
         settings.run.runs_dir, f"{name}-{dataset.name}" if dataset.fallback else name
     )
     storage.write_text(run.config, config.to_toml(settings, origins))
-    environment = describe_environment([_device_name(device) for device in jax.devices()])
+    environment = describe_environment(_device_names())
     storage.write_text(run.environment, json.dumps(environment, indent=2) + "\n")
     if dataset.fallback:
         notice = Notice(event="warning", message=f"{dataset.name}: {dataset.fallback}")
@@ -90,6 +91,12 @@ def fit(resolved: Resolved, report: Report) -> Path:
                 storage.append_line(run.events, drop.model_dump_json())
             storage.append_line(run.metrics, epoch.record.model_dump_json())
             storage.append_line(run.timings, epoch.timing.model_dump_json())
+            checkpoint.save_checkpoint(
+                run.checkpoints,
+                epoch.record.epoch,
+                _arrays(epoch.state),
+                is_best=all(epoch.record.score > record.score for record in records),
+            )
             records.append(epoch.record)
             drops += epoch.drops
             report.epoch(
@@ -176,9 +183,7 @@ class _ChunkedEpoch:
         self._chunk = 1
         self.last_loss: float | None = None
 
-    def take(
-        self, state: TrainState, split: Examples, epoch: int
-    ) -> tuple[TrainState, StepRecord]:
+    def take(self, state: TrainState, split: Examples, epoch: int) -> tuple[TrainState, StepRecord]:
         """Return the state after the epoch, and its records as NumPy columns."""
         program, records = self._program, self._records
         order = epoch_order(
@@ -207,6 +212,12 @@ class _ChunkedEpoch:
         return state, jax.tree.map(np.array, records)
 
 
+def _arrays(state: TrainState) -> dict[str, np.ndarray]:
+    """Name every array of the state by its place in it, such as params/Dense_0/kernel."""
+    leaves, _ = jax.tree.flatten_with_path(jax.device_get(state))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
 def _on_device(split: Split) -> Examples:
     return Examples(*jax.device_put(tuple(split)))
 
@@ -218,7 +229,9 @@ def _refuse_non_finite(
     for split, values in metrics.items():
         if not np.isfinite(values.loss):
             raise _not_finite(
-                f"the {split} loss is {values.loss} at the end of epoch {epoch}", last_loss, settings
+                f"the {split} loss is {values.loss} at the end of epoch {epoch}",
+                last_loss,
+                settings,
             )
 
 
@@ -321,8 +334,8 @@ def _settle(resolved: Resolved, dataset: Dataset) -> Resolved:
     return Resolved(settings.model_copy(update={"data": found}), origins | {"dataset": why})
 
 
-def _device_name(device: jax.Device) -> str:
-    return f"{device.platform}:{device.id} ({device.device_kind})"
+def _device_names() -> list[str]:
+    return [f"{device.platform}:{device.id} ({device.device_kind})" for device in jax.devices()]
 
 
 def _header(dataset: Dataset, settings: Config, run: RunDirectory) -> dict[str, str]:
@@ -345,20 +358,24 @@ def _header(dataset: Dataset, settings: Config, run: RunDirectory) -> dict[str, 
         "training": f"{optimizer.optimizer} at {optimizer.learning_rate:g}, "
         f"{settings.run.epochs} epochs of {num_steps} steps of {settings.data.batch_size} images, "
         f"seed {settings.run.seed}",
-        "plateau": f"observes {_observed(plateau)}, = {epochs:.3g} epochs; "
-        f"patience {plateau.patience} = {plateau.patience * epochs:.2g} epochs, "
-        f"cooldown {plateau.cooldown} = {plateau.cooldown * epochs:.2g} epochs, "
+        "plateau": f"an observation is the {_observed(plateau)} ({_in_epochs(epochs)}); "
+        f"patience {plateau.patience} ({_in_epochs(plateau.patience * epochs)}), "
+        f"cooldown {plateau.cooldown} ({_in_epochs(plateau.cooldown * epochs)}), "
         f"factor {plateau.factor:g}, rtol {plateau.rtol:g}, atol {plateau.atol:g}",
-        "device": f"{', '.join(map(_device_name, jax.devices()))}, jax {jax.__version__}",
+        "device": f"{', '.join(_device_names())}, jax {jax.__version__}",
         "run": str(run.path),
     }
+
+
+def _in_epochs(epochs: float) -> str:
+    return "1 epoch" if epochs == 1 else f"{epochs:.2g} epochs"
 
 
 def _summary(
     dataset: Dataset, settings: Config, records: Sequence[EpochRecord], drops: Sequence[Drop]
 ) -> dict[str, Any]:
-    """Collect what a run came to. The best epoch is the one of the highest test accuracy."""
-    best = max(records, key=lambda record: record.test_accuracy)
+    """Collect what a run came to."""
+    best = max(records, key=attrgetter("score"))
     return {
         "dataset": dataset.name,
         "fallback": dataset.fallback or None,
@@ -375,17 +392,14 @@ def _ending(
     run: RunDirectory, records: Sequence[EpochRecord], drops: Sequence[Drop], seconds: float
 ) -> dict[str, str]:
     """Say how a run ended, and what to type next."""
-    final, best = records[-1], max(records, key=lambda record: record.test_accuracy)
-    fell = ", ".join(str(drop.epoch) for drop in drops)
-    rows = {
+    final, best = records[-1], max(records, key=attrgetter("score"))
+    fell = ", ".join(str(drop.epoch) for drop in drops) or "none"
+    return {
         "done": f"{final.epoch} epochs in {datetime.timedelta(seconds=round(seconds))}",
         "train": f"loss {final.train_loss:.4f}, accuracy {final.train_accuracy:.4f}",
-        "test": f"loss {final.test_loss:.4f}, accuracy {final.test_accuracy:.4f}; "
-        f"best accuracy {best.test_accuracy:.4f} at epoch {best.epoch}",
-        "drops": f"{len(drops)}, in epochs {fell}; final scale {final.scale:.4g}"
-        if drops
-        else f"none; the scale is still {final.scale:.4g}",
+        "test": f"loss {final.test_loss:.4f}, accuracy {final.test_accuracy:.4f} "
+        f"({best.test_accuracy:.4f} at the best epoch, {best.epoch})",
+        "drops": f"{len(drops)} (epochs: {fell}), final scale {final.scale:.4g}",
         "plot": str(run.plot),
         "next": f"plateau-train plot {shlex.quote(str(run.path))} -o plot.svg",
     }
-    return rows

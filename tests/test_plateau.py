@@ -108,7 +108,6 @@ def test_an_observation_says_what_the_rule_weighed():
     assert seen.scale[1::2].tolist() == [1, 1, 0.5, 0.5]
 
 
-
 @pytest.mark.parametrize(
     ("setting", "value"),
     [

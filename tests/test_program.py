@@ -16,7 +16,9 @@ IMAGE_SHAPE = (4, 4, 1)
 def examples(num_examples, seed=0):
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (num_examples, *IMAGE_SHAPE), np.uint8)
-    return Examples(jnp.asarray(images), jnp.asarray(random.integers(0, 3, num_examples), jnp.int32))
+    return Examples(
+        jnp.asarray(images), jnp.asarray(random.integers(0, 3, num_examples), jnp.int32)
+    )
 
 
 def make_program(*, batch_size=8, hidden_sizes=(16,), optimizer=None, **plateau):
@@ -63,9 +65,9 @@ def plain_optax_loop(program, params, batches):
 
 @pytest.mark.parametrize("jitted", [False, True])
 def test_steps_agree_with_a_chain_of_adam_and_reduce_on_plateau(jitted):
-    program = make_program(patience=2, accumulation_size=3, rtol=0.01)
+    program = make_program(patience=1, accumulation_size=2, rtol=0.05)
     split = examples(40)
-    order = np.random.default_rng(1).integers(0, 40, (90, 8))
+    order = np.random.default_rng(1).integers(0, 40, (30, 8))
     batches = [Examples(split.images[rows], split.labels[rows]) for rows in order]
     state = numerics.init_state(program, 0, IMAGE_SHAPE)
     expected = plain_optax_loop(program, state.params, batches)
@@ -79,7 +81,7 @@ def test_steps_agree_with_a_chain_of_adam_and_reduce_on_plateau(jitted):
         scales.append(record.observation.scale)
     actual = (state.params, jnp.stack(losses), jnp.stack(scales))
 
-    assert len(set(scales[n].item() for n in range(90))) >= 4, "too few drops to compare anything"
+    assert len({scale.item() for scale in scales}) >= 4, "too few drops to compare anything"
     for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         if jitted:
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
@@ -192,13 +194,12 @@ def test_training_lowers_the_loss_and_leaves_a_record_of_each_step():
     program = make_program(accumulation_size=5)
     split = examples(80)
     state = numerics.init_state(program, 0, IMAGE_SHAPE)
-    first_epoch_losses = last_epoch_losses = None
+    losses = []
     for epoch in range(1, 31):
         state, records, _ = take_epoch(program, state, split, epoch, cuts=(3,))
-        last_epoch_losses = np.asarray(records.metrics.loss)
-        first_epoch_losses = last_epoch_losses if epoch == 1 else first_epoch_losses
+        losses.append(np.asarray(records.metrics.loss).mean())
         assert np.asarray(records.observation.complete).sum() == 2
-    assert last_epoch_losses.mean() < first_epoch_losses.mean() / 2
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_outside_the_train_modes_steps_leave_the_rule_alone_and_an_evaluation_feeds_it_once():
@@ -223,7 +224,7 @@ def test_under_bfloat16_parameters_the_updates_stay_bfloat16_and_the_rule_float3
     state = numerics.init_state(program, 0, IMAGE_SHAPE)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.params)
     state = state._replace(params=params, opt_state=program.optimizer.init(params))
-    state, _ = numerics.train_step.__wrapped__(program, state, examples(8))
+    state, _ = jax.jit(partial(numerics.train_step, program))(state, examples(8))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
     assert state.plateau.best_value.dtype == jnp.float32
 

@@ -34,9 +34,7 @@ def load(settings: config.Data, *, say: Callable[[str], None]) -> Dataset:
     return share_out(dataset, settings)
 
 
-def prepare(
-    settings: config.Data, manual_dir: Path | None, *, say: Callable[[str], None]
-) -> str:
+def prepare(settings: config.Data, manual_dir: Path | None, *, say: Callable[[str], None]) -> str:
     """Prepare the data set that the settings name; return a sentence about what was done."""
     if settings.dataset == BUILT_IN:
         return f"{BUILT_IN} is built in and needs no preparation"
@@ -70,13 +68,13 @@ def describe(settings: config.Data, *, say: Callable[[str], None]) -> dict[str, 
         "shape": "x".join(map(str, dataset.image_shape)) + " of 8 bits",
         "pixels": f"mean {mean:.5f}, standard deviation {deviation:.5f}, of 1",
         "classes": f"{len(dataset.class_names)}: {', '.join(dataset.class_names)}",
-        "a class": f"{_range(dataset.train.labels)} in train, {_range(dataset.test.labels)} in test",
+        "a class": f"{_range(dataset.train)} in train, {_range(dataset.test)} in test",
     }
 
 
-def _range(labels: np.ndarray) -> str:
+def _range(split: Split) -> str:
     """Say how many images a class has."""
-    counts = np.unique_counts(labels).counts
+    counts = np.unique_counts(split.labels).counts
     low, high = counts.min(), counts.max()
     return f"{low:,} images" if low == high else f"{low:,} to {high:,} images"
 

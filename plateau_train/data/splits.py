@@ -12,7 +12,7 @@ from plateau_train.errors import ConfigError
 
 class Split(NamedTuple):
     images: UInt8[np.ndarray, "n height width channel"]
-    labels: Int32[np.ndarray, "n"]
+    labels: Int32[np.ndarray, " n"]
 
     def take(self, indices: slice | np.ndarray) -> "Split":
         return Split(self.images[indices], self.labels[indices])

@@ -17,7 +17,9 @@ import numpy as np
 
 # Read when tensorflow is imported, which tensorflow-datasets puts off until it needs it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it would announce itself; nothing here uses it
+os.environ.setdefault(
+    "TF_ENABLE_ONEDNN_OPTS", "0"
+)  # it would announce itself; nothing here uses it
 
 import tensorflow_datasets as tfds
 
@@ -43,12 +45,13 @@ def load(
         if not download:
             raise _unavailable(builder, f"{name} is not prepared in {data_dir}")
         prepare(name, data_dir, say=say)
+        builder = _builder(name, data_dir)  # the old one knows of no splits
     say(f"reading {builder.info.full_name} from {data_dir}")
     train, test = (_read(builder, split, *keys) for split in ("train", "test"))
     return Dataset(
         name=builder.info.name,
         source=f"tensorflow-datasets {builder.info.full_name} in {data_dir}",
-        class_names=tuple(builder.info.features[keys[1]].names),
+        class_names=_class_names(builder, keys[1]),
         train=train,
         test=test,
     )
@@ -76,13 +79,14 @@ def prepare(
             hint=f"plateau-train data prepare --dataset {name} --from DIR takes them from DIR",
         )
     else:
-        for url in list(builder.url_infos)[:1]:
-            if reason := _probe(url):
-                raise _unavailable(
-                    builder,
-                    f"{name} is not prepared in {data_dir}",
-                    f"it cannot be downloaded from {url}: {reason}",
-                )
+        # The server of the first file stands for them all.
+        url = next(iter(_pinned_files(builder)), None)
+        if url is not None and (reason := _probe(url)):
+            raise _unavailable(
+                builder,
+                f"{name} is not prepared in {data_dir}",
+                f"it cannot be downloaded from {url}: {reason}",
+            )
         say(f"downloading and preparing {place} ({builder.info.download_size})")
     with _preparing(builder, place):
         builder.download_and_prepare(
@@ -115,10 +119,10 @@ def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
 
 def _image_and_label(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
     """Return the names of the image and of the label, or refuse a set that has no such pair."""
-    features: Any = builder.info.features
-    keys = builder.info.supervised_keys
+    described: Any = builder.info
+    keys = described.supervised_keys
     if keys is not None and len(keys) == 2:
-        image, label = features[keys[0]], features[keys[1]]
+        image, label = (described.features[key] for key in keys)
         if isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel):
             if None not in image.shape and image.np_dtype == np.uint8:
                 return keys
@@ -133,6 +137,11 @@ def _image_and_label(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
     )
 
 
+def _class_names(builder: tfds.core.DatasetBuilder, label: str) -> tuple[str, ...]:
+    features: Any = builder.info.features
+    return tuple(features[label].names)
+
+
 def _read(builder: tfds.core.DatasetBuilder, split: str, image: str, label: str) -> Split:
     """Read a split in the order of its files."""
     import tensorflow as tf
@@ -145,9 +154,10 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, image: str, label: str)
             hint="take a set with a train and a test split, such as fashion_mnist or cifar10",
         )
     one_file_at_a_time = tfds.ReadConfig(interleave_cycle_length=1)
+    read: Any = builder.as_dataset  # a decorator of its own hides its parameters
     try:
-        columns = tfds.as_numpy(
-            builder.as_dataset(split=split, batch_size=-1, read_config=one_file_at_a_time)
+        columns: Any = tfds.as_numpy(
+            read(split=split, batch_size=-1, read_config=one_file_at_a_time)
         )
     except (tf.errors.OpError, OSError) as error:
         raise DataError(
@@ -155,7 +165,6 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, image: str, label: str)
             f"{str(error).splitlines()[0]}",
             hint=f"delete that folder and run plateau-train data prepare --dataset {builder.name}",
         ) from error
-    assert isinstance(columns, dict)
     return Split(columns[image], columns[label].astype(np.int32))
 
 
@@ -173,7 +182,7 @@ def _probe(url: str) -> str:
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
+            urllib.request.build_opener().open(url, timeout=PROBE_SECONDS).close()
             reasons.append("")
         except (OSError, http.client.HTTPException) as error:
             reasons.append(str(getattr(error, "reason", error)))
@@ -185,10 +194,15 @@ def _probe(url: str) -> str:
     return reasons[0] if reasons else f"no answer within {PROBE_SECONDS:g} s"
 
 
+def _pinned_files(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+    """Return the size, checksum and name of each original file by its address."""
+    return builder.url_infos or {}
+
+
 def _check_originals(builder: tfds.core.DatasetBuilder, folder: Path) -> None:
     """Refuse, by name, a file that is missing or is not the one whose checksum is pinned."""
     problems = []
-    for url, pinned in builder.url_infos.items():
+    for url, pinned in _pinned_files(builder).items():
         path = folder / (pinned.filename or url.rpartition("/")[2])
         if not path.is_file():
             problems.append(f"{path} does not exist")
@@ -202,7 +216,7 @@ def _check_originals(builder: tfds.core.DatasetBuilder, folder: Path) -> None:
         raise DataError(
             *problems,
             hint=f"put the original files of {builder.name} into {folder}; "
-            f"they come from {next(iter(builder.url_infos)).rpartition('/')[0]}",
+            f"they come from {next(iter(_pinned_files(builder))).rpartition('/')[0]}",
         )
 
 

@@ -7,7 +7,7 @@ as an ``Observation`` that says what the rule saw. The ranges of the settings, s
 accepts and inverts, are held by ``config``.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ class PlateauRule(NamedTuple):
 
     def init(self) -> ReduceLROnPlateauState:
         """Return the state before the first value: scale 1, float32."""
-        return self._transform.init(jnp.zeros((), jnp.float32))
+        return cast(ReduceLROnPlateauState, self._transform.init(jnp.zeros((), jnp.float32)))
 
     def to_beat(self, best: Float32[Array, "*n"]) -> Float32[Array, "*n"]:
         """Return the threshold that an observation must stay below to count as an improvement."""
@@ -60,16 +60,18 @@ class PlateauRule(NamedTuple):
         negative value would count as an improvement on itself when ``rtol`` is above 0 (optax
         pull request 1767); losses and 1 - accuracy are never negative.
         """
-        _, new_state = self._transform.update((), state, value=value)
+        updated = self._transform.update((), state, value=value)[1]
+        new_state = cast(ReduceLROnPlateauState, updated)
+        # optax types its fields as anything that could become an array; they are arrays.
+        count, best = jnp.asarray(state.count), jnp.asarray(state.best_value)
         # The transform forgets the mean as it closes the window; this is its own formula.
-        mean = (state.count * state.avg_value + value) / (state.count + 1)
-        improved = mean < self.to_beat(state.best_value)
+        mean = (count * jnp.asarray(state.avg_value) + value) / (count + 1)
         observation = Observation(
-            complete=state.count + 1 == self.accumulation_size,
+            complete=count + 1 == self.accumulation_size,
             value=mean,
-            best=state.best_value,
-            waited=jnp.where(improved, 0, state.plateau_count + 1),
-            scale=new_state.scale,
+            best=best,
+            waited=jnp.where(mean < self.to_beat(best), 0, jnp.asarray(state.plateau_count) + 1),
+            scale=jnp.asarray(new_state.scale),
         )
         return new_state, observation
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float32, Int32, Integer, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float32, Int32, Integer, Key, PyTree, UInt8
 from optax.contrib import ReduceLROnPlateauState
 
 from plateau_train import config
@@ -28,7 +28,7 @@ class Examples(NamedTuple):
     """A batch, or a whole split."""
 
     images: UInt8[Array, "n height width channel"]
-    labels: Int32[Array, "n"]
+    labels: Int32[Array, " n"]
 
 
 class Metrics(NamedTuple):
@@ -120,6 +120,15 @@ def epoch_order(
     return order[: num_steps * batch_size].reshape(num_steps, batch_size)
 
 
+def score(
+    program: Program, params: PyTree[Float32[Array, "..."]], examples: Examples
+) -> tuple[Float32[Array, " n"], Bool[Array, " n"]]:
+    """Return each image's cross-entropy, in nats, and whether its class is the one found."""
+    logits = jnp.asarray(program.model.apply({"params": params}, examples.images))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, examples.labels)
+    return losses, logits.argmax(axis=-1) == examples.labels
+
+
 def train_step(
     program: Program, state: TrainState, batch: Examples
 ) -> tuple[TrainState, StepRecord]:
@@ -129,18 +138,19 @@ def train_step(
     acts on the step that closed the window, as in ``optax.chain(adam, reduce_on_plateau)``.
     """
 
-    def loss_and_logits(params: Any) -> tuple[Array, Array]:
-        logits = program.model.apply({"params": params}, batch.images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return losses.mean(), logits
+    def mean_loss(params: Any) -> tuple[Array, Array]:
+        losses, hits = score(program, params, batch)
+        return losses.mean(), hits
 
-    (loss, logits), grads = jax.value_and_grad(loss_and_logits, has_aux=True)(state.params)
-    metrics = Metrics(loss, (logits.argmax(axis=-1) == batch.labels).mean())
+    (loss, hits), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    metrics = Metrics(loss, hits.mean())
     updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
     plateau, observation = state.plateau, None
     if program.watches_steps:
         plateau, observation = program.rule.observe(plateau, metrics.observed(program.metric))
-    updates = jax.tree.map(lambda update: plateau.scale.astype(update.dtype) * update, updates)
+    updates = jax.tree.map(
+        lambda update: jnp.asarray(plateau.scale, update.dtype) * update, updates
+    )
     params = optax.apply_updates(state.params, updates)
     return TrainState(params, opt_state, plateau), StepRecord(metrics, observation)
 
@@ -190,11 +200,9 @@ def evaluate(program: Program, params: PyTree[Float32[Array, "..."]], split: Exa
         positions = batch_number * batch_size + jnp.arange(batch_size)
         mask = positions < num_examples
         indices = jnp.minimum(positions, num_examples - 1)
-        labels = split.labels[indices]
-        logits = program.model.apply({"params": params}, split.images[indices])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        hits = (logits.argmax(axis=-1) == labels) & mask
-        return sums[0] + jnp.where(mask, losses, 0).sum(), sums[1] + hits.sum()
+        batch = Examples(split.images[indices], split.labels[indices])
+        losses, hits = score(program, params, batch)
+        return sums[0] + jnp.where(mask, losses, 0).sum(), sums[1] + (hits & mask).sum()
 
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
     loss, hits = lax.fori_loop(0, num_batches, body, zeros)

@@ -37,6 +37,11 @@ class EpochRecord(_Record):
     to_beat: float | None = None
     observations: tuple[float, ...] = ()
 
+    @property
+    def score(self) -> float:
+        """The accuracy that the best epoch has most of: on the held-out images if there are any."""
+        return self.test_accuracy if self.val_accuracy is None else self.val_accuracy
+
 
 class Drop(_Record):
     """One observation that lowered the scale, and why."""

@@ -54,9 +54,7 @@ def save_plot(
         figure.savefig(file, format=kind, dpi=100, metadata=metadata[kind])
 
 
-def draw(
-    records: Sequence[EpochRecord], drops: Sequence[Drop], settings: config.Config
-) -> Figure:
+def draw(records: Sequence[EpochRecord], drops: Sequence[Drop], settings: config.Config) -> Figure:
     """Draw the five panels; ``records`` begin with epoch 0, the untrained network."""
     figure = Figure(figsize=(20, 4.5), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(1, 5)

@@ -4,12 +4,12 @@ Rows, drops and the end go to stdout, which is what was asked for; everything el
 On a terminal the rows are a table under a live bar; elsewhere each is one plain line, flushed.
 """
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -22,8 +22,7 @@ from plateau_train.run.metrics import Drop, EpochRecord
 def printable(text: object) -> str:
     """Write foreign text so that it cannot steer the terminal."""
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in str(text)
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
     )
 
 
@@ -91,13 +90,13 @@ class Report:
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
+                # Short of the edge, where the terminal's echo of Ctrl-C would break the line.
+                BarColumn(bar_width=30),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[loss]}"),
                 TimeRemainingColumn(compact=True),
                 console=self._out,
                 transient=True,
-                expand=True,
             )
             self._progress.add_task("", loss="")
             self._progress.start()
@@ -134,7 +133,11 @@ class Report:
             row = gap.join(f"{cell.text:>{cell.width}}" for cell in cells)
             self._out.print(Text(row), no_wrap=True, crop=True)
         for drop in drops:
-            _print(self._out, Text(drop.describe(), style="bold yellow"))
+            text = Text(drop.describe(), style="bold yellow")
+            indent = 6 if self._out.is_terminal else 0
+            self._out.print(
+                Padding(text, (0, 0, 0, indent)) if indent else text, soft_wrap=not indent
+            )
 
     def end(self, rows: Mapping[str, str], run: Path) -> None:
         """Tell how it ended and what to do next; a quiet run prints its folder here."""
@@ -143,7 +146,7 @@ class Report:
             print(run, flush=True)
             return
         for name, text in rows.items():
-            _print(self._out, Text.assemble((f"{name:<15}", "bold"), printable(text)))
+            _print(self._out, Text.assemble((f"{name:<8}  ", "bold"), printable(text)))
 
     def close(self) -> None:
         """Take the live bar off the terminal."""
@@ -169,9 +172,7 @@ def _line(record: EpochRecord, num_epochs: int, patience: int) -> str:
     return "  ".join([*parts, f"wait {record.wait}/{patience}{to_beat}{cooldown}"])
 
 
-def _cells(
-    record: EpochRecord, num_epochs: int, patience: int, seconds: float
-) -> Sequence[_Cell]:
+def _cells(record: EpochRecord, num_epochs: int, patience: int, seconds: float) -> Sequence[_Cell]:
     """Lay an epoch out as a row of a table that fits 80 columns without validation."""
     cells = [_Cell("epoch", len(f"{num_epochs}") * 2 + 1, f"{record.epoch}/{num_epochs}")]
     for name, loss, accuracy in _scores(record):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +14,7 @@ from plateau_train.errors import StorageError
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that takes the place of ``path`` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     with _naming(path):
         try:
             with temporary.open("xb") as file:
@@ -51,13 +52,37 @@ def make_folder(path: Path) -> bool:
 
 def point_link(link: Path, target: str) -> None:
     """Make a symbolic link, or swap the one that is there, in one step."""
-    temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(link)
     with _naming(link):
         try:
             temporary.symlink_to(target)
             temporary.replace(link)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def link_file(path: Path, link: Path) -> None:
+    """Give a file a second name in the place of what is there; a copy where links are refused."""
+    temporary = _temporary(link)
+    with _naming(link):
+        try:
+            try:
+                temporary.hardlink_to(path)
+            except OSError:
+                shutil.copyfile(path, temporary)
+            temporary.replace(link)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file."""
+    with _naming(path):
+        path.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,42 @@
+"""The arrays of a run on disk: one plain ``.npz`` an epoch, whole or not there at all.
+
+Not Orbax, which is for sharded states of terabytes on many hosts: this state is small and
+replicated, and zip's CRC finds a flipped bit where Orbax loads it.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from plateau_train.errors import RunError
+from plateau_train.run import storage
+
+BEST = "best.npz"
+KEPT = 2  # the newest, and one before it should the newest be damaged
+
+
+def save_checkpoint(
+    folder: Path, epoch: int, arrays: Mapping[str, np.ndarray], *, is_best: bool
+) -> None:
+    """Write an epoch's arrays, link them as the best where they are, and drop the old ones."""
+    storage.make_folder(folder)
+    path = folder / f"epoch-{epoch:06}.npz"
+    with storage.replacing(path) as file:
+        np.savez(file, allow_pickle=False, **dict(arrays))
+    if is_best:
+        storage.link_file(path, folder / BEST)
+    for old in sorted(folder.glob("epoch-*.npz"))[:-KEPT]:
+        storage.remove_file(old)
+
+
+def load_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a checkpoint by their names; raises ``RunError`` for a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise RunError(
+            f"{path} cannot be read: {error}", hint=f"use another checkpoint in {path.parent}"
+        ) from error
