@@ -124,11 +124,13 @@ def _image_and_label(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
     if keys is not None and len(keys) == 2:
         image, label = (described.features[key] for key in keys)
         if isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel):
-            if None not in image.shape and image.np_dtype == np.uint8:
+            shape: Any = image.shape
+            dtype: Any = image.np_dtype
+            if None not in shape and dtype == np.uint8:
                 return keys
             raise DataError(
-                f"the images of {builder.name} have shape {image.shape} and type "
-                f"{np.dtype(image.np_dtype)}; they must have one fixed shape and 8 bits",
+                f"the images of {builder.name} have shape {shape} and type {np.dtype(dtype)}; "
+                "they must have one fixed shape and 8 bits",
                 hint="take a set whose images all have one size, such as mnist or cifar10",
             )
     raise DataError(

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
@@ -17,7 +18,7 @@ from plateau_train.run.metrics import EPOCHS, Drop, EpochRecord, read_drops, rea
 FORMATS = ("png", "svg", "pdf")
 
 # Okabe and Ito's colours, which the colour-blind tell apart; line styles differ as well.
-TRAIN, TEST, VAL, SCALE, DROP = "#0072B2", "#D55E00", "#009E73", "#333333", "#999999"
+STYLES = {"train": ("#0072B2", "-"), "test": ("#D55E00", "-"), "val": ("#009E73", "--")}
 
 
 def plot_run(path: Path, output: Path | None = None) -> Path:
@@ -48,41 +49,41 @@ def save_plot(
             hint=f"end the name in .{', .'.join(FORMATS)}",
         )
     figure = draw(records, drops, settings)
-    # No date, so that equal runs give equal files.
+    # No date and no random names inside, so that equal runs give equal files.
     metadata: dict[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with storage.replacing(path) as file:
-        figure.savefig(file, format=kind, dpi=100, metadata=metadata[kind])
+    with rc_context({"svg.hashsalt": "plateau-train"}), storage.replacing(path) as file:
+        figure.savefig(file, format=kind, dpi=150, metadata=metadata[kind])
 
 
 def draw(records: Sequence[EpochRecord], drops: Sequence[Drop], settings: config.Config) -> Figure:
     """Draw the five panels; ``records`` begin with epoch 0, the untrained network."""
     figure = Figure(figsize=(20, 4.5), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(1, 5)
-    figure.suptitle(title(settings), fontsize=12)
-    epochs = [record.epoch for record in records]
-
+    figure.suptitle(title(settings), fontsize=13)
+    has_val = records[0].val_loss is not None
+    pad = 38 if has_val else 24  # of a title, above a line of the legend for each curve
+    axes[0].set_title("LR scale", pad=pad)
     _draw_scale(axes[0], records, drops)
     for panel, (split, metric) in zip(
         axes[1:],
         (("train", "loss"), ("train", "accuracy"), ("test", "loss"), ("test", "accuracy")),
         strict=True,
     ):
-        panel.set_title(f"{split} {metric}")
-        values = [getattr(record, f"{split}_{metric}") for record in records]
-        best = min if metric == "loss" else max
-        _draw_curve(panel, epochs, values, TRAIN if split == "train" else TEST, split, best)
-        if split == "test" and records[0].val_loss is not None:
-            values = [getattr(record, f"val_{metric}") for record in records]
-            _draw_curve(panel, epochs, values, VAL, "val", best, style="--")
-        panel.legend(loc="upper right" if metric == "loss" else "lower right", fontsize=9)
+        panel.set_title(f"{split} {metric}", pad=pad)
+        curves = [_Curve.of(records, split, metric)]
+        if split == "test" and has_val:
+            curves.append(_Curve.of(records, "val", metric))
+        for curve in curves:
+            _draw_curve(panel, curve, marked=True)
+        # Above the panel, where it can lie on no curve.
+        panel.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9,
+            handlelength=1.5, borderpad=0.2, labelspacing=0.2,
+        )  # fmt: skip
+        _draw_zoom(panel, curves, drops, upper=metric == "loss")
     for panel in axes:
-        for drop in drops:
-            panel.axvline(drop.position, color=DROP, linewidth=0.8, linestyle=":", zorder=0)
+        _finish(panel, drops, records[-1].epoch)
         panel.set_xlabel("epoch")
-        panel.set_xlim(*_margins(epochs[-1]))
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -90,7 +91,7 @@ def title(settings: config.Config) -> str:
     """Say in a line what was trained, on what, under which rule."""
     plateau, data, optimizer = settings.plateau, settings.data, settings.optimizer
     unit = "steps" if plateau.split == "train" else "epochs"
-    window = f" of {plateau.accumulation_size} {unit}" if plateau.accumulation_size > 1 else ""
+    window = f" x {plateau.accumulation_size} {unit}" if plateau.accumulation_size > 1 else ""
     return (
         f"{plateau.mode} on {data.dataset}"
         f"{' (built-in drawings, not Fashion-MNIST)' if data.dataset == 'garments' else ''}: "
@@ -100,41 +101,80 @@ def title(settings: config.Config) -> str:
     )
 
 
+class _Curve(NamedTuple):
+    """One metric of one split over the epochs, and where it is best."""
+
+    split: str
+    epochs: list[int]
+    values: list[float]
+    best_epoch: int
+    label: str
+
+    @classmethod
+    def of(cls, records: Sequence[EpochRecord], split: str, metric: str) -> "_Curve":
+        epochs = [record.epoch for record in records]
+        values = [getattr(record, f"{split}_{metric}") for record in records]
+        best = min(values) if metric == "loss" else max(values)
+        epoch = epochs[values.index(best)]
+        word = "min" if metric == "loss" else "max"
+        return cls(split, epochs, values, epoch, f"{split}: {word} {best:.4f} at epoch {epoch}")
+
+
+def _draw_curve(panel: Axes, curve: _Curve, *, marked: bool) -> None:
+    """Draw a metric, and mark its best value where it lies on the curve."""
+    color, style = STYLES[curve.split]
+    panel.plot(curve.epochs, curve.values, color=color, linestyle=style, linewidth=1.5)
+    if marked:
+        best = curve.values[curve.epochs.index(curve.best_epoch)]
+        panel.plot(
+            [curve.best_epoch], [best], label=curve.label, color=color, linestyle=style,
+            marker="o", markersize=6, markeredgecolor="white", zorder=4,
+        )  # fmt: skip
+
+
+def _draw_zoom(
+    panel: Axes, curves: Sequence[_Curve], drops: Sequence[Drop], *, upper: bool
+) -> None:
+    """Show the later epochs larger in the empty part of a panel, if the first ones flatten them.
+
+    The untrained network's values are so far off that what a drop does would not be seen.
+    """
+    last_epoch = curves[0].epochs[-1]
+    start = max(1, last_epoch // 10)
+    later = [value for curve in curves for value in curve.values[start:]]
+    low, high = panel.get_ylim()
+    used = (max(later) - low if upper else high - min(later)) / (high - low)
+    if last_epoch < 10 or used > 0.3:
+        return
+    inset = panel.inset_axes((0.27, 0.34, 0.71, 0.58) if upper else (0.27, 0.08, 0.71, 0.6))
+    for curve in curves:
+        rest = curve._replace(epochs=curve.epochs[start:], values=curve.values[start:])
+        _draw_curve(inset, rest, marked=curve.best_epoch >= start)
+    margin = 0.06 * (max(later) - min(later)) or 0.01
+    inset.set_ylim(min(later) - margin, max(later) + margin)
+    _finish(inset, [drop for drop in drops if drop.position >= start], last_epoch)
+    inset.set_xlim(start - 0.03 * last_epoch, last_epoch * 1.03)
+    inset.set_title(f"from epoch {start}", fontsize=8, loc="left", pad=2)
+    inset.tick_params(labelsize=7)
+
+
 def _draw_scale(panel: Axes, records: Sequence[EpochRecord], drops: Sequence[Drop]) -> None:
     """Draw the scale as steps that fall where the drops fell, inside an epoch or at its end."""
     positions = [records[0].epoch, *(drop.position for drop in drops), records[-1].epoch]
     scales = [1.0, *(drop.scale_after for drop in drops), records[-1].scale]
-    panel.plot(positions, scales, color=SCALE, drawstyle="steps-post")
-    panel.set_title("LR scale")
+    panel.plot(positions, scales, color="black", drawstyle="steps-post")
     panel.set_yscale("log", base=2)
-    lowest = min(scales)
-    panel.set_ylim(lowest / 1.5, 1.5)
+    panel.set_ylim(min(scales) / 1.5, 1.5)
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_curve(
-    panel: Axes,
-    epochs: Sequence[int],
-    values: Sequence[float],
-    color: str,
-    split: str,
-    best: Any,
-    *,
-    style: str = "-",
-) -> None:
-    """Draw one metric, and mark its best value where it lies on the curve."""
-    panel.plot(epochs, values, color=color, linestyle=style, linewidth=1.5)
-    value = best(values)
-    epoch = epochs[values.index(value)]
-    label = f"{split}: {'min' if best is min else 'max'} {value:.4f} at epoch {epoch}"
-    panel.plot(
-        epoch, value, color=color, marker="o", markersize=6, linestyle=style, label=label,
-        markeredgecolor="white",
-    )  # fmt: skip
-
-
-def _margins(last_epoch: int) -> tuple[float, float]:
-    """Leave room for a marker on the first and on the last epoch."""
-    margin = 0.03 * max(last_epoch, 1)
-    return -margin, last_epoch + margin
+def _finish(panel: Axes, drops: Sequence[Drop], last_epoch: int) -> None:
+    """Draw the drops through a panel, and lay out its axis of epochs."""
+    for drop in drops:
+        panel.axvline(drop.position, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
+    margin = 0.03 * last_epoch or 0.1  # room for a marker on the first and on the last epoch
+    panel.set_xlim(-margin, last_epoch + margin)
+    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,142 @@
+import contextlib
+import json
+import os
+
+import numpy as np
+import pytest
+
+from plateau_train.errors import RunError, StorageError
+from plateau_train.run import storage
+from plateau_train.run.checkpoint import load_checkpoint, save_checkpoint
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.metrics import (
+    EPOCHS,
+    Drop,
+    EpochRecord,
+    Notice,
+    read_drops,
+    read_records,
+)
+
+RECORD = EpochRecord(
+    epoch=1, step=468, train_loss=0.1 + 0.2, train_accuracy=0.5, test_loss=1.5, test_accuracy=0.25,
+    scale=0.5, learning_rate=0.005, wait=1, cooldown=0, best=1.0, to_beat=0.9999,
+    observations=(1.0, 1.5),
+)  # fmt: skip
+DROP = Drop(
+    epoch=11, step=4800, position=10.26, scale_before=1.0, scale_after=0.5,
+    learning_rate_before=0.01, learning_rate_after=0.005,
+    observed="train loss, mean of 200 steps", value=0.314, best=0.3122, to_beat=0.3121, waited=5,
+)  # fmt: skip
+
+
+def test_a_file_that_could_not_be_finished_leaves_the_old_one_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    storage.write_text(path, "old")
+    with contextlib.suppress(ZeroDivisionError), storage.replacing(path) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_refused_write_names_the_file_and_the_reason(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="Not a directory"):
+        storage.write_text(tmp_path / "file" / "inside", "text")
+    with pytest.raises(StorageError, match="File exists"):
+        RunDirectory.create(tmp_path / "file", "name")
+
+
+def test_two_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
+    paths = [RunDirectory.create(tmp_path, "same").path for _ in range(20)]
+    assert len(set(paths)) == 20
+    assert all(path.is_dir() for path in paths)
+    assert any(path.name.endswith("-2") for path in paths)
+
+
+def test_latest_points_at_the_newest_run_by_a_relative_link(tmp_path):
+    for name in ("one", "two"):
+        run = RunDirectory.create(tmp_path, name)
+        run.make_latest()
+        assert os.readlink(tmp_path / "latest") == run.path.name
+    assert (tmp_path / "latest").resolve() == run.path.resolve()
+
+
+def test_a_folder_that_is_no_run_is_refused_and_says_what_it_lacks(tmp_path):
+    with pytest.raises(RunError, match=r"has no config.toml and no metrics.jsonl"):
+        RunDirectory.open(tmp_path)
+    with pytest.raises(RunError, match="is no folder"):
+        RunDirectory.open(tmp_path / "nowhere")
+
+
+def test_an_epoch_reads_back_exactly_as_it_was_written(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    storage.append_line(path, RECORD.model_dump_json())
+    storage.append_line(path, RECORD.model_copy(update={"epoch": 2}).model_dump_json())
+    one, two = read_records(path, EPOCHS)
+    assert one == RECORD
+    assert two.epoch == 2
+    assert one.train_loss == 0.1 + 0.2
+
+
+def test_a_damaged_line_is_named_by_its_number(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    storage.append_line(path, RECORD.model_dump_json())
+    storage.append_line(path, RECORD.model_dump_json()[:40])
+    with pytest.raises(RunError, match=r"metrics.jsonl line 2 is damaged"):
+        read_records(path, EPOCHS)
+    path.write_text('{"epoch": 1}\n')
+    with pytest.raises(RunError, match="line 1 is damaged: Field required at step"):
+        read_records(path, EPOCHS)
+
+
+def test_a_drop_carries_its_reason_into_the_file_and_out_again(tmp_path):
+    path = tmp_path / "events.jsonl"
+    storage.append_line(path, Notice(event="warning", message="careful").model_dump_json())
+    storage.append_line(path, DROP.model_dump_json())
+    assert read_drops(path) == [DROP]
+    assert json.loads(path.read_text().splitlines()[1])["reason"] == (
+        "5 observations in a row (train loss, mean of 200 steps) were not below 0.3121 "
+        "(best 0.3122); the last was 0.3140"
+    )
+    assert DROP.describe().startswith(
+        "drop at epoch 11, step 4,800: scale 1 -> 0.5, lr 0.01 -> 0.005, because 5 observations"
+    )
+    assert read_drops(tmp_path / "none.jsonl") == []
+
+
+def test_a_checkpoint_holds_every_array_bit_for_bit(tmp_path):
+    arrays = {
+        "params/Dense_0/kernel": np.random.default_rng(0).random((7, 5), np.float32),
+        "plateau/count": np.array(3, np.int32),
+        "plateau/best_value": np.array(np.inf, np.float32),
+    }
+    save_checkpoint(tmp_path / "checkpoints", 7, arrays, is_best=True)
+    for name in ("epoch-000007.npz", "best.npz"):
+        loaded = load_checkpoint(tmp_path / "checkpoints" / name)
+        assert loaded.keys() == arrays.keys()
+        for key, array in arrays.items():
+            assert loaded[key].dtype == array.dtype
+            np.testing.assert_array_equal(loaded[key], array)
+
+
+def test_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path):
+    for epoch in range(5):
+        save_checkpoint(tmp_path, epoch, {"epoch": np.array(epoch)}, is_best=epoch == 1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best.npz", "epoch-000003.npz", "epoch-000004.npz"]
+    assert load_checkpoint(tmp_path / "best.npz")["epoch"] == 1
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    save_checkpoint(tmp_path, 1, {"array": np.arange(1000)}, is_best=False)
+    path = tmp_path / "epoch-000001.npz"
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match="cannot be read"):
+        load_checkpoint(path)
+    path.write_bytes(content[:1000])
+    with pytest.raises(RunError, match="cannot be read"):
+        load_checkpoint(path)
