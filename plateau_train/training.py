@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plateau_train import config, data
 from plateau_train.config import Config, Resolved
 from plateau_train.data.splits import Dataset, Split
 from plateau_train.errors import NonFiniteLossError, PlateauTrainError
-from plateau_train.numerics.plateau import Observation, PlateauRule
+from plateau_train.numerics.plateau import Observation
 from plateau_train.numerics.program import (
     Examples,
     Metrics,
@@ -257,7 +258,7 @@ def _explain(
         return observations, drops
     rows = zip(*map(np.atleast_1d, observation), strict=True)
     plateau, base = settings.plateau, settings.optimizer.learning_rate
-    for number, (complete, value, best, waited, new_scale) in enumerate(rows, start=1):
+    for number, (complete, value, best, to_beat, waited, new_scale) in enumerate(rows, start=1):
         if not complete:
             continue
         observations.append(float(value))
@@ -275,7 +276,7 @@ def _explain(
                     observed=_observed(plateau),
                     value=float(value),
                     best=float(best),
-                    to_beat=float(PlateauRule.from_settings(plateau).to_beat(best)),
+                    to_beat=float(to_beat),
                     waited=int(waited),
                 )
             )
@@ -303,7 +304,9 @@ def _record(
     settings: Config,
 ) -> EpochRecord:
     """Put an epoch's metrics and the state of the rule after it into one line."""
-    plateau = jax.device_get(state.plateau)
+    plateau, to_beat = jax.device_get(
+        (state.plateau, program.rule.to_beat(jnp.asarray(state.plateau.best_value)))
+    )
     seen = bool(np.isfinite(plateau.best_value))
     scores = {
         f"{split}_{name}": float(value)
@@ -319,7 +322,7 @@ def _record(
         wait=int(plateau.plateau_count),
         cooldown=int(plateau.cooldown_count),
         best=float(plateau.best_value) if seen else None,
-        to_beat=float(program.rule.to_beat(plateau.best_value)) if seen else None,
+        to_beat=float(to_beat) if seen else None,
         observations=tuple(observations),
     )
 

@@ -104,6 +104,7 @@ def test_an_observation_says_what_the_rule_weighed():
     assert seen.complete.tolist() == [False, True] * 4
     assert seen.value[1::2].tolist() == [3, 3, 3, 1]
     assert seen.best[1::2].tolist() == [np.inf, 3, 3, 3]
+    assert seen.to_beat[1::2].tolist() == [np.inf, 2.25, 2.25, 2.25]
     assert seen.waited[1::2].tolist() == [0, 1, 2, 0]
     assert seen.scale[1::2].tolist() == [1, 1, 0.5, 0.5]
 

@@ -24,6 +24,7 @@ class Observation(NamedTuple):
     complete: Bool[Array, "*steps"]  # whether the value completed an observation
     value: Float32[Array, "*steps"]  # mean of the values in the window so far
     best: Float32[Array, "*steps"]  # lowest observation before this one; inf before the first
+    to_beat: Float32[Array, "*steps"]  # threshold that it had to stay below
     waited: Int32[Array, "*steps"]  # observations in a row without improvement, this one included
     scale: Float32[Array, "*steps"]  # after the observation
 
@@ -66,11 +67,13 @@ class PlateauRule(NamedTuple):
         count, best = jnp.asarray(state.count), jnp.asarray(state.best_value)
         # The transform forgets the mean as it closes the window; this is its own formula.
         mean = (count * jnp.asarray(state.avg_value) + value) / (count + 1)
+        to_beat = self.to_beat(best)
         observation = Observation(
             complete=count + 1 == self.accumulation_size,
             value=mean,
             best=best,
-            waited=jnp.where(mean < self.to_beat(best), 0, jnp.asarray(state.plateau_count) + 1),
+            to_beat=to_beat,
+            waited=jnp.where(mean < to_beat, 0, jnp.asarray(state.plateau_count) + 1),
             scale=jnp.asarray(new_state.scale),
         )
         return new_state, observation

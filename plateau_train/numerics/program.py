@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float32, Int32, Integer, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, Key, PyTree, UInt8
 from optax.contrib import ReduceLROnPlateauState
 
 from plateau_train import config
@@ -22,6 +22,9 @@ from plateau_train.numerics.plateau import Observation, PlateauRule, as_loss
 # from (seed, stream, epoch), so an epoch can be repeated by itself. Never renumber them.
 INIT_STREAM = 0
 SHUFFLE_STREAM = 1
+
+
+Params = PyTree[Float[Array, "..."]]
 
 
 class Examples(NamedTuple):
@@ -52,7 +55,7 @@ class StepRecord(NamedTuple):
 class TrainState(NamedTuple):
     """Everything that training changes."""
 
-    params: PyTree[Float32[Array, "..."]]
+    params: Params
     opt_state: optax.OptState
     plateau: ReduceLROnPlateauState
 
@@ -121,7 +124,7 @@ def epoch_order(
 
 
 def score(
-    program: Program, params: PyTree[Float32[Array, "..."]], examples: Examples
+    program: Program, params: Params, examples: Examples
 ) -> tuple[Float32[Array, " n"], Bool[Array, " n"]]:
     """Return each image's cross-entropy, in nats, and whether its class is the one found."""
     logits = jnp.asarray(program.model.apply({"params": params}, examples.images))
@@ -191,7 +194,7 @@ def train_steps(
 
 
 @partial(jax.jit, static_argnames="program")
-def evaluate(program: Program, params: PyTree[Float32[Array, "..."]], split: Examples) -> Metrics:
+def evaluate(program: Program, params: Params, split: Examples) -> Metrics:
     """Score every image of a split once: sums under a mask, one division at the end."""
     num_examples, batch_size = len(split.labels), program.batch_size
     num_batches = -(-num_examples // batch_size)

@@ -1,0 +1,235 @@
+"""The command line, in processes of its own: what a user types, and what comes back."""
+
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, command
+
+from plateau_train.config import KNOBS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def top_help(tmp_path_factory):
+    shown = command("--help", cwd=tmp_path_factory.mktemp("help"), COLUMNS="100")
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
+
+
+def refused(folder, *arguments, code):
+    """Run a command that must fail, and hold the form of every failure."""
+    before = sorted(folder.rglob("*"))
+    finished = command(*arguments, cwd=folder)
+    lines = finished.stderr.splitlines()
+    assert finished.returncode == code, finished.stderr
+    assert finished.stdout == ""
+    assert "Traceback" not in finished.stderr
+    assert sum(line.startswith("hint: ") for line in lines) == 1
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, finished.stderr
+    assert sorted(folder.rglob("*")) == before, "something was left behind"
+    return errors[0]
+
+
+BAD_TOML = {
+    "unknown.toml": "[plateau]\npatiense = 3\n",
+    "type.toml": '[plateau]\npatience = "3"\n',
+    "syntax.toml": "[plateau\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--patiense 3", "--patience"),
+        ("--patience 0", "--patience must be a whole number from 1"),
+        ("--factor 1.5", "--factor must be a number above 0 below 1, got 1.5"),
+        ("--epochs -1", "--epochs must be a whole number from 1"),
+        ("--learning-rate nan", "--learning-rate must be a number above 0, got nan"),
+        ("--dataset garments --batch-size 70000", "larger than the 60,000 training images"),
+        ("--hidden-sizes 10,x", "--hidden-sizes must be whole numbers from 1"),
+        ("--config unknown.toml", "did you mean patience?"),
+        ("--config type.toml", "patience in [plateau] must be a whole number"),
+        ("--config syntax.toml", "syntax.toml is not valid TOML"),
+        ("--config nowhere.toml", "nowhere.toml does not exist"),
+        ("--name a/b", "--name must be a folder name"),
+        ("--name ..", "--name must be a folder name"),
+        ("--mode val-loss", "add --val-fraction"),
+        ("--patience 3 plot runs/latest", "--patience stands before the command plot"),
+        ("plott runs/latest", "plott"),
+        ("plot", "RUN"),
+    ],
+)
+def test_a_wrong_word_ends_with_exit_code_2_one_line_and_a_hint(tmp_path, arguments, said):
+    for name, text in BAD_TOML.items():
+        (tmp_path / name).write_text(text)
+    error = refused(tmp_path, *shlex.split(arguments), code=2)
+    assert said.lower() in error.lower()
+
+
+def test_a_data_set_that_does_not_exist_ends_with_exit_code_3(tmp_path):
+    error = refused(tmp_path, "--dataset", "fashion_mnst", code=3)
+    assert error == "there is no data set fashion_mnst, did you mean fashion_mnist?"
+
+
+def test_a_reference_config_without_its_data_ends_with_exit_code_3(tmp_path):
+    file = ROOT / "configs" / "train_loss.toml"
+    proxy = "http://127.0.0.1:9"  # where nothing listens
+    finished = command("--config", file, cwd=tmp_path, http_proxy=proxy, https_proxy=proxy)
+    assert finished.returncode == 3
+    assert "fashion_mnist is not prepared" in finished.stderr
+    assert "plateau-train data prepare" in finished.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_is_no_run_ends_with_exit_code_4(tmp_path):
+    assert "is no run folder" in refused(tmp_path, "plot", tmp_path, code=4)
+    assert "is no folder" in refused(tmp_path, "plot", "nowhere", code=4)
+
+
+def test_a_runs_folder_that_cannot_be_written_ends_with_exit_code_5(tmp_path):
+    (tmp_path / "file").touch()
+    error = refused(tmp_path, *SMALL, "--runs-dir=file/runs", "--quiet", code=5)
+    assert "file/runs" in error
+
+
+def test_a_loss_that_is_not_finite_ends_with_exit_code_6(tmp_path):
+    finished = command(*SMALL, "--learning-rate=1e30", "--quiet", cwd=tmp_path)
+    assert finished.returncode == 6
+    assert finished.stderr.startswith("error: the training loss is ")
+    assert "Traceback" not in finished.stderr
+
+
+def test_the_debug_variable_shows_the_traceback(tmp_path):
+    finished = command("--patience=0", cwd=tmp_path, PLATEAU_TRAIN_DEBUG="1")
+    assert "Traceback" in finished.stderr
+    assert finished.returncode == 1
+
+
+def test_help_groups_every_knob_with_its_default_and_ends_with_examples(top_help):
+    for group in ("Data", "Model", "Optimizer", "Plateau", "Run", "Commands"):
+        assert f"─ {group} ─" in top_help
+    for knob in KNOBS:
+        assert knob.flag in top_help
+    words = re.sub(r"[\s│]+", " ", top_help)
+    assert "[default: 200 in the train modes, 1 otherwise]" in words
+    assert "[env var: TFDS_DATA_DIR]" in words
+    last = top_help.rstrip().splitlines()[-1].strip()
+    assert last.startswith("plateau-train plot runs/latest")
+
+
+def test_help_of_a_command_that_trains_is_the_same_list(top_help, tmp_path):
+    shown = command("train", "--help", cwd=tmp_path).stdout
+    assert all(knob.flag in shown for knob in KNOBS)
+
+
+def test_config_prints_toml_that_can_be_used_and_says_where_values_come_from(tmp_path):
+    (tmp_path / "my.toml").write_text("[run]\nseed = 3\n")
+    shown = command("config", "--config=my.toml", "--patience=8", cwd=tmp_path)
+    assert tomllib.loads(shown.stdout)["plateau"]["patience"] == 8
+    assert "patience = 8 # flag" in shown.stdout
+    assert "seed = 3 # my.toml" in shown.stdout
+    assert "epochs = 50 # default" in shown.stdout
+    assert "# TFDS_DATA_DIR" in shown.stdout
+    (tmp_path / "again.toml").write_text(shown.stdout)
+    again = command("config", "--config=again.toml", cwd=tmp_path)
+    assert tomllib.loads(again.stdout) == tomllib.loads(shown.stdout)
+
+
+def test_a_run_prints_one_line_an_epoch_and_no_escape_codes(tmp_path):
+    finished = command(*SMALL, "--epochs=3", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    lines = [line for line in finished.stdout.splitlines() if line.startswith("epoch ")]
+    assert [line.split("  ")[0] for line in lines] == [f"epoch {n}/3" for n in range(4)]
+    assert "\x1b" not in finished.stdout + finished.stderr
+    assert "patience 2 (0.67 epochs)" in finished.stderr
+
+
+def test_the_bare_command_is_the_command_train(small_run, tmp_path):
+    finished = command("train", *SMALL, "--epochs=6", "--quiet", cwd=tmp_path)
+    run = tmp_path / finished.stdout.strip()
+    assert finished.stderr == ""
+    assert (run / "metrics.jsonl").read_bytes() == (small_run / "metrics.jsonl").read_bytes()
+
+
+def test_plot_needs_only_three_files_and_writes_where_it_is_told(small_run, tmp_path):
+    copy = tmp_path / "a copy [of] a run"
+    copy.mkdir()
+    for name in ("config.toml", "metrics.jsonl", "events.jsonl"):
+        shutil.copy(small_run / name, copy / name)
+    assert command("plot", copy, cwd=tmp_path).stdout == f"{copy / 'plot.png'}\n"
+    assert (copy / "plot.png").read_bytes() == (small_run / "plot.png").read_bytes()
+    for ending, magic in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        output = tmp_path / f"out.{ending}"
+        assert command("plot", copy, "-o", output, cwd=tmp_path).returncode == 0
+        assert output.read_bytes().startswith(magic)
+    assert "as out.gif" in refused(tmp_path, "plot", copy, "-o", "out.gif", code=2)
+
+
+def test_a_run_without_the_real_data_says_so_in_a_notice_nobody_can_miss(tmp_path):
+    proxy = "http://127.0.0.1:9"
+    few = [flag for flag in SMALL if "dataset" not in flag]
+    finished = command(*few, "--epochs=1", cwd=tmp_path, http_proxy=proxy, https_proxy=proxy)
+    assert finished.returncode == 0, finished.stderr
+    notices = [line for line in finished.stderr.splitlines() if line.startswith("NOTICE: ")]
+    assert "NOT on Fashion-MNIST" in notices[0]
+    assert "is not prepared in" in notices[1]
+    assert "plateau-train data prepare" in notices[2]
+    (run,) = (tmp_path / "runs").glob("*-train-loss-garments")
+    assert "NOT Fashion-MNIST" in finished.stderr.partition("data  ")[2].splitlines()[0]
+    assert tomllib.loads((run / "config.toml").read_text())["data"]["dataset"] == "garments"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_with_its_exit_code_and_no_traceback(tmp_path, number, code):
+    arguments = [sys.executable, "-m", "plateau_train", *SMALL, "--epochs=1000000"]
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith("epoch 3/"):
+                break
+        running.send_signal(number)
+        started = time.monotonic()
+        _, err = running.communicate(timeout=20)
+        assert time.monotonic() - started < 10
+    assert running.returncode == code
+    assert err.splitlines()[-2] == f"error: stopped by {signal.Signals(number).name}"
+    assert "Traceback" not in err
+
+
+def test_data_info_and_prepare_know_the_built_in_set(tmp_path):
+    described = command("data", "info", "--dataset=garments", cwd=tmp_path).stdout
+    assert "60,000 images" in described
+    assert "Ankle boot" in described
+    said = command("data", "prepare", "--dataset=garments", cwd=tmp_path).stdout
+    assert "needs no preparation" in said
+
+
+def test_the_version_is_that_of_the_package(tmp_path):
+    assert re.fullmatch(r"plateau-train \d+\.\d+\.\d+\n", command("--version", cwd=tmp_path).stdout)
+
+
+def test_every_command_of_the_readme_is_one_that_exists(top_help):
+    """The words are checked here; what the commands do is tested above and in .ci/run."""
+    readme = (ROOT / "README.md").read_text()
+    typed = re.findall(r"^(?:scripts/)?plateau-train ?(.*?)(?:  +#.*)?$", readme, re.MULTILINE)
+    assert len(typed) >= 8
+    for line in typed:
+        words = shlex.split(line)
+        names = {"train", "plot", "config", "data"}
+        assert not words or words[0].startswith("-") or words[0] in names, line
+        for flag in (word for word in words if word.startswith("--")):
+            known = {knob.flag for knob in KNOBS} | {"--config", "--from", "--help", "--version"}
+            assert flag in known | {"--install-completion", "--describe"}, line
+    assert "Commands" in top_help
