@@ -16,9 +16,6 @@ from plateau_train.config import KNOBS, Given, Knob, Resolved
 from plateau_train.errors import ConfigError, InterruptedRunError, PlateauTrainError
 from plateau_train.run.report import Report, show_error
 
-# tensorflow-datasets' own variable for the folder of its data sets.
-VARIABLES = {"data_dir": "TFDS_DATA_DIR"}
-
 ALL = tuple(knob.key for knob in KNOBS)
 
 ConfigFile = Annotated[
@@ -43,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"max_content_width": 100},
 )
-data_app = typer.Typer(no_args_is_help=True)
+data_app = typer.Typer()
 app.add_typer(data_app, name="data", help="Prepare and describe data sets.")
 
 
@@ -56,7 +53,9 @@ def main() -> NoReturn:
     except PlateauTrainError as error:
         _leave(error)
     except typer.TyperException as error:
-        _leave(ConfigError(error.format_message().rstrip("."), hint="see plateau-train --help"))
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "plateau-train"
+        _leave(ConfigError(error.format_message().rstrip("."), hint=f"see {path} --help"))
     sys.exit(code or 0)
 
 
@@ -70,7 +69,7 @@ def _leave(error: PlateauTrainError) -> NoReturn:
 def _interrupt(number: int, _: object) -> NoReturn:
     raise InterruptedRunError(
         f"stopped by {signal.Signals(number).name}",
-        hint="plateau-train plot runs/latest draws the epochs that were finished",
+        hint="start it again with the same command",
         signal_number=number,
     )
 
@@ -123,7 +122,7 @@ def _option(knob: Knob) -> Any:
             show_default=False,
             metavar=None if knob.is_switch else knob.key.split("_")[-1].upper(),
             rich_help_panel=knob.table.capitalize(),
-            envvar=VARIABLES.get(knob.key),
+            envvar=knob.variable,
             autocompletion=(lambda: list(choices)) if choices else None,
         ),
     ]
@@ -137,15 +136,15 @@ def _help(knob: Knob) -> str:
 
 def _origin(context: typer.Context, knob: Knob) -> str:
     source = context.get_parameter_source(knob.key)
-    return VARIABLES[knob.key] if source and source.name == "ENVIRONMENT" else "flag"
+    return knob.variable if knob.variable and source and source.name == "ENVIRONMENT" else "flag"
 
 
 def _refuse_flags_before(context: typer.Context) -> None:
     """Refuse a flag of the training that stands before another command's name."""
-    for name in context.params:
+    flags = {"config_file": "--config"} | {knob.key: knob.flag for knob in KNOBS}
+    for name, flag in flags.items():
         source = context.get_parameter_source(name)
         if source and source.name == "COMMANDLINE":
-            flag = "--config" if name == "config_file" else Knob("", name, KNOBS[0].field).flag
             raise ConfigError(
                 f"{flag} stands before the command {context.invoked_subcommand}",
                 hint=f"write it behind: plateau-train {context.invoked_subcommand} ... {flag} ...",

@@ -38,18 +38,24 @@ DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
 LARGEST_COUNT = 1_000_000_000
 
 
-def _knob(default: Any, meaning: str, *, shown: str = "", expected: str = "", **bounds: Any) -> Any:
+def _knob(
+    default: Any,
+    meaning: str,
+    *,
+    shown: str = "",
+    expected: str = "",
+    variable: str = "",
+    **bounds: Any,
+) -> Any:
     """Declare one knob.
 
     ``shown`` describes a default that depends on other knobs; such a default is a function of
     the fields before it. ``expected`` replaces the description of the values that it takes.
+    ``variable`` is an environment variable, which outranks the file.
     """
-    extra: dict[str, Any] = {"shown": shown, "expected": expected}
-    if callable(default):
-        return Field(
-            default_factory=default, description=meaning, json_schema_extra=extra, **bounds
-        )
-    return Field(default=default, description=meaning, json_schema_extra=extra, **bounds)
+    kind = "default_factory" if callable(default) else "default"
+    extra = {"shown": shown, "expected": expected, "variable": variable}
+    return Field(**{kind: default}, description=meaning, json_schema_extra=extra, **bounds)
 
 
 def _as_tuple(value: object) -> object:
@@ -77,6 +83,7 @@ class Data(_Table):
     data_dir: Path = _knob(
         Path("~/tensorflow_datasets"),
         "Folder of the prepared data sets",
+        variable="TFDS_DATA_DIR",
         strict=False,
     )
     batch_size: int = _knob(128, "Images a step", ge=1, le=LARGEST_COUNT)
@@ -244,6 +251,10 @@ class Knob(NamedTuple):
     def _extra(self) -> Mapping[str, Any]:
         extra = self.field.json_schema_extra
         return extra if isinstance(extra, dict) else {}
+
+    @property
+    def variable(self) -> str | None:
+        return self._extra["variable"] or None
 
     @property
     def default(self) -> str:

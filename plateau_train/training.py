@@ -19,7 +19,7 @@ import numpy as np
 from plateau_train import config, data
 from plateau_train.config import Config, Resolved
 from plateau_train.data.splits import Dataset, Split
-from plateau_train.errors import NonFiniteLossError, PlateauTrainError
+from plateau_train.errors import InterruptedRunError, NonFiniteLossError, PlateauTrainError
 from plateau_train.numerics.plateau import Observation
 from plateau_train.numerics.program import (
     Examples,
@@ -73,7 +73,7 @@ def fit(resolved: Resolved, report: Report) -> Path:
     settings, origins = _settle(resolved, dataset)
     name = settings.run.name or settings.plateau.mode
     run = RunDirectory.create(
-        settings.run.runs_dir, f"{name}-{dataset.name}" if dataset.fallback else name
+        settings.run.runs_dir.expanduser(), f"{name}-{dataset.name}" if dataset.fallback else name
     )
     storage.write_text(run.config, config.to_toml(settings, origins))
     environment = describe_environment(_device_names())
@@ -108,7 +108,10 @@ def fit(resolved: Resolved, report: Report) -> Path:
                 seconds=epoch.timing.train_seconds + epoch.timing.evaluate_seconds,
             )
     except PlateauTrainError as error:
-        kind = "failed" if isinstance(error, NonFiniteLossError) else "interrupted"
+        kind = "failed"
+        if isinstance(error, InterruptedRunError):
+            kind = "interrupted"
+            error.hint = f"plateau-train plot {shlex.quote(str(run.path))} draws what there is"
         notice = Notice(event=kind, message="; ".join(error.problems))
         storage.append_line(run.events, notice.model_dump_json())
         raise
@@ -117,14 +120,16 @@ def fit(resolved: Resolved, report: Report) -> Path:
     plots.save_plot(run.plot, records, drops, settings)
     summary = _summary(dataset, settings, records, drops)
     storage.write_text(run.summary, json.dumps(summary, indent=2) + "\n")
-    report.end(_ending(run, records, drops, time.perf_counter() - started), run.path)
+    seconds = time.perf_counter() - started
+    report.end(_ending(run, dataset, records, drops, seconds), run.path)
     return run.path
 
 
 def train(dataset: Dataset, settings: Config, report: Report) -> Iterator[Epoch]:
     """Yield epoch 0, the untrained network, and then each epoch as it is trained."""
     program = Program.from_config(settings, num_classes=len(dataset.class_names))
-    state = init_state(program, settings.run.seed, dataset.image_shape)
+    seed = np.uint32(settings.run.seed)  # as a plain int it may not fit into 32 bits with a sign
+    state = init_state(program, seed, dataset.image_shape)
     train_split = _on_device(dataset.train)
     others = {"test": _on_device(dataset.test)}
     if dataset.val is not None:
@@ -142,7 +147,7 @@ def train(dataset: Dataset, settings: Config, report: Report) -> Iterator[Epoch]
         if epoch == 0:
             train_metrics = evaluate(program, state.params, train_split)
         else:
-            state, columns = steps.take(state, train_split, epoch)
+            state, columns = steps.take(state, train_split, seed, epoch)
             # The mean over the batches as they were seen, each of the same size.
             train_metrics = Metrics(*(column.mean(dtype=np.float64) for column in columns.metrics))
             observation = columns.observation
@@ -184,11 +189,13 @@ class _ChunkedEpoch:
         self._chunk = 1
         self.last_loss: float | None = None
 
-    def take(self, state: TrainState, split: Examples, epoch: int) -> tuple[TrainState, StepRecord]:
+    def take(
+        self, state: TrainState, split: Examples, seed: np.uint32, epoch: int
+    ) -> tuple[TrainState, StepRecord]:
         """Return the state after the epoch, and its records as NumPy columns."""
         program, records = self._program, self._records
         order = epoch_order(
-            self._settings.run.seed,
+            seed,
             epoch,
             num_examples=len(split.labels),
             batch_size=program.batch_size,
@@ -392,13 +399,18 @@ def _summary(
 
 
 def _ending(
-    run: RunDirectory, records: Sequence[EpochRecord], drops: Sequence[Drop], seconds: float
+    run: RunDirectory,
+    dataset: Dataset,
+    records: Sequence[EpochRecord],
+    drops: Sequence[Drop],
+    seconds: float,
 ) -> dict[str, str]:
     """Say how a run ended, and what to type next."""
     final, best = records[-1], max(records, key=attrgetter("score"))
     fell = ", ".join(str(drop.epoch) for drop in drops) or "none"
     return {
-        "done": f"{final.epoch} epochs in {datetime.timedelta(seconds=round(seconds))}",
+        "done": f"{final.epoch} epochs in {datetime.timedelta(seconds=round(seconds))}"
+        + (f", on {dataset.name}, NOT on Fashion-MNIST" if dataset.fallback else ""),
         "train": f"loss {final.train_loss:.4f}, accuracy {final.train_accuracy:.4f}",
         "test": f"loss {final.test_loss:.4f}, accuracy {final.test_accuracy:.4f} "
         f"({best.test_accuracy:.4f} at the best epoch, {best.epoch})",

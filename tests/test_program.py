@@ -111,6 +111,19 @@ def test_a_new_scale_already_acts_on_the_step_that_closed_the_window():
         np.testing.assert_allclose(half - before, (whole - before) / 2, rtol=1e-3, atol=1e-7)
 
 
+def test_every_seed_that_is_allowed_works_and_small_ones_are_what_they_were_as_plain_ints():
+    for seed in (0, 7, 2**31 - 1):
+        plain, unsigned = (
+            jax.random.key_data(numerics.derive_key(kind(seed), 1, 2)) for kind in (int, np.uint32)
+        )
+        np.testing.assert_array_equal(plain, unsigned)
+    orders = [
+        numerics.epoch_order(np.uint32(seed), 1, num_examples=50, batch_size=10)
+        for seed in (2**31 - 1, 2**32 - 1)
+    ]
+    assert not np.array_equal(*orders)
+
+
 def test_parameters_depend_on_the_seed_and_on_nothing_else():
     program = make_program()
     first, again, other = (numerics.init_state(program, seed, IMAGE_SHAPE) for seed in (0, 0, 1))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, Key, PyTree, UInt8
@@ -24,6 +25,7 @@ INIT_STREAM = 0
 SHUFFLE_STREAM = 1
 
 
+Seed = Integer[Array, ""] | np.unsignedinteger | int
 Params = PyTree[Float[Array, "..."]]
 
 
@@ -96,14 +98,12 @@ def make_optimizer(settings: config.Optimizer) -> optax.GradientTransformation:
     return getattr(optax, settings.optimizer)(settings.learning_rate, **options)
 
 
-def derive_key(
-    seed: Integer[Array, ""] | int, stream: int, epoch: Integer[Array, ""] | int
-) -> Key[Array, ""]:
+def derive_key(seed: Seed, stream: int, epoch: Integer[Array, ""] | int) -> Key[Array, ""]:
     """Derive the key of one stream in one epoch."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), epoch)
 
 
-def init_state(program: Program, seed: int, image_shape: tuple[int, int, int]) -> TrainState:
+def init_state(program: Program, seed: Seed, image_shape: tuple[int, int, int]) -> TrainState:
     """Return the state before the first step."""
     params = init_params(program.model, derive_key(seed, INIT_STREAM, 0), image_shape)
     return TrainState(params, program.optimizer.init(params), program.rule.init())
@@ -111,7 +111,7 @@ def init_state(program: Program, seed: int, image_shape: tuple[int, int, int]) -
 
 @partial(jax.jit, static_argnames=("num_examples", "batch_size"))
 def epoch_order(
-    seed: Integer[Array, ""] | int,
+    seed: Seed,
     epoch: Integer[Array, ""] | int,
     *,
     num_examples: int,
