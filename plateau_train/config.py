@@ -54,7 +54,7 @@ def _knob(
     ``variable`` is an environment variable, which outranks the file.
     """
     kind = "default_factory" if callable(default) else "default"
-    extra = {"shown": shown, "expected": expected, "variable": variable}
+    extra: dict[str, Any] = {"shown": shown, "expected": expected, "variable": variable}
     return Field(**{kind: default}, description=meaning, json_schema_extra=extra, **bounds)
 
 

@@ -1,6 +1,6 @@
 """Make every figure and table of the README again: train, draw, rewrite.
 
-    .venv/bin/python scripts/reproduce.py            # all of it; about 4 minutes a run on two cores
+    .venv/bin/python scripts/reproduce.py            # all of it; minutes a run
     .venv/bin/python scripts/reproduce.py --tables   # only what needs no training
 
 Runs that are finished in --runs-dir are used again, so it can be stopped and started.
@@ -8,6 +8,7 @@ Runs that are finished in --runs-dir are used again, so it can be stopped and st
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -143,7 +144,10 @@ def rewrite(section: str, text: str) -> None:
 
 def contact_sheet() -> Figure:
     """Lay out 12 test images of each class, Fashion-MNIST on the left, garments on the right."""
-    real = data.load(config.Data(dataset=data.PREFERRED), say=print)
+    given = {"dataset": config.Given(data.PREFERRED, "")}
+    if "TFDS_DATA_DIR" in os.environ:
+        given["data_dir"] = config.Given(os.environ["TFDS_DATA_DIR"], "")
+    real = data.load(config.resolve(given).config.data, say=print)
     drawn = garments.draw(1000, seed=garments.TEST_SEED)
     figure = Figure(figsize=(13.6, 5.567), dpi=150, facecolor="white")
     panels = figure.subplots(1, 2)

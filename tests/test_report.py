@@ -66,6 +66,18 @@ def test_a_row_fits_80_columns_and_has_its_titles_once(terminal):
         assert shown in lines[1]
 
 
+@pytest.mark.parametrize("width", [200, 80, 40])
+def test_with_validation_a_narrow_terminal_goes_without_what_follows_from_the_rest(terminal, width):
+    report, screen = terminal(width)
+    tell(report, RECORD.model_copy(update={"val_loss": 0.7, "val_accuracy": 0.6}))
+    titles, row = Console(width=200).render_str(screen.getvalue()).plain.splitlines()[:2]
+    assert len(titles) == len(row) <= width
+    for title in ("train loss", "val loss", "test loss", "wait"):
+        assert title in titles
+    assert ("time" in titles) == (width == 200)
+    assert ("to beat" in titles) == (width >= 80)
+
+
 def test_a_drop_is_marked_under_its_row_on_a_terminal(terminal):
     report, screen = terminal(200)
     tell(report, drops=[DROP])

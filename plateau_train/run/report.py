@@ -45,6 +45,10 @@ class _Cell(NamedTuple):
     text: str
 
 
+# Columns that a narrow terminal goes without, the first one first: what follows from others.
+SACRIFICES = ("time", "lr", "acc", "to beat", "scale")
+
+
 class Report:
     """Tell the story of one run, on a terminal or line by line."""
 
@@ -125,7 +129,10 @@ class Report:
             _print(self._out, _line(record, num_epochs, patience))
         else:
             cells = _cells(record, num_epochs, patience, seconds)
-            gap = "  " if sum(cell.width + 2 for cell in cells) <= self._out.width else " "
+            for title in SACRIFICES:
+                if _width(cells, gap=1) > self._out.width:
+                    cells = [cell for cell in cells if cell.title != title]
+            gap = "  " if _width(cells, gap=2) <= self._out.width else " "
             titles = gap.join(f"{cell.title:>{cell.width}}" for cell in cells)
             if titles != self._titles:
                 self._titles = titles
@@ -172,12 +179,16 @@ def _line(record: EpochRecord, num_epochs: int, patience: int) -> str:
     return "  ".join([*parts, f"wait {record.wait}/{patience}{to_beat}{cooldown}"])
 
 
+def _width(cells: Sequence[_Cell], *, gap: int) -> int:
+    return sum(cell.width for cell in cells) + gap * (len(cells) - 1)
+
+
 def _cells(record: EpochRecord, num_epochs: int, patience: int, seconds: float) -> Sequence[_Cell]:
     """Lay an epoch out as a row of a table that fits 80 columns without validation."""
     cells = [_Cell("epoch", len(f"{num_epochs}") * 2 + 1, f"{record.epoch}/{num_epochs}")]
     for name, loss, accuracy in _scores(record):
         cells += [
-            _Cell(f"{name} loss", 10, f"{loss:.4f}"),
+            _Cell(f"{name} loss", len(name) + 5, f"{loss:.4f}"),
             _Cell("acc", 6, f"{accuracy:.4f}"),
         ]
     waits = f"{record.wait}/{patience}" if not record.cooldown else f"cd {record.cooldown}"
