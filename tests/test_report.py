@@ -2,6 +2,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 from test_run import DROP, RECORD
 
 from plateau_train.errors import ConfigError
@@ -58,7 +59,7 @@ def test_a_row_fits_80_columns_and_has_its_titles_once(terminal):
     small = {"scale": 0.00390625, "learning_rate": 3.90625e-05}
     for _ in range(3):
         tell(report, RECORD.model_copy(update=small))
-    lines = Console(width=200).render_str(screen.getvalue()).plain.splitlines()
+    lines = Text.from_ansi(screen.getvalue()).plain.splitlines()
     lines = [line for line in lines if line.strip()]
     assert sum("train loss" in line for line in lines) == 1
     assert len(lines) == 4
@@ -70,7 +71,7 @@ def test_a_row_fits_80_columns_and_has_its_titles_once(terminal):
 def test_with_validation_a_narrow_terminal_goes_without_what_follows_from_the_rest(terminal, width):
     report, screen = terminal(width)
     tell(report, RECORD.model_copy(update={"val_loss": 0.7, "val_accuracy": 0.6}))
-    titles, row = Console(width=200).render_str(screen.getvalue()).plain.splitlines()[:2]
+    titles, row = Text.from_ansi(screen.getvalue()).plain.splitlines()[:2]
     assert len(titles) == len(row) <= width
     for title in ("train loss", "val loss", "test loss", "wait"):
         assert title in titles
