@@ -26,7 +26,7 @@ def load(settings: config.Data, *, say: Callable[[str], None]) -> Dataset:
     from plateau_train.data import tfds
 
     try:
-        dataset = tfds.load(_named(settings), settings.data_dir.expanduser(), say=say)
+        dataset = tfds.load(_named(settings), settings.data_dir, say=say)
     except DataUnavailableError as error:
         if settings.dataset != AUTO:
             raise
@@ -40,9 +40,7 @@ def prepare(settings: config.Data, manual_dir: Path | None, *, say: Callable[[st
         return f"{BUILT_IN} is built in and needs no preparation"
     from plateau_train.data import tfds
 
-    return tfds.prepare(
-        _named(settings), settings.data_dir.expanduser(), say=say, manual_dir=manual_dir
-    )
+    return tfds.prepare(_named(settings), settings.data_dir, say=say, manual_dir=manual_dir)
 
 
 def describe(settings: config.Data, *, say: Callable[[str], None]) -> dict[str, str]:
@@ -52,9 +50,7 @@ def describe(settings: config.Data, *, say: Callable[[str], None]) -> dict[str, 
     else:
         from plateau_train.data import tfds
 
-        dataset = tfds.load(
-            _named(settings), settings.data_dir.expanduser(), say=say, download=False
-        )
+        dataset = tfds.load(_named(settings), settings.data_dir, say=say, download=False)
     pixels = dataset.train.images
     mean = pixels.mean(dtype=np.float64) / 255
     # The standard deviation from the counts of the 256 values, without a copy in floats.

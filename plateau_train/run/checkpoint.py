@@ -34,8 +34,9 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of a checkpoint by their names; raises ``RunError`` for a damaged one."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        # NumPy itself would leave a file open that is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise RunError(
             f"{path} cannot be read: {error}", hint=f"use another checkpoint in {path.parent}"
