@@ -234,3 +234,10 @@ def test_fashion_mnist_is_downloaded_where_there_is_a_network(tmp_path, monkeypa
         server.shutdown()
     assert said == f"prepared fashion_mnist/3.0.1 in {tmp_path}"
     assert told[0].startswith("downloading and preparing fashion_mnist/3.0.1")
+
+
+def test_a_tilde_in_the_folder_of_the_data_stands_for_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    builder = tfds._builder("mnist", Path("~/sets"))
+    assert str(builder.data_path).startswith(f"{tmp_path}/sets/mnist")

@@ -102,7 +102,7 @@ def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
     logging.getLogger("absl").setLevel(logging.ERROR)
     tfds.disable_progress_bar()
     try:
-        return tfds.builder(name, data_dir=data_dir)
+        return tfds.builder(name, data_dir=data_dir.expanduser())
     except tfds.core.DatasetNotFoundError:
         near = difflib.get_close_matches(name, [*tfds.list_builders(), "garments"], n=1)
         raise DataError(
