@@ -29,10 +29,10 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SEEDS = (0, 1, 2)
 MODES = ("train-loss", "test-loss")
-# Of the published notebook, one run each on a TPU; it does not print the test accuracy.
+# Of the published notebook, one run each on a TPU.
 PUBLISHED = {
-    "train-loss": ("0.9263", "", "0.03125", "11, 28, 34, 44, 47"),
-    "test-loss": ("0.9286", "", "0.0078125", "16, 21, 28, 33, 38, 43, 48"),
+    "train-loss": ("0.9263", "not published", "0.03125", "11, 28, 34, 44, 47"),
+    "test-loss": ("0.9286", "not published", "0.0078125", "16, 21, 28, 33, 38, 43, 48"),
 }
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     rewrite("results", results_table(runs))
     contact_sheet().savefig(DOCS / "garments.png")
     drawn = trained(arguments.runs_dir, "configs/train_loss.toml", 0, "--dataset", "garments")
-    plot_run(drawn.path, DOCS / "garments-train-loss.png")
+    rewrite("garments", garments_result(drawn))
 
 
 def trained(runs_dir: Path, settings: str, seed: int, *more: str) -> RunDirectory:
@@ -98,10 +98,21 @@ def results_table(runs: dict[tuple[str, int], RunDirectory]) -> str:
     )
     lines += [
         "",
-        f"Made by `scripts/reproduce.py` on {environment['processor_cores']} cores of a "
-        f"{processor()} with {versions}, Python {environment['python']}.",
+        f"Made by `scripts/reproduce.py` on {environment['processor_cores']} cores "
+        f"({processor()}) with {versions}, Python {environment['python']}.",
     ]
     return "\n".join(lines)
+
+
+def garments_result(run: RunDirectory) -> str:
+    """Say what the default settings reach on the built-in set."""
+    final = read_records(run.metrics, EPOCHS)[-1]
+    epochs = ", ".join(str(drop.epoch) for drop in read_drops(run.events))
+    return (
+        f"The default settings (train-loss, seed 0) reach a test accuracy of "
+        f"{final.test_accuracy:.3f} and a mean train accuracy of {final.train_accuracy:.3f} after "
+        f"{final.epoch} epochs; the rate drops in epochs {epochs}."
+    )
 
 
 def processor() -> str:
@@ -112,7 +123,7 @@ def processor() -> str:
         for line in (table.read_text().splitlines() if table.exists() else [])
         if line.startswith("model name")
     ]
-    return f"{models[0] if models else platform.processor()} ({platform.machine()})"
+    return f"{models[0] if models else platform.processor()}, {platform.machine()}"
 
 
 def knob_table() -> str:
