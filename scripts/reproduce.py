@@ -90,7 +90,7 @@ def results_table(runs: dict[tuple[str, int], RunDirectory]) -> str:
             epochs = [drop.epoch + later for drop in read_drops(run.events)]
             lines.append(
                 f"| {mode} | seed {seed} | {final.train_accuracy:.4f} | {final.test_accuracy:.4f} "
-                f"| {final.scale:g} | {', '.join(map(str, epochs))} |"
+                f"| {final.scale:.10g} | {', '.join(map(str, epochs))} |"
             )
     environment = json.loads(runs[MODES[0], SEEDS[0]].environment.read_text())
     versions = ", ".join(
