@@ -117,7 +117,7 @@ def _option(knob: Knob) -> Any:
     return Annotated[
         bool | None if knob.is_switch else str | None,
         typer.Option(
-            knob.flag,
+            f"{knob.flag}/--no-{knob.key}" if knob.is_switch else knob.flag,
             help=_help(knob),
             show_default=False,
             metavar=None if knob.is_switch else knob.key.split("_")[-1].upper(),
@@ -191,11 +191,11 @@ def _train(resolved: Resolved) -> None:
 
 @app.command()
 def plot(
-    run: Annotated[Path, typer.Argument(help="Run folder, such as runs/latest")],
+    run: Annotated[Path, typer.Argument(help="Run folder, such as runs/latest", metavar="RUN")],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="PNG, SVG or PDF file", show_default="plot.png in the run"
+            "--output", "-o", metavar="FILE", help="PNG, SVG or PDF file, instead of plot.png there"
         ),
     ] = None,
 ) -> None:
@@ -227,8 +227,8 @@ def prepare(
         typer.Option(
             "--from",
             metavar="DIR",
-            help="Folder with the set's original files, whose checksums are verified",
-            show_default="download them",
+            help="Folder with the set's original files, whose checksums are verified; "
+            "without it they are downloaded",
         ),
     ] = None,
 ) -> None:

@@ -348,7 +348,7 @@ def resolve(given: Mapping[str, Given], *, file: Path | None = None) -> Resolved
         problems += config.problems()
         if not problems:
             return Resolved(config, origins)
-    raise ConfigError(*problems, hint="plateau-train --help lists every setting with its range")
+    raise ConfigError(*problems, hint="plateau-train --help says what each setting means")
 
 
 def _problems(error: ValidationError, *, file: Path | None) -> Iterator[str]:

@@ -76,6 +76,7 @@ def fit(resolved: Resolved, report: Report) -> Path:
         settings.run.runs_dir.expanduser(), f"{name}-{dataset.name}" if dataset.fallback else name
     )
     storage.write_text(run.config, config.to_toml(settings, origins))
+    storage.write_text(run.events, "")
     environment = describe_environment(_device_names())
     storage.write_text(run.environment, json.dumps(environment, indent=2) + "\n")
     if dataset.fallback:
@@ -83,6 +84,7 @@ def fit(resolved: Resolved, report: Report) -> Path:
         storage.append_line(run.events, notice.model_dump_json())
     run.make_latest()
     report.header(_header(dataset, settings, run))
+    _warn_of_a_run_without_drops(dataset, settings, report)
 
     records: list[EpochRecord] = []
     drops: list[Drop] = []
@@ -108,9 +110,8 @@ def fit(resolved: Resolved, report: Report) -> Path:
                 seconds=epoch.timing.train_seconds + epoch.timing.evaluate_seconds,
             )
     except PlateauTrainError as error:
-        kind = "failed"
-        if isinstance(error, InterruptedRunError):
-            kind = "interrupted"
+        kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
+        if records and kind == "interrupted":
             error.hint = f"plateau-train plot {shlex.quote(str(run.path))} draws what there is"
         notice = Notice(event=kind, message="; ".join(error.problems))
         storage.append_line(run.events, notice.model_dump_json())
@@ -145,7 +146,7 @@ def train(dataset: Dataset, settings: Config, report: Report) -> Iterator[Epoch]
         report.start_epoch(epoch, settings.run.epochs, num_steps)
         observation = None
         if epoch == 0:
-            train_metrics = evaluate(program, state.params, train_split)
+            train_metrics = jax.device_get(evaluate(program, state.params, train_split))
         else:
             state, columns = steps.take(state, train_split, seed, epoch)
             # The mean over the batches as they were seen, each of the same size.
@@ -169,7 +170,7 @@ def train(dataset: Dataset, settings: Config, report: Report) -> Iterator[Epoch]
                 train_seconds=trained - started,
                 evaluate_seconds=seconds,
                 samples_per_second=(
-                    num_steps * program.batch_size / (trained - started) if epoch else 0.0
+                    num_steps * program.batch_size / (trained - started) if epoch else None
                 ),
             ),
             state=state,
@@ -293,8 +294,7 @@ def _explain(
 
 def _observed(plateau: config.Plateau) -> str:
     """Say what one observation is."""
-    metric = plateau.metric if plateau.metric == "loss" else "1 - accuracy"
-    what = f"{plateau.split} {metric}"
+    what = f"{'1 - ' if plateau.metric == 'accuracy' else ''}{plateau.split} {plateau.metric}"
     if plateau.accumulation_size == 1:
         return what
     unit = "steps" if plateau.split == "train" else "epochs"
@@ -328,7 +328,7 @@ def _record(
         learning_rate=settings.optimizer.learning_rate * float(plateau.scale),
         wait=int(plateau.plateau_count),
         cooldown=int(plateau.cooldown_count),
-        best=float(plateau.best_value) if seen else None,
+        best_value=float(plateau.best_value) if seen else None,
         to_beat=float(to_beat) if seen else None,
         observations=tuple(observations),
     )
@@ -363,11 +363,11 @@ def _header(dataset: Dataset, settings: Config, run: RunDirectory) -> dict[str, 
     return {
         "data": f"{dataset.name}: {', '.join(counts)} of {shape}, "
         f"{len(dataset.class_names)} classes; {dataset.source}"
-        + (f"; NOT Fashion-MNIST: {dataset.fallback}" if dataset.fallback else ""),
+        + ("; NOT Fashion-MNIST" if dataset.fallback else ""),
         "model": f"MLP {'-'.join(map(str, sizes))}, {num_params:,} parameters",
         "training": f"{optimizer.optimizer} at {optimizer.learning_rate:g}, "
-        f"{settings.run.epochs} epochs of {num_steps} steps of {settings.data.batch_size} images, "
-        f"seed {settings.run.seed}",
+        f"{_in_epochs(settings.run.epochs)} of {num_steps} steps "
+        f"of {settings.data.batch_size} images, seed {settings.run.seed}",
         "plateau": f"an observation is the {_observed(plateau)} ({_in_epochs(epochs)}); "
         f"patience {plateau.patience} ({_in_epochs(plateau.patience * epochs)}), "
         f"cooldown {plateau.cooldown} ({_in_epochs(plateau.cooldown * epochs)}), "
@@ -378,7 +378,24 @@ def _header(dataset: Dataset, settings: Config, run: RunDirectory) -> dict[str, 
 
 
 def _in_epochs(epochs: float) -> str:
-    return "1 epoch" if epochs == 1 else f"{epochs:.2g} epochs"
+    shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
+    return f"{shown} epoch{'' if shown == '1' else 's'}"
+
+
+def _warn_of_a_run_without_drops(dataset: Dataset, settings: Config, report: Report) -> None:
+    """Say so if the run is over before patience can run out."""
+    plateau = settings.plateau
+    num_steps = len(dataset.train.labels) // settings.data.batch_size
+    unit, values = "epochs", settings.run.epochs
+    if plateau.split == "train":
+        unit, values = "steps", settings.run.epochs * num_steps
+    # The first observation improves on nothing, and then patience begins.
+    needed = (1 + plateau.patience) * plateau.accumulation_size
+    if values < needed:
+        report.warn(
+            f"The rate cannot drop in this run: that takes {needed:,} {unit}, "
+            f"(1 + patience) x accumulation size, and it has {values:,}."
+        )
 
 
 def _summary(
@@ -392,6 +409,7 @@ def _summary(
         "mode": settings.plateau.mode,
         "epochs": records[-1].epoch,
         "final": records[-1].model_dump(exclude={"observations"}),
+        "best_by": best.scored_by,
         "best": best.model_dump(exclude={"observations"}),
         "num_drops": len(drops),
         "drop_epochs": [drop.epoch for drop in drops],
@@ -409,12 +427,15 @@ def _ending(
     final, best = records[-1], max(records, key=attrgetter("score"))
     fell = ", ".join(str(drop.epoch) for drop in drops) or "none"
     return {
-        "done": f"{final.epoch} epochs in {datetime.timedelta(seconds=round(seconds))}"
+        "done": f"{_in_epochs(final.epoch)} in {datetime.timedelta(seconds=round(seconds))}"
         + (f", on {dataset.name}, NOT on Fashion-MNIST" if dataset.fallback else ""),
-        "train": f"loss {final.train_loss:.4f}, accuracy {final.train_accuracy:.4f}",
-        "test": f"loss {final.test_loss:.4f}, accuracy {final.test_accuracy:.4f} "
-        f"({best.test_accuracy:.4f} at the best epoch, {best.epoch})",
-        "drops": f"{len(drops)} (epochs: {fell}), final scale {final.scale:.4g}",
+        **{
+            split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
+            for split, loss, accuracy in final.scores()
+        },
+        "best": f"epoch {best.epoch}, of the highest {best.scored_by}: "
+        + ", ".join(f"{split} {accuracy:.4f}" for split, _, accuracy in best.scores()),
+        "drops": f"{len(drops)} (epochs: {fell}), final scale {final.scale:.6g}",
         "plot": str(run.plot),
         "next": f"plateau-train plot {shlex.quote(str(run.path))} -o plot.svg",
     }

@@ -130,7 +130,8 @@ def knob_table() -> str:
     """Describe every flag in a table."""
     lines = ["| flag | values | default | meaning |", "|---|---|---|---|"]
     for knob in KNOBS:
-        cells = (f"`{knob.flag}`", knob.expected, knob.default, knob.help)
+        values = f"`--no-{knob.key}` undoes it" if knob.is_switch else knob.expected
+        cells = (f"`{knob.flag}`", values, knob.default, knob.help)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

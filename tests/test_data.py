@@ -61,9 +61,10 @@ def test_a_batch_that_is_larger_than_the_training_set_is_refused_with_both_numbe
         share_out(numbered(), config.Data(batch_size=70_000, val_fraction=0.25))
 
 
-def test_a_fraction_that_holds_out_nothing_is_refused():
-    with pytest.raises(ConfigError, match=r"--val-fraction 0.001 of 100 .* holds out none"):
-        share_out(numbered(), config.Data(val_fraction=0.001, batch_size=10))
+@pytest.mark.parametrize(("fraction", "said"), [(0.001, "none"), (0.999, "all of them")])
+def test_a_fraction_that_holds_out_nothing_or_everything_is_refused(fraction, said):
+    with pytest.raises(ConfigError, match=rf"--val-fraction {fraction} of 100 .* holds out {said}"):
+        share_out(numbered(), config.Data(val_fraction=fraction, batch_size=10))
 
 
 def test_garments_can_be_loaded_in_part_and_begin_alike():

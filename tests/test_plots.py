@@ -38,7 +38,15 @@ def history(num_epochs, *, val=False, drop_every=0):
     return records, drops
 
 
-CASES = [(1, 0, False), (3, 0, False), (3, 1, True), (50, 7, False), (50, 7, True), (500, 20, True)]
+CASES = [
+    (0, 0, False),
+    (1, 0, False),
+    (3, 0, False),
+    (3, 1, True),
+    (50, 7, False),
+    (50, 7, True),
+    (500, 20, True),
+]
 
 
 @pytest.mark.parametrize(("num_epochs", "drop_every", "val"), CASES)
@@ -160,5 +168,5 @@ def test_equal_runs_give_equal_files_in_every_format(tmp_path, ending):
 def test_an_unknown_format_is_refused_with_those_that_are_known(tmp_path):
     with pytest.raises(ConfigError) as refused:
         save_plot(tmp_path / "plot.gif", *history(1), config.Config())
-    assert ".png, .svg, .pdf" in refused.value.hint
+    assert ".png, .svg or .pdf" in refused.value.hint
     assert not list(tmp_path.iterdir())

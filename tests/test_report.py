@@ -63,7 +63,7 @@ def test_a_row_fits_80_columns_and_has_its_titles_once(terminal):
     lines = [line for line in lines if line.strip()]
     assert sum("train loss" in line for line in lines) == 1
     assert len(lines) == 4
-    for shown in ("0.003906", "3.906e-05", "1/5", "0.9999", "3.1s"):
+    for shown in ("0.00390625", "3.906e-05", "1/5", "0.9999", "3.1s"):
         assert shown in lines[1]
 
 
@@ -82,7 +82,7 @@ def test_with_validation_a_narrow_terminal_goes_without_what_follows_from_the_re
 def test_a_drop_is_marked_under_its_row_on_a_terminal(terminal):
     report, screen = terminal(200)
     tell(report, drops=[DROP])
-    assert "drop at epoch 11, step 4,800" in screen.getvalue()
+    assert "drop in epoch 11, after 4,800 steps" in screen.getvalue()
 
 
 def test_a_quiet_run_prints_its_folder_and_nothing_else(capsys, tmp_path):

@@ -20,7 +20,7 @@ from plateau_train.run.metrics import (
 
 RECORD = EpochRecord(
     epoch=1, step=468, train_loss=0.1 + 0.2, train_accuracy=0.5, test_loss=1.5, test_accuracy=0.25,
-    scale=0.5, learning_rate=0.005, wait=1, cooldown=0, best=1.0, to_beat=0.9999,
+    scale=0.5, learning_rate=0.005, wait=1, cooldown=0, best_value=1.0, to_beat=0.9999,
     observations=(1.0, 1.5),
 )  # fmt: skip
 DROP = Drop(
@@ -98,10 +98,10 @@ def test_a_drop_carries_its_reason_into_the_file_and_out_again(tmp_path):
     assert read_drops(path) == [DROP]
     assert json.loads(path.read_text().splitlines()[1])["reason"] == (
         "5 observations in a row (train loss, mean of 200 steps) were not below 0.3121 "
-        "(best 0.3122); the last was 0.3140"
+        "(best 0.3122); the last was 0.314"
     )
     assert DROP.describe().startswith(
-        "drop at epoch 11, step 4,800: scale 1 -> 0.5, lr 0.01 -> 0.005, because 5 observations"
+        "drop in epoch 11, after 4,800 steps: scale 1 -> 0.5, lr 0.01 -> 0.005, because 5 "
     )
     assert read_drops(tmp_path / "none.jsonl") == []
 
@@ -115,6 +115,7 @@ def test_a_checkpoint_holds_every_array_bit_for_bit(tmp_path):
     save_checkpoint(tmp_path / "checkpoints", 7, arrays, is_best=True)
     for name in ("epoch-000007.npz", "best.npz"):
         loaded = load_checkpoint(tmp_path / "checkpoints" / name)
+        assert loaded.pop("epoch") == 7
         assert loaded.keys() == arrays.keys()
         for key, array in arrays.items():
             assert loaded[key].dtype == array.dtype
@@ -123,7 +124,7 @@ def test_a_checkpoint_holds_every_array_bit_for_bit(tmp_path):
 
 def test_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path):
     for epoch in range(5):
-        save_checkpoint(tmp_path, epoch, {"epoch": np.array(epoch)}, is_best=epoch == 1)
+        save_checkpoint(tmp_path, epoch, {"array": np.array(epoch)}, is_best=epoch == 1)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["best.npz", "epoch-000003.npz", "epoch-000004.npz"]
     assert load_checkpoint(tmp_path / "best.npz")["epoch"] == 1

@@ -153,6 +153,15 @@ def test_each_epoch_is_recorded_once(tmp_path):
     assert len((path / "timings.jsonl").read_text().splitlines()) == 5
 
 
+@pytest.mark.parametrize(("mode", "patience"), [("train-loss", 11), ("test-loss", 3)])
+def test_a_run_that_is_over_before_patience_can_run_out_says_so(tmp_path, capsys, mode, patience):
+    # 48 steps are 12 observations of 4, 4 epochs are 4 of 1; the first one only sets the best.
+    size = "4" if mode == "train-loss" else "1"
+    for more in (0, 1):
+        fit(tmp_path, mode=mode, accumulation_size=size, patience=str(patience + more))
+        assert ("The rate cannot drop in this run" in capsys.readouterr().err) == (more == 1)
+
+
 def test_two_equal_runs_write_equal_metrics_and_another_seed_does_not(tmp_path):
     paths = [fit(tmp_path, seed=seed)[0] for seed in ("0", "0", "1")]
     first, second, other = ((path / "metrics.jsonl").read_bytes() for path in paths)
@@ -205,7 +214,7 @@ def test_a_finished_run_holds_all_its_files_and_says_in_words_what_it_was(tmp_pa
     assert resolve({}, file=path / "config.toml").config.plateau.mode == "val-accuracy"
     summary = json.loads((path / "summary.json").read_text())
     best = max(records, key=lambda record: record.val_accuracy)
-    assert summary["best"]["epoch"] == best.epoch
+    assert (summary["best"]["epoch"], summary["best_by"]) == (best.epoch, "val accuracy")
     assert summary["final"]["test_loss"] == records[-1].test_loss
     assert summary["num_drops"] == len(drops)
     environment = json.loads((path / "environment.json").read_text())
@@ -217,6 +226,7 @@ def test_the_last_checkpoint_holds_the_whole_state_of_the_last_epoch(tmp_path):
     _, epochs = retrained(small(tmp_path))
     arrays = load_checkpoint(path / "checkpoints" / "epoch-000004.npz")
     expected = training._arrays(epochs[-1].state)
+    assert arrays.pop("epoch") == 4
     assert arrays.keys() == expected.keys()
     assert {"plateau/plateau_count", "plateau/count", "plateau/avg_value"} <= arrays.keys()
     for name, array in expected.items():

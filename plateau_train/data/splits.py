@@ -50,11 +50,11 @@ def share_out(dataset: Dataset, settings: config.Data) -> Dataset:
     num_train, val = len(train.labels), None
     if settings.val_fraction > 0:
         num_val = round(settings.val_fraction * num_train)
-        if num_val == 0:
+        if num_val in (0, num_train):
             raise ConfigError(
                 f"--val-fraction {settings.val_fraction:g} of {num_train:,} training images "
-                "holds out none",
-                hint=f"use --val-fraction {1 / num_train:.2g} or more",
+                f"holds out {'none' if num_val == 0 else 'all of them'}",
+                hint="use --val-fraction 0.1",
             )
         order = np.random.Generator(np.random.PCG64(0)).permutation(num_train)
         # Sorted: the training images keep their order, whatever it is.

@@ -20,11 +20,11 @@ KEPT = 2  # the newest, and one before it should the newest be damaged
 def save_checkpoint(
     folder: Path, epoch: int, arrays: Mapping[str, np.ndarray], *, is_best: bool
 ) -> None:
-    """Write an epoch's arrays, link them as the best where they are, and drop the old ones."""
+    """Write an epoch's number and arrays, link them if they are the best, and drop the old."""
     storage.make_folder(folder)
     path = folder / f"epoch-{epoch:06}.npz"
     with storage.replacing(path) as file:
-        np.savez(file, allow_pickle=False, **dict(arrays))
+        np.savez(file, allow_pickle=False, epoch=np.array(epoch), **dict(arrays))
     if is_best:
         storage.link_file(path, folder / BEST)
     for old in sorted(folder.glob("epoch-*.npz"))[:-KEPT]:

@@ -20,6 +20,8 @@ def describe_environment(devices: list[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor_cores": os.cpu_count(),
+        # What XLA takes for the number of its threads, on which the last bits depend.
+        "threads": int(os.environ.get("NPROC", len(os.sched_getaffinity(0)))),
         "devices": devices,
         "git_commit": _git_commit(),
     }

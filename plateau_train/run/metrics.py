@@ -33,14 +33,25 @@ class EpochRecord(_Record):
     learning_rate: float
     wait: int
     cooldown: int
-    best: float | None = None
+    best_value: float | None = None
     to_beat: float | None = None
     observations: tuple[float, ...] = ()
 
     @property
+    def scored_by(self) -> str:
+        """What the best epoch has most of: accuracy, on the held-out images if there are any."""
+        return "test accuracy" if self.val_accuracy is None else "val accuracy"
+
+    @property
     def score(self) -> float:
-        """The accuracy that the best epoch has most of: on the held-out images if there are any."""
         return self.test_accuracy if self.val_accuracy is None else self.val_accuracy
+
+    def scores(self) -> list[tuple[str, float, float]]:
+        """List the loss and the accuracy of each split that there is."""
+        scores = [("train", self.train_loss, self.train_accuracy)]
+        if self.val_loss is not None and self.val_accuracy is not None:
+            scores.append(("val", self.val_loss, self.val_accuracy))
+        return [*scores, ("test", self.test_loss, self.test_accuracy)]
 
 
 class Drop(_Record):
@@ -67,16 +78,16 @@ class Drop(_Record):
         times = "1 observation" if self.waited == 1 else f"{self.waited} observations in a row"
         verb = "was" if self.waited == 1 else "were"
         return (
-            f"{times} ({self.observed}) {verb} not below {self.to_beat:.4f} "
-            f"(best {self.best:.4f}); the last was {self.value:.4f}"
+            f"{times} ({self.observed}) {verb} not below {self.to_beat:.6g} "
+            f"(best {self.best:.6g}); the last was {self.value:.6g}"
         )
 
     def describe(self) -> str:
         """Say when and why the scale dropped, from what to what."""
         return (
-            f"drop at epoch {self.epoch}, step {self.step:,}: "
-            f"scale {self.scale_before:.4g} -> {self.scale_after:.4g}, "
-            f"lr {self.learning_rate_before:.4g} -> {self.learning_rate_after:.4g}, "
+            f"drop in epoch {self.epoch}, after {self.step:,} steps: "
+            f"scale {self.scale_before:.6g} -> {self.scale_after:.6g}, "
+            f"lr {self.learning_rate_before:.6g} -> {self.learning_rate_after:.6g}, "
             f"because {self.reason}"
         )
 
@@ -87,7 +98,7 @@ class Timing(_Record):
     epoch: int
     train_seconds: float
     evaluate_seconds: float
-    samples_per_second: float
+    samples_per_second: float | None  # None for epoch 0, which trains nothing
 
 
 class Notice(_Record):

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from plateau_train import config
@@ -46,7 +48,7 @@ def save_plot(
     if kind not in FORMATS:
         raise ConfigError(
             f"a plot cannot be written as {path.name}",
-            hint=f"end the name in .{', .'.join(FORMATS)}",
+            hint=f"end the name in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}",
         )
     figure = draw(records, drops, settings)
     # No date and no random names inside, so that equal runs give equal files.
@@ -57,19 +59,19 @@ def save_plot(
 
 def draw(records: Sequence[EpochRecord], drops: Sequence[Drop], settings: config.Config) -> Figure:
     """Draw the five panels; ``records`` begin with epoch 0, the untrained network."""
-    figure = Figure(figsize=(20, 4.5), layout="constrained")
+    figure = Figure(figsize=(20, 4.5), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     axes: Sequence[Axes] = figure.subplots(1, 5)
-    figure.suptitle(title(settings), fontsize=13)
+    figure.suptitle(title(settings), fontsize=14)
     has_val = records[0].val_loss is not None
-    pad = 38 if has_val else 24  # of a title, above a line of the legend for each curve
-    axes[0].set_title("LR scale", pad=pad)
+    pad = 42 if has_val else 26  # of a title, above a line of the legend for each curve
+    axes[0].set_title("LR scale", pad=pad, fontsize=13)
     _draw_scale(axes[0], records, drops)
     for panel, (split, metric) in zip(
         axes[1:],
         (("train", "loss"), ("train", "accuracy"), ("test", "loss"), ("test", "accuracy")),
         strict=True,
     ):
-        panel.set_title(f"{split} {metric}", pad=pad)
+        panel.set_title(f"{split} {metric}", pad=pad, fontsize=13)
         curves = [_Curve.of(records, split, metric)]
         if split == "test" and has_val:
             curves.append(_Curve.of(records, "val", metric))
@@ -77,13 +79,13 @@ def draw(records: Sequence[EpochRecord], drops: Sequence[Drop], settings: config
             _draw_curve(panel, curve, marked=True)
         # Above the panel, where it can lie on no curve.
         panel.legend(
-            loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9,
+            loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=11,
             handlelength=1.5, borderpad=0.2, labelspacing=0.2,
         )  # fmt: skip
         _draw_zoom(panel, curves, drops, upper=metric == "loss")
     for panel in axes:
         _finish(panel, drops, records[-1].epoch)
-        panel.set_xlabel("epoch")
+        panel.set_xlabel("epoch", fontsize=11)
     return figure
 
 
@@ -140,13 +142,22 @@ def _draw_zoom(
     The untrained network's values are so far off that what a drop does would not be seen.
     """
     last_epoch = curves[0].epochs[-1]
+    if last_epoch < 4:
+        return
     start = max(1, last_epoch // 10)
     later = [value for curve in curves for value in curve.values[start:]]
     low, high = panel.get_ylim()
     used = (max(later) - low if upper else high - min(later)) / (high - low)
-    if last_epoch < 10 or used > 0.3:
+    if used > 0.35:
         return
-    inset = panel.inset_axes((0.27, 0.34, 0.71, 0.58) if upper else (0.27, 0.08, 0.71, 0.6))
+    left, bottom, width, height = 0.29, 0.38 if upper else 0.13, 0.69, 0.51
+    # The panel's own drop lines would run through the labels of the inset.
+    background = Rectangle(
+        (left - 0.15, bottom - 0.1 if upper else 0.01), width + 0.18, height + 0.22,
+        transform=panel.transAxes, facecolor="white", zorder=1,
+    )  # fmt: skip
+    panel.add_patch(background)
+    inset = panel.inset_axes((left, bottom, width, height))
     for curve in curves:
         rest = curve._replace(epochs=curve.epochs[start:], values=curve.values[start:])
         _draw_curve(inset, rest, marked=curve.best_epoch >= start)
@@ -154,8 +165,8 @@ def _draw_zoom(
     inset.set_ylim(min(later) - margin, max(later) + margin)
     _finish(inset, [drop for drop in drops if drop.position >= start], last_epoch)
     inset.set_xlim(start - 0.03 * last_epoch, last_epoch * 1.03)
-    inset.set_title(f"from epoch {start}", fontsize=8, loc="left", pad=2)
-    inset.tick_params(labelsize=7)
+    inset.set_title(f"from epoch {start}", fontsize=10, loc="left", pad=3)
+    inset.tick_params(labelsize=9)
 
 
 def _draw_scale(panel: Axes, records: Sequence[EpochRecord], drops: Sequence[Drop]) -> None:
@@ -165,7 +176,7 @@ def _draw_scale(panel: Axes, records: Sequence[EpochRecord], drops: Sequence[Dro
     panel.plot(positions, scales, color="black", drawstyle="steps-post")
     panel.set_yscale("log", base=2)
     panel.set_ylim(min(scales) / 1.5, 1.5)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -175,6 +186,7 @@ def _finish(panel: Axes, drops: Sequence[Drop], last_epoch: int) -> None:
         panel.axvline(drop.position, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
     margin = 0.03 * last_epoch or 0.1  # room for a marker on the first and on the last epoch
     panel.set_xlim(-margin, last_epoch + margin)
+    panel.tick_params(labelsize=11)
     panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)

@@ -106,9 +106,9 @@ class Report:
             self._progress.start()
         self._progress.reset(
             self._progress.task_ids[0],
-            total=num_steps,
+            total=num_steps if epoch > 0 else None,
             description=f"epoch {epoch}/{num_epochs}",
-            loss="",
+            loss="" if epoch > 0 else "compiling, scoring the untrained network",
         )
 
     def step(self, step: int, loss: float) -> None:
@@ -162,18 +162,11 @@ class Report:
             self._progress = None
 
 
-def _scores(record: EpochRecord) -> Sequence[tuple[str, float, float]]:
-    scores = [("train", record.train_loss, record.train_accuracy)]
-    if record.val_loss is not None and record.val_accuracy is not None:
-        scores.append(("val", record.val_loss, record.val_accuracy))
-    return [*scores, ("test", record.test_loss, record.test_accuracy)]
-
-
 def _line(record: EpochRecord, num_epochs: int, patience: int) -> str:
     """Write an epoch as one plain line."""
     parts = [f"epoch {record.epoch}/{num_epochs}"]
-    parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in _scores(record)]
-    parts += [f"scale {record.scale:.4g}", f"lr {record.learning_rate:.4g}"]
+    parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in record.scores()]
+    parts += [f"scale {record.scale:.6g}", f"lr {record.learning_rate:.6g}"]
     to_beat = "" if record.to_beat is None else f", to beat {record.to_beat:.4f}"
     cooldown = f", cooldown {record.cooldown}" if record.cooldown else ""
     return "  ".join([*parts, f"wait {record.wait}/{patience}{to_beat}{cooldown}"])
@@ -186,7 +179,7 @@ def _width(cells: Sequence[_Cell], *, gap: int) -> int:
 def _cells(record: EpochRecord, num_epochs: int, patience: int, seconds: float) -> Sequence[_Cell]:
     """Lay an epoch out as a row of a table that fits 80 columns without validation."""
     cells = [_Cell("epoch", len(f"{num_epochs}") * 2 + 1, f"{record.epoch}/{num_epochs}")]
-    for name, loss, accuracy in _scores(record):
+    for name, loss, accuracy in record.scores():
         cells += [
             _Cell(f"{name} loss", len(name) + 5, f"{loss:.4f}"),
             _Cell("acc", 6, f"{accuracy:.4f}"),
@@ -194,7 +187,7 @@ def _cells(record: EpochRecord, num_epochs: int, patience: int, seconds: float) 
     waits = f"{record.wait}/{patience}" if not record.cooldown else f"cd {record.cooldown}"
     return [
         *cells,
-        _Cell("scale", 8, f"{record.scale:.4g}"),
+        _Cell("scale", 10, f"{record.scale:.6g}"),
         _Cell("lr", 9, f"{record.learning_rate:.4g}"),
         _Cell("wait", len(f"{patience}") * 2 + 2, waits),
         _Cell("to beat", 7, "" if record.to_beat is None else f"{record.to_beat:.4f}"),

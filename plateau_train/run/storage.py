@@ -102,5 +102,6 @@ def _naming(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}",
-            hint="give a folder with room that you may write to (--runs-dir, or -o for a plot)",
+            hint="give a folder that exists, has room, and that you may write to "
+            "(--runs-dir, or -o for a plot)",
         ) from error
