@@ -39,6 +39,19 @@ def _print(console: Console, text: Text | str) -> None:
     console.print(text, markup=False, soft_wrap=not console.is_terminal)
 
 
+def _print_rows(console: Console, rows: Mapping[str, str]) -> None:
+    """Print names and what they stand for, on a terminal with a hanging indent."""
+    for name, text in rows.items():
+        if console.is_terminal:
+            grid = Table.grid(padding=(0, 2))
+            grid.add_column(width=8, style="bold")
+            grid.add_column(overflow="fold")
+            grid.add_row(name, Text(printable(text)))
+            console.print(grid)
+        else:
+            _print(console, f"{name:<8}  {printable(text)}")
+
+
 class _Cell(NamedTuple):
     title: str
     width: int
@@ -75,17 +88,8 @@ class Report:
 
     def header(self, rows: Mapping[str, str]) -> None:
         """Tell what is about to be trained."""
-        if self._quiet:
-            return
-        for name, text in rows.items():
-            grid = Table.grid(padding=(0, 2))
-            grid.add_column(width=8, style="bold")
-            grid.add_column(overflow="fold")
-            grid.add_row(name, Text(printable(text)))
-            if self._talk.is_terminal:
-                self._talk.print(grid)
-            else:
-                _print(self._talk, f"{name:<8}  {printable(text)}")
+        if not self._quiet:
+            _print_rows(self._talk, rows)
 
     def start_epoch(self, epoch: int, num_epochs: int, num_steps: int) -> None:
         """Begin the live bar of an epoch."""
@@ -152,8 +156,7 @@ class Report:
         if self._quiet:
             print(run, flush=True)
             return
-        for name, text in rows.items():
-            _print(self._out, Text.assemble((f"{name:<8}  ", "bold"), printable(text)))
+        _print_rows(self._out, rows)
 
     def close(self) -> None:
         """Take the live bar off the terminal."""
