@@ -5,6 +5,7 @@ import inspect
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -61,7 +62,7 @@ def main() -> NoReturn:
 
 def _leave(error: PlateauTrainError) -> NoReturn:
     if os.environ.get("PLATEAU_TRAIN_DEBUG") == "1":
-        raise error
+        traceback.print_exception(error)
     show_error(error)
     sys.exit(error.exit_code)
 
@@ -214,8 +215,7 @@ def show_config(
     ] = False,
 ) -> None:
     """Print the resolved settings as TOML, and where each value came from."""
-    comments = {knob.key: knob.help for knob in KNOBS} if describe else resolved.origins
-    typer.echo(config.to_toml(resolved.config, comments, above=describe), nl=False)
+    typer.echo(config.to_toml(*resolved, describe=describe), nl=False)
 
 
 @data_app.command()

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import annotated_types
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from plateau_train.errors import ConfigError
 
@@ -66,6 +67,17 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _checked_path(path: Path) -> Path:
+    """Refuse what no file system can hold or no file of ours could name."""
+    text = str(path)
+    if not text or "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise PydanticCustomError("path", "no usable path")
+    return path
+
+
+FolderPath = Annotated[Path, AfterValidator(_checked_path)]
+
+
 class _Table(BaseModel):
     # strict: a TOML string is no number. Flags are parsed from text either way.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -77,10 +89,10 @@ class Data(_Table):
         "Data set: any image classification set of tensorflow-datasets by its name "
         "(fashion_mnist, mnist, kmnist, cifar10, ...), garments (built in, needs no network), or "
         "auto: Fashion-MNIST where it can be had, else garments",
-        expected="a data set's name",
+        expected="a data set's name, in lower case",
         pattern=r"^[a-z0-9_]+(/[\w.-]+)?(:[\d.*]+)?$",
     )
-    data_dir: Path = _knob(
+    data_dir: FolderPath = _knob(
         Path("~/tensorflow_datasets"),
         "Folder of the prepared data sets",
         variable="TFDS_DATA_DIR",
@@ -104,23 +116,26 @@ class Data(_Table):
 
 class Model(_Table):
     hidden_sizes: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...], BeforeValidator(_as_tuple)
+        tuple[Annotated[int, Field(ge=1, le=100_000)], ...], BeforeValidator(_as_tuple)
     ] = _knob(
         (1000, 1000),
         "Units of each hidden layer; an empty list makes a linear model",
-        expected="whole numbers from 1, separated by commas",
+        expected="whole numbers from 1 to 100,000, separated by commas",
     )
 
 
 class Optimizer(_Table):
     optimizer: OptimizerName = _knob("adam", "Optimizer, as optax defines it")
-    learning_rate: float = _knob(0.01, "Base learning rate, which the scale multiplies", gt=0)
+    learning_rate: float = _knob(
+        0.01, "Base learning rate, which the scale multiplies", ge=1e-30, le=1e30
+    )
     weight_decay: float = _knob(
         lambda fields: DEFAULT_WEIGHT_DECAY.get(fields["optimizer"], 0.0),
         f"Weight decay, for {', '.join(DEFAULT_WEIGHT_DECAY)}",
         shown="optax's: "
         + ", ".join(f"{value:g} for {name}" for name, value in DEFAULT_WEIGHT_DECAY.items()),
         ge=0,
+        le=1_000_000,
     )
     momentum: float = _knob(
         lambda fields: DEFAULT_MOMENTUM.get(fields["optimizer"], 0.0),
@@ -154,7 +169,9 @@ class Plateau(_Table):
         ge=0,
         lt=1,
     )
-    atol: float = _knob(0.0, "Absolute improvement on the best value that counts", ge=0)
+    atol: float = _knob(
+        0.0, "Absolute improvement on the best value that counts", ge=0, le=1_000_000
+    )
     accumulation_size: int = _knob(
         lambda fields: 200 if fields["mode"].startswith("train") else 1,
         "Values averaged into one observation: steps in the train modes, epochs otherwise",
@@ -187,11 +204,11 @@ class Run(_Table):
         None,
         "Name of the run, which follows the time in its folder's name",
         shown="the mode",
-        expected="a folder name of up to 100 characters, with no slash and no dot in front",
-        pattern=r"^[^./\\\p{C}][^/\\\p{C}]*$",
-        max_length=100,
+        expected="a folder name of up to 50 characters, with no slash and no dot in front",
+        pattern=r"^[^./\\\p{C}\s][^/\\\p{C}]*$",
+        max_length=50,
     )
-    runs_dir: Path = _knob(Path("runs"), "Folder of the run folders", strict=False)
+    runs_dir: FolderPath = _knob(Path("runs"), "Folder of the run folders", strict=False)
     quiet: bool = _knob(False, "Print the run's folder and nothing else")
 
 
@@ -399,25 +416,28 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            f"--config {path} does not exist",
+            f"{path} does not exist",
             hint="plateau-train config > my.toml writes a file to start from",
         ) from None
     except OSError as error:
         raise ConfigError(
-            f"--config {path} cannot be read: {error.strerror}", hint="give a readable TOML file"
+            f"{path} cannot be read: {error.strerror}", hint="give a readable TOML file"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # tomllib's own error is a ValueError, as are those of bytes that are no text and of integers
+    # with thousands of digits; thousands of brackets exhaust the stack.
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not valid TOML: {error}",
             hint="text stands in quotes, lists in [ ], and each key once in its table",
         ) from None
 
 
-def to_toml(config: Config, comments: Mapping[str, str], *, above: bool = False) -> str:
+def to_toml(config: Config, origins: Mapping[str, str], *, describe: bool = False) -> str:
     """Write a configuration as TOML that ``--config`` reads back, with a comment for each knob.
 
-    The comments stand behind the values, or ``above`` them. A knob that is unset has no value in
-    TOML: its line is commented out.
+    The comment says where the value came from, or, to ``describe`` it, what it means. A default
+    that is unset or that follows from other knobs is commented out: were it a value, it would
+    stay when the file is used with another mode or another optimizer.
     """
     import tomlkit
 
@@ -428,16 +448,17 @@ def to_toml(config: Config, comments: Mapping[str, str], *, above: bool = False)
             if knob.table != name:
                 continue
             value = getattr(getattr(config, name), knob.key)
-            comment = comments[knob.key]
-            if above:
-                table.add(tomlkit.comment(comment))
-            if value is None:
-                unset = f"{knob.key} = {knob.default}"
-                table.add(tomlkit.comment(unset if above else f"{unset}  # {comment}"))
+            origin = "".join(char if char.isprintable() else "?" for char in origins[knob.key])
+            if describe:
+                table.add(tomlkit.comment(knob.help))
+            if value is None or (origin == "default" and knob.field.default_factory):
+                shown = knob.default if describe or value is None else as_text(value)
+                line = f"{knob.key} = {shown}"
+                table.add(tomlkit.comment(line if describe else f"{line}  # {origin}"))
                 continue
             item = tomlkit.item(_plain(value))
-            if not above:
-                item.comment(comment)
+            if not describe:
+                item.comment(origin)
             table.add(knob.key, item)
         document.add(name, table)
     return tomlkit.dumps(document)
@@ -445,10 +466,6 @@ def to_toml(config: Config, comments: Mapping[str, str], *, above: bool = False)
 
 def _plain(value: object) -> object:
     """Return a knob's value as one of TOML's own types."""
-    return (
-        list(value)
-        if isinstance(value, tuple)
-        else str(value)
-        if isinstance(value, Path)
-        else value
-    )
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value

@@ -4,8 +4,6 @@ Only these are shown to the user as one line and a hint. Everything else is a bu
 traceback: a plain ``ValueError`` is never turned into one of these.
 """
 
-from typing import ClassVar
-
 
 class PlateauTrainError(Exception):
     """A failure that the user can mend.
@@ -14,7 +12,7 @@ class PlateauTrainError(Exception):
     ``hint`` says what to do or type next.
     """
 
-    exit_code: ClassVar[int]
+    exit_code: int
 
     def __init__(self, *problems: str, hint: str) -> None:
         super().__init__(*problems)
@@ -61,4 +59,4 @@ class InterruptedRunError(PlateauTrainError):
 
     def __init__(self, *problems: str, hint: str, signal_number: int) -> None:
         super().__init__(*problems, hint=hint)
-        self.exit_code = 128 + signal_number  # pyright: ignore[reportAttributeAccessIssue]
+        self.exit_code = 128 + signal_number

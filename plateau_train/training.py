@@ -19,7 +19,12 @@ import numpy as np
 from plateau_train import config, data
 from plateau_train.config import Config, Resolved
 from plateau_train.data.splits import Dataset, Split
-from plateau_train.errors import InterruptedRunError, NonFiniteLossError, PlateauTrainError
+from plateau_train.errors import (
+    InterruptedRunError,
+    NonFiniteLossError,
+    PlateauTrainError,
+    StorageError,
+)
 from plateau_train.numerics.plateau import Observation
 from plateau_train.numerics.program import (
     Examples,
@@ -82,7 +87,10 @@ def fit(resolved: Resolved, report: Report) -> Path:
     if dataset.fallback:
         notice = Notice(event="warning", message=f"{dataset.name}: {dataset.fallback}")
         storage.append_line(run.events, notice.model_dump_json())
-    run.make_latest()
+    try:
+        run.make_latest()
+    except StorageError as error:  # a convenience that nothing depends on
+        report.warn(*error.problems)
     report.header(_header(dataset, settings, run))
     _warn_of_a_run_without_drops(dataset, settings, report)
 

@@ -44,6 +44,8 @@ BAD_TOML = {
     "unknown.toml": "[plateau]\npatiense = 3\n",
     "type.toml": '[plateau]\npatience = "3"\n',
     "syntax.toml": "[plateau\n",
+    "deep.toml": f"[run]\nname = {'[' * 20000}",
+    "nul.toml": '[run]\nruns_dir = "a\\u0000b"\n',
 }
 
 
@@ -54,13 +56,16 @@ BAD_TOML = {
         ("--patience 0", "--patience must be a whole number from 1"),
         ("--factor 1.5", "--factor must be a number above 0 below 1, got 1.5"),
         ("--epochs -1", "--epochs must be a whole number from 1"),
-        ("--learning-rate nan", "--learning-rate must be a number above 0, got nan"),
+        ("--learning-rate nan", "--learning-rate must be a number from 1e-30 to 1e+30, got nan"),
         ("--dataset garments --batch-size 70000", "larger than the 60,000 training images"),
         ("--hidden-sizes 10,x", "--hidden-sizes must be whole numbers from 1"),
         ("--config unknown.toml", "did you mean patience?"),
         ("--config type.toml", "patience in [plateau] must be a whole number"),
         ("--config syntax.toml", "syntax.toml is not valid TOML"),
         ("--config nowhere.toml", "nowhere.toml does not exist"),
+        ("--config deep.toml", "deep.toml is not valid TOML"),
+        ("--config nul.toml", "runs_dir in [run] must be a path"),
+        ("--atol 1e39", "--atol must be a number from 0 to 1,000,000"),
         ("--name a/b", "--name must be a folder name"),
         ("--name ..", "--name must be a folder name"),
         ("--mode val-loss", "add --val-fraction"),
@@ -94,6 +99,9 @@ def test_a_reference_config_without_its_data_ends_with_exit_code_3(tmp_path):
 def test_a_folder_that_is_no_run_ends_with_exit_code_4(tmp_path):
     assert "is no run folder" in refused(tmp_path, "plot", tmp_path, code=4)
     assert "is no folder" in refused(tmp_path, "plot", "nowhere", code=4)
+    (tmp_path / "config.toml").write_text("[plateau\n")
+    (tmp_path / "metrics.jsonl").touch()
+    assert "config.toml is not valid TOML" in refused(tmp_path, "plot", tmp_path, code=4)
 
 
 def test_a_runs_folder_that_cannot_be_written_ends_with_exit_code_5(tmp_path):
@@ -112,7 +120,7 @@ def test_a_loss_that_is_not_finite_ends_with_exit_code_6(tmp_path):
 def test_the_debug_variable_shows_the_traceback(tmp_path):
     finished = command("--patience=0", cwd=tmp_path, PLATEAU_TRAIN_DEBUG="1")
     assert "Traceback" in finished.stderr
-    assert finished.returncode == 1
+    assert finished.returncode == 2
 
 
 def test_help_groups_every_knob_with_its_default_and_ends_with_examples(top_help):

@@ -81,7 +81,7 @@ def test_every_problem_of_the_file_and_of_the_flags_is_reported_at_once(toml):
         'cooldown in [plateau] must be a whole number from 0 to 1,000,000,000, got "1"',
         "unknown key patiense in [plateau], did you mean patience?",
         "unknown table or key platau, did you mean plateau?",
-        "--hidden-sizes must be whole numbers from 1, separated by commas, got x",
+        "--hidden-sizes must be whole numbers from 1 to 100,000, separated by commas, got x",
         "--factor must be a number above 0 below 1, got 1.5",
         "--seed must be a whole number from 0 to 4,294,967,295, got x",
     ]
@@ -139,6 +139,22 @@ def test_what_is_written_as_toml_reads_back_as_the_same_settings(toml):
     assert "# flag" in file.read_text()
     assert 'data_dir = "/a b/ü" # TFDS_DATA_DIR' in file.read_text()
     assert "# test_examples = all  # default" in file.read_text()
+
+
+def test_a_written_default_that_follows_the_mode_or_the_optimizer_still_follows_it(toml):
+    file = toml(config.to_toml(*resolve({})))
+    assert "# accumulation_size = 200  # default" in file.read_text()
+    changed = resolve(flags(mode="test-loss", optimizer="sgd"), file=file).config
+    assert changed.plateau.accumulation_size == 1
+    assert changed.optimizer.momentum == 0.9
+    given = toml(config.to_toml(*resolve(flags(accumulation_size="7"))))
+    assert resolve(flags(mode="test-loss"), file=given).config.plateau.accumulation_size == 7
+
+
+def test_an_origin_cannot_break_out_of_its_comment(toml):
+    settings, origins = resolve({})
+    file = toml(config.to_toml(settings, origins | {"seed": "cr\nepochs = 7\udcff\x1b[2J"}))
+    assert resolve({}, file=file).config == settings
 
 
 def test_no_hidden_sizes_make_a_linear_model():

@@ -189,29 +189,14 @@ def test_a_set_of_tensorflow_datasets_is_read_whole_and_in_order(tmp_path):
         tfds.load("tiny", tmp_path, say=silent)
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """Fashion-MNIST, prepared from the original files: about half a minute."""
-    folder = tmp_path_factory.mktemp("prepared")
-    said = data.prepare(config.Data(data_dir=folder), ORIGINALS, say=silent)
-    assert said == f"prepared fashion_mnist/3.0.1 in {folder}"
-    return folder
-
-
 @needs_originals
-def test_fashion_mnist_prepared_from_the_original_files_has_its_known_statistics(prepared):
-    described = data.describe(config.Data(data_dir=prepared), say=silent)
-    assert described["train"] == "60,000 images"
-    assert described["test"] == "10,000 images"
-    assert described["pixels"] == "mean 0.28604, standard deviation 0.35302, of 1"
-    assert described["a class"] == "6,000 images in train, 1,000 images in test"
-    again = data.prepare(config.Data(data_dir=prepared), ORIGINALS, say=silent)
-    assert "is prepared already" in again
+def test_fashion_mnist_is_downloaded_verified_and_prepared_where_there_is_a_network(
+    tmp_path, monkeypatch
+):
+    """A proxy on this machine stands in for the network and hands out the original files.
 
-
-@needs_originals
-def test_fashion_mnist_is_downloaded_where_there_is_a_network(tmp_path, monkeypatch):
-    """A proxy on this machine stands in for the network and hands out the original files."""
+    About twenty seconds; .ci/run prepares them with --from.
+    """
 
     class Proxy(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -227,14 +212,22 @@ def test_fashion_mnist_is_downloaded_where_there_is_a_network(tmp_path, monkeypa
         def handle_error(self, *_):  # the probe hangs up without reading the file
             pass
 
+    settings = config.Data(data_dir=tmp_path)
     with QuietServer(("127.0.0.1", 0), Proxy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
         told = []
-        said = data.prepare(config.Data(data_dir=tmp_path), None, say=told.append)
+        said = data.prepare(settings, None, say=told.append)
         server.shutdown()
     assert said == f"prepared fashion_mnist/3.0.1 in {tmp_path}"
     assert told[0].startswith("downloading and preparing fashion_mnist/3.0.1")
+
+    described = data.describe(settings, say=silent)
+    assert described["train"] == "60,000 images"
+    assert described["test"] == "10,000 images"
+    assert described["pixels"] == "mean 0.28604, standard deviation 0.35302, of 1"
+    assert described["a class"] == "6,000 images in train, 1,000 images in test"
+    assert "is prepared already" in data.prepare(settings, ORIGINALS, say=silent)
 
 
 def test_a_tilde_in_the_folder_of_the_data_stands_for_the_home_folder(tmp_path, monkeypatch):

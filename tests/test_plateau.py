@@ -106,6 +106,9 @@ def test_an_observation_says_what_the_rule_weighed():
     assert seen.best[1::2].tolist() == [np.inf, 3, 3, 3]
     assert seen.to_beat[1::2].tolist() == [np.inf, 2.25, 2.25, 2.25]
     assert seen.waited[1::2].tolist() == [0, 1, 2, 0]
+    absolute = observe_all(rule(patience=9, rtol=0.25, atol=0.5), [4, 2.6, 2.4])
+    assert absolute.to_beat.tolist() == [np.inf, 2.5, 2.5]
+    assert absolute.waited.tolist() == [0, 1, 0]
     assert seen.scale[1::2].tolist() == [1, 1, 0.5, 0.5]
 
 

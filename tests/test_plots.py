@@ -104,6 +104,8 @@ def test_what_the_first_epochs_flatten_is_shown_again_larger():
             if curve.get_linestyle() != ":":
                 assert list(curve.get_ydata()) == list(whole.get_ydata())[5:]
         low, high = zoom.get_ylim()
+        vertical = [line.get_xdata()[0] for line in zoom.lines if line.get_linestyle() == ":"]
+        assert vertical == [drop.position for drop in drops if drop.position >= 5]
         values = zoom.lines[0].get_ydata()
         assert low < min(values) <= max(values) < high
     few, drops = history(3)

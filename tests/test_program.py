@@ -11,6 +11,8 @@ from plateau_train.numerics import program as numerics
 from plateau_train.numerics.program import Examples, Program
 
 IMAGE_SHAPE = (4, 4, 1)
+GOLDEN_ORDER = [4680, 17049, 1343, 10394]
+GOLDEN_KERNEL = [-0.02064866, 0.03974656, 0.02842904]
 
 
 def examples(num_examples, seed=0):
@@ -109,6 +111,50 @@ def test_a_new_scale_already_acts_on_the_step_that_closed_the_window():
         *map(jax.tree.leaves, (state.params, dropped.params, kept.params)), strict=True
     ):
         np.testing.assert_allclose(half - before, (whole - before) / 2, rtol=1e-3, atol=1e-7)
+
+
+def test_in_train_accuracy_mode_the_rule_is_fed_one_minus_the_accuracy_of_the_step():
+    program = make_program(mode="train-accuracy", accumulation_size=1)
+    state = numerics.init_state(program, 0, IMAGE_SHAPE)
+    _, record = jax.jit(partial(numerics.train_step, program))(state, examples(8))
+    assert record.observation.value == 1 - record.metrics.accuracy
+    assert record.observation.value != record.metrics.loss
+
+
+@pytest.mark.parametrize(
+    ("settings", "plain"),
+    [
+        (
+            config.Optimizer(optimizer="adamw", weight_decay=0.5),
+            optax.adamw(0.01, weight_decay=0.5),
+        ),
+        (config.Optimizer(optimizer="sgd", momentum=0.5), optax.sgd(0.01, momentum=0.5)),
+        (config.Optimizer(optimizer="sgd", momentum=0.0), optax.sgd(0.01)),
+    ],
+)
+def test_weight_decay_and_momentum_reach_the_optimizer(settings, plain):
+    results = []
+    for optimizer in (numerics.make_optimizer(settings), plain):
+        params = {"weight": jnp.array([1.0, -2.0])}
+        state = optimizer.init(params)
+        for grad in ([0.1, 0.2], [0.3, -0.1]):
+            updates, state = optimizer.update({"weight": jnp.array(grad)}, state, params)
+            params = optax.apply_updates(params, updates)
+        results.append(params["weight"])
+    np.testing.assert_array_equal(*results)
+
+
+def test_the_streams_of_random_numbers_are_those_that_published_runs_were_made_with():
+    """Golden values: a change means that no run can be repeated any more.
+
+    They may only be updated with an entry under Numerics in CHANGELOG.md.
+    """
+    assert numerics.INIT_STREAM != numerics.SHUFFLE_STREAM
+    order = numerics.epoch_order(0, 1, num_examples=60_000, batch_size=128)
+    assert order[0, :4].tolist() == GOLDEN_ORDER
+    program = Program.from_config(config.Config(), num_classes=10)
+    kernel = numerics.init_state(program, 0, (28, 28, 1)).params["Dense_0"]["kernel"]
+    np.testing.assert_allclose(kernel[0, :3], GOLDEN_KERNEL, rtol=1e-5)
 
 
 def test_every_seed_that_is_allowed_works_and_small_ones_are_what_they_were_as_plain_ints():

@@ -7,14 +7,16 @@ import pytest
 
 from plateau_train.errors import RunError, StorageError
 from plateau_train.run import storage
-from plateau_train.run.checkpoint import load_checkpoint, save_checkpoint
+from plateau_train.run.checkpoint import save_checkpoint
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.metrics import (
     EPOCHS,
+    EVENTS,
     Drop,
     EpochRecord,
     Notice,
     read_drops,
+    read_history,
     read_records,
 )
 
@@ -114,7 +116,7 @@ def test_a_checkpoint_holds_every_array_bit_for_bit(tmp_path):
     }
     save_checkpoint(tmp_path / "checkpoints", 7, arrays, is_best=True)
     for name in ("epoch-000007.npz", "best.npz"):
-        loaded = load_checkpoint(tmp_path / "checkpoints" / name)
+        loaded = dict(np.load(tmp_path / "checkpoints" / name, allow_pickle=False))
         assert loaded.pop("epoch") == 7
         assert loaded.keys() == arrays.keys()
         for key, array in arrays.items():
@@ -127,17 +129,29 @@ def test_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path):
         save_checkpoint(tmp_path, epoch, {"array": np.array(epoch)}, is_best=epoch == 1)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["best.npz", "epoch-000003.npz", "epoch-000004.npz"]
-    assert load_checkpoint(tmp_path / "best.npz")["epoch"] == 1
+    assert np.load(tmp_path / "best.npz")["epoch"] == 1
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path):
-    save_checkpoint(tmp_path, 1, {"array": np.arange(1000)}, is_best=False)
-    path = tmp_path / "epoch-000001.npz"
-    content = bytearray(path.read_bytes())
-    content[2000] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(RunError, match="cannot be read"):
-        load_checkpoint(path)
-    path.write_bytes(content[:1000])
-    with pytest.raises(RunError, match="cannot be read"):
-        load_checkpoint(path)
+def test_a_history_that_is_not_whole_is_refused_with_the_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = RECORD.model_copy(update={"epoch": 0})
+    for damaged, said in (
+        (RECORD.model_copy(update={"epoch": 3}), "line 2 is of epoch 3, not 1"),
+        (RECORD.model_copy(update={"val_loss": 1.0, "val_accuracy": 0.5}), "line 2 lacks"),
+    ):
+        storage.write_text(path, f"{first.model_dump_json()}\n{damaged.model_dump_json()}\n")
+        with pytest.raises(RunError, match=said):
+            read_history(path)
+    storage.write_text(path, "")
+    with pytest.raises(RunError, match="no epoch was finished"):
+        read_history(path)
+    storage.write_text(path, first.model_dump_json().replace("1.5", "NaN"))
+    with pytest.raises(RunError, match="line 1 is damaged"):
+        read_history(path)
+
+
+def test_separators_that_json_leaves_as_they_are_do_not_break_a_line(tmp_path):
+    path = tmp_path / "events.jsonl"
+    notice = Notice(event="warning", message="a\u2028b\u0085c")
+    storage.append_line(path, notice.model_dump_json())
+    assert read_records(path, EVENTS) == [notice]

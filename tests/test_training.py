@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ from plateau_train import config, data, training
 from plateau_train.config import Given, resolve
 from plateau_train.errors import ConfigError, NonFiniteLossError
 from plateau_train.numerics import program as numerics
-from plateau_train.run.checkpoint import load_checkpoint
 from plateau_train.run.metrics import EPOCHS, EVENTS, Notice, read_drops, read_records
 from plateau_train.run.report import Report
 
@@ -100,6 +100,85 @@ def test_the_rule_sees_each_epochs_own_evaluation_once(tmp_path, mode, field, tu
     assert [drop.epoch for drop in drops] == expected
     assert [drop.position for drop in drops] == expected
     assert records[0].observations == ()
+
+
+def test_validation_scores_the_held_out_images_and_no_others(tmp_path):
+    resolved = small(tmp_path, mode="val-loss", val_fraction="0.3")
+    dataset, epochs = retrained(resolved)
+    loss, accuracy = exact_scores(resolved, epochs[-1].state.params, dataset.val)
+    assert epochs[-1].record.val_loss == pytest.approx(loss, rel=1e-5)
+    assert epochs[-1].record.val_accuracy == pytest.approx(accuracy)
+    assert epochs[-1].record.val_loss != epochs[-1].record.test_loss
+
+
+def test_the_order_of_the_images_follows_the_seed_and_the_epoch(tmp_path, monkeypatch):
+    asked = []
+
+    def recording(seed, epoch, **sizes):
+        asked.append((int(seed), epoch))
+        return numerics.epoch_order(seed, epoch, **sizes)
+
+    monkeypatch.setattr(training, "epoch_order", recording)
+    retrained(small(tmp_path, seed="7"))
+    assert asked == [(7, 1), (7, 2), (7, 3), (7, 4)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"accumulation_size": "5", "patience": "1", "cooldown": "2", "rtol": "0.1"},
+        {"accumulation_size": "17", "patience": "1", "min_scale": "0.4", "atol": "0.2"},
+        {"mode": "train-accuracy", "accumulation_size": "3", "patience": "2", "cooldown": "1"},
+        {"mode": "test-loss", "accumulation_size": "2", "patience": "1", "rtol": "0.5"},
+    ],
+)
+def test_what_is_recorded_follows_from_the_observations_alone(tmp_path, settings):
+    """Replay the rule in plain Python over the recorded observations."""
+    path, records, drops = fit(tmp_path, epochs="9", **settings)
+    rule = resolve({}, file=path / "config.toml").config.plateau
+    scale, best, wait, cooldown, expected = 1.0, math.inf, 0, 0, []
+    for record in records:
+        for value in record.observations:
+            to_beat = (1 - rule.rtol) * best - rule.atol
+            wait = 0 if value < to_beat else wait + 1
+            before, waited = scale, wait
+            if cooldown > 0:
+                cooldown, wait = cooldown - 1, 0
+            elif wait == rule.patience:
+                scale, cooldown, wait = max(scale * rule.factor, rule.min_scale), rule.cooldown, 0
+            if scale < before:
+                expected.append((record.epoch, before, scale, value, best, to_beat, waited))
+            best = min(best, value) if value < to_beat else best
+        assert (record.scale, record.wait, record.cooldown) == (
+            pytest.approx(scale), wait, cooldown,
+        )  # fmt: skip
+        assert record.learning_rate == pytest.approx(0.03 * scale)
+        if record.best_value is not None:
+            assert record.best_value == pytest.approx(best)
+            assert record.to_beat == pytest.approx((1 - rule.rtol) * best - rule.atol, abs=1e-6)
+    assert expected, "no drop: nothing was tested"
+    assert len(drops) == len(expected)
+    for drop, (epoch, before, after, value, best, to_beat, waited) in zip(
+        drops, expected, strict=True
+    ):
+        assert (drop.epoch, drop.waited) == (epoch, waited)
+        assert drop.step == pytest.approx(drop.position * 12)
+        assert [
+            drop.scale_before, drop.scale_after, drop.value, drop.best, drop.to_beat,
+            drop.learning_rate_before, drop.learning_rate_after,
+        ] == pytest.approx(
+            [before, after, value, best, to_beat, 0.03 * before, 0.03 * after], abs=1e-6
+        )  # fmt: skip
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["drop_epochs"] == [drop[0] for drop in expected]
+
+
+def test_a_latest_that_cannot_be_swapped_is_no_reason_to_stop(tmp_path, capsys):
+    (tmp_path / "latest").mkdir()
+    path, records, _ = fit(tmp_path)
+    assert len(records) == 5
+    assert (path / "plot.png").exists()
+    assert "latest cannot be written" in capsys.readouterr().err
 
 
 def test_a_new_scale_of_an_evaluation_acts_from_the_next_epoch_on(tmp_path):
@@ -224,7 +303,7 @@ def test_a_finished_run_holds_all_its_files_and_says_in_words_what_it_was(tmp_pa
 def test_the_last_checkpoint_holds_the_whole_state_of_the_last_epoch(tmp_path):
     path, records, _ = fit(tmp_path)
     _, epochs = retrained(small(tmp_path))
-    arrays = load_checkpoint(path / "checkpoints" / "epoch-000004.npz")
+    arrays = dict(np.load(path / "checkpoints" / "epoch-000004.npz"))
     expected = training._arrays(epochs[-1].state)
     assert arrays.pop("epoch") == 4
     assert arrays.keys() == expected.keys()
@@ -233,7 +312,7 @@ def test_the_last_checkpoint_holds_the_whole_state_of_the_last_epoch(tmp_path):
         np.testing.assert_array_equal(arrays[name], array)
     best = max(records, key=lambda record: record.test_accuracy).epoch
     expected = training._arrays(epochs[best].state)
-    arrays = load_checkpoint(path / "checkpoints" / "best.npz")
+    arrays = np.load(path / "checkpoints" / "best.npz")
     np.testing.assert_array_equal(arrays["params/Dense_1/bias"], expected["params/Dense_1/bias"])
 
 

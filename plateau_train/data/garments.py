@@ -111,11 +111,6 @@ ROWS: Floats = (np.arange(SIZE, dtype=np.float32) + 0.5).reshape(1, SIZE, 1)  # 
 COLUMNS: Floats = ROWS.reshape(1, 1, SIZE)
 
 
-def load() -> tuple[Pictures, Pictures]:
-    """Draw the whole set: (train images, train labels), (test images, test labels)."""
-    return draw(TRAIN_EXAMPLES, seed=TRAIN_SEED), draw(TEST_EXAMPLES, seed=TEST_SEED)
-
-
 def draw(num_examples: int, *, seed: int) -> Pictures:
     """Draw images uint8 [n,28,28,1] and labels int32 [n]; a smaller n gives a prefix of a larger.
 

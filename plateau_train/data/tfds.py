@@ -8,6 +8,8 @@ import io
 import logging
 import os
 import threading
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ os.environ.setdefault(
 )  # it would announce itself; nothing here uses it
 
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
 from plateau_train.data.splits import Dataset, Split
 from plateau_train.errors import DataError, DataUnavailableError, StorageError
@@ -49,7 +52,7 @@ def load(
     say(f"reading {builder.info.full_name} from {data_dir}")
     train, test = (_read(builder, split, *keys) for split in ("train", "test"))
     return Dataset(
-        name=builder.info.name,
+        name=_name(builder),
         source=f"tensorflow-datasets {builder.info.full_name} in {data_dir}",
         class_names=_class_names(builder, keys[1]),
         train=train,
@@ -110,6 +113,11 @@ def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
             hint="take a name of tensorflow-datasets (fashion_mnist, mnist, cifar10, ...), "
             "or garments, which is built in",
         ) from None
+    except (RuntimeError, json_format.ParseError) as error:
+        raise DataError(
+            f"the description of {name} in {data_dir} is damaged: {str(error).splitlines()[0]}",
+            hint=f"delete {name} in {data_dir} and run plateau-train data prepare --dataset {name}",
+        ) from error
     except (AssertionError, ValueError) as error:  # an unknown configuration or version
         raise DataError(
             f"tensorflow-datasets does not know {name}: {str(error).splitlines()[0]}",
@@ -139,6 +147,12 @@ def _image_and_label(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
     )
 
 
+def _name(builder: tfds.core.DatasetBuilder) -> str:
+    """Return the name that finds the set again, with its configuration if it has one."""
+    chosen = builder.builder_config
+    return f"{builder.name}/{chosen.name}" if chosen else builder.name
+
+
 def _class_names(builder: tfds.core.DatasetBuilder, label: str) -> tuple[str, ...]:
     features: Any = builder.info.features
     return tuple(features[label].names)
@@ -165,7 +179,8 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, image: str, label: str)
         raise DataError(
             f"the files of {builder.info.full_name} in {builder.data_path} cannot be read: "
             f"{str(error).splitlines()[0]}",
-            hint=f"delete that folder and run plateau-train data prepare --dataset {builder.name}",
+            hint="delete that folder and run "
+            f"plateau-train data prepare --dataset {_name(builder)}",
         ) from error
     return Split(columns[image], columns[label].astype(np.int32))
 
@@ -173,7 +188,7 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, image: str, label: str)
 def _unavailable(builder: tfds.core.DatasetBuilder, *problems: str) -> DataUnavailableError:
     return DataUnavailableError(
         "; ".join(problems),
-        hint=f"plateau-train data prepare --dataset {builder.name} downloads it, with --from DIR "
+        hint=f"plateau-train data prepare --dataset {_name(builder)} downloads it, with --from DIR "
         "it takes the original files from DIR; --dataset garments needs neither",
     )
 
@@ -184,8 +199,12 @@ def _probe(url: str) -> str:
 
     def ask() -> None:
         try:
-            urllib.request.build_opener().open(url, timeout=PROBE_SECONDS).close()
+            address = urllib.parse.quote(url, safe=":/?&=%#")  # some of the pinned ones hold spaces
+            urllib.request.build_opener().open(address, timeout=PROBE_SECONDS).close()
             reasons.append("")
+        except urllib.error.HTTPError as error:
+            # Below 500 the server is there; what it has against this request is for TFDS to see.
+            reasons.append("" if error.code < 500 else str(error))
         except (OSError, http.client.HTTPException) as error:
             reasons.append(str(getattr(error, "reason", error)))
 

@@ -1,16 +1,14 @@
-"""The arrays of a run on disk: one plain ``.npz`` an epoch, whole or not there at all.
+"""The arrays of a run on disk: one plain ``.npz`` an epoch, for ``numpy.load``, whole or not there.
 
 Not Orbax, which is for sharded states of terabytes on many hosts: this state is small and
 replicated, and zip's CRC finds a flipped bit where Orbax loads it.
 """
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from plateau_train.errors import RunError
 from plateau_train.run import storage
 
 BEST = "best.npz"
@@ -29,15 +27,3 @@ def save_checkpoint(
         storage.link_file(path, folder / BEST)
     for old in sorted(folder.glob("epoch-*.npz"))[:-KEPT]:
         storage.remove_file(old)
-
-
-def load_checkpoint(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of a checkpoint by their names; raises ``RunError`` for a damaged one."""
-    try:
-        # NumPy itself would leave a file open that is no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise RunError(
-            f"{path} cannot be read: {error}", hint=f"use another checkpoint in {path.parent}"
-        ) from error

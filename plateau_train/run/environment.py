@@ -21,7 +21,7 @@ def describe_environment(devices: list[str]) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor_cores": os.cpu_count(),
         # What XLA takes for the number of its threads, on which the last bits depend.
-        "threads": int(os.environ.get("NPROC", len(os.sched_getaffinity(0)))),
+        "threads": os.environ.get("NPROC") or os.cpu_count(),
         "devices": devices,
         "git_commit": _git_commit(),
     }

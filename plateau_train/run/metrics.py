@@ -9,7 +9,7 @@ from plateau_train.errors import RunError
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class EpochRecord(_Record):
@@ -40,7 +40,8 @@ class EpochRecord(_Record):
     @property
     def scored_by(self) -> str:
         """What the best epoch has most of: accuracy, on the held-out images if there are any."""
-        return "test accuracy" if self.val_accuracy is None else "val accuracy"
+        missing = self.val_loss is None or self.val_accuracy is None
+        return "test accuracy" if missing else "val accuracy"
 
     @property
     def score(self) -> float:
@@ -119,13 +120,14 @@ RecordType = TypeVar("RecordType")
 def read_records(path: Path, kind: TypeAdapter[RecordType]) -> list[RecordType]:
     """Read a file of JSON lines; raises ``RunError`` with the number of a line that is damaged."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which also breaks at characters that stand unescaped in JSON.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(
             f"{path} cannot be read: {error}", hint="give a run folder, such as runs/latest"
         ) from error
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines if lines != [""] else [], start=1):
         try:
             records.append(kind.validate_json(line))
         except ValidationError as error:
@@ -135,6 +137,22 @@ def read_records(path: Path, kind: TypeAdapter[RecordType]) -> list[RecordType]:
                 f"{path} line {number} is damaged: {problem['msg']}" + (place and f" at {place}"),
                 hint="restore the file from a copy, or delete that line if it is the last",
             ) from error
+    return records
+
+
+def read_history(path: Path) -> list[EpochRecord]:
+    """Read the epochs of a run; raises ``RunError`` unless they are 0, 1, 2, ... and alike."""
+    records = read_records(path, EPOCHS)
+    hint = "restore the file from a copy"
+    if not records:
+        raise RunError(f"{path} is empty: no epoch was finished", hint="train it first")
+    for epoch, record in enumerate(records):
+        if record.epoch != epoch:
+            raise RunError(
+                f"{path} line {epoch + 1} is of epoch {record.epoch}, not {epoch}", hint=hint
+            )
+        if record.scored_by != records[0].scored_by:
+            raise RunError(f"{path} line {epoch + 1} lacks validation, or has it alone", hint=hint)
     return records
 
 

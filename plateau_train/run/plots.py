@@ -15,7 +15,7 @@ from plateau_train import config
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import EPOCHS, Drop, EpochRecord, read_drops, read_records
+from plateau_train.run.metrics import Drop, EpochRecord, read_drops, read_history
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -29,12 +29,11 @@ def plot_run(path: Path, output: Path | None = None) -> Path:
     Reads ``config.toml``, ``metrics.jsonl`` and ``events.jsonl`` of the run and nothing else.
     """
     run = RunDirectory.open(path)
-    settings = config.resolve({}, file=run.config).config
-    records = read_records(run.metrics, EPOCHS)
-    if not records:
-        raise RunError(
-            f"{run.metrics} is empty: no epoch was finished", hint="train it, then plot it"
-        )
+    try:
+        settings = config.resolve({}, file=run.config).config
+    except ConfigError as error:
+        raise RunError(*error.problems, hint="restore the file from a copy") from error
+    records = read_history(run.metrics)
     output = output or run.plot
     save_plot(output, records, read_drops(run.events), settings)
     return output
@@ -173,9 +172,12 @@ def _draw_scale(panel: Axes, records: Sequence[EpochRecord], drops: Sequence[Dro
     """Draw the scale as steps that fall where the drops fell, inside an epoch or at its end."""
     positions = [records[0].epoch, *(drop.position for drop in drops), records[-1].epoch]
     scales = [1.0, *(drop.scale_after for drop in drops), records[-1].scale]
+    # A scale that has become 0 in float32 has no place on a log axis: draw it at the edge.
+    lowest = min(scale for scale in scales if scale > 0) / 1.5
+    scales = [scale or lowest for scale in scales]
     panel.plot(positions, scales, color="black", drawstyle="steps-post")
     panel.set_yscale("log", base=2)
-    panel.set_ylim(min(scales) / 1.5, 1.5)
+    panel.set_ylim(lowest, 1.5)
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())
 
