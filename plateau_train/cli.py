@@ -15,7 +15,6 @@ import typer
 from plateau_train import config
 from plateau_train.config import KNOBS, Given, Knob, Resolved
 from plateau_train.errors import ConfigError, InterruptedRunError, PlateauTrainError
-from plateau_train.run.report import Report, show_error
 
 ALL = tuple(knob.key for knob in KNOBS)
 
@@ -63,6 +62,8 @@ def main() -> NoReturn:
 def _leave(error: PlateauTrainError) -> NoReturn:
     if os.environ.get("PLATEAU_TRAIN_DEBUG") == "1":
         traceback.print_exception(error)
+    from plateau_train.run.report import show_error
+
     show_error(error)
     sys.exit(error.exit_code)
 
@@ -185,6 +186,7 @@ def train(resolved: Resolved) -> None:
 
 
 def _train(resolved: Resolved) -> None:
+    from plateau_train.run.report import Report
     from plateau_train.training import fit
 
     fit(resolved, Report(quiet=resolved.config.run.quiet))
@@ -234,6 +236,7 @@ def prepare(
 ) -> None:
     """Download a data set, or take its original files from a folder, and prepare it."""
     from plateau_train import data
+    from plateau_train.run.report import Report
 
     typer.echo(data.prepare(resolved.config.data, manual_dir, say=Report().say))
 
@@ -243,6 +246,7 @@ def prepare(
 def info(resolved: Resolved) -> None:
     """Describe a prepared data set: images, classes, pixels."""
     from plateau_train import data
+    from plateau_train.run.report import Report
 
     for name, text in data.describe(resolved.config.data, say=Report().say).items():
         typer.echo(f"{name:<10} {text}")

@@ -80,7 +80,10 @@ FolderPath = Annotated[Path, AfterValidator(_checked_path)]
 
 class _Table(BaseModel):
     # strict: a TOML string is no number. Flags are parsed from text either way.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    # defer_build: --help needs no validators, and they take longer to build than to show it.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 class Data(_Table):
