@@ -80,7 +80,7 @@ FolderPath = Annotated[Path, AfterValidator(_checked_path)]
 
 class _Table(BaseModel):
     # strict: a TOML string is no number. Flags are parsed from text either way.
-    # defer_build: --help needs no validators, and they take longer to build than to show it.
+    # defer_build: --help needs no validators, and would wait for them to be built.
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True
     )
@@ -288,9 +288,10 @@ class Knob(NamedTuple):
             return self._extra["expected"]
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        types = {int: "a whole number", float: "a number", bool: "true or false"}
-        types[Path] = "a path"  # pyright: ignore[reportArgumentType]
-        types[str] = "text"  # pyright: ignore[reportArgumentType]
+        types: dict[Any, str] = {
+            int: "a whole number", float: "a number", bool: "true or false",
+            Path: "a path", str: "text",
+        }  # fmt: skip
         annotation = self.field.annotation
         member = next(kind for kind in (get_args(annotation) or (annotation,)) if kind in types)
         words = {

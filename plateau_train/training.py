@@ -76,13 +76,15 @@ def fit(resolved: Resolved, report: Report) -> Path:
             "--from DIR and the four original files.",
         )
     settings, origins = _settle(resolved, dataset)
+    # All that could fail without a disk comes before the folder.
+    settings_toml = config.to_toml(settings, origins)
+    environment = describe_environment(_device_names())
     name = settings.run.name or settings.plateau.mode
     run = RunDirectory.create(
         settings.run.runs_dir.expanduser(), f"{name}-{dataset.name}" if dataset.fallback else name
     )
-    storage.write_text(run.config, config.to_toml(settings, origins))
+    storage.write_text(run.config, settings_toml)
     storage.write_text(run.events, "")
-    environment = describe_environment(_device_names())
     storage.write_text(run.environment, json.dumps(environment, indent=2) + "\n")
     if dataset.fallback:
         notice = Notice(event="warning", message=f"{dataset.name}: {dataset.fallback}")
@@ -143,7 +145,7 @@ def train(dataset: Dataset, settings: Config, report: Report) -> Iterator[Epoch]
     others = {"test": _on_device(dataset.test)}
     if dataset.val is not None:
         others["val"] = _on_device(dataset.val)
-    num_steps = len(dataset.train.labels) // program.batch_size
+    num_steps = _steps_per_epoch(dataset, settings)
     steps = _ChunkedEpoch(
         program, empty_records(program, state, train_split, num_steps), settings, report
     )
@@ -233,6 +235,11 @@ def _arrays(state: TrainState) -> dict[str, np.ndarray]:
     """Name every array of the state by its place in it, such as params/Dense_0/kernel."""
     leaves, _ = jax.tree.flatten_with_path(jax.device_get(state))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _steps_per_epoch(dataset: Dataset, settings: Config) -> int:
+    """Count the whole batches of the training images."""
+    return len(dataset.train.labels) // settings.data.batch_size
 
 
 def _on_device(split: Split) -> Examples:
@@ -359,7 +366,7 @@ def _device_names() -> list[str]:
 def _header(dataset: Dataset, settings: Config, run: RunDirectory) -> dict[str, str]:
     """Say what is about to be trained, and what patience means in epochs."""
     plateau, optimizer = settings.plateau, settings.optimizer
-    num_steps = len(dataset.train.labels) // settings.data.batch_size
+    num_steps = _steps_per_epoch(dataset, settings)
     sizes = [math.prod(dataset.image_shape), *settings.model.hidden_sizes, len(dataset.class_names)]
     num_params = sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(sizes))
     counts = [f"{len(dataset.train.labels):,} training"]
@@ -393,7 +400,7 @@ def _in_epochs(epochs: float) -> str:
 def _warn_of_a_run_without_drops(dataset: Dataset, settings: Config, report: Report) -> None:
     """Say so if the run is over before patience can run out."""
     plateau = settings.plateau
-    num_steps = len(dataset.train.labels) // settings.data.batch_size
+    num_steps = _steps_per_epoch(dataset, settings)
     unit, values = "epochs", settings.run.epochs
     if plateau.split == "train":
         unit, values = "steps", settings.run.epochs * num_steps
