@@ -1,6 +1,41 @@
 """Run the command line: ``python -m plateau_train`` or ``plateau-train``."""
 
-from plateau_train.cli import main
+import os
+import sys
+from typing import NoReturn
+
+from plateau_train.errors import InterruptedRunError, PlateauTrainError
+from plateau_train.run import interruption, streams
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with the exit code of the design."""
+    streams.secure()
+    interruption.watch()
+    try:
+        from plateau_train import cli  # late: a signal is heard from here on
+
+        code = cli.main()
+        streams.refuse_loss()
+    except PlateauTrainError as error:
+        _tell(error)
+        code = error.exit_code
+    sys.exit(code)
+
+
+def _tell(error: PlateauTrainError) -> None:
+    if isinstance(error, InterruptedRunError):
+        interruption.claim()
+    if os.environ.get("PLATEAU_TRAIN_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    from plateau_train.run.report import show_error
+
+    show_error(error)
+    if isinstance(error, InterruptedRunError):
+        interruption.leave(error.signal_number)
+
 
 if __name__ == "__main__":
     main()

@@ -2,19 +2,15 @@
 
 import functools
 import inspect
-import os
-import signal
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from plateau_train import config
 from plateau_train.config import KNOBS, Given, Knob, Resolved
-from plateau_train.errors import ConfigError, InterruptedRunError, PlateauTrainError
+from plateau_train.errors import ConfigError
 
 ALL = tuple(knob.key for knob in KNOBS)
 
@@ -22,6 +18,8 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", help="TOML file with settings, which flags outrank", metavar="FILE"),
 ]
+
+RunArgument = Annotated[Path, typer.Argument(help="Run folder, such as runs/latest", metavar="RUN")]
 
 EXAMPLES = """\
 [bold]Examples[/bold]
@@ -31,6 +29,8 @@ plateau-train --mode train-loss --patience 5
 plateau-train --mode val-loss --val-fraction 0.1 --epochs 20
 
 plateau-train --config configs/test_loss.toml --seed 3
+
+plateau-train resume runs/latest --epochs 80
 
 plateau-train plot runs/latest -o plot.svg
 """
@@ -44,36 +44,14 @@ data_app = typer.Typer()
 app.add_typer(data_app, name="data", help="Prepare and describe data sets.")
 
 
-def main() -> NoReturn:
-    """Run the command line and leave with the exit code of the design."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+def main() -> int:
+    """Run the command line and return its exit code."""
     try:
-        code = app(standalone_mode=False)
-    except PlateauTrainError as error:
-        _leave(error)
+        return app(standalone_mode=False) or 0
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "plateau-train"
-        _leave(ConfigError(error.format_message().rstrip("."), hint=f"see {path} --help"))
-    sys.exit(code or 0)
-
-
-def _leave(error: PlateauTrainError) -> NoReturn:
-    if os.environ.get("PLATEAU_TRAIN_DEBUG") == "1":
-        traceback.print_exception(error)
-    from plateau_train.run.report import show_error
-
-    show_error(error)
-    sys.exit(error.exit_code)
-
-
-def _interrupt(number: int, _: object) -> NoReturn:
-    raise InterruptedRunError(
-        f"stopped by {signal.Signals(number).name}",
-        hint="start it again with the same command",
-        signal_number=number,
-    )
+        raise ConfigError(error.format_message().rstrip("."), hint=f"see {path} --help") from error
 
 
 def _takes(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -186,15 +164,39 @@ def train(resolved: Resolved) -> None:
 
 
 def _train(resolved: Resolved) -> None:
+    from plateau_train import launching
     from plateau_train.run.report import Report
-    from plateau_train.training import fit
 
-    fit(resolved, Report(quiet=resolved.config.run.quiet))
+    launching.start(resolved, Report(quiet=resolved.config.run.quiet))
+
+
+# Where the folder is and what it is called is the run's own.
+@app.command()
+@_takes(*(key for key in ALL if key not in ("runs_dir", "name")))
+def resume(
+    resolved: Resolved,
+    run: RunArgument,
+    check: Annotated[
+        bool, typer.Option("--check", help="Verify the run's files, and change nothing")
+    ] = False,
+) -> None:
+    """Continue a run exactly where it stopped; with more --epochs, further than planned.
+
+    Takes the settings of the training so that it can say which of them a run cannot change.
+    """
+    from plateau_train import launching
+    from plateau_train.run.report import Report
+
+    if check:
+        for line in launching.check(run):
+            typer.echo(line)
+        return
+    launching.resume(run, resolved, Report(quiet=resolved.config.run.quiet))
 
 
 @app.command()
 def plot(
-    run: Annotated[Path, typer.Argument(help="Run folder, such as runs/latest", metavar="RUN")],
+    run: RunArgument,
     output: Annotated[
         Path | None,
         typer.Option(

@@ -212,6 +212,14 @@ class Run(_Table):
         max_length=50,
     )
     runs_dir: FolderPath = _knob(Path("runs"), "Folder of the run folders", strict=False)
+    threads: int | None = _knob(
+        None,
+        "Threads of XLA on the CPU, on which the last bits of a result depend",
+        shown="the cores at the start",
+        variable="NPROC",
+        ge=1,
+        le=1024,
+    )
     quiet: bool = _knob(False, "Print the run's folder and nothing else")
 
 
@@ -336,6 +344,17 @@ class Resolved(NamedTuple):
 
     config: Config
     origins: dict[str, str]
+
+    def value(self, knob: Knob) -> Any:
+        return getattr(getattr(self.config, knob.table), knob.key)
+
+    def settle(self, key: str, value: Any, origin: str) -> "Resolved":
+        """Put a value that is known to be right in the place of a knob's."""
+        (table,) = (knob.table for knob in KNOBS if knob.key == key)
+        changed = getattr(self.config, table).model_copy(update={key: value})
+        return Resolved(
+            self.config.model_copy(update={table: changed}), self.origins | {key: origin}
+        )
 
 
 def resolve(given: Mapping[str, Given], *, file: Path | None = None) -> Resolved:

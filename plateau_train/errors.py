@@ -4,6 +4,8 @@ Only these are shown to the user as one line and a hint. Everything else is a bu
 traceback: a plain ``ValueError`` is never turned into one of these.
 """
 
+from collections.abc import Sequence
+
 
 class PlateauTrainError(Exception):
     """A failure that the user can mend.
@@ -24,6 +26,14 @@ class ConfigError(PlateauTrainError):
     """A flag, a TOML file or a combination of settings that cannot be used."""
 
     exit_code = 2
+
+
+class ChangedSettingsError(ConfigError):
+    """Settings that a run was not begun with; ``table`` has them, a row each under its heads."""
+
+    def __init__(self, *problems: str, hint: str, table: Sequence[Sequence[str]]) -> None:
+        super().__init__(*problems, hint=hint)
+        self.table = table
 
 
 class DataError(PlateauTrainError):
@@ -54,9 +64,16 @@ class NonFiniteLossError(PlateauTrainError):
     exit_code = 6
 
 
+class BusyRunError(PlateauTrainError):
+    """A run that another process holds."""
+
+    exit_code = 7
+
+
 class InterruptedRunError(PlateauTrainError):
     """A run that a signal ended; the exit code is 128 plus the signal's number."""
 
     def __init__(self, *problems: str, hint: str, signal_number: int) -> None:
         super().__init__(*problems, hint=hint)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number

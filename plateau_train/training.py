@@ -1,28 +1,28 @@
 """The only loop over epochs: where numerics, data and run meet."""
 
+import contextlib
 import datetime
 import itertools
 import json
 import math
-import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plateau_train import config, data
+from plateau_train import config
 from plateau_train.config import Config, Resolved
 from plateau_train.data.splits import Dataset, Split
 from plateau_train.errors import (
     InterruptedRunError,
     NonFiniteLossError,
     PlateauTrainError,
+    RunError,
     StorageError,
 )
 from plateau_train.numerics.plateau import Observation
@@ -39,9 +39,11 @@ from plateau_train.numerics.program import (
     init_state,
     train_steps,
 )
-from plateau_train.run import checkpoint, plots, storage
+from plateau_train.run import interruption, plots, storage
+from plateau_train.run.checkpoint import Checkpoint, Manifest
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.environment import describe_environment
+from plateau_train.run.environment import DatasetFacts, describe_environment
+from plateau_train.run.journal import Journal
 from plateau_train.run.metrics import Drop, EpochRecord, Notice, Timing
 from plateau_train.run.report import Report
 
@@ -60,87 +62,97 @@ class Epoch:
     state: TrainState
 
 
-def fit(resolved: Resolved, report: Report) -> Path:
-    """Train one network as configured and return its run folder.
-
-    Everything that can be refused is refused before the folder is made. Raises
-    ``NonFiniteLossError`` when a loss is NaN or infinite; the epochs before it stay in the folder.
-    """
+def fit(
+    run: RunDirectory,
+    dataset: Dataset,
+    facts: DatasetFacts,
+    resolved: Resolved,
+    report: Report,
+    found: Checkpoint | None = None,
+) -> None:
+    """Train one network into a run's folder, from the beginning or from what was found there."""
     started = time.perf_counter()
-    dataset = data.load(resolved.config.data, say=report.say)
-    if dataset.fallback:
-        report.warn(
-            f"Training on {dataset.name} ({dataset.source}), NOT on Fashion-MNIST:",
-            f"{dataset.fallback}.",
-            "To get the real data: plateau-train data prepare, with a network, or with "
-            "--from DIR and the four original files.",
+    settings, origins = resolved
+    environment = describe_environment(_device_names(), facts)
+    manifest = Manifest(settings=settings, origins=origins, environment=environment)
+    if found is not None:
+        past = found.manifest
+        manifest = manifest.model_copy(
+            update={"records": past.records, "timings": past.timings, "events": past.events}
         )
-    settings, origins = _settle(resolved, dataset)
-    # All that could fail without a disk comes before the folder.
-    settings_toml = config.to_toml(settings, origins)
-    environment = describe_environment(_device_names())
-    name = settings.run.name or settings.plateau.mode
-    run = RunDirectory.create(
-        settings.run.runs_dir.expanduser(), f"{name}-{dataset.name}" if dataset.fallback else name
-    )
-    storage.write_text(run.config, settings_toml)
-    storage.write_text(run.events, "")
-    storage.write_text(run.environment, json.dumps(environment, indent=2) + "\n")
-    if dataset.fallback:
-        notice = Notice(event="warning", message=f"{dataset.name}: {dataset.fallback}")
-        storage.append_line(run.events, notice.model_dump_json())
+    journal = Journal(run, manifest)
     try:
         run.make_latest()
     except StorageError as error:  # a convenience that nothing depends on
         report.warn(*error.problems)
-    report.header(_header(dataset, settings, run))
+    header = _header(dataset, settings, run)
+    if found is not None:
+        header |= {"resumed": f"after epoch {journal.epoch} of {settings.run.epochs}"}
+    report.header(header)
     _warn_of_a_run_without_drops(dataset, settings, report)
-
-    records: list[EpochRecord] = []
-    drops: list[Drop] = []
     try:
-        for epoch in train(dataset, settings, report):
-            for drop in epoch.drops:
-                storage.append_line(run.events, drop.model_dump_json())
-            storage.append_line(run.metrics, epoch.record.model_dump_json())
-            storage.append_line(run.timings, epoch.timing.model_dump_json())
-            checkpoint.save_checkpoint(
-                run.checkpoints,
-                epoch.record.epoch,
-                _arrays(epoch.state),
-                is_best=all(epoch.record.score > record.score for record in records),
-            )
-            records.append(epoch.record)
-            drops += epoch.drops
-            report.epoch(
-                epoch.record,
-                epoch.drops,
-                num_epochs=settings.run.epochs,
-                patience=settings.plateau.patience,
-                seconds=epoch.timing.train_seconds + epoch.timing.evaluate_seconds,
-            )
+        _note_the_circumstances(journal, found, report)
+        with interruption.deferred():
+            for epoch in train(dataset, settings, report, found):
+                journal.commit(epoch.record, epoch.timing, epoch.drops, _arrays(epoch.state))
+                report.epoch(
+                    epoch.record,
+                    epoch.drops,
+                    num_epochs=settings.run.epochs,
+                    patience=settings.plateau.patience,
+                    seconds=epoch.timing.train_seconds + epoch.timing.evaluate_seconds,
+                )
+        records, drops = journal.manifest.records, journal.manifest.drops
+        plots.save_plot(run.plot, records, drops, settings)
+        summary = _summary(dataset, settings, journal.manifest)
+        storage.write_text(run.summary, json.dumps(summary, indent=2) + "\n")
     except PlateauTrainError as error:
         kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
-        if records and kind == "interrupted":
-            error.hint = f"plateau-train plot {shlex.quote(str(run.path))} draws what there is"
-        notice = Notice(event=kind, message="; ".join(error.problems))
-        storage.append_line(run.events, notice.model_dump_json())
+        if isinstance(error, StorageError):
+            safe = (
+                f"epoch {journal.epoch} is safe" if journal.epoch >= 0 else "no epoch is done yet"
+            )
+            error.hint = f"{safe}: make room or give access, then {interruption.hint}"
+        with contextlib.suppress(StorageError):
+            journal.note(Notice(event=kind, message="; ".join(error.problems)))
         raise
     finally:
         report.close()
-    plots.save_plot(run.plot, records, drops, settings)
-    summary = _summary(dataset, settings, records, drops)
-    storage.write_text(run.summary, json.dumps(summary, indent=2) + "\n")
     seconds = time.perf_counter() - started
-    report.end(_ending(run, dataset, records, drops, seconds), run.path)
-    return run.path
+    report.end(_ending(run, dataset, journal.manifest, seconds), run.path)
 
 
-def train(dataset: Dataset, settings: Config, report: Report) -> Iterator[Epoch]:
-    """Yield epoch 0, the untrained network, and then each epoch as it is trained."""
+def _note_the_circumstances(journal: Journal, found: Checkpoint | None, report: Report) -> None:
+    """Write down what a reader of the run must know of how it came about."""
+    environment = journal.manifest.environment
+    dataset = environment.dataset
+    if dataset.fallback and not journal.manifest.events:
+        message = f"{dataset.name}: {dataset.fallback}"
+        journal.note(Notice(event="warning", message=message))
+    if found is None:
+        return
+    message = f"after epoch {journal.epoch}"
+    if changes := list(found.manifest.environment.differences(environment)):
+        why = f"no longer bit-exact: {', '.join(changes)}"
+        message += f"; {why}"
+        report.warn(f"From here on this run is {why}.")
+    journal.note(Notice(event="resumed", message=message))
+
+
+def train(
+    dataset: Dataset, settings: Config, report: Report, found: Checkpoint | None = None
+) -> Iterator[Epoch]:
+    """Yield epoch 0, the untrained network, and then each epoch as it is trained.
+
+    After a checkpoint that was found it yields the epochs that are left. Each epoch's keys are
+    derived from its number, so it is the same epoch as in a run that was never stopped.
+    """
     program = Program.from_config(settings, num_classes=len(dataset.class_names))
-    seed = np.uint32(settings.run.seed)  # as a plain int it may not fit into 32 bits with a sign
-    state = init_state(program, seed, dataset.image_shape)
+    seed = _seed(settings)
+    if found is None:
+        first, state = 0, init_state(program, seed, dataset.image_shape)
+    else:
+        first, state = found.manifest.epoch + 1, restore(found)
     train_split = _on_device(dataset.train)
     others = {"test": _on_device(dataset.test)}
     if dataset.val is not None:
@@ -150,7 +162,7 @@ def train(dataset: Dataset, settings: Config, report: Report) -> Iterator[Epoch]
         program, empty_records(program, state, train_split, num_steps), settings, report
     )
 
-    for epoch in range(settings.run.epochs + 1):
+    for epoch in range(first, settings.run.epochs + 1):
         started = time.perf_counter()
         before = jax.device_get(state.plateau)
         report.start_epoch(epoch, settings.run.epochs, num_steps)
@@ -223,6 +235,7 @@ class _ChunkedEpoch:
                     raise _not_finite(what, self.last_loss, self._settings)
                 self.last_loss = loss
             self._report.step(stop, losses[-1])
+            interruption.check()
             rate = (stop - start) / (time.perf_counter() - began)
             # Not more than eight times as long as the last: the first one holds a compilation.
             self._chunk = max(1, min(int(rate * CHUNK_SECONDS), 8 * self._chunk, num_steps))
@@ -231,10 +244,43 @@ class _ChunkedEpoch:
         return state, jax.tree.map(np.array, records)
 
 
+def _seed(settings: Config) -> np.uint32:
+    return np.uint32(settings.run.seed)  # as a plain int it may not fit into 32 bits with a sign
+
+
 def _arrays(state: TrainState) -> dict[str, np.ndarray]:
     """Name every array of the state by its place in it, such as params/Dense_0/kernel."""
-    leaves, _ = jax.tree.flatten_with_path(jax.device_get(state))
+    return _named(jax.device_get(state))
+
+
+def _named(state: TrainState) -> dict[str, Any]:
+    leaves, _ = jax.tree.flatten_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def restore(found: Checkpoint) -> TrainState:
+    """Put the arrays of a checkpoint back into the state that its settings describe.
+
+    Raises ``RunError`` unless they are the very arrays of that state: names, shapes and types.
+    """
+    settings, dataset = found.manifest.settings, found.manifest.environment.dataset
+    program = Program.from_config(settings, num_classes=len(dataset.class_names))
+    state = jax.eval_shape(
+        partial(init_state, program, image_shape=dataset.image_shape), _seed(settings)
+    )
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _named(state).items()}
+    present = {name: (array.shape, array.dtype) for name, array in found.arrays.items()}
+    if present != expected:
+        (name, *_) = sorted(
+            name for name in expected | present if expected.get(name) != present.get(name)
+        )
+        raise RunError(
+            f"the checkpoint of epoch {found.manifest.epoch} has another state than this version "
+            f"trains: {name} is {present.get(name)}, expected {expected.get(name)}",
+            hint="install the versions that environment.json names",
+        )
+    arrays = [found.arrays[name] for name in expected]
+    return jax.device_put(jax.tree.unflatten(jax.tree.structure(state), arrays))
 
 
 def _steps_per_epoch(dataset: Dataset, settings: Config) -> int:
@@ -349,16 +395,6 @@ def _record(
     )
 
 
-def _settle(resolved: Resolved, dataset: Dataset) -> Resolved:
-    """Write the data set that was found in the place of ``auto``."""
-    settings, origins = resolved
-    if settings.data.dataset != data.AUTO:
-        return resolved
-    found = settings.data.model_copy(update={"dataset": dataset.name})
-    why = f"auto: {dataset.fallback}" if dataset.fallback else "auto"
-    return Resolved(settings.model_copy(update={"data": found}), origins | {"dataset": why})
-
-
 def _device_names() -> list[str]:
     return [f"{device.platform}:{device.id} ({device.device_kind})" for device in jax.devices()]
 
@@ -413,17 +449,15 @@ def _warn_of_a_run_without_drops(dataset: Dataset, settings: Config, report: Rep
         )
 
 
-def _summary(
-    dataset: Dataset, settings: Config, records: Sequence[EpochRecord], drops: Sequence[Drop]
-) -> dict[str, Any]:
+def _summary(dataset: Dataset, settings: Config, manifest: Manifest) -> dict[str, Any]:
     """Collect what a run came to."""
-    best = max(records, key=attrgetter("score"))
+    final, best, drops = manifest.records[-1], manifest.best, manifest.drops
     return {
         "dataset": dataset.name,
         "fallback": dataset.fallback or None,
         "mode": settings.plateau.mode,
-        "epochs": records[-1].epoch,
-        "final": records[-1].model_dump(exclude={"observations"}),
+        "epochs": final.epoch,
+        "final": final.model_dump(exclude={"observations"}),
         "best_by": best.scored_by,
         "best": best.model_dump(exclude={"observations"}),
         "num_drops": len(drops),
@@ -432,14 +466,10 @@ def _summary(
 
 
 def _ending(
-    run: RunDirectory,
-    dataset: Dataset,
-    records: Sequence[EpochRecord],
-    drops: Sequence[Drop],
-    seconds: float,
+    run: RunDirectory, dataset: Dataset, manifest: Manifest, seconds: float
 ) -> dict[str, str]:
     """Say how a run ended, and what to type next."""
-    final, best = records[-1], max(records, key=attrgetter("score"))
+    final, best, drops = manifest.records[-1], manifest.best, manifest.drops
     fell = ", ".join(str(drop.epoch) for drop in drops) or "none"
     return {
         "done": f"{_in_epochs(final.epoch)} in {datetime.timedelta(seconds=round(seconds))}"
@@ -452,5 +482,5 @@ def _ending(
         + ", ".join(f"{split} {accuracy:.4f}" for split, _, accuracy in best.scores()),
         "drops": f"{len(drops)} (epochs: {fell}), final scale {final.scale:.6g}",
         "plot": str(run.plot),
-        "next": f"plateau-train plot {shlex.quote(str(run.path))} -o plot.svg",
+        "next": f"plateau-train evaluate {run}",
     }

@@ -1,5 +1,6 @@
 """A data set as whole arrays in memory, and how its images are shared out."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -37,6 +38,15 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         height, width, channel = self.train.images.shape[1:]
         return height, width, channel
+
+    def sha256(self) -> str:
+        """Return the digest of all images and labels as they are shared out."""
+        digest = hashlib.sha256()
+        for name, split in (("train", self.train), ("test", self.test), ("val", self.val)):
+            for array in split or ():
+                digest.update(f"{name} {array.shape} {array.dtype.str}".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 def share_out(dataset: Dataset, settings: config.Data) -> Dataset:

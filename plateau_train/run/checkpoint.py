@@ -1,29 +1,179 @@
-"""The arrays of a run on disk: one plain ``.npz`` an epoch, for ``numpy.load``, whole or not there.
+"""A run's state on disk: one plain ``.npz`` an epoch, for ``numpy.load``, whole or refused.
+
+It holds the arrays of the state under ``state/`` and, as JSON in ``manifest``, everything else that
+the run was until then. The zip's comment is the SHA-256 of all that stands before it: CRCs alone
+leave the zip's own headers unguarded.
 
 Not Orbax, which is for sharded states of terabytes on many hosts: this state is small and
-replicated, and zip's CRC finds a flipped bit where Orbax loads it.
+replicated, one rename commits it, and a flipped bit that Orbax would load is found.
 """
 
+import hashlib
+import io
+import json
+import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from plateau_train.config import Config
+from plateau_train.errors import RunError
 from plateau_train.run import storage
+from plateau_train.run.environment import Environment
+from plateau_train.run.metrics import Drop, EpochRecord, Event, Timing
 
 BEST = "best.npz"
 KEPT = 2  # the newest, and one before it should the newest be damaged
+FORMAT = 1
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def save_checkpoint(
-    folder: Path, epoch: int, arrays: Mapping[str, np.ndarray], *, is_best: bool
-) -> None:
-    """Write an epoch's number and arrays, link them if they are the best, and drop the old."""
+class Manifest(BaseModel):
+    """Everything of a run but the arrays of its state."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    settings: Config
+    origins: dict[str, str]
+    environment: Environment
+    records: tuple[EpochRecord, ...] = ()
+    timings: tuple[Timing, ...] = ()
+    events: tuple[Event, ...] = ()
+
+    @property
+    def epoch(self) -> int:
+        return len(self.records) - 1
+
+    @property
+    def drops(self) -> list[Drop]:
+        return [event for event in self.events if isinstance(event, Drop)]
+
+    @property
+    def best(self) -> EpochRecord:
+        """The first epoch of the highest accuracy."""
+        return max(self.records, key=lambda record: record.score)
+
+
+class Checkpoint(NamedTuple):
+    """A run after an epoch: its state's arrays by their names, and all the rest."""
+
+    manifest: Manifest
+    arrays: Mapping[str, np.ndarray]
+
+
+def epoch_path(folder: Path, epoch: int) -> Path:
+    """Return where an epoch's checkpoint is kept."""
+    return folder / f"epoch-{epoch:06}.npz"
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Commit an epoch, link it if it is the best so far, and drop the old ones."""
+    manifest, arrays = checkpoint
     storage.make_folder(folder)
-    path = folder / f"epoch-{epoch:06}.npz"
-    with storage.replacing(path) as file:
-        np.savez(file, allow_pickle=False, epoch=np.array(epoch), **dict(arrays))
-    if is_best:
-        storage.link_file(path, folder / BEST)
-    for old in sorted(folder.glob("epoch-*.npz"))[:-KEPT]:
+    path = epoch_path(folder, manifest.epoch)
+    buffer = io.BytesIO()
+    members = {f"state/{name}": array for name, array in arrays.items()}
+    np.savez(
+        buffer,
+        allow_pickle=False,
+        manifest=np.array(manifest.model_dump_json().encode()),
+        **members,
+    )
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = bytes(DIGEST_BYTES)
+    content = buffer.getbuffer()
+    content[-DIGEST_BYTES:] = hashlib.sha256(content[:-DIGEST_BYTES]).digest()
+    storage.write_bytes(path, content)
+    link_best(folder, manifest)
+    # Those of later epochs, which a resumed run found damaged, stay until they are made again.
+    older = [old for old in sorted(folder.glob("epoch-*.npz")) if old < path]
+    for old in older[: len(older) - KEPT + 1]:
         storage.remove_file(old)
+
+
+def link_best(folder: Path, manifest: Manifest) -> None:
+    """Point ``best.npz`` at the epoch of the manifest, if that is the best one."""
+    if manifest.best.epoch == manifest.epoch:
+        storage.link_file(epoch_path(folder, manifest.epoch), folder / BEST)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; raises ``RunError`` for one that is not exactly as it was written.
+
+    Nothing is unpickled, and no array is read before its place, size and type are known.
+    """
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
+            raise _unusable(path, "its content does not have the checksum at its end")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            _refuse_odd_members(archive)
+        with np.load(io.BytesIO(content), allow_pickle=False) as loaded:
+            text = loaded["manifest"].item()
+            arrays = {
+                name.removeprefix("state/"): loaded[name]
+                for name in loaded.files
+                if name != "manifest"
+            }
+        written = json.loads(text)["format"]
+        if written != FORMAT:
+            raise _unusable(path, f"it has format {written}, and this version reads {FORMAT}")
+        manifest = Manifest.model_validate_json(text)
+        if [record.epoch for record in manifest.records] != list(range(manifest.epoch + 1)):
+            raise _unusable(path, "its history does not count 0, 1, 2, ...")
+    except OSError as error:
+        raise _unusable(path, error.strerror or str(error)) from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise _unusable(path, f"{problem['msg']} at {place}") from error
+    # What zip and NumPy raise for bytes that are none of theirs, which the checksum lets through
+    # only where somebody has written them on purpose.
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError) as error:
+        raise _unusable(path, f"it is no checkpoint: {error}") from error
+    return Checkpoint(manifest, arrays)
+
+
+def _refuse_odd_members(archive: zipfile.ZipFile) -> None:
+    """Raise ``ValueError`` for a member that is compressed, or larger or of another type than said.
+
+    Else a small file could ask for any amount of memory.
+    """
+    for entry in archive.infolist():
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{entry.filename} is compressed")
+        with archive.open(entry) as member:
+            np.lib.format.read_magic(member)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            size = member.tell() + math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or size != entry.file_size:
+            raise ValueError(f"{entry.filename} has not the size of its type {dtype} and shape")
+
+
+def candidates(folder: Path) -> list[Path]:
+    """List the checkpoints that a run can continue from, the newest first and the best last."""
+    best = folder / BEST
+    return [*sorted(folder.glob("epoch-*.npz"), reverse=True), *([best] if best.exists() else [])]
+
+
+def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Read the newest checkpoint that is sound; return the reasons against those before it too."""
+    reasons = []
+    for path in candidates(folder):
+        try:
+            return read_checkpoint(path), reasons
+        except RunError as error:
+            reasons += error.problems
+    return None, reasons
+
+
+def _unusable(path: Path, reason: str) -> RunError:
+    return RunError(
+        f"{path} cannot be used: {reason}",
+        hint="restore the file from a copy, or use another checkpoint",
+    )

@@ -1,13 +1,24 @@
-"""The run folder: its name, its files, and the link ``latest`` beside it."""
+"""The run folder: its name, its files, its lock, and the link ``latest`` beside it."""
 
+import contextlib
 import datetime
+import fcntl
+import os
+import shlex
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from plateau_train.errors import RunError, StorageError
+from plateau_train import config
+from plateau_train.config import Resolved
+from plateau_train.errors import BusyRunError, ConfigError, RunError, StorageError
 from plateau_train.run import storage
 
 LATEST = "latest"
+
+# So long a run that is only looked at, to say whether it is running, may hold up one that resumes.
+LOCK_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -33,25 +44,75 @@ class RunDirectory:
         )
 
     @classmethod
-    def open(cls, path: Path) -> "RunDirectory":
-        """Find an existing run; raises ``RunError`` for a folder that is none."""
-        run = cls(path)
+    def find(cls, path: Path) -> "RunDirectory":
+        """Find a folder; a link such as ``latest``, which may move on, is followed now.
+
+        Raises ``RunError`` where there is none.
+        """
+        if path.is_symlink():
+            path = path.parent / os.readlink(path)
         if not path.is_dir():
             raise RunError(
                 f"{path} is no folder",
-                hint="give a run folder, such as runs/latest; plateau-train makes one",
+                hint="give a run folder, such as runs/latest; plateau-train runs lists them",
             )
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """Find a run with its metrics; raises ``RunError`` for a folder that is none."""
+        run = cls.find(path)
         missing = [file.name for file in (run.config, run.metrics) if not file.is_file()]
         if missing:
             raise RunError(
                 f"{path} is no run folder: it has no {' and no '.join(missing)}",
-                hint="give a run folder, such as runs/latest",
+                hint="give a run folder, such as runs/latest; plateau-train runs lists them",
             )
         return run
+
+    def settings(self) -> Resolved:
+        """Read what the run was configured to be; raises ``RunError`` where that is damaged."""
+        try:
+            return config.resolve({}, file=self.config)
+        except ConfigError as error:
+            raise RunError(*error.problems, hint="restore the file from a copy") from error
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run until the block ends, or the process, however it ends.
+
+        Raises ``BusyRunError`` where another process holds it. A file system that knows no locks
+        is trusted to have one user.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            end = time.monotonic() + LOCK_SECONDS
+            while not _lock(descriptor, fcntl.LOCK_EX):
+                if time.monotonic() > end:
+                    raise BusyRunError(
+                        f"{self.path} is held by another process, which trains it",
+                        hint="wait for its end, or stop that process first",
+                    )
+                time.sleep(LOCK_SECONDS / 10)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_locked(self) -> bool:
+        """Tell whether a process trains this run now."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            return not _lock(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
 
     def make_latest(self) -> None:
         """Point ``latest`` at this run: a convenience that nothing depends on."""
         storage.point_link(self.path.parent / LATEST, self.path.name)
+
+    def __str__(self) -> str:
+        """Write the folder as it is typed."""
+        return shlex.quote(str(self.path))
 
     @property
     def config(self) -> Path:
@@ -84,3 +145,14 @@ class RunDirectory:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Take a lock that goes with the descriptor; return False where another holds it."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,4 +1,4 @@
-"""Where a run took place: versions, machine, commit, command line."""
+"""Where a run takes place: versions, machine, threads, commit, command line, data."""
 
 import importlib.metadata
 import os
@@ -6,25 +6,110 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from plateau_train.errors import RunError
 
 PACKAGES = ("plateau-train", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
+# What XLA reads, when it is imported, as the number of its threads; the last bits depend on it.
+THREADS_VARIABLE = "NPROC"
 
-def describe_environment(devices: list[str]) -> dict[str, Any]:
-    """Collect what someone needs to repeat a run."""
-    return {
-        "command_line": sys.argv,
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor_cores": os.cpu_count(),
-        # What XLA takes for the number of its threads, on which the last bits depend.
-        "threads": os.environ.get("NPROC") or os.cpu_count(),
-        "devices": devices,
-        "git_commit": _git_commit(),
-    }
+
+class DatasetFacts(BaseModel):
+    """What a resumed run must find again of its data set."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    fallback: str  # why it stands in for another, or empty
+    sha256: str  # of the decoded arrays, as they were shared out
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+
+class Environment(BaseModel):
+    """What someone needs to repeat a run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    command_line: list[str]
+    versions: dict[str, str]
+    python: str
+    platform: str
+    processor: str
+    processor_cores: int | None
+    threads: int | None
+    devices: list[str]
+    git_commit: str | None
+    dataset: DatasetFacts
+
+    def differences(self, other: "Environment") -> Iterator[str]:
+        """Say what differs in another place, of all that the last bits of a result depend on."""
+        for name in (*self.versions, *(other.versions.keys() - self.versions.keys())):
+            yield from _difference(name, self.versions.get(name), other.versions.get(name))
+        for name in ("processor", "threads"):
+            yield from _difference(name, getattr(self, name), getattr(other, name))
+        yield from _difference("devices", ", ".join(self.devices), ", ".join(other.devices))
+
+
+def _difference(name: str, before: object, after: object) -> Iterator[str]:
+    if before != after:
+        yield f"{name} {before} -> {after}"
+
+
+def describe_environment(devices: list[str], dataset: DatasetFacts) -> Environment:
+    """Describe this process and the data that it works on."""
+    threads = os.environ.get(THREADS_VARIABLE)
+    return Environment(
+        command_line=sys.argv,
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processor=describe_processor(),
+        processor_cores=os.cpu_count(),
+        threads=int(threads) if threads else None,
+        devices=devices,
+        git_commit=_git_commit(),
+        dataset=dataset,
+    )
+
+
+def read_environment(path: Path) -> Environment:
+    """Read a run's ``environment.json``; raises ``RunError`` where it is damaged."""
+    try:
+        return Environment.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RunError(
+            f"{path} cannot be used: {str(error).splitlines()[0]}",
+            hint="restore the file from a copy",
+        ) from error
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def pin_threads(num_threads: int) -> None:
+    """Fix the number of XLA's threads, which must be done before jax is imported."""
+    os.environ[THREADS_VARIABLE] = str(num_threads)
+
+
+def describe_processor() -> str:
+    """Name the processor of this machine."""
+    table = Path("/proc/cpuinfo")
+    models = [
+        line.partition(":")[2].strip()
+        for line in (table.read_text().splitlines() if table.exists() else [])
+        if line.startswith("model name")
+    ]
+    return f"{models[0] if models else platform.processor()}, {platform.machine()}"
 
 
 def _git_commit() -> str | None:

@@ -105,14 +105,14 @@ class Timing(_Record):
 class Notice(_Record):
     """Something else that happened to a run, in a sentence."""
 
-    event: Literal["warning", "failed", "interrupted"]
+    event: Literal["warning", "failed", "interrupted", "resumed"]
     message: str
 
 
+Event = Annotated[Drop | Notice, Field(discriminator="event")]
+
 EPOCHS = TypeAdapter(EpochRecord)
-EVENTS: TypeAdapter[Drop | Notice] = TypeAdapter(
-    Annotated[Drop | Notice, Field(discriminator="event")]
-)
+EVENTS: TypeAdapter[Drop | Notice] = TypeAdapter(Event)
 
 RecordType = TypeVar("RecordType")
 

@@ -1,5 +1,6 @@
 """The five panels of a run: scale, losses and accuracies over the epochs."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from plateau_train import config
-from plateau_train.errors import ConfigError, RunError
+from plateau_train.errors import ConfigError
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.metrics import Drop, EpochRecord, read_drops, read_history
@@ -29,10 +30,7 @@ def plot_run(path: Path, output: Path | None = None) -> Path:
     Reads ``config.toml``, ``metrics.jsonl`` and ``events.jsonl`` of the run and nothing else.
     """
     run = RunDirectory.open(path)
-    try:
-        settings = config.resolve({}, file=run.config).config
-    except ConfigError as error:
-        raise RunError(*error.problems, hint="restore the file from a copy") from error
+    settings = run.settings().config
     records = read_history(run.metrics)
     output = output or run.plot
     save_plot(output, records, read_drops(run.events), settings)
@@ -52,8 +50,10 @@ def save_plot(
     figure = draw(records, drops, settings)
     # No date and no random names inside, so that equal runs give equal files.
     metadata: dict[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with rc_context({"svg.hashsalt": "plateau-train"}), storage.replacing(path) as file:
-        figure.savefig(file, format=kind, dpi=150, metadata=metadata[kind])
+    picture = io.BytesIO()
+    with rc_context({"svg.hashsalt": "plateau-train"}):
+        figure.savefig(picture, format=kind, dpi=150, metadata=metadata[kind])
+    storage.write_bytes(path, picture.getbuffer())
 
 
 def draw(records: Sequence[EpochRecord], drops: Sequence[Drop], settings: config.Config) -> Figure:

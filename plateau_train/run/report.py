@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from plateau_train.errors import PlateauTrainError
+from plateau_train.errors import ChangedSettingsError, PlateauTrainError
 from plateau_train.run.metrics import Drop, EpochRecord
 
 
@@ -31,6 +31,11 @@ def show_error(error: PlateauTrainError) -> None:
     console = Console(stderr=True, highlight=False)
     for problem in error.problems:
         _print(console, Text.assemble(("error: ", "bold red"), printable(problem)))
+    if isinstance(error, ChangedSettingsError):
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        for row in error.table:
+            grid.add_row("", *(Text(printable(cell)) for cell in row))
+        console.print(grid)
     _print(console, Text.assemble(("hint: ", "bold cyan"), printable(error.hint)))
 
 

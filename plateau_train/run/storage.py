@@ -1,88 +1,124 @@
-"""All writes of files. A file that is replaced is there whole, old or new, at every moment."""
+"""All writes of files. A file that is replaced is there whole, old or new, at every moment.
+
+Every change of the disk is one call of ``os``, so that the tests can stop, tear or refuse each.
+"""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+
+from pydantic import BaseModel
 
 from plateau_train.errors import StorageError
 
+# A symbolic link in the place of one of our files is not followed: it may point anywhere.
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the place of ``path`` when the block ends well."""
-    temporary = _temporary(path)
-    with _naming(path):
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Put a whole file in the place of what is there; the rename is the moment it counts."""
+    with _naming(path, needed=len(content)), _beside(path) as temporary:
+        descriptor = os.open(temporary, _NEW, 0o666)
         try:
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
+            _write(descriptor, content)
+            os.fsync(descriptor)  # or the rename could reach the disk before what it names
         finally:
-            temporary.unlink(missing_ok=True)
+            os.close(descriptor)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file, in UTF-8."""
-    with replacing(path) as file:
-        file.write(text.encode())
+    write_bytes(path, text.encode())
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add one line to a file, which need not exist yet."""
-    with _naming(path), path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+def write_lines(path: Path, records: Iterable[BaseModel]) -> None:
+    """Write a whole file of JSON lines."""
+    write_bytes(path, as_lines(records))
+
+
+def as_lines(records: Iterable[BaseModel]) -> bytes:
+    """Write records as JSON, a line each."""
+    return "".join(f"{record.model_dump_json()}\n" for record in records).encode()
+
+
+def append_lines(path: Path, records: Iterable[BaseModel]) -> None:
+    """Add JSON lines to a file, which need not exist yet. A crash can tear them."""
+    content = as_lines(records)
+    with _naming(path, needed=len(content)):
+        descriptor = os.open(path, _APPEND, 0o666)
+        try:
+            _write(descriptor, content)
+        finally:
+            os.close(descriptor)
 
 
 def make_folder(path: Path) -> bool:
     """Make a folder and those above it; return whether it is new."""
     with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(path.parent, exist_ok=True)
         try:
-            path.mkdir()
+            os.mkdir(path)
         except FileExistsError:
+            if path.is_symlink():
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
             return False
         return True
 
 
 def point_link(link: Path, target: str) -> None:
     """Make a symbolic link, or swap the one that is there, in one step."""
-    temporary = _temporary(link)
-    with _naming(link):
-        try:
-            temporary.symlink_to(target)
-            temporary.replace(link)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _naming(link), _beside(link) as temporary:
+        os.symlink(target, temporary)
+        os.replace(temporary, link)
 
 
 def link_file(path: Path, link: Path) -> None:
     """Give a file a second name in the place of what is there; a copy where links are refused."""
-    temporary = _temporary(link)
-    with _naming(link):
+    with _naming(link), _beside(link) as temporary:
         try:
-            try:
-                temporary.hardlink_to(path)
-            except OSError:
-                shutil.copyfile(path, temporary)
-            temporary.replace(link)
-        finally:
-            temporary.unlink(missing_ok=True)
+            os.link(path, temporary)
+        except OSError:
+            write_bytes(link, path.read_bytes())
+        else:
+            # Renaming one name of a file to another of the same does nothing, says POSIX.
+            os.replace(temporary, link)
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file."""
-    with _naming(path):
-        path.unlink()
+    """Remove a file, if it is there."""
+    with _naming(path), contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of a process that was killed."""
+    for path in folder.glob(".*.tmp"):
+        remove_file(path)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Name a temporary file in the same folder, which is gone in the end, whatever happens."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):  # the first failure is the one to tell
+            os.unlink(temporary)
+
+
+def _write(descriptor: int, content: bytes | memoryview) -> None:
+    """Write all of it: one call may take a part only."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _sync_folder(folder: Path) -> None:
@@ -95,13 +131,25 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn the system's refusal of a write into an error that names the file."""
+def _naming(path: Path, *, needed: int = 0) -> Iterator[None]:
+    """Turn the system's refusal of a write into an error that names the file and the reason."""
     try:
         yield
     except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno == errno.ELOOP:
+            reason = "it is a symbolic link, which is not followed"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason += f" ({needed:,} bytes needed{_free(path.parent)})"
         raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}",
+            f"{path} cannot be written: {reason}",
             hint="give a folder that exists, has room, and that you may write to "
-            "(--runs-dir, or -o for a plot)",
+            "(--runs-dir, or -o for a picture)",
         ) from error
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f", {shutil.disk_usage(folder).free:,} free"
+    except OSError:
+        return ""

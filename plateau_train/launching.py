@@ -1,0 +1,239 @@
+"""What comes before jax is imported: the settings, the data, the folder, its lock, the threads."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from plateau_train import config, data
+from plateau_train.config import KNOBS, Resolved
+from plateau_train.data.splits import Dataset
+from plateau_train.errors import ChangedSettingsError, DataError, PlateauTrainError, RunError
+from plateau_train.run import checkpoint, environment, interruption, storage
+from plateau_train.run.checkpoint import Checkpoint
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.environment import DatasetFacts
+from plateau_train.run.report import Report
+
+# What may differ when a run is resumed: nothing of it moves a result. Epochs may only be added.
+FREE = {"data_dir", "epochs", "runs_dir", "name", "quiet"}
+
+
+def start(resolved: Resolved, report: Report) -> Path:
+    """Train one network in a new folder, and return the folder.
+
+    Everything that can be refused is refused before the folder is made. Raises
+    ``NonFiniteLossError`` when a loss is NaN or infinite; the epochs before it stay in the folder.
+    """
+    dataset = data.load(resolved.config.data, say=report.say)
+    if dataset.fallback:
+        report.warn(
+            f"Training on {dataset.name} ({dataset.source}), NOT on Fashion-MNIST:",
+            f"{dataset.fallback}.",
+            "To get the real data: plateau-train data prepare, with a network, or with "
+            "--from DIR and the four original files.",
+        )
+    resolved = _settle(resolved, dataset)
+    facts = _facts(dataset)
+    settings = resolved.config.run
+    name = settings.name or resolved.config.plateau.mode
+    run = RunDirectory.create(
+        settings.runs_dir.expanduser(), f"{name}-{dataset.name}" if dataset.fallback else name
+    )
+    with run.locked():
+        _train(run, dataset, facts, resolved, report)
+    return run.path
+
+
+def resume(path: Path, asked: Resolved, report: Report) -> None:
+    """Continue a run from its newest sound checkpoint, or say that it is done.
+
+    Of what is asked only what was given counts. Nothing is written before all is settled. Raises
+    ``BusyRunError`` where another process trains the run, ``RunError`` where there were
+    checkpoints and none is sound, ``ChangedSettingsError`` for settings that it did not begin
+    with, and ``DataError`` for other data.
+    """
+    run = RunDirectory.find(path)
+    with run.locked():
+        found, reasons = checkpoint.read_newest(run.checkpoints)
+        _refuse_a_lost_run(run, found, reasons)
+        resolved = _continued(run, asked, found)
+        settings = resolved.config
+        if found and run.summary.exists() and found.manifest.epoch == settings.run.epochs:
+            report.say(
+                f"{run.path} is done, with all of its {settings.run.epochs} epochs; "
+                f"plateau-train resume {run} --epochs {2 * settings.run.epochs} goes further"
+            )
+            return
+        if found and reasons:
+            report.warn(*reasons, f"The run continues from epoch {found.manifest.epoch}.")
+        dataset = data.load(settings.data, say=report.say)
+        before = _dataset_of(run, found)
+        if before is not None:
+            dataset = replace(dataset, fallback=before.fallback)
+        facts = _facts(dataset)
+        if before is not None and before.sha256 != facts.sha256:
+            raise DataError(
+                f"{run.path} was trained on {before.name} of SHA-256 {before.sha256[:12]}..., "
+                f"and {dataset.name} ({dataset.source}) has {facts.sha256[:12]}...",
+                hint="give the folder of the data that it began with: --data-dir DIR",
+            )
+        _train(run, dataset, facts, resolved, report, found)
+
+
+def check(path: Path) -> Iterator[str]:
+    """Verify all that a run would be resumed from, change nothing, and yield what is sound.
+
+    Raises ``RunError`` in the end, with everything that is damaged and with what would be used.
+    """
+    from plateau_train import training
+
+    run = RunDirectory.find(path)
+    problems: list[str] = []
+    newest: Checkpoint | None = None
+    with run.locked():
+        for file in checkpoint.candidates(run.checkpoints):
+            try:
+                found = checkpoint.read_checkpoint(file)
+                training.restore(found)
+            except RunError as error:
+                problems += error.problems
+                continue
+            newest = newest or found
+            yield f"{file}: sound, epoch {found.manifest.epoch}"
+        _refuse_a_lost_run(run, newest, problems)
+        try:
+            run.settings()
+            _continued(run, run.settings(), newest)
+            yield f"{run.config}: sound"
+        except PlateauTrainError as error:
+            problems += error.problems
+        history = newest.manifest.records if newest else ()
+        written = run.metrics.read_bytes() if run.metrics.exists() else b""
+        # A process that was killed may have left a line out, or torn it: that is no damage.
+        if storage.as_lines(history).startswith(written):
+            yield f"{run.metrics}: sound"
+        else:
+            problems.append(f"{run.metrics} does not hold the history of the newest checkpoint")
+    after = f"from epoch {newest.manifest.epoch}" if newest else "from the beginning"
+    if problems:
+        raise RunError(*problems, hint=f"plateau-train resume {run} continues it {after}")
+    yield f"plateau-train resume {run} continues it {after}"
+
+
+def _train(
+    run: RunDirectory,
+    dataset: Dataset,
+    facts: DatasetFacts,
+    resolved: Resolved,
+    report: Report,
+    found: Checkpoint | None = None,
+) -> None:
+    """Write the settings down, fix the threads, and only then load jax and train."""
+    interruption.hint = f"plateau-train resume {run} continues it"
+    written = None
+    with contextlib.suppress(RunError):  # of a new run there is none
+        written = run.settings().config
+    if written != resolved.config:
+        storage.write_text(run.config, config.to_toml(*resolved))
+    environment.pin_threads(resolved.config.run.threads or environment.available_cores())
+    from plateau_train import training
+
+    training.fit(run, dataset, facts, resolved, report, found)
+
+
+def _settle(resolved: Resolved, dataset: Dataset) -> Resolved:
+    """Write what was found in the place of ``auto`` and of the number of threads."""
+    if resolved.config.run.threads is None:
+        cores = environment.available_cores()
+        resolved = resolved.settle("threads", cores, "the cores at the start")
+    if resolved.config.data.dataset == data.AUTO:
+        why = f"auto: {dataset.fallback}" if dataset.fallback else "auto"
+        resolved = resolved.settle("dataset", dataset.name, why)
+    return resolved
+
+
+def _facts(dataset: Dataset) -> DatasetFacts:
+    return DatasetFacts(
+        name=dataset.name,
+        fallback=dataset.fallback,
+        sha256=dataset.sha256(),
+        image_shape=dataset.image_shape,
+        class_names=dataset.class_names,
+    )
+
+
+def _dataset_of(run: RunDirectory, found: Checkpoint | None) -> DatasetFacts | None:
+    """Return what is known of the data that a run began with."""
+    if found is not None:
+        return found.manifest.environment.dataset
+    with contextlib.suppress(RunError):  # nothing was trained yet: nothing is lost
+        return environment.read_environment(run.environment).dataset
+    return None
+
+
+def _refuse_a_lost_run(run: RunDirectory, found: Checkpoint | None, reasons: Sequence[str]) -> None:
+    """Raise ``RunError`` where a run had begun and no checkpoint of it is sound.
+
+    A failed restore never becomes a fresh start.
+    """
+    if found is not None:
+        return
+    if reasons or (run.metrics.exists() and run.metrics.stat().st_size > 0):
+        raise RunError(
+            *(reasons or [f"{run.checkpoints} holds no checkpoint"]),
+            hint="restore a checkpoint from a copy, or train anew; nothing was deleted",
+        )
+    if not run.config.exists():
+        raise RunError(
+            f"{run.path} is no run folder: it has no {run.config.name} and no checkpoint",
+            hint="give a run folder, such as runs/latest; plateau-train runs lists them",
+        )
+
+
+def _continued(run: RunDirectory, asked: Resolved, found: Checkpoint | None) -> Resolved:
+    """Return the settings to go on with: those of the checkpoint, and what else is asked for.
+
+    ``config.toml`` asks as well: it may have been edited, or hold more epochs than the run had at
+    the time of the checkpoint.
+    """
+    if found is None:
+        begun, sources = run.settings(), (asked,)
+    else:
+        begun = Resolved(found.manifest.settings, found.manifest.origins)
+        sources = (asked,)
+        with contextlib.suppress(RunError):  # it is written anew
+            sources = (run.settings(), asked)
+    resolved, table = begun, []
+    for source in sources:
+        for knob in KNOBS:
+            before, value, origin = begun.value(knob), source.value(knob), source.origins[knob.key]
+            if value == before or origin == "default":
+                continue
+            if knob.key in FREE and not (knob.key == "epochs" and value < before):
+                resolved = resolved.settle(knob.key, value, origin)
+            elif origin != knob.variable:  # a variable of this shell is not meant for this run
+                why = _why_not(knob.key, value, found)
+                table.append((knob.flag, config.as_text(before), config.as_text(value), why))
+    if table:
+        raise ChangedSettingsError(
+            f"{run.path} goes on with the settings that it began with",
+            hint="leave these out, or train anew with them; --epochs may grow",
+            table=[("setting", "run", "asked", "why not"), *table],
+        )
+    return resolved
+
+
+def _why_not(key: str, value: int, found: Checkpoint | None) -> str:
+    """Say why a setting of a run cannot change."""
+    if key == "epochs":
+        return "a run goes further, not back"
+    if found is not None and key == "patience":
+        waited = found.manifest.records[-1].wait
+        if value <= waited:
+            return f"the wait is {waited} already: the rule would pass {value} by and never drop"
+    if found is not None and key == "accumulation_size":
+        count = int(found.arrays["plateau/count"])
+        if value <= count:
+            return f"the window holds {count} already: it would never be full"
+    return "it moves the result"

@@ -1,0 +1,78 @@
+"""What a run writes down, in the order that lets it be lost at no moment.
+
+The rename of a checkpoint commits an epoch. The lines of ``metrics.jsonl``, ``timings.jsonl`` and
+``events.jsonl`` come after it; torn or missing ones are written again from the checkpoint.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from pydantic import ValidationError
+
+from plateau_train.run import checkpoint, storage
+from plateau_train.run.checkpoint import Checkpoint, Manifest
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.metrics import EVENTS, Drop, EpochRecord, Notice, Timing
+
+
+class Journal:
+    """The files of one run, and what stands in them."""
+
+    def __init__(self, run: RunDirectory, manifest: Manifest) -> None:
+        """Bring the files of a run to where its manifest is, be it a new run or an old one."""
+        self.run = run
+        if run.summary.exists():  # it is there when a run is done, and this one goes on
+            storage.remove_file(run.summary)
+        for folder in (run.path, run.checkpoints):
+            storage.remove_leftovers(folder)
+        # What happened after the checkpoint is known from nowhere else; its drops happen again.
+        known = [event for event in manifest.events if isinstance(event, Notice)]
+        later = tuple(_notices(run))[len(known) :]
+        self.manifest = manifest.model_copy(update={"events": (*manifest.events, *later)})
+        if not manifest.records:  # a resumed run keeps that of its beginning
+            text = manifest.environment.model_dump_json(indent=2)
+            storage.write_text(run.environment, text + "\n")
+        storage.write_lines(run.metrics, self.manifest.records)
+        storage.write_lines(run.timings, self.manifest.timings)
+        storage.write_lines(run.events, self.manifest.events)
+        if self.manifest.records:
+            checkpoint.link_best(run.checkpoints, self.manifest)
+
+    def commit(
+        self, record: EpochRecord, timing: Timing, drops: Sequence[Drop],
+        arrays: Mapping[str, np.ndarray],
+    ) -> None:  # fmt: skip
+        """Keep an epoch: once this returns, nothing but the loss of the disk undoes it."""
+        manifest = self.manifest.model_copy(
+            update={
+                "records": (*self.manifest.records, record),
+                "timings": (*self.manifest.timings, timing),
+                "events": (*self.manifest.events, *drops),
+            }
+        )
+        checkpoint.save_checkpoint(self.run.checkpoints, Checkpoint(manifest, arrays))
+        self.manifest = manifest
+        storage.append_lines(self.run.metrics, [record])
+        storage.append_lines(self.run.timings, [timing])
+        storage.append_lines(self.run.events, drops)
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch that is kept; -1 before there is one."""
+        return self.manifest.epoch
+
+    def note(self, notice: Notice) -> None:
+        """Write down what else happened."""
+        self.manifest = self.manifest.model_copy(update={"events": (*self.manifest.events, notice)})
+        storage.append_lines(self.run.events, [notice])
+
+
+def _notices(run: RunDirectory) -> Iterator[Notice]:
+    """Yield a run's notices, without what cannot be read."""
+    with contextlib.suppress(OSError):
+        for line in run.events.read_bytes().splitlines():
+            with contextlib.suppress(ValidationError):
+                event = EVENTS.validate_json(line)
+                if isinstance(event, Notice):
+                    yield event
