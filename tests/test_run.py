@@ -1,4 +1,4 @@
-import contextlib
+import errno
 import json
 import os
 
@@ -7,7 +7,6 @@ import pytest
 
 from plateau_train.errors import RunError, StorageError
 from plateau_train.run import storage
-from plateau_train.run.checkpoint import save_checkpoint
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.metrics import (
     EPOCHS,
@@ -32,12 +31,19 @@ DROP = Drop(
 )  # fmt: skip
 
 
-def test_a_file_that_could_not_be_finished_leaves_the_old_one_and_nothing_else(tmp_path):
+def test_a_file_that_could_not_be_finished_leaves_the_old_one_and_nothing_else(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "file"
     storage.write_text(path, "old")
-    with contextlib.suppress(ZeroDivisionError), storage.replacing(path) as file:
-        file.write(b"half")
-        raise ZeroDivisionError
+
+    def full(descriptor, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    said = r"No space left on device \(3 bytes needed, [\d,]+ free\)"
+    with pytest.raises(StorageError, match=said):
+        storage.write_text(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -74,8 +80,8 @@ def test_a_folder_that_is_no_run_is_refused_and_says_what_it_lacks(tmp_path):
 
 def test_an_epoch_reads_back_exactly_as_it_was_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    storage.append_line(path, RECORD.model_dump_json())
-    storage.append_line(path, RECORD.model_copy(update={"epoch": 2}).model_dump_json())
+    storage.append_lines(path, [RECORD])
+    storage.append_lines(path, [RECORD.model_copy(update={"epoch": 2})])
     one, two = read_records(path, EPOCHS)
     assert one == RECORD
     assert two.epoch == 2
@@ -84,8 +90,9 @@ def test_an_epoch_reads_back_exactly_as_it_was_written(tmp_path):
 
 def test_a_damaged_line_is_named_by_its_number(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    storage.append_line(path, RECORD.model_dump_json())
-    storage.append_line(path, RECORD.model_dump_json()[:40])
+    storage.append_lines(path, [RECORD])
+    with path.open("a") as file:
+        file.write(RECORD.model_dump_json()[:40])
     with pytest.raises(RunError, match=r"metrics.jsonl line 2 is damaged"):
         read_records(path, EPOCHS)
     path.write_text('{"epoch": 1}\n')
@@ -95,8 +102,8 @@ def test_a_damaged_line_is_named_by_its_number(tmp_path):
 
 def test_a_drop_carries_its_reason_into_the_file_and_out_again(tmp_path):
     path = tmp_path / "events.jsonl"
-    storage.append_line(path, Notice(event="warning", message="careful").model_dump_json())
-    storage.append_line(path, DROP.model_dump_json())
+    storage.append_lines(path, [Notice(event="warning", message="careful")])
+    storage.append_lines(path, [DROP])
     assert read_drops(path) == [DROP]
     assert json.loads(path.read_text().splitlines()[1])["reason"] == (
         "5 observations in a row (train loss, mean of 200 steps) were not below 0.3121 "
@@ -106,30 +113,6 @@ def test_a_drop_carries_its_reason_into_the_file_and_out_again(tmp_path):
         "drop in epoch 11, after 4,800 steps: scale 1 -> 0.5, lr 0.01 -> 0.005, because 5 "
     )
     assert read_drops(tmp_path / "none.jsonl") == []
-
-
-def test_a_checkpoint_holds_every_array_bit_for_bit(tmp_path):
-    arrays = {
-        "params/Dense_0/kernel": np.random.default_rng(0).random((7, 5), np.float32),
-        "plateau/count": np.array(3, np.int32),
-        "plateau/best_value": np.array(np.inf, np.float32),
-    }
-    save_checkpoint(tmp_path / "checkpoints", 7, arrays, is_best=True)
-    for name in ("epoch-000007.npz", "best.npz"):
-        loaded = dict(np.load(tmp_path / "checkpoints" / name, allow_pickle=False))
-        assert loaded.pop("epoch") == 7
-        assert loaded.keys() == arrays.keys()
-        for key, array in arrays.items():
-            assert loaded[key].dtype == array.dtype
-            np.testing.assert_array_equal(loaded[key], array)
-
-
-def test_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path):
-    for epoch in range(5):
-        save_checkpoint(tmp_path, epoch, {"array": np.array(epoch)}, is_best=epoch == 1)
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["best.npz", "epoch-000003.npz", "epoch-000004.npz"]
-    assert np.load(tmp_path / "best.npz")["epoch"] == 1
 
 
 def test_a_history_that_is_not_whole_is_refused_with_the_line(tmp_path):
@@ -153,5 +136,5 @@ def test_a_history_that_is_not_whole_is_refused_with_the_line(tmp_path):
 def test_separators_that_json_leaves_as_they_are_do_not_break_a_line(tmp_path):
     path = tmp_path / "events.jsonl"
     notice = Notice(event="warning", message="a\u2028b\u0085c")
-    storage.append_line(path, notice.model_dump_json())
+    storage.append_lines(path, [notice])
     assert read_records(path, EVENTS) == [notice]

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from plateau_train import config, data, training
+from plateau_train import config, data, launching, training
 from plateau_train.config import Given, resolve
 from plateau_train.errors import ConfigError, NonFiniteLossError
 from plateau_train.numerics import program as numerics
+from plateau_train.run.checkpoint import read_checkpoint
 from plateau_train.run.metrics import EPOCHS, EVENTS, Notice, read_drops, read_records
 from plateau_train.run.report import Report
 
@@ -25,7 +26,7 @@ def small(tmp_path, **values):
 
 
 def fit(tmp_path, **values):
-    path = training.fit(small(tmp_path, **values), Report(quiet=True))
+    path = launching.start(small(tmp_path, **values), Report(quiet=True))
     return path, read_records(path / "metrics.jsonl", EPOCHS), read_drops(path / "events.jsonl")
 
 
@@ -303,16 +304,16 @@ def test_a_finished_run_holds_all_its_files_and_says_in_words_what_it_was(tmp_pa
 def test_the_last_checkpoint_holds_the_whole_state_of_the_last_epoch(tmp_path):
     path, records, _ = fit(tmp_path)
     _, epochs = retrained(small(tmp_path))
-    arrays = dict(np.load(path / "checkpoints" / "epoch-000004.npz"))
+    manifest, arrays = read_checkpoint(path / "checkpoints" / "epoch-000004.npz")
     expected = training._arrays(epochs[-1].state)
-    assert arrays.pop("epoch") == 4
+    assert (manifest.epoch, list(manifest.records)) == (4, records)
     assert arrays.keys() == expected.keys()
     assert {"plateau/plateau_count", "plateau/count", "plateau/avg_value"} <= arrays.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array)
     best = max(records, key=lambda record: record.test_accuracy).epoch
     expected = training._arrays(epochs[best].state)
-    arrays = np.load(path / "checkpoints" / "best.npz")
+    _, arrays = read_checkpoint(path / "checkpoints" / "best.npz")
     np.testing.assert_array_equal(arrays["params/Dense_1/bias"], expected["params/Dense_1/bias"])
 
 

@@ -2,11 +2,16 @@
 
 import contextlib
 import difflib
+import fcntl
 import hashlib
 import http.client
 import io
+import json
 import logging
 import os
+import re
+import shlex
+import shutil
 import threading
 import urllib.error
 import urllib.parse
@@ -25,13 +30,35 @@ os.environ.setdefault(
 
 import tensorflow_datasets as tfds
 from google.protobuf import json_format
+from tensorflow_datasets.core.proto import dataset_info_pb2
 
 from plateau_train.data.splits import Dataset, Split
-from plateau_train.errors import DataError, DataUnavailableError, StorageError
+from plateau_train.errors import (
+    DataError,
+    DataUnavailableError,
+    PlateauTrainError,
+    StorageError,
+)
 
 # Without a network tensorflow-datasets itself gives up after 204 s; a server that answers at all
 # does so well within this time.
 PROBE_SECONDS = 5.0
+
+# The length of a record, and a checksum each for that and for the record itself.
+TFRECORD_OVERHEAD_BYTES = 16
+
+INFO, FEATURES = "dataset_info.json", "features.json"
+
+# In the folder of the data: held by the process that prepares a set, and what it works in.
+LOCK, WORKPLACE = ".plateau-train.lock", ".plateau-train.incomplete"
+
+
+class _DamageError(Exception):
+    """A file of a prepared set, and what is wrong with it; ``load`` and ``prepare`` add the hint."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path} {problem}")
+        self.folder = path.parent
 
 
 def load(
@@ -42,19 +69,21 @@ def load(
     Raises ``DataError`` for a set that is unknown, damaged or no image classification, and
     ``DataUnavailableError`` for one that is neither prepared nor to be downloaded.
     """
-    builder = _builder(name, data_dir)
-    keys = _image_and_label(builder)
-    if not builder.is_prepared():
-        if not download:
-            raise _unavailable(builder, f"{name} is not prepared in {data_dir}")
-        prepare(name, data_dir, say=say)
-        builder = _builder(name, data_dir)  # the old one knows of no splits
-    say(f"reading {builder.info.full_name} from {data_dir}")
-    train, test = (_read(builder, split, *keys) for split in ("train", "test"))
+    with _mending(name, data_dir):
+        builder = _builder(name, data_dir)
+        keys = _image_and_label(builder)
+        if not _is_prepared(builder):
+            if not download:
+                raise _unavailable(builder, f"{name} is not prepared in {data_dir}")
+            prepare(name, data_dir, say=say)
+            builder = _builder(name, data_dir)  # the old one knows of no splits
+        say(f"reading {builder.info.full_name} from {data_dir}")
+        class_names = _class_names(builder, keys[1])
+        train, test = (_read(builder, split, *keys) for split in ("train", "test"))
     return Dataset(
         name=_name(builder),
         source=f"tensorflow-datasets {builder.info.full_name} in {data_dir}",
-        class_names=_class_names(builder, keys[1]),
+        class_names=class_names,
         train=train,
         test=test,
     )
@@ -66,38 +95,98 @@ def prepare(
     """Download a set, or take its original files from ``manual_dir``, and prepare it.
 
     Returns a sentence about what was done. Each file's checksum is the one that
-    tensorflow-datasets pins.
+    tensorflow-datasets pins. Where several processes prepare at once, one does at a time. Raises
+    ``StorageError`` for a disk that is full or a folder that may not be written to.
     """
-    builder = _builder(name, data_dir)
-    _image_and_label(builder)
+    with _mending(name, data_dir):
+        builder = _builder(name, data_dir)
+        _image_and_label(builder)
+        place = f"{builder.info.full_name} in {data_dir}"
+        prepared_already = f"{place} is prepared already"
+        if _is_prepared(builder):  # which needs no lock: a folder that is read-only has none
+            return prepared_already
+        source = _source(builder, data_dir, manual_dir)
+        with _preparing(builder, place), _workplace(data_dir.expanduser(), say) as workplace:
+            if _is_prepared(builder):  # by a process that was waited for
+                return prepared_already
+            say(source)
+            # In a folder of its own and without those of other times: a killed process leaves
+            # nothing elsewhere, and the files that mnist and fashion_mnist unpack have one name.
+            at_work = _builder(name, workplace)
+            with contextlib.redirect_stdout(io.StringIO()):
+                at_work.download_and_prepare(
+                    download_dir=workplace / "downloads",
+                    download_config=tfds.download.DownloadConfig(
+                        manual_dir=manual_dir, try_download_gcs=False
+                    ),
+                )
+            folder = Path(builder.data_path)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            Path(at_work.data_path).rename(folder)
+    return f"prepared {place}"
+
+
+def _source(builder: tfds.core.DatasetBuilder, data_dir: Path, manual_dir: Path | None) -> str:
+    """Say what a set will be prepared from, or refuse where that cannot be had."""
     place = f"{builder.info.full_name} in {data_dir}"
-    if builder.is_prepared():
-        return f"{place} is prepared already"
     if manual_dir is not None:
         _check_originals(builder, manual_dir)
-        say(f"preparing {place} from the files in {manual_dir}")
-    elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return f"preparing {place} from the files in {manual_dir}"
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         raise DataUnavailableError(
-            f"{name} cannot be downloaded by a program: its files must be fetched by hand",
-            hint=f"plateau-train data prepare --dataset {name} --from DIR takes them from DIR",
+            f"{builder.name} cannot be downloaded by a program: its files must be fetched by hand",
+            hint=f"plateau-train data prepare --dataset {_name(builder)} --from DIR takes them "
+            "from DIR",
         )
-    else:
-        # The server of the first file stands for them all.
-        url = next(iter(_pinned_files(builder)), None)
-        if url is not None and (reason := _probe(url)):
-            raise _unavailable(
-                builder,
-                f"{name} is not prepared in {data_dir}",
-                f"it cannot be downloaded from {url}: {reason}",
-            )
-        say(f"downloading and preparing {place} ({builder.info.download_size})")
-    with _preparing(builder, place):
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=manual_dir, try_download_gcs=False
-            )
+    # The server of the first file stands for them all.
+    url = next(iter(_pinned_files(builder)), None)
+    if url is not None and (reason := _probe(url)):
+        raise _unavailable(
+            builder,
+            f"{_name(builder)} is not prepared in {data_dir}",
+            f"it cannot be downloaded from {url}: {reason}",
         )
-    return f"prepared {place}"
+    return f"downloading and preparing {place} ({builder.info.download_size})"
+
+
+@contextlib.contextmanager
+def _mending(name: str, data_dir: Path) -> Iterator[None]:
+    """Add to the name of a damaged file the command that mends the set."""
+    try:
+        yield
+    except _DamageError as error:
+        raise DataError(
+            str(error),
+            hint=f"delete {error.folder} and run plateau-train data prepare --dataset {name} "
+            f"--data-dir {shlex.quote(str(data_dir.expanduser()))}",
+        ) from error
+
+
+@contextlib.contextmanager
+def _workplace(data_dir: Path, say: Callable[[str], None]) -> Iterator[Path]:
+    """Yield a new folder, in which only this process is at work, and remove it in the end.
+
+    The kernel releases the lock of a process that is killed; its folder is removed by the next.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    # A file of its own, because NFS locks nothing that is not open for writing. It stays: to
+    # remove it while another process waits for it would lock out nobody.
+    descriptor = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process, which prepares a set in {data_dir}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        folder = data_dir / WORKPLACE
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
 
 
 def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
@@ -106,23 +195,58 @@ def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
     tfds.disable_progress_bar()
     try:
         return tfds.builder(name, data_dir=data_dir.expanduser())
-    except tfds.core.DatasetNotFoundError:
-        near = difflib.get_close_matches(name, [*tfds.list_builders(), "garments"], n=1)
-        raise DataError(
-            f"there is no data set {name}" + (f", did you mean {near[0]}?" if near else ""),
-            hint="take a name of tensorflow-datasets (fashion_mnist, mnist, cifar10, ...), "
-            "or garments, which is built in",
-        ) from None
-    except (RuntimeError, json_format.ParseError) as error:
-        raise DataError(
-            f"the description of {name} in {data_dir} is damaged: {str(error).splitlines()[0]}",
-            hint=f"delete {name} in {data_dir} and run plateau-train data prepare --dataset {name}",
-        ) from error
-    except (AssertionError, ValueError) as error:  # an unknown configuration or version
-        raise DataError(
-            f"tensorflow-datasets does not know {name}: {str(error).splitlines()[0]}",
-            hint=f"take --dataset {name.partition('/')[0].partition(':')[0]}",
-        ) from error
+    except Exception as error:
+        # Whatever it is: the files themselves say whether one of them is the reason.
+        plain_name = re.split("[/:]", name)[0]
+        for file in sorted((data_dir.expanduser() / plain_name).glob("**/*.json")):
+            if tfds.core.Version.is_valid(file.parent.name):
+                _check_description(file.parent)
+        if isinstance(error, tfds.core.DatasetNotFoundError):
+            near = difflib.get_close_matches(name, [*tfds.list_builders(), "garments"], n=1)
+            raise DataError(
+                f"there is no data set {name}" + (f", did you mean {near[0]}?" if near else ""),
+                hint="take a name of tensorflow-datasets (fashion_mnist, mnist, cifar10, ...), "
+                "or garments, which is built in",
+            ) from None
+        if isinstance(error, AssertionError | ValueError):  # an unknown configuration or version
+            raise DataError(
+                f"tensorflow-datasets does not know {name}: {_first_line(error)}",
+                hint=f"take --dataset {plain_name}",
+            ) from error
+        raise
+
+
+def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    """Return whether a set is there, and refuse one that is there in part."""
+    folder = Path(builder.data_path)
+    if not os.path.lexists(folder):
+        return False
+    _check_description(folder)
+    return True
+
+
+def _check_description(folder: Path) -> None:
+    """Refuse a prepared set with a description that is missing, damaged or another's.
+
+    Of a set that it has the code of, tensorflow-datasets itself reads only a part of it.
+    """
+    described = dataset_info_pb2.DatasetInfo()
+    from_json = tfds.features.FeatureConnector.from_json
+    for path, parse in (
+        (folder / INFO, lambda text: json_format.Parse(text, described)),
+        (folder / FEATURES, lambda text: from_json(json.loads(text))),
+    ):
+        try:
+            parse(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise _DamageError(path, f"cannot be read: {error.strerror}") from error
+        except Exception as error:  # each parser raises much, and reads nothing but this text
+            raise _DamageError(path, f"is damaged: {_first_line(error)}") from error
+    # Between the folders of the set and of the version there may be one of the configuration.
+    if described.version != folder.name or described.name not in folder.parts[-3:-1]:
+        raise _DamageError(
+            folder / INFO, f"is damaged: it describes {described.name}/{described.version}"
+        )
 
 
 def _image_and_label(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
@@ -155,34 +279,125 @@ def _name(builder: tfds.core.DatasetBuilder) -> str:
 
 def _class_names(builder: tfds.core.DatasetBuilder, label: str) -> tuple[str, ...]:
     features: Any = builder.info.features
-    return tuple(features[label].names)
+    feature = features[label]
+    path = Path(feature.get_names_filepath(builder.data_path, label))
+    numbers = [str(number) for number in range(feature.num_classes)]
+    # A set whose classes have no names has no such file.
+    if path.exists() or feature.names != numbers:
+        try:
+            names = set(path.read_text(encoding="utf-8").split("\n")) - {""}
+        except OSError as error:
+            raise _DamageError(path, f"cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise _DamageError(path, f"is damaged: {error}") from error
+        if len(names) != feature.num_classes:
+            raise _DamageError(
+                path,
+                f"is damaged: it has {len(names)} names for {feature.num_classes} classes",
+            )
+    return tuple(feature.names)
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str, image: str, label: str) -> Split:
-    """Read a split in the order of its files."""
+    """Read a split in the order of its files, each example that the description promises."""
     import tensorflow as tf
 
     # A build of tensorflow with CUDA would take the memory of every GPU for itself.
     tf.config.set_visible_devices([], "GPU")
+    folder = Path(builder.data_path)
     if split not in builder.info.splits:
+        if not builder.info.splits or any(folder.glob(f"{builder.name}-{split}.*")):
+            raise _DamageError(folder / INFO, f"is damaged: it does not name the split {split}")
         raise DataError(
             f"{builder.name} has no split {split}: it has {', '.join(builder.info.splits)}",
             hint="take a set with a train and a test split, such as fashion_mnist or cifar10",
         )
-    one_file_at_a_time = tfds.ReadConfig(interleave_cycle_length=1)
-    read: Any = builder.as_dataset  # a decorator of its own hides its parameters
+    _check_sizes(builder, split)
     try:
-        columns: Any = tfds.as_numpy(
-            read(split=split, batch_size=-1, read_config=one_file_at_a_time)
-        )
+        columns = _columns(builder, split)
     except (tf.errors.OpError, OSError) as error:
+        _check_contents(builder, split)
         raise DataError(
-            f"the files of {builder.info.full_name} in {builder.data_path} cannot be read: "
-            f"{str(error).splitlines()[0]}",
-            hint="delete that folder and run "
-            f"plateau-train data prepare --dataset {_name(builder)}",
+            f"the files of {builder.info.full_name} in {folder} cannot be read, though each of "
+            f"them can: {_first_line(error)}",
+            hint="free memory and start it again",
         ) from error
     return Split(columns[image], columns[label].astype(np.int32))
+
+
+def _columns(builder: tfds.core.DatasetBuilder, part: Any) -> Any:
+    """Read a split, or a part of it; tensorflow raises where the number of examples differs."""
+    one_file_at_a_time = tfds.ReadConfig(interleave_cycle_length=1)
+    read: Any = builder.as_dataset  # a decorator of its own hides its parameters
+    return tfds.as_numpy(read(split=part, batch_size=-1, read_config=one_file_at_a_time))
+
+
+def _shards(builder: tfds.core.DatasetBuilder, split: str) -> list[tuple[Path, int]]:
+    """Return the files of a split and how many examples each has, as the description says."""
+    described: Any = builder.info.splits[split]
+    info = Path(builder.data_path) / INFO
+    try:
+        paths = [Path(path) for path in described.filepaths]
+    except (LookupError, ValueError) as error:  # of the template of their names
+        raise _DamageError(info, f"is damaged: {_first_line(error)}") from error
+    lengths = described.shard_lengths
+    # tensorflow-datasets writes no empty file, and would leave out one that is described as empty.
+    if not lengths or min(lengths) < 1:
+        raise _DamageError(info, f"is damaged: it has a file without examples in {split}")
+    return list(zip(paths, lengths, strict=True))
+
+
+def _check_sizes(builder: tfds.core.DatasetBuilder, split: str) -> None:
+    """Refuse a split with a file that cannot be opened or whose size cannot be right.
+
+    tensorflow trusts the number of examples: it aborts the process when that is enormous.
+    """
+    shards = _shards(builder, split)
+    num_bytes = 0
+    for path, num_examples in shards:
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise _DamageError(path, f"cannot be read: {error.strerror}") from error
+        if size < num_examples * TFRECORD_OVERHEAD_BYTES:
+            raise _DamageError(
+                path,
+                f"is damaged: it has {size:,} bytes, too few for the {num_examples:,} examples "
+                f"that {INFO} promises",
+            )
+        num_bytes += size - num_examples * TFRECORD_OVERHEAD_BYTES
+    described: Any = builder.info.splits[split]
+    if described.num_bytes not in (0, num_bytes):  # 0 is unknown
+        _check_contents(builder, split)
+        raise _DamageError(
+            Path(builder.data_path) / INFO,
+            f"is damaged: it promises {int(described.num_bytes):,} bytes of examples in {split}, "
+            f"where its files have {num_bytes:,}",
+        )
+
+
+def _check_contents(builder: tfds.core.DatasetBuilder, split: str) -> None:
+    """Read each file of a split by itself, and refuse the first that cannot be read."""
+    import tensorflow as tf
+
+    start = 0
+    for path, num_examples in _shards(builder, split):
+        stop = start + num_examples
+        try:
+            _columns(builder, tfds.core.ReadInstruction(split, from_=start, to=stop, unit="abs"))
+        except (tf.errors.OpError, OSError) as error:
+            raise _DamageError(path, f"is damaged: {_first_line(error)}") from error
+        start = stop
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of a message, without the operations that tensorflow names in it."""
+    return re.sub(
+        r"^\{\{.*?\}\} |^.*? transformation with iterator: \S+ | \[Op:.*$|\.$",
+        "",
+        (str(error) or type(error).__name__).splitlines()[0],
+    )
 
 
 def _unavailable(builder: tfds.core.DatasetBuilder, *problems: str) -> DataUnavailableError:
@@ -243,23 +458,38 @@ def _check_originals(builder: tfds.core.DatasetBuilder, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _preparing(builder: tfds.core.DatasetBuilder, place: str) -> Iterator[None]:
-    """Keep tensorflow-datasets quiet while it prepares, and name what goes wrong."""
+    """Name what goes wrong while a set is prepared."""
+    import tensorflow as tf
     from tensorflow_datasets.core.download import download_manager, util
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
+    except (PlateauTrainError, _DamageError):
+        raise
     except download_manager.NonMatchingChecksumError as error:
         raise DataError(
-            f"a file of {builder.name} is not the original: {str(error).splitlines()[0]}",
+            f"a file of {builder.name} is not the original: {_first_line(error)}",
             hint="download it again later, or take the original files with --from DIR",
         ) from error
     except util.DownloadError as error:
         raise _unavailable(builder, f"{builder.name} cannot be downloaded: {error}") from error
-    except OSError as error:
-        if error.errno is None:  # requests reports a failed transfer as an OSError without number
+    except Exception as error:
+        # The refusal of a disk arrives inside errors of other kinds, or as one of tensorflow.
+        for cause in _causes(error):
+            if isinstance(cause, tf.errors.OpError) or (
+                isinstance(cause, OSError) and (cause.errno or type(cause) is OSError)
+            ):
+                reason = getattr(cause, "strerror", None) or _first_line(cause)
+                raise StorageError(
+                    f"{place} cannot be written: {reason}",
+                    hint="give a folder with room that you may write to with --data-dir",
+                ) from error
+        if isinstance(error, OSError):  # requests reports a failed transfer as one without number
             raise _unavailable(builder, f"{builder.name} cannot be downloaded: {error}") from error
-        raise StorageError(
-            f"{place} cannot be written: {error.strerror}",
-            hint="give a folder with room that you may write to with --data-dir",
-        ) from error
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,12 @@ from plateau_train.run.metrics import Drop, EpochRecord, Event, Timing
 BEST = "best.npz"
 KEPT = 2  # the newest, and one before it should the newest be damaged
 FORMAT = 1
+
+# What zip and NumPy raise for bytes that are none of theirs. The checksum lets such bytes through
+# only where somebody has written them on purpose.
+_FOREIGN = (
+    zipfile.BadZipFile, struct.error, ValueError, KeyError, TypeError, EOFError, RuntimeError,
+)  # fmt: skip
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -132,9 +139,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
         raise _unusable(path, f"{problem['msg']} at {place}") from error
-    # What zip and NumPy raise for bytes that are none of theirs, which the checksum lets through
-    # only where somebody has written them on purpose.
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError) as error:
+    except _FOREIGN as error:
         raise _unusable(path, f"it is no checkpoint: {error}") from error
     return Checkpoint(manifest, arrays)
 
