@@ -8,7 +8,13 @@ from pathlib import Path
 from plateau_train import config, data
 from plateau_train.config import KNOBS, Resolved
 from plateau_train.data.splits import Dataset
-from plateau_train.errors import ChangedSettingsError, DataError, PlateauTrainError, RunError
+from plateau_train.errors import (
+    ChangedSettingsError,
+    DataError,
+    PlateauTrainError,
+    RunError,
+    StorageError,
+)
 from plateau_train.run import checkpoint, environment, interruption, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
@@ -41,6 +47,11 @@ def start(resolved: Resolved, report: Report) -> Path:
         settings.runs_dir.expanduser(), f"{name}-{dataset.name}" if dataset.fallback else name
     )
     with run.locked():
+        try:
+            storage.write_text(run.config, config.to_toml(*resolved))
+        except StorageError:
+            run.discard()
+            raise
         _train(run, dataset, facts, resolved, report)
     return run.path
 
@@ -67,18 +78,28 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
             return
         if found and reasons:
             report.warn(*reasons, f"The run continues from epoch {found.manifest.epoch}.")
-        dataset = data.load(settings.data, say=report.say)
-        before = _dataset_of(run, found)
-        if before is not None:
-            dataset = replace(dataset, fallback=before.fallback)
-        facts = _facts(dataset)
-        if before is not None and before.sha256 != facts.sha256:
-            raise DataError(
-                f"{run.path} was trained on {before.name} of SHA-256 {before.sha256[:12]}..., "
-                f"and {dataset.name} ({dataset.source}) has {facts.sha256[:12]}...",
-                hint="give the folder of the data that it began with: --data-dir DIR",
-            )
+        dataset, facts = load_again(run, settings.data, _dataset_of(run, found), report)
+        if not _is_written(run, resolved):
+            storage.write_text(run.config, config.to_toml(*resolved))
         _train(run, dataset, facts, resolved, report, found)
+
+
+def load_again(
+    run: RunDirectory, settings: config.Data, before: DatasetFacts | None, report: Report
+) -> tuple[Dataset, DatasetFacts]:
+    """Load the data that a run began with, if it is known; raises ``DataError`` for other data."""
+    dataset = data.load(settings, say=report.say)
+    if before is None:
+        return dataset, _facts(dataset)
+    dataset = replace(dataset, fallback=before.fallback)
+    facts = _facts(dataset)
+    if before.sha256 != facts.sha256:
+        raise DataError(
+            f"{run.path} was trained on {before.name} of SHA-256 {before.sha256[:12]}..., "
+            f"and {dataset.name} ({dataset.source}) has {facts.sha256[:12]}...",
+            hint="give the folder of the data that it began with: --data-dir DIR",
+        )
+    return dataset, facts
 
 
 def check(path: Path) -> Iterator[str]:
@@ -129,17 +150,18 @@ def _train(
     report: Report,
     found: Checkpoint | None = None,
 ) -> None:
-    """Write the settings down, fix the threads, and only then load jax and train."""
+    """Fix the threads, and only then load jax and train."""
     interruption.hint = f"plateau-train resume {run} continues it"
-    written = None
-    with contextlib.suppress(RunError):  # of a new run there is none
-        written = run.settings().config
-    if written != resolved.config:
-        storage.write_text(run.config, config.to_toml(*resolved))
     environment.pin_threads(resolved.config.run.threads or environment.available_cores())
     from plateau_train import training
 
     training.fit(run, dataset, facts, resolved, report, found)
+
+
+def _is_written(run: RunDirectory, resolved: Resolved) -> bool:
+    with contextlib.suppress(RunError):
+        return run.settings().config == resolved.config
+    return False
 
 
 def _settle(resolved: Resolved, dataset: Dataset) -> Resolved:

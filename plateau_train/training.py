@@ -153,10 +153,10 @@ def train(
         first, state = 0, init_state(program, seed, dataset.image_shape)
     else:
         first, state = found.manifest.epoch + 1, restore(found)
-    train_split = _on_device(dataset.train)
-    others = {"test": _on_device(dataset.test)}
+    train_split = on_device(dataset.train)
+    others = {"test": on_device(dataset.test)}
     if dataset.val is not None:
-        others["val"] = _on_device(dataset.val)
+        others["val"] = on_device(dataset.val)
     num_steps = _steps_per_epoch(dataset, settings)
     steps = _ChunkedEpoch(
         program, empty_records(program, state, train_split, num_steps), settings, report
@@ -288,7 +288,8 @@ def _steps_per_epoch(dataset: Dataset, settings: Config) -> int:
     return len(dataset.train.labels) // settings.data.batch_size
 
 
-def _on_device(split: Split) -> Examples:
+def on_device(split: Split) -> Examples:
+    """Bring the images and labels of a split to where they are computed with."""
     return Examples(*jax.device_put(tuple(split)))
 
 

@@ -2,7 +2,6 @@ import errno
 import json
 import os
 
-import numpy as np
 import pytest
 
 from plateau_train.errors import RunError, StorageError

@@ -4,6 +4,7 @@ Everything here is pure. A ``Program`` holds what is fixed while it runs and is 
 a static argument of the compiled functions; a ``TrainState`` holds everything that changes.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -103,6 +104,7 @@ def derive_key(seed: Seed, stream: int, epoch: Integer[Array, ""] | int) -> Key[
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), epoch)
 
 
+@partial(jax.jit, static_argnames=("program", "image_shape"))
 def init_state(program: Program, seed: Seed, image_shape: tuple[int, int, int]) -> TrainState:
     """Return the state before the first step."""
     params = init_params(program.model, derive_key(seed, INIT_STREAM, 0), image_shape)
@@ -123,11 +125,18 @@ def epoch_order(
     return order[: num_steps * batch_size].reshape(num_steps, batch_size)
 
 
+def find_logits(
+    program: Program, params: Params, images: UInt8[Array, "n height width channel"]
+) -> Float[Array, "n classes"]:
+    """Apply the network to images."""
+    return jnp.asarray(program.model.apply({"params": params}, images))
+
+
 def score(
     program: Program, params: Params, examples: Examples
 ) -> tuple[Float32[Array, " n"], Bool[Array, " n"]]:
     """Return each image's cross-entropy, in nats, and whether its class is the one found."""
-    logits = jnp.asarray(program.model.apply({"params": params}, examples.images))
+    logits = find_logits(program, params, examples.images)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, examples.labels)
     return losses, logits.argmax(axis=-1) == examples.labels
 
@@ -193,23 +202,55 @@ def train_steps(
     return lax.fori_loop(start, stop, body, (state, records))
 
 
-@partial(jax.jit, static_argnames="program")
-def evaluate(program: Program, params: Params, split: Examples) -> Metrics:
-    """Score every image of a split once: sums under a mask, one division at the end."""
-    num_examples, batch_size = len(split.labels), program.batch_size
+def sum_batches(
+    split: Examples,
+    batch_size: int,
+    zeros: PyTree[Array],
+    tally: Callable[[Examples, Bool[Array, " batch"]], PyTree[Array]],
+) -> PyTree[Array]:
+    """Sum what ``tally`` finds in each batch of a split, beginning with ``zeros``.
+
+    The last batch is filled up with the last image, which the mask takes out again.
+    """
+    num_examples = len(split.labels)
     num_batches = -(-num_examples // batch_size)
 
-    def body(batch_number: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    def body(batch_number: Array, sums: PyTree[Array]) -> PyTree[Array]:
         positions = batch_number * batch_size + jnp.arange(batch_size)
         mask = positions < num_examples
         indices = jnp.minimum(positions, num_examples - 1)
         batch = Examples(split.images[indices], split.labels[indices])
+        return jax.tree.map(jnp.add, sums, tally(batch, mask))
+
+    return lax.fori_loop(0, num_batches, body, zeros)
+
+
+@partial(jax.jit, static_argnames="program")
+def evaluate(program: Program, params: Params, split: Examples) -> Metrics:
+    """Score every image of a split once: sums under a mask, one division at the end."""
+
+    def tally(batch: Examples, mask: Array) -> tuple[Array, Array]:
         losses, hits = score(program, params, batch)
-        return sums[0] + jnp.where(mask, losses, 0).sum(), sums[1] + (hits & mask).sum()
+        return jnp.where(mask, losses, 0).sum(), (hits & mask).sum()
 
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
-    loss, hits = lax.fori_loop(0, num_batches, body, zeros)
+    loss, hits = sum_batches(split, program.batch_size, zeros, tally)
+    num_examples = len(split.labels)
     return Metrics(loss / num_examples, hits / num_examples)
+
+
+@partial(jax.jit, static_argnames="program")
+def count_confusion(
+    program: Program, params: Params, split: Examples
+) -> Int32[Array, "classes classes"]:
+    """Count the images of each true class, a row each, that are taken for each class."""
+
+    def tally(batch: Examples, mask: Array) -> Array:
+        predicted = find_logits(program, params, batch.images).argmax(axis=-1)
+        return zeros.at[batch.labels, predicted].add(mask.astype(jnp.int32))
+
+    zeros = jnp.zeros((program.model.num_classes,) * 2, jnp.int32)
+    return sum_batches(split, program.batch_size, zeros, tally)
 
 
 @partial(jax.jit, static_argnames="program", donate_argnames="state")

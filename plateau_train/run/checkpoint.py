@@ -25,7 +25,7 @@ from plateau_train.config import Config
 from plateau_train.errors import RunError
 from plateau_train.run import storage
 from plateau_train.run.environment import Environment
-from plateau_train.run.metrics import Drop, EpochRecord, Event, Timing
+from plateau_train.run.metrics import Drop, EpochRecord, Event, Timing, best_of
 
 BEST = "best.npz"
 KEPT = 2  # the newest, and one before it should the newest be damaged
@@ -62,8 +62,7 @@ class Manifest(BaseModel):
 
     @property
     def best(self) -> EpochRecord:
-        """The first epoch of the highest accuracy."""
-        return max(self.records, key=lambda record: record.score)
+        return best_of(self.records)
 
 
 class Checkpoint(NamedTuple):
@@ -81,7 +80,6 @@ def epoch_path(folder: Path, epoch: int) -> Path:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Commit an epoch, link it if it is the best so far, and drop the old ones."""
     manifest, arrays = checkpoint
-    storage.make_folder(folder)
     path = epoch_path(folder, manifest.epoch)
     buffer = io.BytesIO()
     members = {f"state/{name}": array for name, array in arrays.items()}

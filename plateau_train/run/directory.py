@@ -106,6 +106,11 @@ class RunDirectory:
         finally:
             os.close(descriptor)
 
+    def discard(self) -> None:
+        """Remove the folder of a run that could not begin, if it is empty."""
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
     def make_latest(self) -> None:
         """Point ``latest`` at this run: a convenience that nothing depends on."""
         storage.point_link(self.path.parent / LATEST, self.path.name)
@@ -141,6 +146,10 @@ class RunDirectory:
     @property
     def plot(self) -> Path:
         return self.path / "plot.png"
+
+    @property
+    def confusion(self) -> Path:
+        return self.path / "confusion.png"
 
     @property
     def summary(self) -> Path:

@@ -4,16 +4,14 @@ The rename of a checkpoint commits an epoch. The lines of ``metrics.jsonl``, ``t
 ``events.jsonl`` come after it; torn or missing ones are written again from the checkpoint.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from pydantic import ValidationError
 
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint, Manifest
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import EVENTS, Drop, EpochRecord, Notice, Timing
+from plateau_train.run.metrics import Drop, EpochRecord, Notice, Timing, read_notices
 
 
 class Journal:
@@ -24,11 +22,12 @@ class Journal:
         self.run = run
         if run.summary.exists():  # it is there when a run is done, and this one goes on
             storage.remove_file(run.summary)
+        storage.make_folder(run.checkpoints)
         for folder in (run.path, run.checkpoints):
             storage.remove_leftovers(folder)
         # What happened after the checkpoint is known from nowhere else; its drops happen again.
         known = [event for event in manifest.events if isinstance(event, Notice)]
-        later = tuple(_notices(run))[len(known) :]
+        later = tuple(read_notices(run.events))[len(known) :]
         self.manifest = manifest.model_copy(update={"events": (*manifest.events, *later)})
         if not manifest.records:  # a resumed run keeps that of its beginning
             text = manifest.environment.model_dump_json(indent=2)
@@ -66,13 +65,3 @@ class Journal:
         """Write down what else happened."""
         self.manifest = self.manifest.model_copy(update={"events": (*self.manifest.events, notice)})
         storage.append_lines(self.run.events, [notice])
-
-
-def _notices(run: RunDirectory) -> Iterator[Notice]:
-    """Yield a run's notices, without what cannot be read."""
-    with contextlib.suppress(OSError):
-        for line in run.events.read_bytes().splitlines():
-            with contextlib.suppress(ValidationError):
-                event = EVENTS.validate_json(line)
-                if isinstance(event, Notice):
-                    yield event

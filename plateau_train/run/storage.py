@@ -51,6 +51,8 @@ def as_lines(records: Iterable[BaseModel]) -> bytes:
 def append_lines(path: Path, records: Iterable[BaseModel]) -> None:
     """Add JSON lines to a file, which need not exist yet. A crash can tear them."""
     content = as_lines(records)
+    if not content:
+        return
     with _naming(path, needed=len(content)):
         descriptor = os.open(path, _APPEND, 0o666)
         try:
@@ -82,12 +84,13 @@ def point_link(link: Path, target: str) -> None:
 def link_file(path: Path, link: Path) -> None:
     """Give a file a second name in the place of what is there; a copy where links are refused."""
     with _naming(link), _beside(link) as temporary:
+        if link.exists() and link.samefile(path):
+            return  # renaming one name of a file to another of the same does nothing, says POSIX
         try:
             os.link(path, temporary)
         except OSError:
             write_bytes(link, path.read_bytes())
         else:
-            # Renaming one name of a file to another of the same does nothing, says POSIX.
             os.replace(temporary, link)
 
 
@@ -105,13 +108,14 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """Name a temporary file in the same folder, which is gone in the end, whatever happens."""
+    """Name a temporary file in the same folder, which is removed if the block fails."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):  # the first failure is the one to tell
             os.unlink(temporary)
+        raise
 
 
 def _write(descriptor: int, content: bytes | memoryview) -> None:

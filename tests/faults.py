@@ -1,0 +1,315 @@
+"""Break runs in every way, and hold that none is lost: the tests do some of it, scripts/torture all.
+
+Each run and each resume is a new process. ``Processes`` forks it from a server that has imported
+everything and done nothing, which is as new as after a start of Python in a fraction of the time.
+"""
+
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+from plateau_train.run import checkpoint, storage
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.metrics import read_drops
+
+CRASHED = 99
+OPERATIONS = (
+    "open", "write", "fsync", "replace", "link", "unlink", "symlink", "mkdir", "makedirs",
+)  # fmt: skip
+REFUSALS = {name: getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS")}
+
+
+class Finished(NamedTuple):
+    code: int  # negative: the signal that ended it
+    stdout: str
+    stderr: str
+    operations: list[str]  # the changes of the disk that it made, one after the other
+
+
+class Processes:
+    """A server of new processes, each of which runs one command in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ
+            | {
+                "NPROC": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+                # Most of a short run is compilation, of the same program again and again.
+                "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+            },
+        )
+
+    def run(self, folder, *arguments, fault=None, at=0, kill_after=None) -> Finished:
+        """Run a command; ``fault`` strikes at the operation ``at``, SIGKILL after some seconds."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        task = {
+            "folder": str(folder), "arguments": list(map(str, arguments)), "fault": fault,
+            "at": at, "kill_after": kill_after,
+        }  # fmt: skip
+        self._server.stdin.write(json.dumps(task) + "\n")
+        self._server.stdin.flush()
+        return Finished(**json.loads(self._server.stdout.readline()))
+
+    def close(self) -> None:
+        self._server.communicate("")
+
+
+class FaultyOs:
+    """The module ``os`` for ``storage``, which counts what changes the disk, and goes wrong once.
+
+    ``crash`` ends the process before the operation, ``tear`` in the middle of a write. ``power``
+    is a crash after which all that was not brought to the disk is lost: half of each such file.
+    A name of ``REFUSALS`` is the error that the operation fails with.
+    """
+
+    def __init__(self, fault, at, log) -> None:
+        self._fault, self._at, self._log = fault, at, log
+        self._count = 0
+        self._unsynced = {}
+
+    def __getattr__(self, name):
+        function = getattr(os, name)
+        if name not in OPERATIONS:
+            return function
+
+        def operation(*arguments, **keywords):
+            self._count += 1
+            self._log.write(f"{name}\n")
+            self._log.flush()
+            if self._count == self._at and self._fault:
+                self._strike(name, arguments)
+            result = function(*arguments, **keywords)
+            self._watch(name, arguments, result)
+            return result
+
+        return operation
+
+    def _watch(self, name, arguments, result) -> None:
+        """Keep account of the files whose content may still be in memory alone."""
+        if name == "write":
+            self._unsynced[arguments[0]] = os.readlink(f"/proc/self/fd/{arguments[0]}")
+        elif name == "fsync":
+            self._unsynced.pop(arguments[0], None)
+        elif name == "open":
+            stale = self._unsynced.pop(result, None)
+            if stale is not None:
+                self._unsynced[f"closed {self._count}"] = stale
+        elif name == "replace":
+            old, new = map(str, arguments)
+            moved = {key: new for key, path in self._unsynced.items() if path == old}
+            self._unsynced |= moved
+
+    def _strike(self, name, arguments) -> None:
+        if self._fault in REFUSALS:
+            number = REFUSALS[self._fault]
+            raise OSError(number, os.strerror(number))
+        if self._fault == "tear" and name == "write":
+            os.write(arguments[0], arguments[1][: len(arguments[1]) // 2])
+        if self._fault == "power":
+            for path in self._unsynced.values():
+                if os.path.exists(path):
+                    os.truncate(path, os.path.getsize(path) // 2)
+        os._exit(CRASHED)
+
+
+# A run of a second: two drops or more, an improvement between them, and three checkpoints.
+TINY = (
+    "--dataset=garments", "--train-examples=60", "--test-examples=30", "--batch-size=10",
+    "--hidden-sizes=", "--accumulation-size=2", "--patience=1", "--learning-rate=0.05",
+)  # fmt: skip
+
+
+class Result(NamedTuple):
+    """What must not depend on how often a run was stopped."""
+
+    metrics: bytes
+    drops: list
+    summary: bytes
+    arrays: dict
+    best_epoch: int
+
+
+def result_of(run: Path) -> Result:
+    """Read what a finished run came to, and hold that nothing else is left in its folder."""
+    directory = RunDirectory.open(run)
+    newest, reasons = checkpoint.read_newest(directory.checkpoints)
+    assert newest is not None
+    assert reasons == []
+    assert not list(run.rglob("*.tmp")), "a temporary file was left behind"
+    best = checkpoint.read_checkpoint(directory.checkpoints / checkpoint.BEST)
+    assert storage.as_lines(newest.manifest.records) == directory.metrics.read_bytes()
+    assert newest.manifest.drops == read_drops(directory.events)
+    assert directory.plot.exists()
+    return Result(
+        metrics=directory.metrics.read_bytes(),
+        drops=newest.manifest.drops,
+        summary=directory.summary.read_bytes(),
+        arrays={name: array.tobytes() for name, array in newest.arrays.items()},
+        best_epoch=best.manifest.epoch,
+    )
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """List the run folders, without the link ``latest``."""
+    runs = folder / "runs"
+    paths = sorted(runs.iterdir()) if runs.exists() else []
+    return [path for path in paths if path.is_dir() and not path.is_symlink()]
+
+
+def epochs_printed(stdout: str) -> list[int]:
+    return [int(number) for number in re.findall(r"^epoch (\d+)/", stdout, re.MULTILINE)]
+
+
+def resume_or_start(processes: Processes, folder: Path, arguments, **trouble) -> Finished:
+    """Go on with what a stopped process left; where it left no run, start one."""
+    runs = runs_in(folder)
+    if runs:
+        finished = processes.run(folder, "resume", runs[-1], **trouble)
+        if finished.code != 4 or "is no run folder" not in finished.stderr:
+            return finished
+        # Stopped between the folder and its config.toml, before anything was printed or trained.
+        assert list(runs[-1].rglob("*.npz")) == []
+        shutil.rmtree(runs[-1])
+    return processes.run(folder, *arguments, **trouble)
+
+
+def strike(processes: Processes, folder: Path, fault: str, at: int, expected: Result) -> bool:
+    """Let a run go wrong at one operation, then go on, and hold that the result is the same.
+
+    Returns False where the run had fewer operations.
+    """
+    arguments = (*TINY, "--epochs=2")
+    struck = processes.run(folder, *arguments, fault=fault, at=at)
+    if len(struck.operations) < at:
+        assert struck.code == 0, struck.stderr
+        return False
+    where = f"{fault} at operation {at}, {struck.operations[-1]}"
+    refused = fault in REFUSALS
+    assert struck.code in ((0, 5) if refused else (CRASHED,)), f"{where}: {struck.stderr}"
+    assert "Traceback" not in struck.stderr, f"{where}: {struck.stderr}"
+    if refused:
+        assert not list(folder.rglob("*.tmp")), f"{where} left a temporary file"
+        if struck.code == 5:
+            lines = struck.stderr.splitlines()
+            assert [line.split(":")[0] for line in lines[-2:]] == ["error", "hint"], struck.stderr
+            assert os.strerror(REFUSALS[fault]) in lines[-2], where
+    again = resume_or_start(processes, folder, arguments)
+    assert again.code == 0, f"{where}, then {again.stderr}"
+    before, after = epochs_printed(struck.stdout), epochs_printed(again.stdout)
+    if before and after:
+        assert after[0] > before[-1], f"{where}: epoch {before[-1]} was printed and lost"
+    (run,) = runs_in(folder)
+    assert result_of(run) == expected, where
+    return True
+
+
+def kill(processes: Processes, folder: Path, count: int, seed: int, expected: Result) -> int:
+    """Kill runs of 40 epochs, a number of times at random moments; return how many were finished.
+
+    A killed one is resumed, and each that is finished is held to the result of an unbroken run.
+    """
+    dice = random.Random(seed)
+    arguments = (*TINY, "--epochs=40")
+    kills = done = 0
+    printed: list[int] = []
+    while kills < count or printed:
+        kill_after = dice.uniform(0, 1.5) if kills < count else None
+        finished = resume_or_start(processes, folder, arguments, kill_after=kill_after)
+        assert finished.code in (0, -signal.SIGKILL), finished.stderr
+        epochs = epochs_printed(finished.stdout)
+        if printed and epochs:
+            assert epochs[0] > printed[-1], f"epoch {printed[-1]} was printed and lost"
+        printed = epochs or printed
+        if finished.code == 0:
+            (run,) = runs_in(folder)
+            assert result_of(run) == expected
+            shutil.rmtree(run)
+            done, printed = done + 1, []
+        else:
+            kills += 1
+            printed = printed or [-1]
+    return done
+
+
+def unbroken(processes: Processes, folder: Path, num_epochs: int) -> Result:
+    """Return what a run comes to that nothing happens to."""
+    finished = processes.run(folder, *TINY, f"--epochs={num_epochs}")
+    assert finished.code == 0, finished.stderr
+    (run,) = runs_in(folder)
+    return result_of(run)
+
+
+def serve() -> None:
+    """Fork a process for each line of stdin, and answer with what became of it."""
+    import rich.progress  # noqa: F401
+
+    from plateau_train import __main__, cli, launching, training  # noqa: F401
+    from plateau_train.data import garments  # noqa: F401
+
+    for line in sys.stdin:
+        task = json.loads(line)
+        folder = Path(task["folder"])
+        scratch = folder.with_name(f"{folder.name}-process")
+        scratch.mkdir(exist_ok=True)
+        files = [scratch / name for name in ("stdout", "stderr", "operations")]
+        child = os.fork()
+        if child == 0:
+            _become(task, files)
+        if task["kill_after"] is not None:
+            time.sleep(task["kill_after"])
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        out, err, operations = (path.read_text(errors="replace") for path in files)
+        answer = Finished(os.waitstatus_to_exitcode(status), out, err, operations.split())
+        shutil.rmtree(scratch)
+        print(json.dumps(answer._asdict()), flush=True)
+
+
+def _become(task, files) -> None:
+    """Turn a forked process into one that runs the command, and never return."""
+    code = 1
+    try:
+        for descriptor, path in zip((1, 2), files, strict=False):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.argv = ["plateau-train", *task["arguments"]]
+        os.chdir(task["folder"])
+        from matplotlib.figure import Figure
+
+        from plateau_train.__main__ import main
+        from plateau_train.run import plots, storage
+
+        plots.draw = lambda *_: Figure(figsize=(1, 1))  # as many files, in a tenth of the time
+        storage.os = FaultyOs(task["fault"], task["at"], files[2].open("w"))  # pyright: ignore
+        main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
