@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faults
 import hypothesis
 import jaxtyping
 import pytest
@@ -39,6 +40,15 @@ def command(*arguments, cwd, **environment):
         timeout=120,
         check=False,
     )
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory):
+    """A server of new processes, for the tests that need many."""
+    # One cache of compiled programs for all: they are the same.
+    server = faults.Processes(tmp_path_factory.getbasetemp().parent / "compiled")
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Break runs in every way, and hold that none is lost: the tests do some of it, scripts/torture all.
+"""Break runs in every way, and hold that none is lost: for the tests and for scripts/torture.
 
 Each run and each resume is a new process. ``Processes`` forks it from a server that has imported
 everything and done nothing, which is as new as after a start of Python in a fraction of the time.
@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+from plateau_train import launching
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.metrics import read_drops
@@ -57,7 +58,10 @@ class Processes:
         )
 
     def run(self, folder, *arguments, fault=None, at=0, kill_after=None) -> Finished:
-        """Run a command; ``fault`` strikes at the operation ``at``, SIGKILL after some seconds."""
+        """Run a command; ``fault`` strikes at the operation ``at``, SIGKILL after some seconds.
+
+        ``at`` is the number of the operation, or a text in the name of a file: its first one.
+        """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         task = {
@@ -94,13 +98,18 @@ class FaultyOs:
             self._count += 1
             self._log.write(f"{name}\n")
             self._log.flush()
-            if self._count == self._at and self._fault:
+            if self._fault and self._is_due(arguments):
                 self._strike(name, arguments)
             result = function(*arguments, **keywords)
             self._watch(name, arguments, result)
             return result
 
         return operation
+
+    def _is_due(self, arguments) -> bool:
+        if isinstance(self._at, str):
+            return self._at in str(arguments[0])
+        return self._count == self._at
 
     def _watch(self, name, arguments, result) -> None:
         """Keep account of the files whose content may still be in memory alone."""
@@ -130,15 +139,18 @@ class FaultyOs:
         os._exit(CRASHED)
 
 
-# A run of a second: two drops or more, an improvement between them, and three checkpoints.
+# A run of a second. Twelve steps an epoch and windows of five: epochs end inside of windows.
 TINY = (
-    "--dataset=garments", "--train-examples=60", "--test-examples=30", "--batch-size=10",
-    "--hidden-sizes=", "--accumulation-size=2", "--patience=1", "--learning-rate=0.05",
+    "--dataset=garments", "--train-examples=60", "--test-examples=30", "--batch-size=5",
+    "--hidden-sizes=", "--accumulation-size=5", "--learning-rate=0.05",
 )  # fmt: skip
+# What is struck has drops within two epochs; what is killed has a wait and a cooldown to lose.
+SHORT = (*TINY, "--patience=1", "--rtol=0.9", "--epochs=2")
+LONG = (*TINY, "--patience=3", "--cooldown=2", "--rtol=0.05", "--factor=0.9", "--epochs=40")
 
 
 class Result(NamedTuple):
-    """What must not depend on how often a run was stopped."""
+    """What a run comes to, which must not depend on how often it was stopped."""
 
     metrics: bytes
     drops: list
@@ -191,17 +203,12 @@ def resume_or_start(processes: Processes, folder: Path, arguments, **trouble) ->
     return processes.run(folder, *arguments, **trouble)
 
 
-def strike(processes: Processes, folder: Path, fault: str, at: int, expected: Result) -> bool:
-    """Let a run go wrong at one operation, then go on, and hold that the result is the same.
-
-    Returns False where the run had fewer operations.
-    """
-    arguments = (*TINY, "--epochs=2")
-    struck = processes.run(folder, *arguments, fault=fault, at=at)
-    if len(struck.operations) < at:
-        assert struck.code == 0, struck.stderr
-        return False
-    where = f"{fault} at operation {at}, {struck.operations[-1]}"
+def strike(
+    processes: Processes, folder: Path, fault: str, at: int, expected: Result, *, resume=True
+) -> None:
+    """Let a run go wrong at one operation, then go on, and hold that the result is the same."""
+    struck = processes.run(folder, *SHORT, fault=fault, at=at)
+    where = f"{fault} at operation {at}, {struck.operations[at - 1]}"
     refused = fault in REFUSALS
     assert struck.code in ((0, 5) if refused else (CRASHED,)), f"{where}: {struck.stderr}"
     assert "Traceback" not in struck.stderr, f"{where}: {struck.stderr}"
@@ -211,28 +218,30 @@ def strike(processes: Processes, folder: Path, fault: str, at: int, expected: Re
             lines = struck.stderr.splitlines()
             assert [line.split(":")[0] for line in lines[-2:]] == ["error", "hint"], struck.stderr
             assert os.strerror(REFUSALS[fault]) in lines[-2], where
-    again = resume_or_start(processes, folder, arguments)
+    if not resume:
+        for run in runs_in(folder):
+            assert list(launching.check(run)), where
+        return
+    again = resume_or_start(processes, folder, SHORT)
     assert again.code == 0, f"{where}, then {again.stderr}"
     before, after = epochs_printed(struck.stdout), epochs_printed(again.stdout)
     if before and after:
         assert after[0] > before[-1], f"{where}: epoch {before[-1]} was printed and lost"
     (run,) = runs_in(folder)
     assert result_of(run) == expected, where
-    return True
 
 
 def kill(processes: Processes, folder: Path, count: int, seed: int, expected: Result) -> int:
-    """Kill runs of 40 epochs, a number of times at random moments; return how many were finished.
+    """Kill runs, a number of times at random moments; return how many were finished.
 
     A killed one is resumed, and each that is finished is held to the result of an unbroken run.
     """
     dice = random.Random(seed)
-    arguments = (*TINY, "--epochs=40")
     kills = done = 0
     printed: list[int] = []
     while kills < count or printed:
         kill_after = dice.uniform(0, 1.5) if kills < count else None
-        finished = resume_or_start(processes, folder, arguments, kill_after=kill_after)
+        finished = resume_or_start(processes, folder, LONG, kill_after=kill_after)
         assert finished.code in (0, -signal.SIGKILL), finished.stderr
         epochs = epochs_printed(finished.stdout)
         if printed and epochs:
@@ -249,12 +258,12 @@ def kill(processes: Processes, folder: Path, count: int, seed: int, expected: Re
     return done
 
 
-def unbroken(processes: Processes, folder: Path, num_epochs: int) -> Result:
-    """Return what a run comes to that nothing happens to."""
-    finished = processes.run(folder, *TINY, f"--epochs={num_epochs}")
+def unbroken(processes: Processes, folder: Path, arguments) -> tuple[Result, list[str]]:
+    """Return what a run comes to that nothing happens to, and its changes of the disk."""
+    finished = processes.run(folder, *arguments)
     assert finished.code == 0, finished.stderr
     (run,) = runs_in(folder)
-    return result_of(run)
+    return result_of(run), finished.operations
 
 
 def serve() -> None:

@@ -1,17 +1,25 @@
+import fcntl
 import http.server
+import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow_datasets
 from conftest import ORIGINALS
 
 from plateau_train import config, data
 from plateau_train.data import tfds
 from plateau_train.data.splits import Dataset, Split, share_out
-from plateau_train.errors import ConfigError, DataError, DataUnavailableError
+from plateau_train.errors import ConfigError, DataError, DataUnavailableError, StorageError
 
 needs_originals = pytest.mark.skipif(
     not ORIGINALS.is_dir(), reason="the original files of Fashion-MNIST are not beside the project"
@@ -144,49 +152,294 @@ def test_an_original_file_of_the_right_size_with_other_bytes_is_refused_by_name(
     assert f"{wrong} is damaged" in "\n".join(refused.value.problems)
 
 
-def test_a_set_of_tensorflow_datasets_is_read_whole_and_in_order(tmp_path):
-    """The same code on a small set that the test makes: no network, no original files."""
-    tensorflow_datasets = tfds.tfds
-    images = np.random.default_rng(0).integers(0, 256, (40, 6, 5, 3), np.uint8)
+class Tiny(tensorflow_datasets.core.GeneratorBasedBuilder):
+    """A set of the tests' own: no network, no original files."""
 
-    class Tiny(tensorflow_datasets.core.GeneratorBasedBuilder):
-        VERSION = tensorflow_datasets.core.Version("1.0.0")
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+    IMAGES = np.random.default_rng(0).integers(0, 256, (40, 6, 5, 3), np.uint8)
 
-        def _info(self):
-            features = tensorflow_datasets.features
-            return tensorflow_datasets.core.DatasetInfo(
-                builder=self,
-                features=features.FeaturesDict(
-                    {
-                        "picture": features.Image(shape=(6, 5, 3)),
-                        "kind": features.ClassLabel(names=["x", "y"]),
-                    }
-                ),
-                supervised_keys=("picture", "kind"),
-                disable_shuffling=True,
-            )
+    def _info(self):
+        features = tensorflow_datasets.features
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self,
+            features=features.FeaturesDict(
+                {
+                    "picture": features.Image(shape=(6, 5, 3)),
+                    "kind": features.ClassLabel(names=["x", "y"]),
+                }
+            ),
+            supervised_keys=("picture", "kind"),
+            disable_shuffling=True,
+        )
 
-        def _split_generators(self, _):
-            return {
-                "train": self._generate_examples(0, 30),
-                "test": self._generate_examples(30, 40),
-            }
+    def _split_generators(self, _):
+        return {
+            "train": self._generate_examples(0, 30),
+            "test": self._generate_examples(30, 40),
+        }
 
-        def _generate_examples(self, start, stop):
-            for number in range(start, stop):
-                yield number, {"picture": images[number], "kind": number % 2}
+    def _generate_examples(self, start, stop):
+        for number in range(start, stop):
+            self.before_example()
+            yield number, {"picture": self.IMAGES[number], "kind": number % 2}
 
-    dataset = tfds.load("tiny", tmp_path, say=silent)
-    assert np.array_equal(dataset.train.images, images[:30])
-    assert np.array_equal(dataset.test.images, images[30:])
+    @staticmethod
+    def before_example():
+        """For the tests that hold, break or kill a preparation."""
+
+
+def assert_is_tiny(dataset):
+    assert np.array_equal(dataset.train.images, Tiny.IMAGES[:30])
+    assert np.array_equal(dataset.test.images, Tiny.IMAGES[30:])
     assert dataset.test.labels.tolist() == [0, 1] * 5
+
+
+def test_a_set_of_tensorflow_datasets_is_read_whole_and_in_order(tmp_path):
+    dataset = tfds.load("tiny", tmp_path, say=silent)
+    assert_is_tiny(dataset)
     assert dataset.test.labels.dtype == np.int32
     assert (dataset.class_names, dataset.image_shape) == (("x", "y"), (6, 5, 3))
 
-    for file in (tmp_path / "tiny" / "1.0.0").glob("*train.tfrecord*"):
-        file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(DataError, match="cannot be read"):
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The folder of a prepared set, whose training images lie in two files."""
+    import tensorflow as tf
+
+    data_dir = tmp_path_factory.mktemp("prepared")
+    tfds.prepare("tiny", data_dir, say=silent)
+    folder = data_dir / "tiny" / "1.0.0"
+    whole = folder / "tiny-train.tfrecord-00000-of-00001"
+    records: Any = list(tf.data.TFRecordDataset(str(whole)).as_numpy_iterator())
+    for file, part in ((FIRST, records[:20]), (SECOND, records[20:])):
+        with tf.io.TFRecordWriter(str(folder / file)) as writer:
+            for record in part:
+                writer.write(record)
+    whole.unlink()
+    edit(shardLengths=["20", "10"])(folder / INFO)
+    return folder
+
+
+INFO, FEATURES, LABELS = "dataset_info.json", "features.json", "kind.labels.txt"
+FIRST, SECOND = (f"tiny-train.tfrecord-0000{number}-of-00002" for number in (0, 1))
+TEST = "tiny-test.tfrecord-00000-of-00001"
+RECORD = 12  # where the first one begins, behind its length and the checksum of that
+
+
+def flip(position):
+    def damage(path):
+        content = bytearray(path.read_bytes())
+        content[position] ^= 1
+        path.write_bytes(content)
+
+    return damage
+
+
+def keep(num_bytes):
+    return lambda path: path.write_bytes(path.read_bytes()[:num_bytes])
+
+
+def drop_the_last_record(path):
+    content = path.read_bytes()
+    start = end = 0
+    while end < len(content):
+        start, size = end, int.from_bytes(content[end : end + 8], "little")
+        end += RECORD + size + 4
+    path.write_bytes(content[:start])
+
+
+def write(content):
+    return lambda path: path.write_bytes(content)
+
+
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def edit(**changes):
+    """Change how the training images are described."""
+
+    def damage(path):
+        description = json.loads(path.read_text())
+        (train,) = (split for split in description["splits"] if split["name"] == "train")
+        train.update(changes)
+        path.write_text(json.dumps(description))
+
+    return damage
+
+
+def remove_the_splits(path):
+    description = json.loads(path.read_text())
+    del description["splits"]
+    path.write_text(json.dumps(description))
+
+
+NO_TEXT = bytes(range(128, 256))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        (SECOND, flip(0), "is damaged: corrupted record at 0"),
+        (SECOND, flip(8), "is damaged: corrupted record at 0"),
+        (SECOND, flip(RECORD), "is damaged: corrupted record at 12"),
+        (FIRST, flip(-1), "is damaged: corrupted record at"),
+        (FIRST, keep(-10), "is damaged: truncated record at"),
+        (SECOND, drop_the_last_record, "expected to contain 10 elements but contained only 9"),
+        (SECOND, lambda path: shutil.copy(path.with_name(FIRST), path), "at least 11 elements"),
+        (TEST, keep(0), "it has 0 bytes, too few for the 10 examples"),
+        (TEST, Path.unlink, "cannot be read: No such file or directory"),
+        (FIRST, make_folder, "cannot be read: Is a directory"),
+        (INFO, Path.unlink, "cannot be read: No such file or directory"),
+        (INFO, keep(0), "is damaged: Failed to load JSON"),
+        (INFO, write(NO_TEXT), "is damaged: 'utf-8' codec"),
+        (INFO, write(b"{}"), "is damaged: it describes nothing"),
+        (INFO, remove_the_splits, "is damaged: it does not name the split train"),
+        (INFO, edit(name=""), "is damaged: Split must be a non-empty string"),
+        (INFO, edit(numBytes="7"), "it promises 7 bytes of examples in train"),
+        (INFO, edit(shardLengths=["20", "0"]), "it has a file without examples in train"),
+        (INFO, edit(shardLengths=["20", "-1"]), "it has a file without examples in train"),
+        (INFO, edit(filepathTemplate="{NONE}"), "is damaged: Could not format template"),
+        (FEATURES, Path.unlink, "cannot be read: No such file or directory"),
+        (FEATURES, keep(100), "is damaged: Expecting property name"),
+        (LABELS, Path.unlink, "cannot be read: No such file or directory"),
+        (LABELS, write(NO_TEXT), "is damaged: 'utf-8' codec"),
+        (LABELS, keep(2), "is damaged: it has 1 names for 2 classes"),
+    ],
+)
+def test_a_damaged_file_of_a_set_is_named_with_the_command_that_mends_it(
+    file, damage, said, prepared, tmp_path
+):
+    folder = tmp_path / "tiny" / "1.0.0"
+    shutil.copytree(prepared, folder)
+    assert_is_tiny(tfds.load("tiny", tmp_path, say=silent))
+
+    damage(folder / file)
+    with pytest.raises(DataError) as refused:
         tfds.load("tiny", tmp_path, say=silent)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{folder / file} ")
+    assert said in problem
+    assert refused.value.hint == (
+        f"delete {folder} and run plateau-train data prepare --dataset tiny --data-dir {tmp_path}"
+    )
+
+    shutil.rmtree(folder)
+    tfds.prepare("tiny", tmp_path, say=silent)
+    assert_is_tiny(tfds.load("tiny", tmp_path, say=silent))
+
+
+def test_a_number_of_examples_that_would_abort_tensorflow_is_refused(prepared, tmp_path):
+    folder = tmp_path / "tiny" / "1.0.0"
+    shutil.copytree(prepared, folder)
+    edit(shardLengths=["20", str(10**15)])(folder / INFO)
+    with pytest.raises(DataError, match=f"{SECOND} .* too few for the 1,000,000,000,000,000"):
+        tfds.load("tiny", tmp_path, say=silent)
+
+
+def test_half_of_a_set_does_not_count_as_prepared(prepared, tmp_path):
+    folder = tmp_path / "tiny" / "1.0.0"
+    folder.mkdir(parents=True)
+    shutil.copy(prepared / TEST, folder)
+    with pytest.raises(DataError, match=f"{INFO} cannot be read"):
+        tfds.prepare("tiny", tmp_path, say=silent)
+
+
+def test_a_bug_in_the_code_of_a_set_is_not_taken_for_damage(tmp_path, monkeypatch):
+    def fail():
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Tiny, "before_example", staticmethod(fail))
+    with pytest.raises(ValueError, match="a bug"):
+        tfds.prepare("tiny", tmp_path, say=silent)
+    assert os.listdir(tmp_path) == [tfds.LOCK]
+
+
+def test_a_killed_preparation_blocks_nothing_and_leaves_nothing(tmp_path):
+    """The other process is killed in the middle, as a machine short of memory would do."""
+    program = (
+        "import sys, time, test_data\n"
+        "def wait(): print(flush=True, file=sys.stderr); time.sleep(100)\n"
+        "test_data.Tiny.before_example = staticmethod(wait)\n"
+        f"test_data.tfds.prepare('tiny', test_data.Path({str(tmp_path)!r}), say=test_data.silent)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+    ) as preparing:
+        assert preparing.stderr is not None
+        assert preparing.stderr.readline() == b"\n"
+        preparing.kill()
+    assert list(tmp_path.glob(f"{tfds.WORKPLACE}/tiny/incomplete.*")), "it was not at work"
+
+    told = []
+    assert_is_tiny(tfds.load("tiny", tmp_path, say=told.append))
+    assert not any("waiting" in line for line in told)
+    assert sorted(os.listdir(tmp_path)) == [tfds.LOCK, "tiny"]
+    assert os.listdir(tmp_path / "tiny") == ["1.0.0"]
+
+
+def test_of_two_preparations_at_once_the_second_waits_and_finds_the_set(tmp_path, monkeypatch):
+    """The lock is of an open file, not of a process: two threads stand for two processes."""
+    at_work, may_go_on, ends = threading.Event(), threading.Event(), {}
+
+    def hold():
+        at_work.set()
+        assert may_go_on.wait(30)
+
+    def prepare(name, say):
+        ends[name] = tfds.prepare("tiny", tmp_path, say=say)
+
+    def go_on_when_waited_for(line):
+        told.append(line)
+        may_go_on.set()
+
+    monkeypatch.setattr(Tiny, "before_example", staticmethod(hold))
+    told = []
+    first = threading.Thread(target=prepare, args=("first", silent))
+    first.start()
+    assert at_work.wait(30)
+    prepare("second", go_on_when_waited_for)
+    first.join(30)
+    assert told == [f"waiting for another process, which prepares a set in {tmp_path}"]
+    assert ends == {
+        "first": f"prepared tiny/1.0.0 in {tmp_path}",
+        "second": f"tiny/1.0.0 in {tmp_path} is prepared already",
+    }
+    assert_is_tiny(tfds.load("tiny", tmp_path, say=silent))
+
+
+def test_a_prepared_set_needs_no_lock_and_no_right_to_write(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "tiny" / "1.0.0")
+    with (tmp_path / tfds.LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tmp_path.chmod(0o555)
+        try:
+            assert "is prepared already" in tfds.prepare("tiny", tmp_path, say=pytest.fail)
+            assert_is_tiny(tfds.load("tiny", tmp_path, say=silent))
+        finally:
+            tmp_path.chmod(0o755)
+
+
+def test_a_disk_that_takes_no_more_is_reported_and_nothing_stays_on_it(tmp_path):
+    """A limit on the size of a file stands for the full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=f"in {tmp_path} cannot be written: File too large"):
+            tfds.prepare("tiny", tmp_path, say=silent)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == [tfds.LOCK]
+    assert_is_tiny(tfds.load("tiny", tmp_path, say=silent))
+
+
+def test_a_place_where_no_folder_can_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written: Not a directory"):
+        tfds.prepare("tiny", tmp_path / "file" / "data", say=silent)
 
 
 @needs_originals

@@ -8,6 +8,7 @@ Not Orbax, which is for sharded states of terabytes on many hosts: this state is
 replicated, one rename commits it, and a flipped bit that Orbax would load is found.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -94,17 +95,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     content = buffer.getbuffer()
     content[-DIGEST_BYTES:] = hashlib.sha256(content[:-DIGEST_BYTES]).digest()
     storage.write_bytes(path, content)
-    link_best(folder, manifest)
+    if manifest.best.epoch == manifest.epoch:
+        storage.link_file(path, folder / BEST)
     # Those of later epochs, which a resumed run found damaged, stay until they are made again.
     older = [old for old in sorted(folder.glob("epoch-*.npz")) if old < path]
     for old in older[: len(older) - KEPT + 1]:
         storage.remove_file(old)
-
-
-def link_best(folder: Path, manifest: Manifest) -> None:
-    """Point ``best.npz`` at the epoch of the manifest, if that is the best one."""
-    if manifest.best.epoch == manifest.epoch:
-        storage.link_file(epoch_path(folder, manifest.epoch), folder / BEST)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -156,6 +152,16 @@ def _refuse_odd_members(archive: zipfile.ZipFile) -> None:
             size = member.tell() + math.prod(shape) * dtype.itemsize
         if dtype.hasobject or size != entry.file_size:
             raise ValueError(f"{entry.filename} has not the size of its type {dtype} and shape")
+
+
+def mend_best(folder: Path, manifest: Manifest) -> None:
+    """Link the epoch of the manifest as the best, should a crash have come in between."""
+    if manifest.best.epoch != manifest.epoch:
+        return
+    with contextlib.suppress(RunError):
+        if read_checkpoint(folder / BEST).manifest.epoch == manifest.epoch:
+            return
+    storage.link_file(epoch_path(folder, manifest.epoch), folder / BEST)
 
 
 def candidates(folder: Path) -> list[Path]:

@@ -36,7 +36,7 @@ class Journal:
         storage.write_lines(run.timings, self.manifest.timings)
         storage.write_lines(run.events, self.manifest.events)
         if self.manifest.records:
-            checkpoint.link_best(run.checkpoints, self.manifest)
+            checkpoint.mend_best(run.checkpoints, self.manifest)
 
     def commit(
         self, record: EpochRecord, timing: Timing, drops: Sequence[Drop],
