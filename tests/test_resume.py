@@ -16,7 +16,7 @@ from plateau_train.run.directory import RunDirectory
 from plateau_train.run.metrics import EVENTS, Notice, read_records
 
 # So long that there are epochs before the end, a wait, and a window half full.
-SETTINGS = (*faults.TINY, "--patience=3", "--cooldown=2", "--rtol=0.05", "--epochs=6")
+SETTINGS = (*faults.TINY, "--patience=3", "--cooldown=2", "--rtol=0.05", "--epochs=7")
 MIDDLE = "epoch-000003"  # the file at whose beginning it is stopped: epoch 2 is printed
 
 
@@ -35,7 +35,7 @@ def stopped_once(processes, tmp_path_factory):
 
 @pytest.fixture
 def run(stopped_once, tmp_path):
-    """The folder of a run that was stopped after epoch 2 of 6."""
+    """The folder of a run that was stopped after epoch 2 of 7."""
     shutil.copytree(stopped_once / "runs", tmp_path / "runs", symlinks=True)
     return RunDirectory.find(tmp_path / "runs" / "latest")
 
@@ -71,8 +71,8 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been_stopp
     processes, run, unbroken
 ):
     ended = finished(processes, run)
-    assert faults.epochs_printed(ended.stdout) == [3, 4, 5, 6]
-    assert "resumed   after epoch 2 of 6" in ended.stderr
+    assert faults.epochs_printed(ended.stdout) == [3, 4, 5, 6, 7]
+    assert "resumed   after epoch 2 of 7" in ended.stderr
     assert faults.result_of(run.path) == unbroken
     assert unbroken.drops
     (notice,) = (event for event in read_records(run.events, EVENTS) if event.event == "resumed")
@@ -116,10 +116,10 @@ def test_a_longer_run_that_is_stopped_again_keeps_its_new_length(processes, run)
 def test_a_finished_run_says_so_and_stays_as_it_is(processes, run):
     finished(processes, run)
     said = refused(processes, run, code=0)
-    assert "is done, with all of its 6 epochs" in said
-    assert f"plateau-train resume {run.path} --epochs 12 goes further" in said
-    finished(processes, run, "--epochs=7")
-    assert json.loads(run.summary.read_text())["epochs"] == 7
+    assert "is done, with all of its 7 epochs" in said
+    assert f"plateau-train resume {run.path} --epochs 14 goes further" in said
+    finished(processes, run, "--epochs=8")
+    assert json.loads(run.summary.read_text())["epochs"] == 8
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(processes, run):
             ["--factor=0.3", "--batch-size=6"],
             ["--batch-size 5 6 it moves the result", "--factor 0.5 0.3 it moves the result"],
         ),
-        (["--epochs=5"], ["--epochs 6 5 a run goes further, not back"]),
+        (["--epochs=5"], ["--epochs 7 5 a run goes further, not back"]),
         (
             ["--patience=1"],
             ["--patience 3 1 the wait is 1 already: the rule would pass 1 by and never drop"],
@@ -175,7 +175,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(
     ended = finished(processes, run)
     assert f"NOTICE: {newest} cannot be used" in ended.stderr
     assert "NOTICE: The run continues from epoch 1." in ended.stderr
-    assert faults.epochs_printed(ended.stdout) == [2, 3, 4, 5, 6]
+    assert faults.epochs_printed(ended.stdout) == [2, 3, 4, 5, 6, 7]
     assert faults.result_of(run.path) == unbroken
 
 
@@ -255,7 +255,7 @@ def test_torn_and_surplus_lines_do_not_survive(processes, run, unbroken):
             file.write(b'{"epoch": 9}\n{"torn')
     finished(processes, run)
     assert faults.result_of(run.path) == unbroken
-    assert len(run.timings.read_text().splitlines()) == 7
+    assert len(run.timings.read_text().splitlines()) == 8
 
 
 def test_what_happened_after_the_checkpoint_is_still_told(processes, run):
