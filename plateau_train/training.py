@@ -92,7 +92,7 @@ def fit(
     _warn_of_a_run_without_drops(dataset, settings, report)
     try:
         _note_the_circumstances(journal, found, report)
-        with interruption.deferred():
+        with interruption.asked_first():
             for epoch in train(dataset, settings, report, found):
                 journal.commit(epoch.record, epoch.timing, epoch.drops, _arrays(epoch.state))
                 report.epoch(

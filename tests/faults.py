@@ -37,24 +37,30 @@ class Finished(NamedTuple):
     operations: list[str]  # the changes of the disk that it made, one after the other
 
 
+def compilation_cache(folder: Path) -> dict[str, str]:
+    """Return the environment in which jax keeps what it has compiled.
+
+    Most of a short run is compilation, of the same program again and again.
+    """
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+
+
 class Processes:
     """A server of new processes, each of which runs one command in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, compiled: Path) -> None:
         self._server = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ
-            | {
-                "NPROC": "1",
-                "OPENBLAS_NUM_THREADS": "1",
-                # Most of a short run is compilation, of the same program again and again.
-                "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-            },
+            | compilation_cache(compiled)
+            | {"NPROC": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
     def run(self, folder, *arguments, fault=None, at=0, kill_after=None) -> Finished:

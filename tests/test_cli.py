@@ -3,10 +3,6 @@
 import re
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -195,25 +191,6 @@ def test_a_run_without_the_real_data_says_so_in_a_notice_nobody_can_miss(tmp_pat
     (run,) = (tmp_path / "runs").glob("*-train-loss-garments")
     assert "NOT Fashion-MNIST" in finished.stderr.partition("data  ")[2].splitlines()[0]
     assert tomllib.loads((run / "config.toml").read_text())["data"]["dataset"] == "garments"
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_with_its_exit_code_and_no_traceback(tmp_path, number, code):
-    arguments = [sys.executable, "-m", "plateau_train", *SMALL, "--epochs=1000000"]
-    with subprocess.Popen(
-        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
-        assert running.stdout is not None
-        for line in running.stdout:
-            if line.startswith("epoch 3/"):
-                break
-        running.send_signal(number)
-        started = time.monotonic()
-        _, err = running.communicate(timeout=20)
-        assert time.monotonic() - started < 10
-    assert running.returncode == code
-    assert err.splitlines()[-2] == f"error: stopped by {signal.Signals(number).name}"
-    assert "Traceback" not in err
 
 
 def test_data_info_and_prepare_know_the_built_in_set(tmp_path):

@@ -58,6 +58,6 @@ def refuse_loss() -> None:
     if failure is not None and failure.errno != errno.EPIPE:
         raise StorageError(
             f"standard output could not be written: {failure.strerror}",
-            hint="what was printed is lost, what was written to files is not: look at "
-            "plateau-train runs",
+            hint="what was to be printed is lost; a run and its files are not: "
+            "plateau-train runs lists them",
         )
