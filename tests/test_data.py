@@ -305,7 +305,7 @@ NO_TEXT = bytes(range(128, 256))
         (FEATURES, keep(100), "is damaged: Expecting property name"),
         (LABELS, Path.unlink, "cannot be read: No such file or directory"),
         (LABELS, write(NO_TEXT), "is damaged: 'utf-8' codec"),
-        (LABELS, keep(2), "is damaged: it has 1 names for 2 classes"),
+        (LABELS, keep(2), "is damaged: it names 1 classes, there are 2"),
     ],
 )
 def test_a_damaged_file_of_a_set_is_named_with_the_command_that_mends_it(
@@ -356,7 +356,7 @@ def test_a_bug_in_the_code_of_a_set_is_not_taken_for_damage(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == [tfds.LOCK]
 
 
-def test_a_killed_preparation_blocks_nothing_and_leaves_nothing(tmp_path):
+def test_a_killed_preparation_blocks_nothing_and_leaves_nothing(tmp_path, monkeypatch):
     """The other process is killed in the middle, as a machine short of memory would do."""
     program = (
         "import sys, time, test_data\n"
@@ -372,10 +372,16 @@ def test_a_killed_preparation_blocks_nothing_and_leaves_nothing(tmp_path):
         assert preparing.stderr is not None
         assert preparing.stderr.readline() == b"\n"
         preparing.kill()
-    assert list(tmp_path.glob(f"{tfds.WORKPLACE}/tiny/incomplete.*")), "it was not at work"
 
-    told = []
+    def unfinished():
+        return set(tmp_path.glob(f"{tfds.WORKPLACE}/tiny/incomplete.*"))
+
+    left, seen, told = unfinished(), set(), []
+    assert left, "it was not at work"
+    monkeypatch.setattr(Tiny, "before_example", staticmethod(lambda: seen.update(unfinished())))
     assert_is_tiny(tfds.load("tiny", tmp_path, say=told.append))
+    assert seen, "nothing was prepared"
+    assert not seen & left, "it went on among the leftovers"
     assert not any("waiting" in line for line in told)
     assert sorted(os.listdir(tmp_path)) == [tfds.LOCK, "tiny"]
     assert os.listdir(tmp_path / "tiny") == ["1.0.0"]

@@ -29,8 +29,7 @@ os.environ.setdefault(
 )  # it would announce itself; nothing here uses it
 
 import tensorflow_datasets as tfds
-from google.protobuf import json_format
-from tensorflow_datasets.core.proto import dataset_info_pb2
+from tensorflow_datasets.core import dataset_info
 
 from plateau_train.data.splits import Dataset, Split
 from plateau_train.errors import (
@@ -54,7 +53,7 @@ LOCK, WORKPLACE = ".plateau-train.lock", ".plateau-train.incomplete"
 
 
 class _DamageError(Exception):
-    """A file of a prepared set, and what is wrong with it; ``load`` and ``prepare`` add the hint."""
+    """A file of a prepared set and what is wrong with it; ``_mending`` adds what to do."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path} {problem}")
@@ -201,6 +200,7 @@ def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
         for file in sorted((data_dir.expanduser() / plain_name).glob("**/*.json")):
             if tfds.core.Version.is_valid(file.parent.name):
                 _check_description(file.parent)
+                _check_alone(file.parent)
         if isinstance(error, tfds.core.DatasetNotFoundError):
             near = difflib.get_close_matches(name, [*tfds.list_builders(), "garments"], n=1)
             raise DataError(
@@ -230,30 +230,38 @@ def _check_description(folder: Path) -> None:
 
     Of a set that it has the code of, tensorflow-datasets itself reads only a part of it.
     """
-    described = dataset_info_pb2.DatasetInfo()
     from_json = tfds.features.FeatureConnector.from_json
     for path, parse in (
-        (folder / INFO, lambda text: json_format.Parse(text, described)),
-        (folder / FEATURES, lambda text: from_json(json.loads(text))),
+        (folder / INFO, dataset_info.read_from_json),
+        (folder / FEATURES, lambda path: from_json(json.loads(path.read_text()))),
     ):
         try:
-            parse(path.read_text(encoding="utf-8"))
+            path.read_text(encoding="utf-8")  # the parsers do not tell what the system says
+            parse(path)
         except OSError as error:
             raise _DamageError(path, f"cannot be read: {error.strerror}") from error
-        except Exception as error:  # each parser raises much, and reads nothing but this text
+        except Exception as error:  # the parsers raise much, and read nothing but this file
             raise _DamageError(path, f"is damaged: {_first_line(error)}") from error
+    described = dataset_info.read_from_json(folder / INFO)
     # Between the folders of the set and of the version there may be one of the configuration.
     if described.version != folder.name or described.name not in folder.parts[-3:-1]:
-        raise _DamageError(
-            folder / INFO, f"is damaged: it describes {described.name}/{described.version}"
-        )
+        names = "/".join(filter(None, (described.name, described.version)))
+        raise _DamageError(folder / INFO, f"is damaged: it describes {names or 'nothing'}")
+
+
+def _check_alone(folder: Path) -> None:
+    """Refuse a description that is readable, and from which no set can be made."""
+    try:
+        tfds.builder_from_directory(folder)
+    except Exception as error:
+        raise _DamageError(folder / INFO, f"is damaged: {_first_line(error)}") from error
 
 
 def _image_and_label(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
     """Return the names of the image and of the label, or refuse a set that has no such pair."""
     described: Any = builder.info
     keys = described.supervised_keys
-    if keys is not None and len(keys) == 2:
+    if keys is not None and len(keys) == 2 and all(key in described.features for key in keys):
         image, label = (described.features[key] for key in keys)
         if isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel):
             shape: Any = image.shape
@@ -291,10 +299,8 @@ def _class_names(builder: tfds.core.DatasetBuilder, label: str) -> tuple[str, ..
         except UnicodeDecodeError as error:
             raise _DamageError(path, f"is damaged: {error}") from error
         if len(names) != feature.num_classes:
-            raise _DamageError(
-                path,
-                f"is damaged: it has {len(names)} names for {feature.num_classes} classes",
-            )
+            problem = f"is damaged: it names {len(names)} classes, there are {feature.num_classes}"
+            raise _DamageError(path, problem)
     return tuple(feature.names)
 
 
@@ -393,11 +399,8 @@ def _check_contents(builder: tfds.core.DatasetBuilder, split: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     """Return the first line of a message, without the operations that tensorflow names in it."""
-    return re.sub(
-        r"^\{\{.*?\}\} |^.*? transformation with iterator: \S+ | \[Op:.*$|\.$",
-        "",
-        (str(error) or type(error).__name__).splitlines()[0],
-    )
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return re.sub(r"^(\{\{.*?\}\} )?(.*? with iterator: \S+ )?|\.?( \[Op:.*)?$", "", line)
 
 
 def _unavailable(builder: tfds.core.DatasetBuilder, *problems: str) -> DataUnavailableError:
@@ -479,7 +482,8 @@ def _preparing(builder: tfds.core.DatasetBuilder, place: str) -> Iterator[None]:
             if isinstance(cause, tf.errors.OpError) or (
                 isinstance(cause, OSError) and (cause.errno or type(cause) is OSError)
             ):
-                reason = getattr(cause, "strerror", None) or _first_line(cause)
+                # That of tensorflow puts a path before it, in our own folder.
+                reason = getattr(cause, "strerror", None) or _first_line(cause).split("; ")[-1]
                 raise StorageError(
                     f"{place} cannot be written: {reason}",
                     hint="give a folder with room that you may write to with --data-dir",
