@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plateau_train import launching
+from plateau_train.errors import RunError
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.metrics import read_drops
 
 CRASHED = 99
+FILES = ("stdout", "stderr", "operations")  # of a process
 OPERATIONS = (
     "open", "write", "fsync", "replace", "link", "unlink", "symlink", "mkdir", "makedirs",
 )  # fmt: skip
@@ -35,6 +37,7 @@ class Finished(NamedTuple):
     stdout: str
     stderr: str
     operations: list[str]  # the changes of the disk that it made, one after the other
+    seconds: float
 
 
 def compilation_cache(folder: Path) -> dict[str, str]:
@@ -68,15 +71,21 @@ class Processes:
 
         ``at`` is the number of the operation, or a text in the name of a file: its first one.
         """
+        task = {"fault": fault, "at": at, "kill_after": kill_after}
+        (finished,) = self.run_at_once(folder, [arguments], **task)
+        return finished
+
+    def run_at_once(self, folder, commands, *, fault=None, at=0, kill_after=None) -> list[Finished]:
+        """Run several commands in one folder, all at the same time."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         task = {
-            "folder": str(folder), "arguments": list(map(str, arguments)), "fault": fault,
-            "at": at, "kill_after": kill_after,
+            "folder": str(folder), "commands": [list(map(str, command)) for command in commands],
+            "fault": fault, "at": at, "kill_after": kill_after,
         }  # fmt: skip
         self._server.stdin.write(json.dumps(task) + "\n")
         self._server.stdin.flush()
-        return Finished(**json.loads(self._server.stdout.readline()))
+        return [Finished(**answer) for answer in json.loads(self._server.stdout.readline())]
 
     def close(self) -> None:
         self._server.communicate("")
@@ -129,8 +138,11 @@ class FaultyOs:
                 self._unsynced[f"closed {self._count}"] = stale
         elif name == "replace":
             old, new = map(str, arguments)
-            moved = {key: new for key, path in self._unsynced.items() if path == old}
-            self._unsynced |= moved
+            self._unsynced = {
+                key: new if path == old else path
+                for key, path in self._unsynced.items()
+                if path != new  # which is gone
+            }
 
     def _strike(self, name, arguments) -> None:
         if self._fault in REFUSALS:
@@ -212,8 +224,12 @@ def resume_or_start(processes: Processes, folder: Path, arguments, **trouble) ->
 def strike(
     processes: Processes, folder: Path, fault: str, at: int, expected: Result, *, resume=True
 ) -> None:
-    """Let a run go wrong at one operation, then go on, and hold that the result is the same."""
-    struck = processes.run(folder, *SHORT, fault=fault, at=at)
+    """Let what happens next in a folder go wrong at one operation, then hold that nothing is lost.
+
+    What happens next is a new run, or the resume of one that is there. In the end it is resumed and
+    comes to what is expected, or, without ``resume``, it is held that it could be.
+    """
+    struck = resume_or_start(processes, folder, SHORT, fault=fault, at=at)
     where = f"{fault} at operation {at}, {struck.operations[at - 1]}"
     refused = fault in REFUSALS
     assert struck.code in ((0, 5) if refused else (CRASHED,)), f"{where}: {struck.stderr}"
@@ -264,6 +280,47 @@ def kill(processes: Processes, folder: Path, count: int, seed: int, expected: Re
     return done
 
 
+def flip(path: Path, flips: int, cuts: int, seed: int) -> None:
+    """Damage a checkpoint, a number of times each in its own way, and hold that all is found."""
+    dice = random.Random(seed)
+    content = path.read_bytes()
+    checkpoint.read_checkpoint(path)
+    for number in range(flips + cuts):
+        damaged = bytearray(content)
+        if number < flips:
+            damaged[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        else:
+            del damaged[dice.randrange(len(content)) :]
+        path.write_bytes(damaged)
+        try:
+            checkpoint.read_checkpoint(path)
+        except RunError:
+            continue
+        raise AssertionError(f"damage {number} of seed {seed} was not found")
+
+
+def fuzz(processes: Processes, folder: Path, count: int, seed: int) -> None:
+    """Put random bytes in the place of a run's files, and hold that every command says so."""
+    dice = random.Random(seed)
+    names = ("config.toml", "metrics.jsonl", "events.jsonl", "checkpoints/epoch-000002.npz")
+    commands = (["plot"], ["resume"], ["resume", "--check"], ["evaluate", "--checkpoint=last"])
+    for number in range(count):
+        run = folder / f"fuzzed {number}" / "runs" / "run"
+        shutil.copytree(*runs_in(folder), run)
+        for name in dice.sample(names, dice.choice((1, 1, 2, 4))):
+            path = run / name
+            noise = dice.randbytes(dice.choice((0, 1, 10, 1000)))
+            content = path.read_bytes()
+            keep = dice.choice((0, dice.randrange(len(content)), len(content)))
+            path.write_bytes(content[:keep] + noise)
+        for command in (*commands, ["runs"]):
+            given = [command[0], *([] if command == ["runs"] else [run]), *command[1:]]
+            finished = processes.run(run.parents[1], *given)
+            where = f"{given} of fuzz {number}, seed {seed}: {finished.stderr}"
+            assert finished.code in (0, 2, 4), where
+            assert "Traceback" not in finished.stderr, where
+
+
 def unbroken(processes: Processes, folder: Path, arguments) -> tuple[Result, list[str]]:
     """Return what a run comes to that nothing happens to, and its changes of the disk."""
     finished = processes.run(folder, *arguments)
@@ -282,38 +339,49 @@ def serve() -> None:
     for line in sys.stdin:
         task = json.loads(line)
         folder = Path(task["folder"])
-        scratch = folder.with_name(f"{folder.name}-process")
-        scratch.mkdir(exist_ok=True)
-        files = [scratch / name for name in ("stdout", "stderr", "operations")]
-        child = os.fork()
-        if child == 0:
-            _become(task, files)
+        scratch = folder.with_name(f"{folder.name}-processes")
+        places = {}
+        for number, arguments in enumerate(task["commands"]):
+            place = scratch / f"{number}"
+            place.mkdir(parents=True)
+            child = os.fork()
+            if child == 0:
+                _become(task, arguments, place)
+            places[child] = place
+        started = time.monotonic()
         if task["kill_after"] is not None:
             time.sleep(task["kill_after"])
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        out, err, operations = (path.read_text(errors="replace") for path in files)
-        answer = Finished(os.waitstatus_to_exitcode(status), out, err, operations.split())
+            for child in places:
+                os.kill(child, signal.SIGKILL)
+        answers = {}
+        while len(answers) < len(places):
+            child, status = os.wait()
+            out, err, operations = (
+                (places[child] / name).read_text(errors="replace") for name in FILES
+            )
+            code, seconds = os.waitstatus_to_exitcode(status), time.monotonic() - started
+            answers[child] = Finished(code, out, err, operations.split(), seconds)._asdict()
         shutil.rmtree(scratch)
-        print(json.dumps(answer._asdict()), flush=True)
+        print(json.dumps([answers[child] for child in places]), flush=True)
 
 
-def _become(task, files) -> None:
+def _become(task, arguments, place) -> None:
     """Turn a forked process into one that runs the command, and never return."""
     code = 1
     try:
-        for descriptor, path in zip((1, 2), files, strict=False):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        for descriptor, name in enumerate(FILES[:2], start=1):
+            os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.argv = ["plateau-train", *task["arguments"]]
+        sys.argv = ["plateau-train", *arguments]
         os.chdir(task["folder"])
+        log = (place / FILES[2]).open("w")
         from matplotlib.figure import Figure
 
         from plateau_train.__main__ import main
         from plateau_train.run import plots, storage
 
         plots.draw = lambda *_: Figure(figsize=(1, 1))  # as many files, in a tenth of the time
-        storage.os = FaultyOs(task["fault"], task["at"], files[2].open("w"))  # pyright: ignore
+        storage.os = FaultyOs(task["fault"], task["at"], log)  # pyright: ignore
         main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1

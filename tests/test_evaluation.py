@@ -1,0 +1,360 @@
+"""plateau-train evaluate: the same figures as in training, and the confusions behind them."""
+
+import dataclasses
+import itertools
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import SMALL, command
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from test_program import IMAGE_SHAPE, examples, make_program
+from test_run import RECORD
+
+from plateau_train import config, data, evaluation
+from plateau_train.config import Given
+from plateau_train.data.splits import Split
+from plateau_train.errors import ConfigError, DataError, RunError, StorageError
+from plateau_train.evaluation import Score, evaluate_run, find_checkpoint
+from plateau_train.numerics import program as numerics
+from plateau_train.run import checkpoint, environment, plots, storage
+from plateau_train.run.checkpoint import Checkpoint
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.metrics import read_history
+from plateau_train.run.report import Report
+
+KEPT = (5, 6)  # the epochs that a run of 6 epochs keeps, beside its best
+
+
+@pytest.fixture
+def copy(small_run, tmp_path):
+    """A copy of the small run, to be changed."""
+    shutil.copytree(small_run.resolve(), tmp_path / "copy")
+    return RunDirectory(tmp_path / "copy")
+
+
+@pytest.fixture
+def evaluate(monkeypatch):
+    """Evaluate in this process, whose threads are fixed already."""
+    monkeypatch.setattr(environment, "pin_threads", lambda _: None)
+
+    def call(run, which="best", output=None, **given):
+        asked = config.resolve({key: Given(text, "flag") for key, text in given.items()})
+        evaluate_run(run.path, which, output, asked, Report())
+
+    return call
+
+
+def matrix_of(lines):
+    """Read the confusion matrix back from what was printed: of garments, class by class."""
+    start = next(number for number, line in enumerate(lines) if line.startswith("true classes"))
+    return np.array([line.split()[-10:] for line in lines[start + 2 : start + 12]], dtype=int)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 30])
+@pytest.mark.parametrize("num_examples", [7, 8, 9, 25])
+def test_the_confusion_matrix_counts_every_image_once(num_examples, batch_size):
+    program = make_program(batch_size=batch_size, hidden_sizes=())
+    params = numerics.init_state(program, 0, IMAGE_SHAPE).params
+    # Without a mean the weights do not find the same class in all of these random images.
+    params = jax.tree.map(lambda leaf: leaf - leaf.mean(axis=0), params)
+    split = examples(num_examples)
+    confusion = np.asarray(numerics.count_confusion(program, params, split))
+    predicted = np.asarray(program.model.apply({"params": params}, split.images)).argmax(axis=1)
+    expected = np.zeros((3, 3), np.int32)
+    np.add.at(expected, (np.asarray(split.labels), predicted), 1)
+    np.testing.assert_array_equal(confusion, expected)
+    accuracy = numerics.evaluate(program, params, split).accuracy
+    assert confusion.trace() / num_examples == pytest.approx(float(accuracy), abs=1e-6)
+    assert len(set(predicted)) > 1, "one class alone shows no mistake of rows and columns"
+
+
+def test_the_confusion_matrix_is_traced_once(monkeypatch):
+    traces = []
+    find_logits = numerics.find_logits
+
+    def counting(*arguments):
+        traces.append(1)
+        return find_logits(*arguments)
+
+    program = make_program(batch_size=7)  # that no other test has
+    params = numerics.init_state(program, 0, IMAGE_SHAPE).params
+    monkeypatch.setattr(numerics, "find_logits", counting)
+    for seed in (0, 1):
+        numerics.count_confusion(program, params, examples(25, seed))
+    assert len(traces) == 1
+
+
+def test_the_command_prints_what_the_run_recorded_and_where_its_hits_and_mistakes_are(copy):
+    # With another number of threads than the run's the last bits would differ.
+    finished = command("evaluate", "copy", cwd=copy.path.parent, NPROC="1")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == "drawing 900 built-in garments\n", "the bits are not the recorded"
+    lines = finished.stdout.splitlines()
+    best = max(read_history(copy.metrics), key=lambda record: record.test_accuracy)
+    assert lines[:4] == [
+        f"run       copy, best checkpoint, epoch {best.epoch}",
+        "data      garments (built-in drawings, not Fashion-MNIST); "
+        "built in, drawn from a fixed seed",
+        f"test      loss {best.test_loss:.4f}, accuracy {best.test_accuracy:.4f} (300 images)",
+        "plot      copy/confusion.png",
+    ]
+    assert copy.confusion.read_bytes().startswith(b"\x89PNG")
+    matrix = matrix_of(lines)
+    assert matrix.sum() == 300
+    assert matrix.trace() / 300 == pytest.approx(best.test_accuracy, abs=1e-6)
+    rows = [re.split(r"  +", line) for line in lines[7:17]]
+    for number, (_, images, accuracy, precision, _) in enumerate(rows):
+        assert int(images) == matrix[number].sum()
+        assert accuracy == share(matrix[number, number], matrix[number].sum())
+        assert precision == share(matrix[number, number], matrix[:, number].sum())
+
+
+def share(part, whole):
+    return f"{part / whole:.4f}" if whole else "-"
+
+
+def test_the_held_out_images_are_scored_where_there_are_any(tmp_path, evaluate, capsys):
+    made = command(*SMALL, "--epochs=1", "--val-fraction=0.2", "--quiet", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    evaluate(RunDirectory(tmp_path / "runs" / "latest"))
+    record = read_history(tmp_path / "runs" / "latest" / "metrics.jsonl")[-1]
+    out = capsys.readouterr().out
+    assert f"val       loss {record.val_loss:.4f}, accuracy {record.val_accuracy:.4f} (120" in out
+    assert f"test      loss {record.test_loss:.4f}, accuracy {record.test_accuracy:.4f} (300" in out
+    assert matrix_of(out.splitlines()).sum() == 300
+
+
+@pytest.mark.parametrize(("which", "epoch"), [("last", 6), ("6", 6), ("5", 5), ("0005", 5)])
+def test_a_checkpoint_is_chosen_by_a_word_or_by_its_epoch(copy, which, epoch):
+    assert find_checkpoint(copy, which, Report()).manifest.epoch == epoch
+
+
+def test_the_best_checkpoint_is_found_under_its_epoch_too(copy):
+    best = find_checkpoint(copy, "best", Report()).manifest.epoch
+    for path in copy.checkpoints.glob("epoch-*.npz"):
+        path.unlink()
+    assert find_checkpoint(copy, f"{best}", Report()).manifest.epoch == best
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_told(copy, capsys):
+    checkpoint.epoch_path(copy.checkpoints, 6).write_bytes(b"damaged")
+    found = find_checkpoint(copy, "last", Report())
+    assert found.manifest.epoch == 5
+    told = capsys.readouterr().err
+    assert "NOTICE: " in told
+    assert "epoch-000006.npz cannot be used" in told
+    assert "The newest sound checkpoint is of epoch 5." in told
+
+
+def test_an_epoch_that_is_not_kept_is_refused_with_those_that_are(copy):
+    best = find_checkpoint(copy, "best", Report()).manifest.epoch
+    kept = ", ".join(map(str, sorted({*KEPT, best})))
+    with pytest.raises(RunError, match=f"no checkpoint of epoch 1; sound are those of: {kept}$"):
+        find_checkpoint(copy, "1", Report())
+    checkpoint.epoch_path(copy.checkpoints, 5).write_bytes(b"damaged")
+    with pytest.raises(RunError) as refused:
+        find_checkpoint(copy, "5", Report())
+    assert "epoch-000005.npz cannot be used" in refused.value.problems[1]
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(RunError, match="has no checkpoint"):
+        find_checkpoint(RunDirectory(tmp_path), "best", Report())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--checkpoint", "1"), 4, "keeps no checkpoint of epoch 1"),
+        (("--checkpoint", "worst"), 2, "--checkpoint must be best, last or the number of an epoch"),
+    ],
+)
+def test_a_wrong_checkpoint_ends_the_command_with_its_exit_code(small_run, arguments, code, said):
+    finished = command("evaluate", small_run, *arguments, cwd=small_run.parents[1])
+    assert finished.returncode == code
+    assert finished.stdout == ""
+    assert said in finished.stderr
+    assert "hint: " in finished.stderr
+
+
+@pytest.mark.parametrize("which", ["", "-1", "1.0", "BEST", "1" * 10, "\u0663"])
+def test_no_other_word_names_a_checkpoint(copy, evaluate, which):
+    with pytest.raises(ConfigError, match="--checkpoint must be best"):
+        evaluate(copy, which)
+
+
+def test_other_data_are_refused_as_a_resumed_run_refuses_them(copy, evaluate, monkeypatch):
+    load = data.load
+
+    def other(settings, *, say):
+        dataset = load(settings, say=say)
+        test = Split(dataset.test.images, dataset.test.labels[::-1].copy())
+        return dataclasses.replace(dataset, test=test)
+
+    monkeypatch.setattr(data, "load", other)
+    with pytest.raises(DataError, match="was trained on garments of SHA-256"):
+        evaluate(copy)
+
+
+def test_the_folder_of_the_data_can_be_given_and_nothing_else_of_the_settings(
+    copy, evaluate, monkeypatch
+):
+    asked = []
+
+    def load(settings, *, say):
+        asked.append(settings)
+        raise DataError("enough", hint="none")
+
+    monkeypatch.setattr(data, "load", load)
+    with pytest.raises(DataError, match="enough"):
+        evaluate(copy, data_dir="/elsewhere", batch_size="7")
+    with pytest.raises(DataError, match="enough"):
+        evaluate(copy)
+    began = find_checkpoint(copy, "best", Report()).manifest.settings.data
+    assert [str(settings.data_dir) for settings in asked] == ["/elsewhere", str(began.data_dir)]
+    assert {settings.batch_size for settings in asked} == {began.batch_size} == {50}
+
+
+@pytest.mark.parametrize(
+    ("loss", "accuracy", "quietly", "loudly"),
+    [
+        (RECORD.test_loss, RECORD.test_accuracy, False, False),
+        (RECORD.test_loss + 1e-7, RECORD.test_accuracy, True, False),
+        (RECORD.test_loss, RECORD.test_accuracy + 1e-8, False, False),
+        (RECORD.test_loss, RECORD.test_accuracy + 1e-4, False, True),
+    ],
+)
+def test_other_bits_are_told_and_another_accuracy_is_warned_of(
+    capsys, small_run, loss, accuracy, quietly, loudly
+):
+    manifest = find_checkpoint(RunDirectory(small_run), "best", Report()).manifest
+    found = Checkpoint(manifest.model_copy(update={"records": (RECORD,)}), {})
+    evaluation._compare(found, {"test": Score(loss, accuracy, 300)}, Report())
+    told = capsys.readouterr().err
+    assert told.startswith("test loss ") == quietly
+    assert told.startswith("NOTICE: The test accuracy is ") == loudly
+    assert bool(told) == (quietly or loudly)
+
+
+def test_a_run_that_cannot_be_written_to_leaves_its_pictures_in_the_working_directory(
+    copy, evaluate, monkeypatch, tmp_path, capsys
+):
+    write_bytes = storage.write_bytes
+
+    def read_only(path, content):
+        if copy.path in path.absolute().parents:
+            raise StorageError(f"{path} cannot be written: Read-only file system", hint="none")
+        write_bytes(path, content)
+
+    monkeypatch.setattr(storage, "write_bytes", read_only)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    evaluate(copy)
+    assert "plot      copy-confusion.png" in capsys.readouterr().out
+    assert str(plots.plot_run(copy.path)) == "copy-plot.png"
+    here = sorted(path.name for path in (tmp_path / "here").iterdir())
+    assert here == ["copy-confusion.png", "copy-plot.png"]
+    # Where it was asked for it must be, or nowhere.
+    with pytest.raises(StorageError):
+        plots.plot_run(copy.path, copy.path / "other.png")
+    assert len(list((tmp_path / "here").iterdir())) == 2
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(copy, evaluate, monkeypatch):
+    monkeypatch.setattr(evaluation, "find_checkpoint", None)
+    with pytest.raises(ConfigError, match=r"cannot be written as x.gif"):
+        evaluate(copy, output=copy.path / "x.gif")
+
+
+def test_a_class_without_images_or_without_hits_has_no_share():
+    confusion = np.array([[3, 1, 0], [2, 0, 0], [0, 0, 0]], np.int32)
+    columns = evaluation.per_class(confusion, ["a", "b", "c"])
+    assert {column.title: list(column.cells) for column in columns} == {
+        "class": ["a", "b", "c"],
+        "images": ["4", "2", "0"],
+        "accuracy": ["0.7500", "0.0000", "-"],
+        "precision": ["0.6000", "0.0000", "-"],
+        "most often taken for": ["b (1)", "a (2)", "-"],
+    }
+
+
+def test_a_matrix_that_is_too_wide_has_numbers_for_names_or_is_left_to_the_picture(
+    monkeypatch, capsys
+):
+    names = [f"class {number}" for number in range(21)]
+    for num_classes, fits, shown in (
+        (20, lambda _: True, "class 0  class 1"),
+        (20, lambda columns: columns[1].title == "0", "0 class 0"),
+        (20, lambda _: False, "of 20 classes is in the picture"),
+        (21, lambda _: True, "of 21 classes is in the picture"),
+    ):
+        report = Report()
+        monkeypatch.setattr(report, "fits", fits)
+        confusion = np.eye(num_classes, dtype=np.int32)
+        evaluation._show_confusion(confusion, names[:num_classes], report)
+        printed = capsys.readouterr()
+        assert shown in printed.out + printed.err
+        assert ("true classes in rows" in printed.out) == ("picture" not in shown)
+
+
+def drawn(num_classes, heading="run\nepoch 1", names=None):
+    """Draw a matrix whose last class has no images, and lay it out."""
+    random = np.random.default_rng(0)
+    confusion = random.integers(0, 2, (num_classes, num_classes)).astype(np.int32)
+    confusion += np.diag(random.integers(1000, 9999, num_classes)).astype(np.int32)
+    confusion[-1] = 0
+    names = names or [f"class number {number}" for number in range(num_classes)]
+    figure = plots.draw_confusion(confusion, names, heading)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return figure, confusion, canvas.get_renderer()
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 25, 100, 300])
+def test_the_picture_shows_every_row_as_shares_and_the_counts_where_they_can_be_read(num_classes):
+    figure, confusion, renderer = drawn(num_classes)
+    panel = figure.axes[0]
+    shares = np.asarray(panel.images[0].get_array())
+    np.testing.assert_allclose(shares[:-1].sum(axis=1), 1)
+    assert not shares[-1].any()
+    np.testing.assert_allclose(shares[0], confusion[0] / confusion[0].sum())
+    written = {text.get_position()[::-1]: text.get_text() for text in panel.texts}
+    if num_classes <= 25:
+        expected = {place: f"{count:,}" for place, count in np.ndenumerate(confusion) if count}
+        assert written == expected
+        side = panel.get_window_extent(renderer).width / num_classes
+        assert all(text.get_window_extent(renderer).width < 0.9 * side for text in panel.texts)
+    else:
+        assert written == {}
+    labels = [text.get_text() for text in panel.get_yticklabels()]
+    assert (labels == [f"class number {number}" for number in range(num_classes)]) == (
+        num_classes <= 100
+    )
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("taken for", "true class")
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "heading", "names"),
+    [
+        (2, "a-run\nepoch 1: test accuracy 0.5 on garments (built-in drawings, not this)", None),
+        (3, f"{'long' * 20}\nepoch 1", ["$x_1$ y", "a" * 80, "c"]),
+        (10, "a-run\nepoch 1: test accuracy 0.5", None),
+        (100, "a-run\nepoch 1: test accuracy 0.5", None),
+    ],
+)
+def test_nothing_of_the_picture_is_cut_off_and_no_names_overlap(num_classes, heading, names):
+    figure, _, renderer = drawn(num_classes, heading, names)
+    whole, panel = figure.bbox, figure.axes[0]
+    rows = [text.get_window_extent(renderer) for text in panel.get_yticklabels()]
+    others = [panel.xaxis.label, panel.yaxis.label, figure._suptitle, *panel.get_xticklabels()]
+    for box in rows + [text.get_window_extent(renderer) for text in others]:
+        assert whole.x0 <= box.x0
+        assert box.x1 <= whole.x1
+        assert whole.y0 <= box.y0
+        assert box.y1 <= whole.y1
+    for above, below in itertools.pairwise(rows):
+        assert above.y0 >= below.y1 - 1
+    assert figure._suptitle.get_window_extent(renderer).y0 >= panel.get_window_extent(renderer).y1

@@ -1,0 +1,228 @@
+"""plateau-train runs: what it says of each folder, and that no folder can break it."""
+
+import contextlib
+import io
+
+import pytest
+from conftest import command
+from rich.console import Console
+from rich.text import Text
+from test_run import RECORD
+
+from plateau_train import config
+from plateau_train.config import Given
+from plateau_train.errors import RunError
+from plateau_train.run import report as reporting
+from plateau_train.run import storage
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.listing import TITLES, show_runs
+from plateau_train.run.metrics import Notice
+from plateau_train.run.report import Report
+
+
+def make_run(runs_dir, name, *, accuracies=(0.1, 0.5, 0.4), done=False, notices=(), **values):
+    """Write the files of a run that has come to its last accuracy, of 50 epochs."""
+    run = RunDirectory(runs_dir / name)
+    storage.make_folder(run.path)
+    resolved = config.resolve({key: Given(text, "flag") for key, text in values.items()})
+    storage.write_text(run.config, config.to_toml(*resolved))
+    storage.write_lines(
+        run.metrics,
+        [
+            RECORD.model_copy(update={"epoch": epoch, "test_accuracy": accuracy})
+            for epoch, accuracy in enumerate(accuracies)
+        ],
+    )
+    storage.write_lines(
+        run.events, [Notice(event=event, message="what happened") for event in notices]
+    )
+    if done:
+        storage.write_text(run.summary, "{}")
+    return run
+
+
+def listed(runs_dir, capsys):
+    """Return the rows that are printed, as cells under their titles, and what is told beside."""
+    show_runs(runs_dir, Report())
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    head, *rows = (line.split() for line in printed.out.splitlines())
+    assert tuple(head) == TITLES
+    return [dict(zip(TITLES, row, strict=True)) for row in rows], printed.err
+
+
+def test_a_row_says_how_far_a_run_came_and_how_good_it_is(tmp_path, capsys):
+    make_run(tmp_path, "one", mode="test-loss", dataset="fashion_mnist", done=True)
+    (row,), told = listed(tmp_path, capsys)
+    assert row == {
+        "name": "one", "mode": "test-loss", "data": "fashion_mnist", "epochs": "2/50",
+        "best": "0.5000", "at": "1", "final": "0.4000", "split": "test", "scale": "0.5",
+        "state": "done",
+    }  # fmt: skip
+    assert told == ""
+
+
+def test_with_validation_the_accuracies_are_those_of_the_held_out_images(tmp_path, capsys):
+    run = make_run(tmp_path, "one")
+    held_out = [
+        RECORD.model_copy(update={"epoch": epoch, "val_loss": 1.0, "val_accuracy": accuracy})
+        for epoch, accuracy in enumerate((0.2, 0.7, 0.6))
+    ]
+    storage.write_lines(run.metrics, held_out)
+    ((row,), _) = listed(tmp_path, capsys)
+    assert [row[title] for title in ("best", "at", "final", "split")] == [
+        "0.7000", "1", "0.6000", "val",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "done", "notices"),
+    [
+        ("done", True, ()),
+        ("done", True, ("failed", "resumed")),
+        ("stopped", False, ()),
+        ("stopped", False, ("interrupted",)),
+        ("stopped", False, ("failed", "resumed")),
+        ("failed", False, ("resumed", "failed")),
+        ("running", False, ("failed", "resumed")),
+    ],
+)
+def test_a_state_is_what_became_of_a_run_in_the_end(tmp_path, capsys, state, done, notices):
+    run = make_run(tmp_path, "one", done=done, notices=notices)
+    with run.locked() if state == "running" else contextlib.nullcontext():
+        ((row,), _) = listed(tmp_path, capsys)
+    assert row["state"] == state
+
+
+def test_the_newest_run_is_the_last_and_what_is_no_run_is_left_out(tmp_path, capsys):
+    for name in ("20261122-101530-b", "20261121-101530-a", "20261123-101530-c"):
+        run = make_run(tmp_path, name)
+    run.make_latest()
+    make_run(tmp_path, ".hidden")
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    storage.make_folder(tmp_path / "notes" / "deeper")
+    rows, told = listed(tmp_path, capsys)
+    assert [row["name"][-1] for row in rows] == ["a", "b", "c"]
+    assert told == ""
+
+
+def test_a_run_without_an_epoch_yet_has_dashes(tmp_path, capsys):
+    make_run(tmp_path, "none", accuracies=())
+    run = make_run(tmp_path, "torn", accuracies=())
+    run.metrics.write_text(RECORD.model_dump_json()[:50])
+    make_run(tmp_path, "unwritten").metrics.unlink()
+    rows, told = listed(tmp_path, capsys)
+    for row in rows:
+        assert {row[title] for title in ("epochs", "best", "at", "final", "split", "scale")} == {
+            "-"
+        }
+        assert (row["mode"], row["state"]) == ("train-loss", "stopped")
+    assert told == ""
+
+
+def test_a_last_line_that_a_kill_has_torn_is_no_damage(tmp_path, capsys):
+    run = make_run(tmp_path, "killed")
+    with run.metrics.open("a") as file:
+        file.write(RECORD.model_dump_json()[:50])
+    ((row,), told) = listed(tmp_path, capsys)
+    assert (row["epochs"], row["state"], told) == ("2/50", "stopped", "")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said", "known"),
+    [
+        ("config.toml", b"[plateau\n", "not valid TOML", "epochs"),
+        ("config.toml", b"\xff\xfe", "not valid TOML", "epochs"),
+        ("config.toml", None, "config.toml does not exist", "epochs"),
+        ("metrics.jsonl", b"{}\n", "line 1 is damaged", "mode"),
+        ("metrics.jsonl", b"\xff\n", "cannot be read", "mode"),
+        ("metrics.jsonl", b'{"epoch": 1}\n{"ep', "line 1 is damaged", "mode"),
+    ],
+)
+def test_a_damaged_run_is_a_row_with_a_reason_and_the_others_are_listed_all_the_same(
+    tmp_path, capsys, file, content, said, known
+):
+    run = make_run(tmp_path, "b", done=True)
+    (run.path / file).unlink()
+    if content is not None:
+        (run.path / file).write_bytes(content)
+    for name in ("a", "c"):
+        make_run(tmp_path, name, done=True)
+    rows, told = listed(tmp_path, capsys)
+    assert [row["state"] for row in rows] == ["done", "damaged", "done"]
+    assert rows[1][known] != "-", "what can be read is shown"
+    assert told.startswith("NOTICE: ")
+    assert said in told
+    assert "/b/" in told
+    assert len(told.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_looked_into_is_damaged(tmp_path, capsys, monkeypatch):
+    def closed(_):
+        raise PermissionError(13, "Permission denied")
+
+    make_run(tmp_path, "one")
+    monkeypatch.setattr(RunDirectory, "is_locked", closed)
+    ((row,), told) = listed(tmp_path, capsys)
+    assert row["state"] == "damaged"
+    assert told == f"NOTICE: {tmp_path}/one cannot be read: Permission denied\n"
+
+
+def test_a_name_can_neither_steer_the_terminal_nor_break_its_line(tmp_path, capsys):
+    for name in ("\x1b[31mred", "[bold]x", "[", "two\nlines"):
+        make_run(tmp_path, name)
+    rows, _ = listed(tmp_path, capsys)
+    assert [row["name"] for row in rows] == [
+        "\\x1b[31mred", "[", "[bold]x", "two\\nlines",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [200, 80, 20])
+def test_a_narrow_terminal_goes_without_columns_and_keeps_names_and_states(
+    tmp_path, monkeypatch, width
+):
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        reporting,
+        "Console",
+        lambda **_: Console(file=screen, force_terminal=True, width=width, highlight=False),
+    )
+    name = "20261122-101530-train-loss"
+    make_run(tmp_path, name, dataset="fashion_mnist")
+    show_runs(tmp_path, Report())
+    lines = Text.from_ansi(screen.getvalue()).plain.splitlines()
+    assert max(map(len, lines)) <= width
+    titles = lines[0].split()
+    assert {"name", "best", "state"} <= set(titles)
+    assert ("split" in titles) == (width == 200)
+    assert ("mode" in titles) == (width >= 80)
+    if width >= 80:
+        assert len(lines) == 2
+    assert "".join(line.split()[0] for line in lines[1:] if line[0] != " ") == name
+
+
+@pytest.mark.parametrize("name", ["empty", "missing"])
+def test_where_there_is_no_run_it_says_how_to_make_one(tmp_path, capsys, name):
+    (tmp_path / "empty").mkdir()
+    show_runs(tmp_path / name, Report())
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"there is no run in {tmp_path / name}: plateau-train makes one\n"
+
+
+def test_a_file_in_the_place_of_the_runs_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="file cannot be listed: Not a directory"):
+        show_runs(tmp_path / "file", Report())
+
+
+def test_the_command_lists_a_run_that_was_trained(small_run):
+    finished = command("runs", cwd=small_run.parents[1])
+    assert finished.returncode == 0
+    assert finished.stderr == ""
+    head, row = finished.stdout.splitlines()
+    assert head.split() == list(TITLES)
+    assert row.split()[0] == small_run.resolve().name
+    assert row.split()[3] == "6/6"
+    assert row.split()[-1] == "done"

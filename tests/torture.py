@@ -1,0 +1,96 @@
+"""Break runs as often as the README says, and print a line for each promise that was kept."""
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import faults
+
+
+def main() -> None:
+    """Keep every promise, or end with the one that was broken."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 100_000)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--flips", type=int, default=1000)
+    parser.add_argument("--cuts", type=int, default=40)
+    parser.add_argument("--starts", type=int, default=100)
+    parser.add_argument("--fuzzed", type=int, default=50)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        processes = faults.Processes(Path(scratch) / "compiled")
+        began = time.monotonic()
+        for line in keep_promises(processes, Path(scratch), asked):
+            seconds, began = time.monotonic() - began, time.monotonic()
+            print(f"{line}  (seed {asked.seed}, {seconds:.0f} s)", flush=True)
+        processes.close()
+
+
+def keep_promises(
+    processes: faults.Processes, scratch: Path, asked: argparse.Namespace
+) -> Iterator[str]:
+    """Yield a sentence about each promise that was kept."""
+    whole, changes = faults.unbroken(processes, folder(scratch, "whole"), faults.SHORT)
+
+    for fault in ("crash", "tear", "power", *faults.REFUSALS):
+        due = [at for at, name in enumerate(changes, start=1) if fault != "tear" or name == "write"]
+        for at in due:
+            faults.strike(processes, folder(scratch, "struck"), fault, at, whole)
+        yield f"{fault} at each of {len(due)} operations of a run: the same result"
+
+    stopped = folder(scratch, "stopped")
+    processes.run(stopped, *faults.SHORT, fault="crash", at="epoch-000001")
+    again = processes.run(shutil.copytree(stopped, scratch / "again"), "resume", "runs/latest")
+    for at in range(1, len(again.operations) + 1):
+        place = scratch / "struck"
+        shutil.rmtree(place, ignore_errors=True)
+        faults.strike(processes, shutil.copytree(stopped, place, symlinks=True), "crash", at, whole)
+    yield f"crash at each of {len(again.operations)} operations of a resume: the same result"
+
+    long, _ = faults.unbroken(processes, folder(scratch, "long"), faults.LONG)
+    done = faults.kill(processes, folder(scratch, "killed"), asked.kills, asked.seed, long)
+    yield f"{asked.kills} kills in {done} runs: metrics.jsonl and parameters byte for byte"
+
+    wide = (*faults.TINY, "--hidden-sizes=1000,1000", "--epochs=1")
+    place = folder(scratch, "wide")
+    assert processes.run(place, *wide).code == 0
+    (path,) = faults.runs_in(place)[0].glob("checkpoints/epoch-000001.npz")
+    size = path.stat().st_size
+    faults.flip(path, asked.flips, asked.cuts, asked.seed)
+    yield (
+        f"{asked.flips} flipped bits and {asked.cuts} cuts of a checkpoint of {size:,} bytes: "
+        "all found"
+    )
+
+    place = folder(scratch, "starts")
+    commands = [(*faults.TINY, "--epochs=1")] * asked.starts
+    ended = processes.run_at_once(place, commands)
+    assert [finished.code for finished in ended] == [0] * asked.starts
+    assert len(faults.runs_in(place)) == asked.starts
+    yield f"{asked.starts} runs started at once: {asked.starts} folders"
+
+    place = folder(scratch, "two")
+    processes.run(place, *faults.LONG, fault="crash", at="epoch-000003")
+    ended = processes.run_at_once(place, [("resume", "runs/latest")] * 2)
+    first, second = sorted(ended, key=lambda finished: finished.code)
+    assert (first.code, second.code) == (0, 7), second.stderr
+    assert faults.result_of(*faults.runs_in(place)) == long
+    yield f"of two that resume one run, one is refused after {second.seconds:.2f} s"
+
+    faults.fuzz(processes, scratch / "whole", asked.fuzzed, asked.seed)
+    yield f"{asked.fuzzed} runs with random bytes in their files: each command said so"
+
+
+def folder(scratch: Path, name: str) -> Path:
+    """Return an empty folder."""
+    place = scratch / name
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    return place
+
+
+if __name__ == "__main__":
+    main()
