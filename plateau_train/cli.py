@@ -21,6 +21,14 @@ ConfigFile = Annotated[
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder, such as runs/latest", metavar="RUN")]
 
+
+def _picture(name: str) -> Any:
+    """Describe the option that puts a picture elsewhere."""
+    return typer.Option(
+        "--output", "-o", metavar="FILE", help=f"PNG, SVG or PDF file, instead of {name} there"
+    )
+
+
 EXAMPLES = """\
 [bold]Examples[/bold]
 
@@ -33,6 +41,8 @@ plateau-train --config configs/test_loss.toml --seed 3
 plateau-train resume runs/latest --epochs 80
 
 plateau-train plot runs/latest -o plot.svg
+
+plateau-train evaluate runs/latest --checkpoint last
 """
 
 app = typer.Typer(
@@ -195,19 +205,49 @@ def resume(
 
 
 @app.command()
-def plot(
-    run: RunArgument,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="PNG, SVG or PDF file, instead of plot.png there"
-        ),
-    ] = None,
-) -> None:
+def plot(run: RunArgument, output: Annotated[Path | None, _picture("plot.png")] = None) -> None:
     """Draw the five panels of a run again."""
     from plateau_train.run.plots import plot_run
 
     typer.echo(plot_run(run, output))
+
+
+@app.command()
+@_takes("runs_dir")
+def runs(resolved: Resolved) -> None:
+    """List the runs, the newest last: how far each came, how good it is, what became of it.
+
+    The accuracies are those on the split beside them, the best one at its epoch. States: running,
+    done, failed, stopped (plateau-train resume continues it), damaged.
+    """
+    from plateau_train.run import listing
+    from plateau_train.run.report import Report
+
+    listing.show_runs(resolved.config.run.runs_dir.expanduser(), Report())
+
+
+@app.command()
+@_takes("data_dir")
+def evaluate(
+    resolved: Resolved,
+    run: RunArgument,
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            help="Which checkpoint: best, last (the newest that is sound), or an epoch's number",
+            metavar="best|last|N",
+        ),
+    ] = "best",
+    output: Annotated[Path | None, _picture("confusion.png")] = None,
+) -> None:
+    """Score a checkpoint again: loss and accuracy, each class, the confusion matrix.
+
+    Takes the run's own data: the test images, and those that were held out for validation.
+    """
+    from plateau_train import evaluation
+    from plateau_train.run.report import Report
+
+    evaluation.evaluate_run(run, checkpoint, output, resolved, Report())
 
 
 @app.command("config")

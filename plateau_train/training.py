@@ -104,6 +104,7 @@ def fit(
                 )
         records, drops = journal.manifest.records, journal.manifest.drops
         plots.save_plot(run.plot, records, drops, settings)
+        journal.write_whole()
         summary = _summary(dataset, settings, journal.manifest)
         storage.write_text(run.summary, json.dumps(summary, indent=2) + "\n")
     except PlateauTrainError as error:

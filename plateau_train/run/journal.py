@@ -32,11 +32,18 @@ class Journal:
         if not manifest.records:  # a resumed run keeps that of its beginning
             text = manifest.environment.model_dump_json(indent=2)
             storage.write_text(run.environment, text + "\n")
-        storage.write_lines(run.metrics, self.manifest.records)
-        storage.write_lines(run.timings, self.manifest.timings)
-        storage.write_lines(run.events, self.manifest.events)
+        self.write_whole()
         if self.manifest.records:
             checkpoint.mend_best(run.checkpoints, self.manifest)
+
+    def write_whole(self) -> None:
+        """Write the files of lines anew: what was only appended is on the disk at some time later.
+
+        A run that is done is never mended, so it is done only after this.
+        """
+        storage.write_lines(self.run.metrics, self.manifest.records)
+        storage.write_lines(self.run.timings, self.manifest.timings)
+        storage.write_lines(self.run.events, self.manifest.events)
 
     def commit(
         self, record: EpochRecord, timing: Timing, drops: Sequence[Drop],

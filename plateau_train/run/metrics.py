@@ -1,5 +1,7 @@
 """What a run records, as JSON lines: epochs, drops, times."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -117,15 +119,23 @@ EVENTS: TypeAdapter[Drop | Notice] = TypeAdapter(Event)
 RecordType = TypeVar("RecordType")
 
 
-def read_records(path: Path, kind: TypeAdapter[RecordType]) -> list[RecordType]:
-    """Read a file of JSON lines; raises ``RunError`` with the number of a line that is damaged."""
+def read_records(
+    path: Path, kind: TypeAdapter[RecordType], *, torn: bool = False
+) -> list[RecordType]:
+    """Read a file of JSON lines; raises ``RunError`` with the number of a line that is damaged.
+
+    ``torn`` leaves out a last line without its end, which a process that is killed leaves behind.
+    """
     try:
-        # Not splitlines, which also breaks at characters that stand unescaped in JSON.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(
             f"{path} cannot be read: {error}", hint="give a run folder, such as runs/latest"
         ) from error
+    if torn:
+        text = text[: text.rfind("\n") + 1]
+    # Not splitlines, which also breaks at characters that stand unescaped in JSON.
+    lines = text.removesuffix("\n").split("\n")
     records = []
     for number, line in enumerate(lines if lines != [""] else [], start=1):
         try:
@@ -143,9 +153,21 @@ def read_records(path: Path, kind: TypeAdapter[RecordType]) -> list[RecordType]:
 def read_history(path: Path) -> list[EpochRecord]:
     """Read the epochs of a run; raises ``RunError`` unless they are 0, 1, 2, ... and alike."""
     records = read_records(path, EPOCHS)
-    hint = "restore the file from a copy"
     if not records:
         raise RunError(f"{path} is empty: no epoch was finished", hint="train it first")
+    _refuse_gaps(path, records)
+    return records
+
+
+def read_progress(path: Path) -> list[EpochRecord]:
+    """Read the epochs that a run has finished so far, without a line that a kill has torn."""
+    records = read_records(path, EPOCHS, torn=True) if path.exists() else []
+    _refuse_gaps(path, records)
+    return records
+
+
+def _refuse_gaps(path: Path, records: Sequence[EpochRecord]) -> None:
+    hint = "restore the file from a copy"
     for epoch, record in enumerate(records):
         if record.epoch != epoch:
             raise RunError(
@@ -153,10 +175,24 @@ def read_history(path: Path) -> list[EpochRecord]:
             )
         if record.scored_by != records[0].scored_by:
             raise RunError(f"{path} line {epoch + 1} lacks validation, or has it alone", hint=hint)
-    return records
+
+
+def best_of(records: Sequence[EpochRecord]) -> EpochRecord:
+    """Return the first epoch of the highest accuracy."""
+    return max(records, key=lambda record: record.score)
 
 
 def read_drops(path: Path) -> list[Drop]:
     """Read the drops among a run's events; a run without events has no such file."""
     events = read_records(path, EVENTS) if path.exists() else []
     return [event for event in events if isinstance(event, Drop)]
+
+
+def read_notices(path: Path) -> Iterator[Notice]:
+    """Yield the notices among a run's events, without what cannot be read."""
+    with contextlib.suppress(OSError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValidationError):
+                event = EVENTS.validate_json(line)
+                if isinstance(event, Notice):
+                    yield event

@@ -1,24 +1,31 @@
-"""The five panels of a run: scale, losses and accuracies over the epochs."""
+"""The pictures of a run: five panels over its epochs, and which classes are taken for which."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Int32
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from plateau_train import config
-from plateau_train.errors import ConfigError
+from plateau_train.errors import ConfigError, StorageError
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.metrics import Drop, EpochRecord, read_drops, read_history
 
 FORMATS = ("png", "svg", "pdf")
+
+# So many classes are written into the cells of a confusion matrix, and along its sides.
+MOST_NUMBERED, MOST_NAMED = 25, 120
 
 # Okabe and Ito's colours, which the colour-blind tell apart; line styles differ as well.
 STYLES = {"train": ("#0072B2", "-"), "test": ("#D55E00", "-"), "val": ("#009E73", "--")}
@@ -32,28 +39,55 @@ def plot_run(path: Path, output: Path | None = None) -> Path:
     run = RunDirectory.open(path)
     settings = run.settings().config
     records = read_history(run.metrics)
-    output = output or run.plot
-    save_plot(output, records, read_drops(run.events), settings)
-    return output
+    figure = draw(records, read_drops(run.events), settings)
+    return place_figure(figure, run, run.plot, output)
+
+
+def place_figure(figure: Figure, run: RunDirectory, path: Path, output: Path | None) -> Path:
+    """Write a picture to where it is asked for, or to its path in the run; return where it is.
+
+    A run that cannot be written to leaves it in the working directory, under the run's name.
+    """
+    if output is not None:
+        save_figure(figure, output)
+        return output
+    try:
+        save_figure(figure, path)
+    except StorageError:
+        path = Path(f"{run.path.resolve().name}-{path.name}")
+        save_figure(figure, path)
+    return path
 
 
 def save_plot(
     path: Path, records: Sequence[EpochRecord], drops: Sequence[Drop], settings: config.Config
 ) -> None:
     """Draw a run into a PNG, SVG or PDF file, by the ending of its name."""
+    save_figure(draw(records, drops, settings), path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture as PNG, SVG or PDF, by the ending of its file's name."""
+    kind = picture_format(path)
+    # No date and no random names inside, so that equal runs give equal files.
+    metadata: dict[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    picture = io.BytesIO()
+    with rc_context({"svg.hashsalt": "plateau-train"}), warnings.catch_warnings():
+        # A name in a script that matplotlib's font lacks is drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(picture, format=kind, dpi=150, metadata=metadata[kind])
+    storage.write_bytes(path, picture.getbuffer())
+
+
+def picture_format(path: Path) -> str:
+    """Tell a picture's format by the ending of its name; raises ``ConfigError`` for others."""
     kind = path.suffix.removeprefix(".").lower()
     if kind not in FORMATS:
         raise ConfigError(
             f"a plot cannot be written as {path.name}",
             hint=f"end the name in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}",
         )
-    figure = draw(records, drops, settings)
-    # No date and no random names inside, so that equal runs give equal files.
-    metadata: dict[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    picture = io.BytesIO()
-    with rc_context({"svg.hashsalt": "plateau-train"}):
-        figure.savefig(picture, format=kind, dpi=150, metadata=metadata[kind])
-    storage.write_bytes(path, picture.getbuffer())
+    return kind
 
 
 def draw(records: Sequence[EpochRecord], drops: Sequence[Drop], settings: config.Config) -> Figure:
@@ -94,12 +128,17 @@ def title(settings: config.Config) -> str:
     unit = "steps" if plateau.split == "train" else "epochs"
     window = f" x {plateau.accumulation_size} {unit}" if plateau.accumulation_size > 1 else ""
     return (
-        f"{plateau.mode} on {data.dataset}"
-        f"{' (built-in drawings, not Fashion-MNIST)' if data.dataset == 'garments' else ''}: "
+        f"{plateau.mode} on {data_title(data)}: "
         f"{optimizer.optimizer} at {optimizer.learning_rate:g}, factor {plateau.factor:g}, "
         f"patience {plateau.patience}{window}, cooldown {plateau.cooldown}, "
         f"seed {settings.run.seed}"
     )
+
+
+def data_title(settings: config.Data) -> str:
+    """Name a data set so that the built-in one is taken for no other."""
+    name = settings.dataset
+    return f"{name} (built-in drawings, not Fashion-MNIST)" if name == "garments" else name
 
 
 class _Curve(NamedTuple):
@@ -192,3 +231,64 @@ def _finish(panel: Axes, drops: Sequence[Drop], last_epoch: int) -> None:
     panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def draw_confusion(
+    confusion: Int32[np.ndarray, "classes classes"], class_names: Sequence[str], heading: str
+) -> Figure:
+    """Draw how often each class, a row each, is taken for each class, a column each.
+
+    The colour is the share of the row's images, on a scale that shows small shares too. The
+    numbers are images, and stand where they can be read.
+    """
+    num_classes = len(class_names)
+    numbered = num_classes <= MOST_NUMBERED
+    # The sides of the matrix in inches, and how much larger than usual its texts are to be.
+    side = np.clip(0.62 * num_classes, 3.4, 3.1 + 0.31 * num_classes)
+    side = side if numbered else np.clip(0.13 * num_classes, 8, 13)
+    enlarged = max(1, side / 8)
+    figure = Figure(figsize=(side + 3, side + 1.8), layout="constrained")
+    panel = figure.add_subplot()
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    norm = PowerNorm(0.5, 0, 1)
+    image = panel.imshow(shares, cmap="Blues", norm=norm)
+    if numbered:
+        fontsize = min(16, 18 * side / num_classes)
+        for (row, column), count in np.ndenumerate(confusion):
+            if count > 0:
+                panel.text(
+                    column, row, f"{count:,}", ha="center", va="center", fontsize=fontsize,
+                    color="white" if norm(shares[row, column]) > 0.6 else "black",
+                )  # fmt: skip
+    if num_classes <= MOST_NAMED:
+        fontsize = 11 if numbered else 60 * side / num_classes
+        _name_classes(panel, class_names, fontsize=fontsize)
+    panel.set_xlabel("taken for", fontsize=12 * enlarged)
+    panel.set_ylabel("true class", fontsize=12 * enlarged)
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=panel, shrink=0.8, fraction=0.05, pad=0.02, aspect=25)
+    bar.set_label("share of the true class", fontsize=11 * enlarged)
+    bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    bar.ax.tick_params(labelsize=10 * enlarged)
+    bar.outline.set_visible(False)
+    # Smaller for a run with a very long name.
+    longest = max(map(len, heading.splitlines()))
+    fontsize = min(13 * enlarged, 72 * (side + 3) / (0.6 * longest))
+    figure.suptitle(heading, fontsize=fontsize, parse_math=False)
+    return figure
+
+
+def _name_classes(panel: Axes, class_names: Sequence[str], *, fontsize: float) -> None:
+    """Write the names of the classes along both axes; one of a data set's may be very long."""
+    names = [
+        name if len(name) <= 24 else f"{name[:23]}\N{HORIZONTAL ELLIPSIS}" for name in class_names
+    ]
+    many = len(names) > MOST_NUMBERED
+    places = range(len(names))
+    panel.set_yticks(places, names, fontsize=fontsize, parse_math=False)
+    panel.set_xticks(
+        places, names, fontsize=fontsize, parse_math=False, rotation=90 if many else 40,
+        ha="center" if many else "right", rotation_mode="default" if many else "anchor",
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a user sees of a run: header, live bar, a row an epoch, drops, the end.
+"""What a user sees: of a run header, live bar, a row an epoch, drops, the end; of others tables.
 
 Rows, drops and the end go to stdout, which is what was asked for; everything else goes to stderr.
 On a terminal the rows are a table under a live bar; elsewhere each is one plain line, flushed.
@@ -6,8 +6,9 @@ On a terminal the rows are a table under a live bar; elsewhere each is one plain
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.panel import Panel
@@ -35,6 +36,8 @@ def show_error(error: PlateauTrainError) -> None:
         grid = Table.grid(padding=(0, 2, 0, 0))
         for row in error.table:
             grid.add_row("", *(Text(printable(cell)) for cell in row))
+        if not console.is_terminal:
+            console.width = 1000  # here, too, one line stays one line
         console.print(grid)
     _print(console, Text.assemble(("hint: ", "bold cyan"), printable(error.hint)))
 
@@ -61,6 +64,25 @@ class _Cell(NamedTuple):
     title: str
     width: int
     text: str
+
+
+class Column(NamedTuple):
+    """A column of a table: numbers stand to the right, words to the left."""
+
+    title: str
+    cells: Sequence[str]
+    is_number: bool = True
+
+    @property
+    def width(self) -> int:
+        return max(cell_len(text) for text in (self.title, *self.cells))
+
+    def lines(self) -> Iterable[str]:
+        """Yield its title and its cells, each as wide as the widest."""
+        width = self.width
+        for text in (self.title, *self.cells):
+            blank = " " * (width - cell_len(text))
+            yield blank + text if self.is_number else text + blank
 
 
 # Columns that a narrow terminal goes without, the first one first: what follows from others.
@@ -138,9 +160,7 @@ class Report:
             _print(self._out, _line(record, num_epochs, patience))
         else:
             cells = _cells(record, num_epochs, patience, seconds)
-            for title in SACRIFICES:
-                if _width(cells, gap=1) > self._out.width:
-                    cells = [cell for cell in cells if cell.title != title]
+            cells = _fitting(cells, SACRIFICES, self._out.width)
             gap = "  " if _width(cells, gap=2) <= self._out.width else " "
             titles = gap.join(f"{cell.title:>{cell.width}}" for cell in cells)
             if titles != self._titles:
@@ -163,6 +183,45 @@ class Report:
             return
         _print_rows(self._out, rows)
 
+    def rows(self, rows: Mapping[str, str]) -> None:
+        """Print names and what they stand for."""
+        _print_rows(self._out, rows)
+
+    def fits(self, columns: Sequence[Column]) -> bool:
+        """Tell whether a table can be printed with all of its columns."""
+        return not self._out.is_terminal or _width(columns, gap=1) <= self._out.width
+
+    def table(
+        self, columns: Sequence[Column], *, caption: str = "", sacrifices: Sequence[str] = ()
+    ) -> None:
+        """Print a table, which a narrow terminal gets without the sacrifices, the first one first.
+
+        Where that is not enough, words are folded. Without a terminal each row is one plain line.
+        """
+        columns = [
+            column._replace(cells=[printable(cell) for cell in column.cells]) for column in columns
+        ]
+        if caption:
+            self._out.print()
+            _print(self._out, Text(caption, style="dim"))
+        if not self._out.is_terminal:
+            rows = zip(*(column.lines() for column in columns), strict=True)
+            _print(self._out, "\n".join("  ".join(row).rstrip() for row in rows))
+            return
+        columns = _fitting(columns, sacrifices, self._out.width)
+        gap = 2 if _width(columns, gap=2) <= self._out.width else 1
+        table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(
+                Text(column.title),
+                justify="right" if column.is_number else "left",
+                overflow="fold",
+                no_wrap=column.is_number,
+            )
+        for row in zip(*(column.cells for column in columns), strict=True):
+            table.add_row(*map(Text, row))
+        self._out.print(table)
+
     def close(self) -> None:
         """Take the live bar off the terminal."""
         if self._progress is not None:
@@ -180,8 +239,21 @@ def _line(record: EpochRecord, num_epochs: int, patience: int) -> str:
     return "  ".join([*parts, f"wait {record.wait}/{patience}{to_beat}{cooldown}"])
 
 
-def _width(cells: Sequence[_Cell], *, gap: int) -> int:
-    return sum(cell.width for cell in cells) + gap * (len(cells) - 1)
+ColumnType = TypeVar("ColumnType", _Cell, Column)
+
+
+def _width(columns: Sequence[_Cell | Column], *, gap: int) -> int:
+    return sum(column.width for column in columns) + gap * (len(columns) - 1)
+
+
+def _fitting(
+    columns: Sequence[ColumnType], sacrifices: Sequence[str], width: int
+) -> Sequence[ColumnType]:
+    """Leave out as many of the sacrifices, in their order, as it takes to fit into a width."""
+    for title in sacrifices:
+        if _width(columns, gap=1) > width:
+            columns = [column for column in columns if column.title != title]
+    return columns
 
 
 def _cells(record: EpochRecord, num_epochs: int, patience: int, seconds: float) -> Sequence[_Cell]:
