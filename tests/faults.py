@@ -137,7 +137,7 @@ class FaultyOs:
             if stale is not None:
                 self._unsynced[f"closed {self._count}"] = stale
         elif name == "replace":
-            old, new = map(str, arguments)
+            old, new = map(os.path.abspath, arguments)
             self._unsynced = {
                 key: new if path == old else path
                 for key, path in self._unsynced.items()
@@ -250,7 +250,10 @@ def strike(
     if before and after:
         assert after[0] > before[-1], f"{where}: epoch {before[-1]} was printed and lost"
     (run,) = runs_in(folder)
-    assert result_of(run) == expected, where
+    try:
+        assert result_of(run) == expected
+    except AssertionError as error:
+        raise AssertionError(f"{where}, and then: {error}") from error
 
 
 def kill(processes: Processes, folder: Path, count: int, seed: int, expected: Result) -> int:
