@@ -272,6 +272,11 @@ class Knob(NamedTuple):
         return self.field.annotation is bool
 
     @property
+    def may_be_unset(self) -> bool:
+        """Whether the default is no value, or one that follows from other knobs."""
+        return self.field.default is None or self.field.default_factory is not None
+
+    @property
     def help(self) -> str:
         return self.field.description or ""
 
@@ -474,7 +479,7 @@ def to_toml(config: Config, origins: Mapping[str, str], *, describe: bool = Fals
             origin = "".join(char if char.isprintable() else "?" for char in origins[knob.key])
             if describe:
                 table.add(tomlkit.comment(knob.help))
-            if value is None or (origin == "default" and knob.field.default_factory):
+            if value is None or (origin == "default" and knob.may_be_unset):
                 shown = knob.default if describe or value is None else as_text(value)
                 line = f"{knob.key} = {shown}"
                 table.add(tomlkit.comment(line if describe else f"{line}  # {origin}"))

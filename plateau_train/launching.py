@@ -220,7 +220,7 @@ def _continued(run: RunDirectory, asked: Resolved, found: Checkpoint | None) -> 
     the time of the checkpoint.
     """
     if found is None:
-        begun, sources = run.settings(), (asked,)
+        begun, sources = _whole_settings(run), (asked,)
     else:
         begun = Resolved(found.manifest.settings, found.manifest.origins)
         sources = (asked,)
@@ -244,6 +244,22 @@ def _continued(run: RunDirectory, asked: Resolved, found: Checkpoint | None) -> 
             table=[("setting", "run", "asked", "why not"), *table],
         )
     return resolved
+
+
+def _whole_settings(run: RunDirectory) -> Resolved:
+    """Read a ``config.toml`` that nothing else vouches for; raises ``RunError`` if it was cut."""
+    begun = run.settings()
+    missing = [
+        knob.key
+        for knob in KNOBS
+        if begun.origins[knob.key] == "default" and not knob.may_be_unset
+    ]
+    if missing:
+        raise RunError(
+            f"{run.config} is not whole: it lacks {', '.join(missing)}",
+            hint="restore the file from a copy, or train anew",
+        )
+    return begun
 
 
 def _why_not(key: str, value: int, found: Checkpoint | None) -> str:

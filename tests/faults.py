@@ -371,6 +371,7 @@ def serve() -> None:
 def _become(task, arguments, place) -> None:
     """Turn a forked process into one that runs the command, and never return."""
     code = 1
+    signal.alarm(120)  # a process that does not end is no reason to wait for ever
     try:
         for descriptor, name in enumerate(FILES[:2], start=1):
             os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), descriptor)

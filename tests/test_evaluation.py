@@ -340,7 +340,7 @@ def test_the_picture_shows_every_row_as_shares_and_the_counts_where_they_can_be_
     ("num_classes", "heading", "names"),
     [
         (2, "a-run\nepoch 1: test accuracy 0.5 on garments (built-in drawings, not this)", None),
-        (3, f"{'long' * 20}\nepoch 1", ["$x_1$ y", "a" * 80, "c"]),
+        (3, f"{'long' * 20}$\\no$\nepoch 1", ["$\\math$", "a" * 80, "c"]),
         (10, "a-run\nepoch 1: test accuracy 0.5", None),
         (100, "a-run\nepoch 1: test accuracy 0.5", None),
     ],

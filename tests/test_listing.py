@@ -188,7 +188,7 @@ def test_a_narrow_terminal_goes_without_columns_and_keeps_names_and_states(
         "Console",
         lambda **_: Console(file=screen, force_terminal=True, width=width, highlight=False),
     )
-    name = "20261122-101530-train-loss"
+    name = "20261122-101530-[red]-loss"  # as wide as a usual one
     make_run(tmp_path, name, dataset="fashion_mnist")
     show_runs(tmp_path, Report())
     lines = Text.from_ansi(screen.getvalue()).plain.splitlines()

@@ -13,7 +13,7 @@ from plateau_train import config
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import EVENTS, Notice, read_records
+from plateau_train.run.metrics import EPOCHS, EVENTS, Notice, read_records
 
 # So long that there are epochs before the end, a wait, and a window half full.
 SETTINGS = (*faults.TINY, "--patience=3", "--cooldown=2", "--rtol=0.05", "--epochs=7")
@@ -77,6 +77,21 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been_stopp
     assert unbroken.drops
     (notice,) = (event for event in read_records(run.events, EVENTS) if event.event == "resumed")
     assert notice.message == "after epoch 2"
+
+
+def test_what_the_rule_has_counted_is_not_forgotten(processes, tmp_path):
+    """Stopped with a wait of 1 before a drop, and with a cooldown of 2 after it."""
+    settings = (*SETTINGS, "--epochs=9")
+    (tmp_path / "whole").mkdir()
+    expected, _ = faults.unbroken(processes, tmp_path / "whole", settings)
+    processes.run(tmp_path, *settings, fault="crash", at="epoch-000007")
+    processes.run(tmp_path, "resume", "runs/latest", fault="crash", at="epoch-000008")
+    (path,) = faults.runs_in(tmp_path)
+    records = read_records(path / "metrics.jsonl", EPOCHS)
+    waits = [(record.wait, record.cooldown) for record in records]
+    assert waits[6:8] == [(1, 0), (0, 2)]
+    assert processes.run(tmp_path, "resume", "runs/latest").code == 0
+    assert faults.result_of(path) == expected
 
 
 @pytest.mark.parametrize("mode", ["test-loss", "val-accuracy"])
@@ -207,6 +222,15 @@ def test_a_run_that_was_stopped_before_its_first_epoch_begins_again(processes, t
     again = processes.run(tmp_path, "resume", path)
     assert again.code == 0, again.stderr
     assert faults.result_of(path) == unbroken
+
+
+def test_a_cut_config_is_not_taken_for_one_with_defaults(processes, run):
+    shutil.rmtree(run.checkpoints)
+    run.metrics.unlink()
+    whole = run.config.read_text()
+    for text in ("", whole[: whole.index("[run]")]):
+        run.config.write_text(text)
+        assert "config.toml is not whole: it lacks" in refused(processes, run, code=4)
 
 
 def test_other_data_is_refused(processes, run):
