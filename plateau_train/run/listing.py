@@ -1,0 +1,125 @@
+"""The runs of a folder: how far each is, how well it does, and what became of it."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from plateau_train.config import Config
+from plateau_train.errors import RunError
+from plateau_train.run.directory import LATEST, RunDirectory
+from plateau_train.run.metrics import EpochRecord, best_of, read_notices, read_progress
+from plateau_train.run.report import Column, Report
+
+State = Literal["running", "done", "failed", "stopped", "damaged"]
+
+# Columns that a narrow terminal goes without, the first one first: the name says most of them.
+SACRIFICES = ("split", "at", "scale", "data", "mode", "final", "epochs")
+
+TITLES = ("name", "mode", "data", "epochs", "best", "at", "final", "split", "scale", "state")
+WORDS = ("name", "mode", "data", "split", "state")  # the others are numbers
+
+UNKNOWN = "-"
+
+
+class Listed(NamedTuple):
+    """A run as far as it can be read, and what cannot."""
+
+    name: str
+    state: State
+    settings: Config | None
+    records: Sequence[EpochRecord]
+    problems: Sequence[str]
+
+
+def show_runs(runs_dir: Path, report: Report) -> None:
+    """Print the runs of a folder as a table, the newest last, and what is damaged in them."""
+    runs = list(read_runs(runs_dir))
+    if not runs:
+        report.say(f"there is no run in {runs_dir}: plateau-train makes one")
+        return
+    rows = [_row(run) for run in runs]
+    report.table(
+        [
+            Column(title, [row[title] for row in rows], is_number=title not in WORDS)
+            for title in TITLES
+        ],
+        sacrifices=SACRIFICES,
+    )
+    if problems := [problem for run in runs for problem in run.problems]:
+        report.warn(*problems)
+
+
+def read_runs(runs_dir: Path) -> Iterator[Listed]:
+    """Yield the runs of a folder by their names, which begin with the time."""
+    try:
+        paths = sorted(runs_dir.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(
+            f"{runs_dir} cannot be listed: {error.strerror}",
+            hint="give the folder that the run folders are in: --runs-dir DIR",
+        ) from error
+    for path in paths:
+        if path.name != LATEST and not path.name.startswith("."):
+            listed = _read(RunDirectory(path))
+            if listed is not None:
+                yield listed
+
+
+def _read(run: RunDirectory) -> Listed | None:
+    """Read what can be read of a run; return None for a folder that is none."""
+    is_run, settings, records, state, problems = True, None, [], "damaged", []
+    with _noting(problems, run):
+        is_run = any(part.exists() for part in (run.config, run.metrics, run.checkpoints))
+    if not is_run:
+        return None
+    with _noting(problems, run):
+        settings = run.settings().config
+    with _noting(problems, run):
+        records = read_progress(run.metrics)
+    with _noting(problems, run):
+        state = _state(run)
+    return Listed(
+        run.path.name, "damaged" if problems else state, settings, records, sorted(set(problems))
+    )
+
+
+@contextlib.contextmanager
+def _noting(problems: list[str], run: RunDirectory) -> Iterator[None]:
+    """Note why something cannot be read, and go on."""
+    try:
+        yield
+    except RunError as error:
+        problems += error.problems
+    except OSError as error:  # of a folder that is closed to us, or that has just gone
+        problems.append(f"{run.path} cannot be read: {error.strerror}")
+
+
+def _state(run: RunDirectory) -> State:
+    if run.is_locked():
+        return "running"
+    if run.summary.exists():
+        return "done"
+    *_, last = (None, *(notice.event for notice in read_notices(run.events)))
+    return "failed" if last == "failed" else "stopped"
+
+
+def _row(run: Listed) -> dict[str, str]:
+    """Write a run as cells under their titles."""
+    row = dict.fromkeys(TITLES, UNKNOWN) | {"name": run.name, "state": run.state}
+    if run.settings is not None:
+        row |= {"mode": run.settings.plateau.mode, "data": run.settings.data.dataset}
+    if run.records:
+        best, final = best_of(run.records), run.records[-1]
+        planned = run.settings.run.epochs if run.settings else UNKNOWN
+        row |= {
+            "epochs": f"{final.epoch}/{planned}",
+            "best": f"{best.score:.4f}",
+            "at": f"{best.epoch}",
+            "final": f"{final.score:.4f}",
+            "split": best.scored_by.removesuffix(" accuracy"),
+            "scale": f"{final.scale:.6g}",
+        }
+    return row
