@@ -250,9 +250,7 @@ def _whole_settings(run: RunDirectory) -> Resolved:
     """Read a ``config.toml`` that nothing else vouches for; raises ``RunError`` if it was cut."""
     begun = run.settings()
     missing = [
-        knob.key
-        for knob in KNOBS
-        if begun.origins[knob.key] == "default" and not knob.may_be_unset
+        knob.key for knob in KNOBS if begun.origins[knob.key] == "default" and not knob.may_be_unset
     ]
     if missing:
         raise RunError(

@@ -98,6 +98,9 @@ def test_a_folder_that_is_no_run_ends_with_exit_code_4(tmp_path):
     (tmp_path / "config.toml").write_text("[plateau\n")
     (tmp_path / "metrics.jsonl").touch()
     assert "config.toml is not valid TOML" in refused(tmp_path, "plot", tmp_path, code=4)
+    (tmp_path / "config.toml").write_text("")
+    assert "no epoch was finished" in refused(tmp_path, "plot", tmp_path, code=4)
+    assert "has no checkpoint" in refused(tmp_path, "evaluate", tmp_path, code=4)
 
 
 def test_a_runs_folder_that_cannot_be_written_ends_with_exit_code_5(tmp_path):
@@ -212,9 +215,9 @@ def test_every_command_of_the_readme_is_one_that_exists(top_help):
     assert len(typed) >= 8
     for line in typed:
         words = shlex.split(line)
-        names = {"train", "plot", "config", "data"}
+        names = {"train", "resume", "runs", "evaluate", "plot", "config", "data"}
         assert not words or words[0].startswith("-") or words[0] in names, line
         for flag in (word for word in words if word.startswith("--")):
             known = {knob.flag for knob in KNOBS} | {"--config", "--from", "--help", "--version"}
-            assert flag in known | {"--install-completion", "--describe"}, line
+            assert flag in known | {"--install-completion", "--describe", "--check"}, line
     assert "Commands" in top_help

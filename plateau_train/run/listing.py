@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from plateau_train.config import Config
 from plateau_train.errors import RunError
 from plateau_train.run.directory import LATEST, RunDirectory
-from plateau_train.run.metrics import EpochRecord, best_of, read_notices, read_progress
+from plateau_train.run.metrics import EpochRecord, best_of, read_history, read_notices
 from plateau_train.run.report import Column, Report
 
 State = Literal["running", "done", "failed", "stopped", "damaged"]
@@ -78,7 +78,7 @@ def _read(run: RunDirectory) -> Listed | None:
     with _noting(problems, run):
         settings = run.settings().config
     with _noting(problems, run):
-        records = read_progress(run.metrics)
+        records = read_history(run.metrics)
     with _noting(problems, run):
         state = _state(run)
     return Listed(

@@ -145,29 +145,18 @@ def read_records(
             place = ".".join(map(str, problem["loc"]))
             raise RunError(
                 f"{path} line {number} is damaged: {problem['msg']}" + (place and f" at {place}"),
-                hint="restore the file from a copy, or delete that line if it is the last",
+                hint="restore the file from a copy, or from a checkpoint with plateau-train resume",
             ) from error
     return records
 
 
 def read_history(path: Path) -> list[EpochRecord]:
-    """Read the epochs of a run; raises ``RunError`` unless they are 0, 1, 2, ... and alike."""
-    records = read_records(path, EPOCHS)
-    if not records:
-        raise RunError(f"{path} is empty: no epoch was finished", hint="train it first")
-    _refuse_gaps(path, records)
-    return records
+    """Read the epochs that a run has finished so far, without a line that a kill has torn.
 
-
-def read_progress(path: Path) -> list[EpochRecord]:
-    """Read the epochs that a run has finished so far, without a line that a kill has torn."""
+    Raises ``RunError`` unless they are 0, 1, 2, ... and alike.
+    """
     records = read_records(path, EPOCHS, torn=True) if path.exists() else []
-    _refuse_gaps(path, records)
-    return records
-
-
-def _refuse_gaps(path: Path, records: Sequence[EpochRecord]) -> None:
-    hint = "restore the file from a copy"
+    hint = "restore the file from a copy, or from a checkpoint with plateau-train resume"
     for epoch, record in enumerate(records):
         if record.epoch != epoch:
             raise RunError(
@@ -175,6 +164,7 @@ def _refuse_gaps(path: Path, records: Sequence[EpochRecord]) -> None:
             )
         if record.scored_by != records[0].scored_by:
             raise RunError(f"{path} line {epoch + 1} lacks validation, or has it alone", hint=hint)
+    return records
 
 
 def best_of(records: Sequence[EpochRecord]) -> EpochRecord:
@@ -184,7 +174,7 @@ def best_of(records: Sequence[EpochRecord]) -> EpochRecord:
 
 def read_drops(path: Path) -> list[Drop]:
     """Read the drops among a run's events; a run without events has no such file."""
-    events = read_records(path, EVENTS) if path.exists() else []
+    events = read_records(path, EVENTS, torn=True) if path.exists() else []
     return [event for event in events if isinstance(event, Drop)]
 
 

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from plateau_train import config
-from plateau_train.errors import ConfigError, StorageError
+from plateau_train.errors import ConfigError, RunError, StorageError
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.metrics import Drop, EpochRecord, read_drops, read_history
@@ -39,6 +39,11 @@ def plot_run(path: Path, output: Path | None = None) -> Path:
     run = RunDirectory.open(path)
     settings = run.settings().config
     records = read_history(run.metrics)
+    if not records:
+        raise RunError(
+            f"{run.metrics} is empty: no epoch was finished",
+            hint=f"plateau-train resume {run} begins it again",
+        )
     figure = draw(records, read_drops(run.events), settings)
     return place_figure(figure, run, run.plot, output)
 
