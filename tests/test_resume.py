@@ -277,6 +277,8 @@ def test_torn_and_surplus_lines_do_not_survive(processes, run, unbroken):
     for path in (run.metrics, run.timings, run.events):
         with path.open("ab") as file:
             file.write(b'{"epoch": 9}\n{"torn')
+    processes.run(run.path, "resume", run.path, fault="crash", at="epoch-000004")
+    assert len(read_records(run.metrics, EPOCHS)) == 4, "they are gone at once, not in the end"
     finished(processes, run)
     assert faults.result_of(run.path) == unbroken
     assert len(run.timings.read_text().splitlines()) == 8
