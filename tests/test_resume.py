@@ -121,10 +121,12 @@ def test_a_longer_run_is_the_run_that_was_that_long_from_the_beginning(
 
 
 def test_a_longer_run_that_is_stopped_again_keeps_its_new_length(processes, run):
+    finished(processes, run)
     stopped = processes.run(
-        run.path.parents[1], "resume", run.path, "--epochs=8", fault="crash", at=MIDDLE
+        run.path.parents[1], "resume", run.path, "--epochs=8", fault="crash", at="epoch-000008"
     )
     assert stopped.code == faults.CRASHED
+    assert not run.summary.exists(), "it would count as done"
     assert faults.epochs_printed(finished(processes, run).stdout)[-1] == 8
 
 

@@ -55,6 +55,17 @@ def test_a_refused_write_names_the_file_and_the_reason(tmp_path):
         RunDirectory.create(tmp_path / "file", "name")
 
 
+def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("old")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "precious")
+    with pytest.raises(StorageError, match="it is a symbolic link, which is not followed"):
+        storage.append_lines(link, [RECORD])
+    storage.write_text(link, "new")
+    assert (tmp_path / "precious").read_text() == "old"
+    assert link.read_text() == "new"
+
+
 def test_two_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
     paths = [RunDirectory.create(tmp_path, "same").path for _ in range(20)]
     assert len(set(paths)) == 20
