@@ -11,7 +11,7 @@ from test_run import DROP, RECORD
 
 from plateau_train import config
 from plateau_train.errors import RunError, StorageError
-from plateau_train.run import checkpoint
+from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint, Manifest, read_checkpoint, save_checkpoint
 from plateau_train.run.environment import DatasetFacts, describe_environment
 from plateau_train.run.metrics import Notice, Timing
@@ -43,6 +43,7 @@ def manifest(epoch, *, best=None):
 
 
 def saved(folder, epoch=7):
+    storage.make_folder(folder)
     save_checkpoint(folder, Checkpoint(manifest(epoch), ARRAYS))
     return checkpoint.epoch_path(folder, epoch)
 
