@@ -40,9 +40,9 @@ plateau-train --config configs/test_loss.toml --seed 3
 
 plateau-train resume runs/latest --epochs 80
 
-plateau-train plot runs/latest -o plot.svg
-
 plateau-train evaluate runs/latest --checkpoint last
+
+plateau-train plot runs/latest -o plot.svg
 """
 
 app = typer.Typer(

@@ -204,6 +204,14 @@ def runs_in(folder: Path) -> list[Path]:
     return [path for path in paths if path.is_dir() and not path.is_symlink()]
 
 
+def make_folder(runs_dir: Path) -> str:
+    """Begin a run as a start does, without training, and return the name of its folder."""
+    run = RunDirectory.create(runs_dir, "same")
+    run.make_latest()
+    with run.locked():
+        return run.path.name
+
+
 def epochs_printed(stdout: str) -> list[int]:
     return [int(number) for number in re.findall(r"^epoch (\d+)/", stdout, re.MULTILINE)]
 

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import struct
+import tokenize
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,8 @@ FORMAT = 1
 # What zip and NumPy raise for bytes that are none of theirs. The checksum lets such bytes through
 # only where somebody has written them on purpose.
 _FOREIGN = (
-    zipfile.BadZipFile, struct.error, ValueError, KeyError, TypeError, EOFError, RuntimeError,
+    zipfile.BadZipFile, struct.error, tokenize.TokenError, SyntaxError, ValueError, KeyError,
+    TypeError, EOFError, RuntimeError,
 )  # fmt: skip
 DIGEST_BYTES = hashlib.sha256().digest_size
 
