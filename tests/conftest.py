@@ -1,14 +1,26 @@
 """Shapes and types in the signatures of the numerics are checked while the tests run."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import faults
 import hypothesis
 import jaxtyping
 import pytest
+
+# Most of a short run is compilation, of the same programs again and again: the processes of the
+# tests share what was compiled. The first one that comes here, before jax does, makes the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="plateau-train-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 jaxtyping.install_import_hook(
     ["plateau_train.numerics", "plateau_train.data.splits"], "beartype.beartype"
@@ -43,10 +55,9 @@ def command(*arguments, cwd, **environment):
 
 
 @pytest.fixture(scope="session")
-def processes(tmp_path_factory):
+def processes():
     """A server of new processes, for the tests that need many."""
-    # One cache of compiled programs for all: they are the same.
-    server = faults.Processes(tmp_path_factory.getbasetemp().parent / "compiled")
+    server = faults.Processes()
     yield server
     server.close()
 

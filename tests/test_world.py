@@ -19,20 +19,15 @@ from plateau_train.run.directory import RunDirectory
 PROGRAM = f"{shlex.quote(sys.executable)} -m plateau_train"
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return faults.compilation_cache(tmp_path_factory.getbasetemp().parent / "compiled")
-
-
 @pytest.fixture
-def shell(tmp_path, compiled):
+def shell(tmp_path):
     """Run a line of shell in which plateau-train stands for this program."""
 
     def run(line, **environment):
         return subprocess.run(
             ["sh", "-c", line.replace("plateau-train", PROGRAM)],
             cwd=tmp_path,
-            env=os.environ | compiled | environment,
+            env=os.environ | environment,
             capture_output=True,
             text=True,
             timeout=120,
@@ -113,10 +108,10 @@ def test_no_terminal_is_too_poor(shell, tmp_path, terminal):
         (signal.SIGTERM, "epoch 3/"),
     ],
 )
-def test_a_signal_ends_a_run_at_once_at_any_moment(tmp_path, compiled, number, after):
+def test_a_signal_ends_a_run_at_once_at_any_moment(tmp_path, number, after):
     arguments = [sys.executable, "-m", "plateau_train", *SMALL, "--epochs=1000000"]
     with subprocess.Popen(
-        arguments, cwd=tmp_path, env=os.environ | compiled, text=True, stdout=subprocess.PIPE,
+        arguments, cwd=tmp_path, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     ) as running:  # fmt: skip
         assert running.stdout is not None
