@@ -119,8 +119,10 @@ def fit(
         raise
     finally:
         report.close()
-    seconds = time.perf_counter() - started
-    report.end(_ending(run, dataset, journal.manifest, seconds), run.path)
+    took = str(datetime.timedelta(seconds=round(time.perf_counter() - started)))
+    if found is not None:
+        took += f" since epoch {found.manifest.epoch}"
+    report.end(_ending(run, dataset, journal.manifest, took), run.path)
 
 
 def _note_the_circumstances(journal: Journal, found: Checkpoint | None, report: Report) -> None:
@@ -467,14 +469,12 @@ def _summary(dataset: Dataset, settings: Config, manifest: Manifest) -> dict[str
     }
 
 
-def _ending(
-    run: RunDirectory, dataset: Dataset, manifest: Manifest, seconds: float
-) -> dict[str, str]:
+def _ending(run: RunDirectory, dataset: Dataset, manifest: Manifest, took: str) -> dict[str, str]:
     """Say how a run ended, and what to type next."""
     final, best, drops = manifest.records[-1], manifest.best, manifest.drops
     fell = ", ".join(str(drop.epoch) for drop in drops) or "none"
     return {
-        "done": f"{_in_epochs(final.epoch)} in {datetime.timedelta(seconds=round(seconds))}"
+        "done": f"{_in_epochs(final.epoch)} in {took}"
         + (f", on {dataset.name}, NOT on Fashion-MNIST" if dataset.fallback else ""),
         **{
             split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
