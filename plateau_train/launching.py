@@ -155,7 +155,13 @@ def _train(
     environment.pin_threads(resolved.config.run.threads or environment.available_cores())
     from plateau_train import training
 
-    training.fit(run, dataset, facts, resolved, report, found)
+    try:
+        training.fit(run, dataset, facts, resolved, report, found)
+    except StorageError as error:
+        epoch = checkpoint.last_epoch(run.checkpoints)
+        safe = "no epoch is done yet" if epoch is None else f"epoch {epoch} is safe"
+        error.hint = f"{safe}: make room or give access, then {interruption.hint}"
+        raise
 
 
 def _is_written(run: RunDirectory, resolved: Resolved) -> bool:

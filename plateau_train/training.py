@@ -109,11 +109,6 @@ def fit(
         storage.write_text(run.summary, json.dumps(summary, indent=2) + "\n")
     except PlateauTrainError as error:
         kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
-        if isinstance(error, StorageError):
-            safe = (
-                f"epoch {journal.epoch} is safe" if journal.epoch >= 0 else "no epoch is done yet"
-            )
-            error.hint = f"{safe}: make room or give access, then {interruption.hint}"
         with contextlib.suppress(StorageError):
             journal.note(Notice(event=kind, message="; ".join(error.problems)))
         raise

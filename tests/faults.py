@@ -235,6 +235,12 @@ def strike(
             lines = struck.stderr.splitlines()
             assert [line.split(":")[0] for line in lines[-2:]] == ["error", "hint"], struck.stderr
             assert os.strerror(REFUSALS[fault]) in lines[-2], where
+            last = epochs_printed(struck.stdout)[-1:]
+            safe = f"epoch {last[0]}" if last else "no epoch is done"
+            # It may be one further: kept, and not yet printed.
+            further = f"epoch {last[0] + 1 if last else 0} is safe"
+            if "runs/latest" not in lines[-2] and runs_in(folder):
+                assert safe in lines[-1] or further in lines[-1], f"{where}: {lines[-1]}"
     if not resume:
         for run in runs_in(folder):
             assert list(launching.check(run)), where

@@ -172,6 +172,12 @@ def candidates(folder: Path) -> list[Path]:
     return [*sorted(folder.glob("epoch-*.npz"), reverse=True), *([best] if best.exists() else [])]
 
 
+def last_epoch(folder: Path) -> int | None:
+    """Return the last epoch that was kept, by its file's name."""
+    names = [path.stem for path in candidates(folder) if path.name != BEST]
+    return int(names[0].removeprefix("epoch-")) if names else None
+
+
 def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Read the newest checkpoint that is sound; return the reasons against those before it too."""
     reasons = []

@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -107,9 +108,8 @@ class RunDirectory:
             os.close(descriptor)
 
     def discard(self) -> None:
-        """Remove the folder of a run that could not begin, if it is empty."""
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+        """Remove the folder of a run that could not begin."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def make_latest(self) -> None:
         """Point ``latest`` at this run: a convenience that nothing depends on."""
