@@ -107,12 +107,12 @@ def check(path: Path) -> Iterator[str]:
 
     Raises ``RunError`` in the end, with everything that is damaged and with what would be used.
     """
-    from plateau_train import training
-
     run = RunDirectory.find(path)
     problems: list[str] = []
     newest: Checkpoint | None = None
     with run.locked():
+        from plateau_train import training
+
         for file in checkpoint.candidates(run.checkpoints):
             try:
                 found = checkpoint.read_checkpoint(file)
@@ -124,7 +124,6 @@ def check(path: Path) -> Iterator[str]:
             yield f"{file}: sound, epoch {found.manifest.epoch}"
         _refuse_a_lost_run(run, newest, problems)
         try:
-            run.settings()
             _continued(run, run.settings(), newest)
             yield f"{run.config}: sound"
         except PlateauTrainError as error:
