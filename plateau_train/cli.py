@@ -198,7 +198,7 @@ def resume(
     from plateau_train.run.report import Report
 
     if check:
-        for line in launching.check(run):
+        for line in launching.check(run, resolved):
             typer.echo(line)
         return
     launching.resume(run, resolved, Report(quiet=resolved.config.run.quiet))

@@ -72,6 +72,10 @@ def _checked_path(path: Path) -> Path:
     text = str(path)
     if not text or "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
         raise PydanticCustomError("path", "no usable path")
+    try:
+        path.expanduser()
+    except RuntimeError:  # the home of nobody
+        raise PydanticCustomError("path", "no usable path") from None
     return path
 
 
@@ -382,7 +386,7 @@ def resolve(given: Mapping[str, Given], *, file: Path | None = None) -> Resolved
         try:
             values = validate(source).model_dump(exclude_unset=True)
         except ValidationError as error:
-            problems += _problems(error, file=name)
+            problems += _problems(error, given, file=name)
             continue
         for table in values:
             merged[table] |= values[table]
@@ -396,7 +400,9 @@ def resolve(given: Mapping[str, Given], *, file: Path | None = None) -> Resolved
     raise ConfigError(*problems, hint="plateau-train --help says what each setting means")
 
 
-def _problems(error: ValidationError, *, file: Path | None) -> Iterator[str]:
+def _problems(
+    error: ValidationError, given: Mapping[str, Given], *, file: Path | None
+) -> Iterator[str]:
     """Yield one sentence for each knob of one source that is unknown or out of its range."""
     seen = set()
     for problem in error.errors():
@@ -412,7 +418,10 @@ def _problems(error: ValidationError, *, file: Path | None) -> Iterator[str]:
             continue
         value = problem["input"]
         shown = as_text(value) or "nothing" if file is None else json.dumps(value, default=str)
-        name = knob.flag if file is None else f"{file}: {knob.key} in [{knob.table}]"
+        name = f"{file}: {knob.key} in [{knob.table}]"
+        if file is None:
+            origin = given[knob.key].origin
+            name = origin if origin == knob.variable else knob.flag
         near = f" (did you mean {match}?)" if (match := nearest(value, knob.choices)) else ""
         yield f"{name} must be {knob.expected}, got {shown}{near}"
 

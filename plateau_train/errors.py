@@ -52,6 +52,10 @@ class RunError(PlateauTrainError):
     exit_code = 4
 
 
+class ForeignCheckpointError(RunError):
+    """A checkpoint that is whole, and that another version has written."""
+
+
 class StorageError(PlateauTrainError):
     """A disk or a permission that refused a write."""
 

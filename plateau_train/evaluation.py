@@ -59,7 +59,7 @@ def evaluate_run(
     found = find_checkpoint(run, which, report)
     manifest = found.manifest
     settings = manifest.settings.data
-    if asked.origins["data_dir"] != "default":
+    if asked.origins["data_dir"] not in ("default", "TFDS_DATA_DIR"):  # of this shell, not of it
         settings = settings.model_copy(update={"data_dir": asked.config.data.data_dir})
     dataset, _ = launching.load_again(run, settings, manifest.environment.dataset, report)
     if manifest.environment.threads is not None:

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from plateau_train import config, data
-from plateau_train.config import KNOBS, Resolved
+from plateau_train.config import KNOBS, Config, Resolved
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import (
     ChangedSettingsError,
     DataError,
-    PlateauTrainError,
+    DataUnavailableError,
     RunError,
     StorageError,
 )
@@ -19,6 +19,7 @@ from plateau_train.run import checkpoint, environment, interruption, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import DatasetFacts
+from plateau_train.run.metrics import read_drops
 from plateau_train.run.report import Report
 
 # What may differ when a run is resumed: nothing of it moves a result. Epochs may only be added.
@@ -70,17 +71,16 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
         _refuse_a_lost_run(run, found, reasons)
         resolved = _continued(run, asked, found)
         settings = resolved.config
-        if found and run.summary.exists() and found.manifest.epoch == settings.run.epochs:
+        if found and _is_done(run, found, settings) and not list(_damage(run, found)):
             report.say(
                 f"{run.path} is done, with all of its {settings.run.epochs} epochs; "
                 f"plateau-train resume {run} --epochs {2 * settings.run.epochs} goes further"
             )
+            report.end({}, run.path)
             return
         if found and reasons:
             report.warn(*reasons, f"The run continues from epoch {found.manifest.epoch}.")
         dataset, facts = load_again(run, settings.data, _dataset_of(run, found), report)
-        if not _is_written(run, resolved):
-            storage.write_text(run.config, config.to_toml(*resolved))
         _train(run, dataset, facts, resolved, report, found)
 
 
@@ -88,7 +88,11 @@ def load_again(
     run: RunDirectory, settings: config.Data, before: DatasetFacts | None, report: Report
 ) -> tuple[Dataset, DatasetFacts]:
     """Load the data that a run began with, if it is known; raises ``DataError`` for other data."""
-    dataset = data.load(settings, say=report.say)
+    try:
+        dataset = data.load(settings, say=report.say)
+    except DataUnavailableError as error:
+        error.hint = "give the folder that it is in now: --data-dir DIR"
+        raise
     if before is None:
         return dataset, _facts(dataset)
     dataset = replace(dataset, fallback=before.fallback)
@@ -102,10 +106,11 @@ def load_again(
     return dataset, facts
 
 
-def check(path: Path) -> Iterator[str]:
+def check(path: Path, asked: Resolved) -> Iterator[str]:
     """Verify all that a run would be resumed from, change nothing, and yield what is sound.
 
-    Raises ``RunError`` in the end, with everything that is damaged and with what would be used.
+    Raises ``RunError`` in the end, with everything that is damaged and with what would be used,
+    and ``ChangedSettingsError`` where a resume would.
     """
     run = RunDirectory.find(path)
     problems: list[str] = []
@@ -121,24 +126,25 @@ def check(path: Path) -> Iterator[str]:
                 problems += error.problems
                 continue
             newest = newest or found
+            best = newest.manifest.best.epoch
+            if file.name == checkpoint.BEST and found.manifest.epoch != best:
+                problems.append(f"{file} is of epoch {found.manifest.epoch}, the best is {best}")
+                continue
             yield f"{file}: sound, epoch {found.manifest.epoch}"
         _refuse_a_lost_run(run, newest, problems)
-        try:
-            _continued(run, run.settings(), newest)
-            yield f"{run.config}: sound"
-        except PlateauTrainError as error:
-            problems += error.problems
-        history = newest.manifest.records if newest else ()
-        written = run.metrics.read_bytes() if run.metrics.exists() else b""
-        # A process that was killed may have left a line out, or torn it: that is no damage.
-        if storage.as_lines(history).startswith(written):
-            yield f"{run.metrics}: sound"
-        else:
-            problems.append(f"{run.metrics} does not hold the history of the newest checkpoint")
-    after = f"from epoch {newest.manifest.epoch}" if newest else "from the beginning"
+        settings = _continued(run, asked, newest).config
+        problems += (damage := list(_damage(run, newest)))
+        if not damage:
+            yield f"{run.path}: sound, its settings, history and events"
+    if newest is None:
+        after = "begins it again"
+    elif not problems and _is_done(run, newest, settings):
+        after = f"has nothing to do: all of its {settings.run.epochs} epochs are done"
+    else:
+        after = f"continues it from epoch {newest.manifest.epoch}"
     if problems:
-        raise RunError(*problems, hint=f"plateau-train resume {run} continues it {after}")
-    yield f"plateau-train resume {run} continues it {after}"
+        raise RunError(*problems, hint=f"plateau-train resume {run} {after}")
+    yield f"plateau-train resume {run} {after}"
 
 
 def _train(
@@ -154,13 +160,54 @@ def _train(
     environment.pin_threads(resolved.config.run.threads or environment.available_cores())
     from plateau_train import training
 
+    if found is not None:
+        training.restore(found)  # what cannot be used is refused before anything is written
     try:
+        if not _is_written(run, resolved):
+            storage.write_text(run.config, config.to_toml(*resolved))
         training.fit(run, dataset, facts, resolved, report, found)
     except StorageError as error:
+        if not run.path.is_dir():
+            error.hint = "the folder was moved or removed: resume the run where it is now"
+            raise
         epoch = checkpoint.last_epoch(run.checkpoints)
         safe = "no epoch is done yet" if epoch is None else f"epoch {epoch} is safe"
         error.hint = f"{safe}: make room or give access, then {interruption.hint}"
         raise
+
+
+def _is_done(run: RunDirectory, found: Checkpoint, settings: Config) -> bool:
+    return run.summary.exists() and found.manifest.epoch == settings.run.epochs
+
+
+def _damage(run: RunDirectory, found: Checkpoint | None) -> Iterator[str]:
+    """Yield what is wrong with the files that a resume writes again from a checkpoint."""
+    for read in (
+        run.settings,
+        lambda: read_drops(run.events),
+        lambda: environment.read_environment(run.environment),
+    ):
+        try:
+            read()
+        except RunError as error:
+            yield from error.problems
+    manifest = found.manifest if found else None
+    for path, history in (
+        (run.metrics, manifest.records if manifest else ()),
+        (run.timings, manifest.timings if manifest else ()),
+    ):
+        whole = storage.as_lines(history)
+        try:
+            written = path.read_bytes()
+        except FileNotFoundError:
+            written = b""
+        except OSError as error:
+            yield f"{path} cannot be read: {error.strerror}"
+            continue
+        # A process that was killed may have left the last line out, or torn it.
+        missing = b"" if run.summary.exists() else whole[len(written) :]
+        if written + missing != whole:
+            yield f"{path} does not hold the history of the newest checkpoint"
 
 
 def _is_written(run: RunDirectory, resolved: Resolved) -> bool:
@@ -174,6 +221,9 @@ def _settle(resolved: Resolved, dataset: Dataset) -> Resolved:
     if resolved.config.run.threads is None:
         cores = environment.available_cores()
         resolved = resolved.settle("threads", cores, "the cores at the start")
+    data_dir = resolved.config.data.data_dir.expanduser()
+    if not data_dir.is_absolute():  # or it would be another one for a resume elsewhere
+        resolved = resolved.settle("data_dir", data_dir.absolute(), resolved.origins["data_dir"])
     if resolved.config.data.dataset == data.AUTO:
         why = f"auto: {dataset.fallback}" if dataset.fallback else "auto"
         resolved = resolved.settle("dataset", dataset.name, why)
@@ -206,7 +256,8 @@ def _refuse_a_lost_run(run: RunDirectory, found: Checkpoint | None, reasons: Seq
     """
     if found is not None:
         return
-    if reasons or (run.metrics.exists() and run.metrics.stat().st_size > 0):
+    traces = (run.metrics, run.timings, run.summary)
+    if reasons or any(path.exists() and path.stat().st_size > 0 for path in traces):
         raise RunError(
             *(reasons or [f"{run.checkpoints} holds no checkpoint"]),
             hint="restore a checkpoint from a copy, or train anew; nothing was deleted",
@@ -235,17 +286,18 @@ def _continued(run: RunDirectory, asked: Resolved, found: Checkpoint | None) -> 
     for source in sources:
         for knob in KNOBS:
             before, value, origin = begun.value(knob), source.value(knob), source.origins[knob.key]
-            if value == before or origin == "default":
+            # A variable of this shell is not meant for this run.
+            if value == before or origin in ("default", knob.variable):
                 continue
             if knob.key in FREE and not (knob.key == "epochs" and value < before):
                 resolved = resolved.settle(knob.key, value, origin)
-            elif origin != knob.variable:  # a variable of this shell is not meant for this run
+            else:
                 why = _why_not(knob.key, value, found)
                 table.append((knob.flag, config.as_text(before), config.as_text(value), why))
     if table:
         raise ChangedSettingsError(
             f"{run.path} goes on with the settings that it began with",
-            hint="leave these out, or train anew with them; --epochs may grow",
+            hint=f"leave these out, also in {run.config}, or train anew; --epochs may grow",
             table=[("setting", "run", "asked", "why not"), *table],
         )
     return resolved

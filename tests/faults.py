@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-from plateau_train import launching
+from plateau_train import config, launching
 from plateau_train.errors import RunError
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.directory import RunDirectory
@@ -110,7 +110,7 @@ class FaultyOs:
 
     def _is_due(self, arguments) -> bool:
         if isinstance(self._at, str):
-            return self._at in str(arguments[0])
+            return any(self._at in str(argument) for argument in arguments)
         return self._count == self._at
 
     def _watch(self, name, arguments, result) -> None:
@@ -194,6 +194,7 @@ def runs_in(folder: Path) -> list[Path]:
 def make_folder(runs_dir: Path) -> str:
     """Begin a run as a start does, without training, and return the name of its folder."""
     run = RunDirectory.create(runs_dir, "same")
+    run.config.touch()
     run.make_latest()
     with run.locked():
         return run.path.name
@@ -243,7 +244,7 @@ def strike(
                 assert safe in lines[-1] or further in lines[-1], f"{where}: {lines[-1]}"
     if not resume:
         for run in runs_in(folder):
-            assert list(launching.check(run)), where
+            assert list(launching.check(run, config.resolve({}))), where
         return
     again = resume_or_start(processes, folder, SHORT)
     assert again.code == 0, f"{where}, then {again.stderr}"

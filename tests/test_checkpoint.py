@@ -122,7 +122,7 @@ def test_every_flipped_bit_and_every_cut_is_found(tmp_path):
 def test_bytes_that_somebody_stamped_are_refused_or_read_but_never_end_in_a_traceback(tmp_path):
     """Behind the checksum zip and NumPy read what anybody may have written."""
     content = saved(tmp_path).read_bytes()
-    path = tmp_path / "fuzzed.npz"
+    path = tmp_path / "best.npz"
     dice = random.Random(3)
     refused = 0
     for _ in range(300):

@@ -49,7 +49,7 @@ def test_a_write_that_is_torn_loses_no_epoch(processes, tmp_path, unbroken):
 
 
 def test_a_loss_of_power_loses_no_epoch_that_was_printed(processes, tmp_path, unbroken):
-    operations = range(9, len(unbroken[1]) + 1, 9)
+    operations = range(len(unbroken[1]), 0, -9)
     strike_each(processes, tmp_path, unbroken, lambda _: "power", operations)
 
 

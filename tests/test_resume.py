@@ -197,7 +197,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(
 
 
 def test_without_a_sound_checkpoint_a_run_is_refused_with_every_reason(processes, run):
-    names = sorted(path.name for path in run.checkpoints.iterdir())
+    names = sorted(path.name for path in run.checkpoints.glob("*.npz"))
     for name in names:
         storage.write_bytes(run.checkpoints / name, b"no checkpoint")  # breaks the hard link
     said = refused(processes, run, code=4)
@@ -229,6 +229,7 @@ def test_a_run_that_was_stopped_before_its_first_epoch_begins_again(processes, t
 def test_a_cut_config_is_not_taken_for_one_with_defaults(processes, run):
     shutil.rmtree(run.checkpoints)
     run.metrics.unlink()
+    run.timings.unlink()
     whole = run.config.read_text()
     for text in ("", whole[: whole.index("[run]")]):
         run.config.write_text(text)
@@ -321,7 +322,7 @@ def test_check_verifies_everything_and_changes_nothing(processes, run):
     ended = finished(processes, run, "--check")
     assert content(run) == before
     sound = [line for line in ended.stdout.splitlines() if ": sound" in line]
-    assert len(sound) == 5  # two epochs, the best, config.toml, metrics.jsonl
+    assert len(sound) == 4  # two epochs, the best, and the rest
     assert f"resume {run.path} continues it from epoch 2" in ended.stdout
     damage(checkpoint.epoch_path(run.checkpoints, 2))
     damage(run.metrics)
@@ -330,6 +331,77 @@ def test_check_verifies_everything_and_changes_nothing(processes, run):
     for said in ("epoch-000002.npz cannot", "config.toml is not", "metrics.jsonl does not hold"):
         assert said in ended.stderr
     assert "continues it from epoch 1" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("environment.json", "environment.json cannot be used"),
+        ("events.jsonl", "events.jsonl line 1 is damaged"),
+        ("timings.jsonl", "timings.jsonl does not hold the history"),
+        ("config.toml", "config.toml is not valid TOML"),
+    ],
+)
+def test_a_damaged_file_of_a_run_that_is_done_is_found_and_mended(processes, run, name, said):
+    finished(processes, run)
+    before = content(run)
+    path = run.path / name
+    path.write_text("[\n" + path.read_text())
+    assert said in finished(processes, run, "--check", code=4).stderr
+    finished(processes, run)
+    assert "has nothing to do" in finished(processes, run, "--check").stdout
+    after = content(run)
+    for unchanged in (run.metrics, run.config, run.summary, run.plot, run.timings):
+        assert after[unchanged] == before[unchanged]
+
+
+def test_check_refuses_what_resume_would(processes, run):
+    run.config.write_text(run.config.read_text().replace("patience = 3", "patience = 4"))
+    assert "--patience  3    4" in finished(processes, run, "--check", code=2).stderr
+
+
+def test_a_checkpoint_of_another_version_is_no_damage(processes, run):
+    """To go back behind it would write over what the other version has trained."""
+    newest, _ = checkpoint.read_newest(run.checkpoints)
+    later = newest.manifest.model_copy(update={"format": 2})
+    checkpoint.save_checkpoint(run.checkpoints, Checkpoint(later, newest.arrays))
+    said = refused(processes, run, code=4)
+    assert "is of another version: it has format 2" in said
+
+
+def test_a_checkpoint_that_another_state_was_trained_for_changes_nothing(processes, run):
+    newest, _ = checkpoint.read_newest(run.checkpoints)
+    kept = {name: array for name, array in newest.arrays.items() if "bias" not in name}
+    checkpoint.save_checkpoint(run.checkpoints, Checkpoint(newest.manifest, kept))
+    before = content(run)
+    finished(processes, run, "--epochs=9", code=4)
+    assert content(run) == before
+
+
+def test_files_of_the_user_stay(processes, run):
+    own = [
+        run.checkpoints / "epoch-000001-mine.npz", run.path / ".notes.tmp",
+        run.path.parent / "latest",
+    ]  # fmt: skip
+    own[2].unlink()
+    for path in own:
+        path.write_text("mine")
+    ended = finished(processes, run)
+    assert "latest stays as it is: it is no link to a run" in ended.stderr
+    assert [path.read_text() for path in own] == ["mine"] * 3
+
+
+def test_a_checkpoint_under_the_name_of_another_epoch_is_refused(processes, run):
+    copy = checkpoint.epoch_path(run.checkpoints, 5)
+    shutil.copy(checkpoint.epoch_path(run.checkpoints, 2), copy)
+    ended = finished(processes, run)
+    assert f"{copy} cannot be used: it is of epoch 2, not of that in its name" in ended.stderr
+
+
+def test_a_name_that_is_no_utf_8_can_be_resumed(processes, run):
+    odd = run.path.parent / os.fsdecode(b"\xff\xfe")
+    run.path.rename(odd)
+    finished(processes, RunDirectory(odd))
 
 
 def test_an_old_state_is_refused_by_the_name_of_what_it_lacks(processes, run):

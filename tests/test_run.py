@@ -76,6 +76,7 @@ def test_two_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
 def test_latest_points_at_the_newest_run_by_a_relative_link(tmp_path):
     for name in ("one", "two"):
         run = RunDirectory.create(tmp_path, name)
+        run.config.touch()
         run.make_latest()
         assert os.readlink(tmp_path / "latest") == run.path.name
     assert (tmp_path / "latest").resolve() == run.path.resolve()

@@ -49,7 +49,9 @@ def keep_promises(
 
     stopped = folder(scratch, "stopped")
     processes.run(stopped, *faults.SHORT, fault="crash", at="epoch-000001")
-    again = processes.run(shutil.copytree(stopped, scratch / "again"), "resume", "runs/latest")
+    again = processes.run(
+        shutil.copytree(stopped, scratch / "again", symlinks=True), "resume", "runs/latest"
+    )
     for at in range(1, len(again.operations) + 1):
         place = scratch / "struck"
         shutil.rmtree(place, ignore_errors=True)

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import struct
 import tokenize
 import zipfile
@@ -24,7 +25,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plateau_train.config import Config
-from plateau_train.errors import RunError
+from plateau_train.errors import ForeignCheckpointError, RunError
 from plateau_train.run import storage
 from plateau_train.run.environment import Environment
 from plateau_train.run.metrics import Drop, EpochRecord, Event, Timing, best_of
@@ -100,7 +101,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     if manifest.best.epoch == manifest.epoch:
         storage.link_file(path, folder / BEST)
     # Those of later epochs, which a resumed run found damaged, stay until they are made again.
-    older = [old for old in sorted(folder.glob("epoch-*.npz")) if old < path]
+    older = [old for old in _epochs(folder) if old < path]
     for old in older[: len(older) - KEPT + 1]:
         storage.remove_file(old)
 
@@ -108,6 +109,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; raises ``RunError`` for one that is not exactly as it was written.
 
+    One that another version has written raises ``ForeignCheckpointError``, which is no damage.
     Nothing is unpickled, and no array is read before its place, size and type are known.
     """
     try:
@@ -125,16 +127,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
             }
         written = json.loads(text)["format"]
         if written != FORMAT:
-            raise _unusable(path, f"it has format {written}, and this version reads {FORMAT}")
+            raise _foreign(path, f"it has format {written}, and this version reads {FORMAT}")
         manifest = Manifest.model_validate_json(text)
         if [record.epoch for record in manifest.records] != list(range(manifest.epoch + 1)):
             raise _unusable(path, "its history does not count 0, 1, 2, ...")
+        if path.name not in (BEST, epoch_path(path.parent, manifest.epoch).name):
+            raise _unusable(path, f"it is of epoch {manifest.epoch}, not of that in its name")
     except OSError as error:
         raise _unusable(path, error.strerror or str(error)) from error
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
-        raise _unusable(path, f"{problem['msg']} at {place}") from error
+        raise _foreign(path, f"{problem['msg']} at {place}") from error
     except _FOREIGN as error:
         raise _unusable(path, f"it is no checkpoint: {error}") from error
     return Checkpoint(manifest, arrays)
@@ -169,7 +173,17 @@ def mend_best(folder: Path, manifest: Manifest) -> None:
 def candidates(folder: Path) -> list[Path]:
     """List the checkpoints that a run can continue from, the newest first and the best last."""
     best = folder / BEST
-    return [*sorted(folder.glob("epoch-*.npz"), reverse=True), *([best] if best.exists() else [])]
+    try:
+        return [*reversed(_epochs(folder)), *([best] if best.exists() else [])]
+    except OSError as error:
+        raise _unusable(folder, error.strerror or str(error)) from error
+
+
+def _epochs(folder: Path) -> list[Path]:
+    """List the checkpoints of epochs, the oldest first; a copy of another name is the user's."""
+    return sorted(
+        path for path in folder.glob("epoch-*.npz") if re.fullmatch(r"epoch-\d{6,}", path.stem)
+    )
 
 
 def last_epoch(folder: Path) -> int | None:
@@ -179,14 +193,25 @@ def last_epoch(folder: Path) -> int | None:
 
 
 def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Read the newest checkpoint that is sound; return the reasons against those before it too."""
+    """Read the newest checkpoint that is sound; return the reasons against those after it too.
+
+    Raises ``ForeignCheckpointError`` rather than go back behind another version's.
+    """
     reasons = []
     for path in candidates(folder):
         try:
             return read_checkpoint(path), reasons
+        except ForeignCheckpointError:
+            raise
         except RunError as error:
             reasons += error.problems
     return None, reasons
+
+
+def _foreign(path: Path, reason: str) -> RunError:
+    return ForeignCheckpointError(
+        f"{path} is of another version: {reason}", hint="install the version that wrote it"
+    )
 
 
 def _unusable(path: Path, reason: str) -> RunError:

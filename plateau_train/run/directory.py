@@ -50,14 +50,16 @@ class RunDirectory:
 
         Raises ``RunError`` where there is none.
         """
-        if path.is_symlink():
-            path = path.parent / os.readlink(path)
-        if not path.is_dir():
-            raise RunError(
-                f"{path} is no folder",
-                hint="give a run folder, such as runs/latest; plateau-train runs lists them",
-            )
-        return cls(path)
+        hint = "give a run folder, such as runs/latest; plateau-train runs lists them"
+        try:
+            if path.is_symlink():
+                path = path.parent / os.readlink(path)
+            is_folder = path.is_dir()
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
+        if not is_folder:
+            raise RunError(f"{path} is no folder", hint=hint)
+        return cls(path if path.name else path.resolve())  # latest points at it by its name
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -112,12 +114,25 @@ class RunDirectory:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def make_latest(self) -> None:
-        """Point ``latest`` at this run: a convenience that nothing depends on."""
-        storage.point_link(self.path.parent / LATEST, self.path.name)
+        """Point ``latest`` at this run: a convenience that nothing depends on.
+
+        Raises ``StorageError`` where it cannot be made, or is something of the user's own.
+        """
+        link = self.path.parent / LATEST
+        points_at_run = link.is_symlink() and (
+            not link.exists() or RunDirectory(link).config.is_file()
+        )
+        if os.path.lexists(link) and not points_at_run:
+            raise StorageError(
+                f"{link} stays as it is: it is no link to a run",
+                hint="give it another name, to have a link to the newest run",
+            )
+        storage.point_link(link, self.path.name)
 
     def __str__(self) -> str:
         """Write the folder as it is typed."""
-        return shlex.quote(str(self.path))
+        text = str(self.path)
+        return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
     @property
     def config(self) -> Path:

@@ -65,7 +65,8 @@ def describe_environment(devices: list[str], dataset: DatasetFacts) -> Environme
     """Describe this process and the data that it works on."""
     threads = os.environ.get(THREADS_VARIABLE)
     return Environment(
-        command_line=sys.argv,
+        # A name that is no UTF-8 could not be written down.
+        command_line=[word.encode("utf-8", "backslashreplace").decode() for word in sys.argv],
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
         python=platform.python_version(),
         platform=platform.platform(),

@@ -4,13 +4,16 @@ The rename of a checkpoint commits an epoch. The lines of ``metrics.jsonl``, ``t
 ``events.jsonl`` come after it; torn or missing ones are written again from the checkpoint.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from plateau_train.errors import RunError
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint, Manifest
 from plateau_train.run.directory import RunDirectory
+from plateau_train.run.environment import read_environment
 from plateau_train.run.metrics import Drop, EpochRecord, Notice, Timing, read_notices
 
 
@@ -29,7 +32,7 @@ class Journal:
         known = [event for event in manifest.events if isinstance(event, Notice)]
         later = tuple(read_notices(run.events))[len(known) :]
         self.manifest = manifest.model_copy(update={"events": (*manifest.events, *later)})
-        if not manifest.records:  # a resumed run keeps that of its beginning
+        if not manifest.records or not _is_readable(run):  # else that of its beginning stays
             text = manifest.environment.model_dump_json(indent=2)
             storage.write_text(run.environment, text + "\n")
         self.write_whole()
@@ -72,3 +75,10 @@ class Journal:
         """Write down what else happened."""
         self.manifest = self.manifest.model_copy(update={"events": (*self.manifest.events, notice)})
         storage.append_lines(self.run.events, [notice])
+
+
+def _is_readable(run: RunDirectory) -> bool:
+    with contextlib.suppress(RunError):
+        read_environment(run.environment)
+        return True
+    return False

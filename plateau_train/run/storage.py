@@ -6,6 +6,7 @@ Every change of the disk is one call of ``os``, so that the tests can stop, tear
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,8 @@ from plateau_train.errors import StorageError
 # A symbolic link in the place of one of our files is not followed: it may point anywhere.
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -71,6 +74,7 @@ def make_folder(path: Path) -> bool:
             if path.is_symlink():
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
             return False
+        _sync_folder(path.parent)
         return True
 
 
@@ -103,13 +107,15 @@ def remove_file(path: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of a process that was killed."""
     for path in folder.glob(".*.tmp"):
-        remove_file(path)
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            remove_file(path)
 
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """Name a temporary file in the same folder, which is removed if the block fails."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # Without the file's own name, which may be as long as names can be.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
     except BaseException:
