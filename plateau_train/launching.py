@@ -1,8 +1,9 @@
 """What comes before jax is imported: the settings, the data, the folder, its lock, the threads."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from plateau_train import config, data
@@ -127,7 +128,11 @@ def check(path: Path, asked: Resolved) -> Iterator[str]:
                 continue
             newest = newest or found
             best = newest.manifest.best.epoch
-            if file.name == checkpoint.BEST and found.manifest.epoch != best:
+            # Where the newest is the best, a crash may have come before it got its second name.
+            if file.name == checkpoint.BEST and best not in (
+                found.manifest.epoch,
+                newest.manifest.epoch,
+            ):
                 problems.append(f"{file} is of epoch {found.manifest.epoch}, the best is {best}")
                 continue
             yield f"{file}: sound, epoch {found.manifest.epoch}"
@@ -182,11 +187,10 @@ def _is_done(run: RunDirectory, found: Checkpoint, settings: Config) -> bool:
 
 def _damage(run: RunDirectory, found: Checkpoint | None) -> Iterator[str]:
     """Yield what is wrong with the files that a resume writes again from a checkpoint."""
-    for read in (
-        run.settings,
-        lambda: read_drops(run.events),
-        lambda: environment.read_environment(run.environment),
-    ):
+    reads: list[Callable[[], object]] = [run.settings, partial(read_drops, run.events)]
+    if found is not None:  # before the first epoch it may not be there yet
+        reads.append(partial(environment.read_environment, run.environment))
+    for read in reads:
         try:
             read()
         except RunError as error:

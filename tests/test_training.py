@@ -179,7 +179,7 @@ def test_a_latest_that_cannot_be_swapped_is_no_reason_to_stop(tmp_path, capsys):
     path, records, _ = fit(tmp_path)
     assert len(records) == 5
     assert (path / "plot.png").exists()
-    assert "latest cannot be written" in capsys.readouterr().err
+    assert "latest stays as it is: it is no link to a run" in capsys.readouterr().err
 
 
 def test_a_new_scale_of_an_evaluation_acts_from_the_next_epoch_on(tmp_path):

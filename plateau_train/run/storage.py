@@ -74,7 +74,13 @@ def make_folder(path: Path) -> bool:
             if path.is_symlink():
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
             return False
-        _sync_folder(path.parent)
+        try:
+            # The folder above may be new as well.
+            for folder in (path.parent, path.parent.parent):
+                _sync_folder(folder)
+        except OSError:
+            os.rmdir(path)
+            raise
         return True
 
 
