@@ -349,6 +349,8 @@ def serve() -> None:
         for number, arguments in enumerate(task["commands"]):
             place = scratch / f"{number}"
             place.mkdir(parents=True)
+            for name in FILES:  # a child that is killed at once would leave none
+                (place / name).touch()
             child = os.fork()
             if child == 0:
                 _become(task, arguments, place)
