@@ -19,7 +19,7 @@ from plateau_train.run import storage
 LATEST = "latest"
 
 # So long a run that is only looked at, to say whether it is running, may hold up one that resumes.
-LOCK_SECONDS = 0.3
+LOCK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
