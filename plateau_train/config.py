@@ -357,6 +357,11 @@ class Resolved(NamedTuple):
     def value(self, knob: Knob) -> Any:
         return getattr(getattr(self.config, knob.table), knob.key)
 
+    def is_asked(self, key: str) -> bool:
+        """Whether a flag or a file gave the value: a variable of the shell is meant for no run."""
+        variables = (knob.variable for knob in KNOBS if knob.key == key)
+        return self.origins[key] not in ("default", *variables)
+
     def settle(self, key: str, value: Any, origin: str) -> "Resolved":
         """Put a value that is known to be right in the place of a knob's."""
         (table,) = (knob.table for knob in KNOBS if knob.key == key)

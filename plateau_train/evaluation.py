@@ -14,7 +14,7 @@ from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.run import checkpoint, environment, plots
 from plateau_train.run.checkpoint import BEST, Checkpoint
-from plateau_train.run.directory import RunDirectory
+from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.report import Column, Report, printable
 
 # The confusion matrix of more classes is in the picture alone.
@@ -59,7 +59,7 @@ def evaluate_run(
     found = find_checkpoint(run, which, report)
     manifest = found.manifest
     settings = manifest.settings.data
-    if asked.origins["data_dir"] not in ("default", "TFDS_DATA_DIR"):  # of this shell, not of it
+    if asked.is_asked("data_dir"):
         settings = settings.model_copy(update={"data_dir": asked.config.data.data_dir})
     dataset, _ = launching.load_again(run, settings, manifest.environment.dataset, report)
     if manifest.environment.threads is not None:
@@ -99,7 +99,7 @@ def find_checkpoint(run: RunDirectory, which: str, report: Report) -> Checkpoint
     if not kept:
         raise RunError(
             f"{run.path} has no checkpoint",
-            hint="give a run folder, such as runs/latest; plateau-train runs lists them",
+            hint=FIND_HINT,
         )
     if which == "best":
         return checkpoint.read_checkpoint(run.checkpoints / BEST)

@@ -18,7 +18,7 @@ from plateau_train.errors import (
 )
 from plateau_train.run import checkpoint, environment, interruption, storage
 from plateau_train.run.checkpoint import Checkpoint
-from plateau_train.run.directory import RunDirectory
+from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.environment import DatasetFacts
 from plateau_train.run.metrics import read_drops
 from plateau_train.run.report import Report
@@ -269,7 +269,7 @@ def _refuse_a_lost_run(run: RunDirectory, found: Checkpoint | None, reasons: Seq
     if not run.config.exists():
         raise RunError(
             f"{run.path} is no run folder: it has no {run.config.name} and no checkpoint",
-            hint="give a run folder, such as runs/latest; plateau-train runs lists them",
+            hint=FIND_HINT,
         )
 
 
@@ -289,12 +289,11 @@ def _continued(run: RunDirectory, asked: Resolved, found: Checkpoint | None) -> 
     resolved, table = begun, []
     for source in sources:
         for knob in KNOBS:
-            before, value, origin = begun.value(knob), source.value(knob), source.origins[knob.key]
-            # A variable of this shell is not meant for this run.
-            if value == before or origin in ("default", knob.variable):
+            before, value = begun.value(knob), source.value(knob)
+            if value == before or not source.is_asked(knob.key):
                 continue
             if knob.key in FREE and not (knob.key == "epochs" and value < before):
-                resolved = resolved.settle(knob.key, value, origin)
+                resolved = resolved.settle(knob.key, value, source.origins[knob.key])
             else:
                 why = _why_not(knob.key, value, found)
                 table.append((knob.flag, config.as_text(before), config.as_text(value), why))

@@ -87,7 +87,7 @@ def fit(
         report.warn(*error.problems)
     header = _header(dataset, settings, run)
     if found is not None:
-        header |= {"resumed": f"after epoch {journal.epoch} of {settings.run.epochs}"}
+        header |= {"resumed": f"after epoch {journal.manifest.epoch} of {settings.run.epochs}"}
     report.header(header)
     _warn_of_a_run_without_drops(dataset, settings, report)
     try:
@@ -129,7 +129,7 @@ def _note_the_circumstances(journal: Journal, found: Checkpoint | None, report: 
         journal.note(Notice(event="warning", message=message))
     if found is None:
         return
-    message = f"after epoch {journal.epoch}"
+    message = f"after epoch {journal.manifest.epoch}"
     if changes := list(found.manifest.environment.differences(environment)):
         why = f"no longer bit-exact: {', '.join(changes)}"
         message += f"; {why}"

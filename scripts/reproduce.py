@@ -9,7 +9,6 @@ Runs that are finished in --runs-dir are used again, so it can be stopped and st
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from plateau_train import config, data
 from plateau_train.config import KNOBS
 from plateau_train.data import garments
 from plateau_train.run.directory import RunDirectory
+from plateau_train.run.environment import describe_processor
 from plateau_train.run.metrics import EPOCHS, read_drops, read_records
 from plateau_train.run.plots import plot_run
 
@@ -99,7 +99,7 @@ def results_table(runs: dict[tuple[str, int], RunDirectory]) -> str:
     lines += [
         "",
         f"Made by `scripts/reproduce.py` on {environment['processor_cores']} cores "
-        f"({processor()}) with {versions}, Python {environment['python']}.",
+        f"({describe_processor()}) with {versions}, Python {environment['python']}.",
     ]
     return "\n".join(lines)
 
@@ -113,17 +113,6 @@ def garments_result(run: RunDirectory) -> str:
         f"{final.test_accuracy:.3f} and a mean train accuracy of {final.train_accuracy:.3f} after "
         f"{final.epoch} epochs; the rate drops in epochs {epochs}."
     )
-
-
-def processor() -> str:
-    """Name the processor of this machine."""
-    table = Path("/proc/cpuinfo")
-    models = [
-        line.partition(":")[2].strip()
-        for line in (table.read_text().splitlines() if table.exists() else [])
-        if line.startswith("model name")
-    ]
-    return f"{models[0] if models else platform.processor()}, {platform.machine()}"
 
 
 def knob_table() -> str:

@@ -8,7 +8,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import faults
 import hypothesis
 import jaxtyping
 import pytest
@@ -57,6 +56,8 @@ def command(*arguments, cwd, **environment):
 @pytest.fixture(scope="session")
 def processes():
     """A server of new processes, for the tests that need many."""
+    import faults  # late: what it imports is to be checked, too
+
     server = faults.Processes()
     yield server
     server.close()

@@ -1,13 +1,13 @@
 """Break runs as often as the README says, and print a line for each promise that was kept."""
 
 import argparse
-import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import conftest  # noqa: F401 -- lets the processes share what is compiled
 import faults
 
 
@@ -22,11 +22,6 @@ def main() -> None:
     parser.add_argument("--fuzzed", type=int, default=50)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ |= {
-            "JAX_COMPILATION_CACHE_DIR": str(Path(scratch) / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-        }
         processes = faults.Processes()
         began = time.monotonic()
         for line in keep_promises(processes, Path(scratch), asked):

@@ -5,7 +5,7 @@ the run was until then. The zip's comment is the SHA-256 of all that stands befo
 leave the zip's own headers unguarded.
 
 Not Orbax, which is for sharded states of terabytes on many hosts: this state is small and
-replicated, one rename commits it, and a flipped bit that Orbax would load is found.
+replicated, one file holds it, and one rename commits it.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ from plateau_train.run.metrics import Drop, EpochRecord, Event, Timing, best_of
 BEST = "best.npz"
 KEPT = 2  # the newest, and one before it should the newest be damaged
 FORMAT = 1
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 # What zip and NumPy raise for bytes that are none of theirs. The checksum lets such bytes through
 # only where somebody has written them on purpose.
-_FOREIGN = (
+_MALFORMED = (
     zipfile.BadZipFile, struct.error, tokenize.TokenError, SyntaxError, ValueError, KeyError,
     TypeError, EOFError, RuntimeError,
 )  # fmt: skip
-DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Manifest(BaseModel):
@@ -139,7 +139,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
         raise _foreign(path, f"{problem['msg']} at {place}") from error
-    except _FOREIGN as error:
+    except _MALFORMED as error:
         raise _unusable(path, f"it is no checkpoint: {error}") from error
     return Checkpoint(manifest, arrays)
 

@@ -18,6 +18,9 @@ from plateau_train.run import storage
 
 LATEST = "latest"
 
+# The way out for whoever names a folder that is no run.
+FIND_HINT = "give a run folder, such as runs/latest; plateau-train runs lists them"
+
 # So long a run that is only looked at, to say whether it is running, may hold up one that resumes.
 LOCK_SECONDS = 0.1
 
@@ -50,15 +53,14 @@ class RunDirectory:
 
         Raises ``RunError`` where there is none.
         """
-        hint = "give a run folder, such as runs/latest; plateau-train runs lists them"
         try:
             if path.is_symlink():
                 path = path.parent / os.readlink(path)
             is_folder = path.is_dir()
         except OSError as error:
-            raise RunError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
+            raise RunError(f"{path} cannot be read: {error.strerror}", hint=FIND_HINT) from error
         if not is_folder:
-            raise RunError(f"{path} is no folder", hint=hint)
+            raise RunError(f"{path} is no folder", hint=FIND_HINT)
         return cls(path if path.name else path.resolve())  # latest points at it by its name
 
     @classmethod
@@ -69,7 +71,7 @@ class RunDirectory:
         if missing:
             raise RunError(
                 f"{path} is no run folder: it has no {' and no '.join(missing)}",
-                hint="give a run folder, such as runs/latest; plateau-train runs lists them",
+                hint=FIND_HINT,
             )
         return run
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from plateau_train.config import KNOBS
 from plateau_train.errors import RunError
 
 PACKAGES = ("plateau-train", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 # What XLA reads, when it is imported, as the number of its threads; the last bits depend on it.
-THREADS_VARIABLE = "NPROC"
+THREADS_VARIABLE = next(knob.variable for knob in KNOBS if knob.key == "threads") or ""
 
 
 class DatasetFacts(BaseModel):

@@ -66,11 +66,6 @@ class Journal:
         storage.append_lines(self.run.timings, [timing])
         storage.append_lines(self.run.events, drops)
 
-    @property
-    def epoch(self) -> int:
-        """The last epoch that is kept; -1 before there is one."""
-        return self.manifest.epoch
-
     def note(self, notice: Notice) -> None:
         """Write down what else happened."""
         self.manifest = self.manifest.model_copy(update={"events": (*self.manifest.events, notice)})
