@@ -9,6 +9,7 @@ each value where it came from. All problems are reported at once.
 
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -79,6 +80,14 @@ def _checked_path(path: Path) -> Path:
     return path
 
 
+def _user_cache(_: object) -> Path:
+    """Return where programs of this user keep what they can make again (XDG base directories)."""
+    folder = os.environ.get("XDG_CACHE_HOME", "")
+    # The standard says to pass over a relative one; no file of ours could name an unprintable one.
+    usable = os.path.isabs(folder) and folder.isprintable()
+    return Path(folder if usable else "~/.cache") / "plateau-train"
+
+
 FolderPath = Annotated[Path, AfterValidator(_checked_path)]
 
 
@@ -103,6 +112,13 @@ class Data(_Table):
         Path("~/tensorflow_datasets"),
         "Folder of the prepared data sets",
         variable="TFDS_DATA_DIR",
+        strict=False,
+    )
+    cache_dir: FolderPath = _knob(
+        _user_cache,
+        "Folder of the data sets' arrays, decoded once for a fast start; safe to delete",
+        shown="$XDG_CACHE_HOME/plateau-train, or ~/.cache/plateau-train",
+        variable="PLATEAU_TRAIN_CACHE_DIR",
         strict=False,
     )
     batch_size: int = _knob(128, "Images a step", ge=1, le=LARGEST_COUNT)

@@ -24,7 +24,7 @@ from plateau_train.run.metrics import read_drops
 from plateau_train.run.report import Report
 
 # What may differ when a run is resumed: nothing of it moves a result. Epochs may only be added.
-FREE = {"data_dir", "epochs", "runs_dir", "name", "quiet"}
+FREE = {"data_dir", "cache_dir", "epochs", "runs_dir", "name", "quiet"}
 
 
 def start(resolved: Resolved, report: Report) -> Path:
