@@ -4,7 +4,7 @@ import os
 import sys
 from typing import NoReturn
 
-from plateau_train.errors import InterruptedRunError, PlateauTrainError
+from plateau_train.errors import ClusterError, InterruptedRunError, PlateauTrainError
 from plateau_train.run import interruption, streams
 
 
@@ -33,8 +33,8 @@ def _tell(error: PlateauTrainError) -> None:
     from plateau_train.run.report import show_error
 
     show_error(error)
-    if isinstance(error, InterruptedRunError):
-        interruption.leave(error.signal_number)
+    if isinstance(error, InterruptedRunError | ClusterError):
+        interruption.leave(error.exit_code)
 
 
 if __name__ == "__main__":

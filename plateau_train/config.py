@@ -27,6 +27,7 @@ Metric = Literal["loss", "accuracy"]
 Mode = Literal[
     "train-loss", "test-loss", "val-loss", "train-accuracy", "test-accuracy", "val-accuracy"
 ]
+Precision = Literal["float32", "tf32", "bfloat16"]
 OptimizerName = Literal[
     "adam", "adamw", "sgd", "rmsprop", "nadam", "nadamw", "radam", "adabelief", "adagrad",
     "adamax", "amsgrad", "lamb", "lion", "yogi",
@@ -145,6 +146,11 @@ class Model(_Table):
         "Units of each hidden layer; an empty list makes a linear model",
         expected="whole numbers from 1 to 100,000, separated by commas",
     )
+    precision: Precision = _knob(
+        "float32",
+        "Precision of the matrix products, where the device has it (tf32 is float32 on a CPU); "
+        "parameters, optimizer, loss and rule stay float32",
+    )
 
 
 class Optimizer(_Table):
@@ -240,7 +246,59 @@ class Run(_Table):
         ge=1,
         le=1024,
     )
+    devices: int | None = _knob(
+        None,
+        "Devices that share each batch, on every host; the batch size must divide by them all",
+        shown="all",
+        ge=1,
+        le=1_000_000,
+    )
     quiet: bool = _knob(False, "Print the run's folder and nothing else")
+
+
+class Cluster(_Table):
+    """How a process finds the others; a run can be resumed in another way, or alone."""
+
+    coordinator: str | None = _knob(
+        None,
+        "Where process 0 listens for the others",
+        shown="what SLURM, Open MPI or Kubernetes tell, else none",
+        expected="HOST:PORT of process 0",
+        pattern=r"^[^\s/]+:\d{1,5}$",
+    )
+    num_processes: int | None = _knob(
+        None,
+        "Processes that train together; 1 trains alone whatever a cluster tells",
+        shown="as for --coordinator",
+        ge=1,
+        le=1_000_000,
+    )
+    process_id: int | None = _knob(
+        None,
+        "Which of them this is, from 0; process 0 prints and writes",
+        shown="as for --coordinator",
+        ge=0,
+        le=1_000_000,
+    )
+    join_timeout: int = _knob(120, "Seconds to wait until all processes are there", ge=1, le=86_400)
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with settings that are fine one by one."""
+        together = {
+            "--coordinator": self.coordinator,
+            "--num-processes": self.num_processes,
+            "--process-id": self.process_id,
+        }
+        missing = [flag for flag, value in together.items() if value is None]
+        is_alone = self.num_processes == 1 and len(missing) == 2
+        if 0 < len(missing) < len(together) and not is_alone:
+            yield f"{', '.join(together)} belong together: {' and '.join(missing)} is missing"
+        number, count = self.process_id, self.num_processes
+        if number is not None and count is not None and number >= count:
+            yield (
+                f"--process-id {number} must be below --num-processes {count}: "
+                "they are counted from 0"
+            )
 
 
 class Config(_Table):
@@ -251,6 +309,7 @@ class Config(_Table):
     optimizer: Optimizer = Field(default_factory=Optimizer)
     plateau: Plateau = Field(default_factory=Plateau)
     run: Run = Field(default_factory=Run)
+    cluster: Cluster = Field(default_factory=Cluster)
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with settings that are fine one by one."""
@@ -258,6 +317,7 @@ class Config(_Table):
             yield "--rtol and --atol are both 0: one of them must be above 0"
         if self.plateau.split == "val" and self.data.val_fraction == 0:
             yield f"--mode {self.plateau.mode} needs held-out images: add --val-fraction 0.1"
+        yield from self.cluster.problems()
         optimizer = self.optimizer
         for flag, value, takers in (
             ("--weight-decay", optimizer.weight_decay, DEFAULT_WEIGHT_DECAY),
@@ -384,6 +444,14 @@ class Resolved(NamedTuple):
         changed = getattr(self.config, table).model_copy(update={key: value})
         return Resolved(
             self.config.model_copy(update={table: changed}), self.origins | {key: origin}
+        )
+
+    def alone(self) -> "Resolved":
+        """Leave out how this process finds others: that is of this time, and not of the run."""
+        keys = (knob.key for knob in KNOBS if knob.table == "cluster")
+        return Resolved(
+            self.config.model_copy(update={"cluster": Cluster()}),
+            self.origins | dict.fromkeys(keys, "default"),
         )
 
 

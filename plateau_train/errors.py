@@ -74,6 +74,12 @@ class BusyRunError(PlateauTrainError):
     exit_code = 7
 
 
+class ClusterError(PlateauTrainError):
+    """Another process of the same run that cannot be reached, or that ended."""
+
+    exit_code = 8
+
+
 class InterruptedRunError(PlateauTrainError):
     """A run that a signal ended; the exit code is 128 plus the signal's number."""
 

@@ -1,61 +1,84 @@
-"""What comes before jax is imported: the settings, the data, the folder, its lock, the threads."""
+"""What comes before training: the cluster, settings, threads, data, the folder and its lock.
+
+A device is used only when the threads are fixed.
+"""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plateau_train import config, data
 from plateau_train.config import KNOBS, Config, Resolved
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import (
     ChangedSettingsError,
+    ClusterError,
+    ConfigError,
     DataError,
     DataUnavailableError,
     RunError,
     StorageError,
 )
-from plateau_train.run import checkpoint, environment, interruption, storage
+from plateau_train.run import checkpoint, cluster, environment, interruption, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.environment import DatasetFacts
 from plateau_train.run.metrics import read_drops
 from plateau_train.run.report import Report
 
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
 # What may differ when a run is resumed: nothing of it moves a result. Epochs may only be added.
-FREE = {"data_dir", "cache_dir", "epochs", "runs_dir", "name", "quiet"}
+FREE = {"data_dir", "cache_dir", "epochs", "runs_dir", "name", "quiet", "devices"} | {
+    knob.key for knob in KNOBS if knob.table == "cluster"
+}
+
+# What each process of a cluster has of its own; the rest is that of process 0.
+OWN = {"data_dir", "cache_dir", "runs_dir", "name", "quiet", "threads"}
+
+# What process 0 tells the others where there is nothing to train.
+NOTHING = ""
 
 
-def start(resolved: Resolved, report: Report) -> Path:
-    """Train one network in a new folder, and return the folder.
+def start(resolved: Resolved, report: Report) -> Path | None:
+    """Train one network in a new folder, and return the folder where this process keeps it.
 
     Everything that can be refused is refused before the folder is made. Raises
     ``NonFiniteLossError`` when a loss is NaN or infinite; the epochs before it stay in the folder.
     """
-    dataset = data.load(resolved.config.data, say=report.say)
-    if dataset.fallback:
-        report.warn(
-            f"Training on {dataset.name} ({dataset.source}), NOT on Fashion-MNIST:",
-            f"{dataset.fallback}.",
-            "To get the real data: plateau-train data prepare, with a network, or with "
-            "--from DIR and the four original files.",
+    with cluster.joined(resolved.config.cluster, report.say):
+        resolved = _settle(resolved)
+        if not cluster.is_leader():
+            _follow(resolved, report)
+            return None
+        with cluster.together():
+            _pin_threads(resolved)
+        cluster.text_from_leader(resolved.config.model_dump_json())
+        dataset, facts, mesh = _load_together(
+            lambda: resolved.config, partial(_load, report=report)
         )
-    resolved = _settle(resolved, dataset)
-    facts = _facts(dataset)
-    settings = resolved.config.run
-    name = settings.name or resolved.config.plateau.mode
-    run = RunDirectory.create(
-        settings.runs_dir.expanduser(), f"{name}-{dataset.name}" if dataset.fallback else name
-    )
-    with run.locked():
-        try:
-            storage.write_text(run.config, config.to_toml(*resolved))
-        except StorageError:
-            run.discard()
-            raise
-        _train(run, dataset, facts, resolved, report)
-    return run.path
+        resolved = _name(resolved, dataset)
+        settings = resolved.config.run
+        name = settings.name or resolved.config.plateau.mode
+        with contextlib.ExitStack() as held:
+            with cluster.together():
+                run = RunDirectory.create(
+                    settings.runs_dir.expanduser(),
+                    f"{name}-{dataset.name}" if dataset.fallback else name,
+                )
+                held.enter_context(run.locked())
+                try:
+                    storage.write_text(run.config, config.to_toml(*resolved))
+                except StorageError:
+                    run.discard()
+                    raise
+            _train(run, dataset, facts, resolved, mesh, report)
+        return run.path
 
 
 def resume(path: Path, asked: Resolved, report: Report) -> None:
@@ -66,13 +89,21 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
     checkpoints and none is sound, ``ChangedSettingsError`` for settings that it did not begin
     with, and ``DataError`` for other data.
     """
-    run = RunDirectory.find(path)
-    with run.locked():
-        found, reasons = checkpoint.read_newest(run.checkpoints)
-        _refuse_a_lost_run(run, found, reasons)
-        resolved = _continued(run, asked, found)
-        settings = resolved.config
+    with cluster.joined(asked.config.cluster, report.say), contextlib.ExitStack() as held:
+        asked = asked.alone()
+        if not cluster.is_leader():
+            _follow(asked, report)
+            return
+        with cluster.together():
+            run = RunDirectory.find(path)
+            held.enter_context(run.locked())
+            found, reasons = checkpoint.read_newest(run.checkpoints)
+            _refuse_a_lost_run(run, found, reasons)
+            resolved = _continued(run, asked, found)
+            settings = resolved.config
+            _pin_threads(resolved)
         if found and _is_done(run, found, settings) and not list(_damage(run, found)):
+            cluster.text_from_leader(NOTHING)
             report.say(
                 f"{run.path} is done, with all of its {settings.run.epochs} epochs; "
                 f"plateau-train resume {run} --epochs {2 * settings.run.epochs} goes further"
@@ -81,8 +112,94 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
             return
         if found and reasons:
             report.warn(*reasons, f"The run continues from epoch {found.manifest.epoch}.")
-        dataset, facts = load_again(run, settings.data, _dataset_of(run, found), report)
-        _train(run, dataset, facts, resolved, report, found)
+        cluster.text_from_leader(settings.model_dump_json())
+        load = partial(load_again, run, before=_dataset_of(run, found), report=report)
+        dataset, facts, mesh = _load_together(lambda: settings, load)
+        with cluster.together():
+            if found is not None:
+                from plateau_train import training
+
+                training.restore(found)  # what cannot be used is refused before anything is written
+            if not _is_written(run, resolved):
+                storage.write_text(run.config, config.to_toml(*resolved))
+        _train(run, dataset, facts, resolved, mesh, report, found)
+
+
+def _follow(asked: Resolved, report: Report) -> None:
+    """Train what process 0 trains, and write nothing."""
+    report.say(f"this is {cluster.describe()}; process 0 prints and writes")
+    interruption.hint = "process 0 says how the run is continued"
+    _pin_threads(asked)
+    with cluster.together():
+        pass  # process 0 opens the run to resume
+    plan = cluster.text_from_leader(NOTHING)
+    if plan == NOTHING:
+        return
+    settings = Config.model_validate_json(plan)
+    dataset, _, mesh = _load_together(
+        lambda: _adopted(asked, settings), partial(_load, report=report)
+    )
+    from plateau_train import training
+
+    with cluster.together():
+        pass  # process 0 makes the folder
+    training.follow(dataset, settings, mesh, Report(quiet=True))
+
+
+def _adopted(asked: Resolved, settings: Config) -> Config:
+    """Return the settings of process 0 with what is this process's own.
+
+    Raises ``ConfigError`` for what was given here and is another value there.
+    """
+    theirs = Resolved(settings, asked.origins)
+    problems = []
+    for knob in KNOBS:
+        value = asked.value(knob)
+        if knob.key in OWN:
+            theirs = theirs.settle(knob.key, value, asked.origins[knob.key])
+        elif asked.is_asked(knob.key) and value != theirs.value(knob):
+            problems.append(
+                f"{knob.flag} is {config.as_text(value)} in {cluster.describe()}, and "
+                f"{config.as_text(theirs.value(knob))} in process 0"
+            )
+    if problems:
+        raise ConfigError(*problems, hint="start all processes with the same settings")
+    return theirs.config
+
+
+def _load_together(
+    choose: Callable[[], Config], load: Callable[[config.Data], tuple[Dataset, DatasetFacts]]
+) -> tuple[Dataset, DatasetFacts, "Mesh"]:
+    """Load the data and find the devices; raises ``ClusterError`` where processes differ in it."""
+    with cluster.together():
+        settings = choose()
+        dataset, facts = load(settings.data)
+        from plateau_train import training
+
+        mesh = training.find_mesh(settings)
+    for what, text in (
+        ("data", facts.sha256),
+        ("versions", json.dumps(environment.describe_versions())),
+    ):
+        if not cluster.is_same(text):
+            raise ClusterError(
+                f"the processes differ in their {what}: {text} in {cluster.describe()}",
+                hint=f"give all of them the same {what}",
+            )
+    return dataset, facts, mesh
+
+
+def _load(settings: config.Data, report: Report) -> tuple[Dataset, DatasetFacts]:
+    """Load the data of a new run, and say so if it stands in for what was wanted."""
+    dataset = data.load(settings, say=report.say)
+    if dataset.fallback:
+        report.warn(
+            f"Training on {dataset.name} ({dataset.source}), NOT on Fashion-MNIST:",
+            f"{dataset.fallback}.",
+            "To get the real data: plateau-train data prepare, with a network, or with "
+            "--from DIR and the four original files.",
+        )
+    return dataset, _facts(dataset)
 
 
 def load_again(
@@ -157,20 +274,16 @@ def _train(
     dataset: Dataset,
     facts: DatasetFacts,
     resolved: Resolved,
+    mesh: "Mesh",
     report: Report,
     found: Checkpoint | None = None,
 ) -> None:
-    """Fix the threads, and only then load jax and train."""
-    interruption.hint = f"plateau-train resume {run} continues it"
-    environment.pin_threads(resolved.config.run.threads or environment.available_cores())
+    """Train into a folder, and say of a failing disk what is safe on it."""
     from plateau_train import training
 
-    if found is not None:
-        training.restore(found)  # what cannot be used is refused before anything is written
+    interruption.hint = f"plateau-train resume {run} continues it"
     try:
-        if not _is_written(run, resolved):
-            storage.write_text(run.config, config.to_toml(*resolved))
-        training.fit(run, dataset, facts, resolved, report, found)
+        training.fit(run, dataset, facts, resolved, mesh, report, found)
     except StorageError as error:
         if not run.path.is_dir():
             error.hint = "the folder was moved or removed: resume the run where it is now"
@@ -179,6 +292,10 @@ def _train(
         safe = "no epoch is done yet" if epoch is None else f"epoch {epoch} is safe"
         error.hint = f"{safe}: make room or give access, then {interruption.hint}"
         raise
+
+
+def _pin_threads(resolved: Resolved) -> None:
+    environment.pin_threads(resolved.config.run.threads or environment.available_cores())
 
 
 def _is_done(run: RunDirectory, found: Checkpoint, settings: Config) -> bool:
@@ -220,18 +337,23 @@ def _is_written(run: RunDirectory, resolved: Resolved) -> bool:
     return False
 
 
-def _settle(resolved: Resolved, dataset: Dataset) -> Resolved:
-    """Write what was found in the place of ``auto`` and of the number of threads."""
+def _settle(resolved: Resolved) -> Resolved:
+    """Write down the number of threads and where the data are, and not what others are there."""
     if resolved.config.run.threads is None:
         cores = environment.available_cores()
         resolved = resolved.settle("threads", cores, "the cores at the start")
     data_dir = resolved.config.data.data_dir.expanduser()
     if not data_dir.is_absolute():  # or it would be another one for a resume elsewhere
         resolved = resolved.settle("data_dir", data_dir.absolute(), resolved.origins["data_dir"])
-    if resolved.config.data.dataset == data.AUTO:
-        why = f"auto: {dataset.fallback}" if dataset.fallback else "auto"
-        resolved = resolved.settle("dataset", dataset.name, why)
-    return resolved
+    return resolved.alone()
+
+
+def _name(resolved: Resolved, dataset: Dataset) -> Resolved:
+    """Write down the data set that was found in the place of ``auto``."""
+    if resolved.config.data.dataset != data.AUTO:
+        return resolved
+    why = f"auto: {dataset.fallback}" if dataset.fallback else "auto"
+    return resolved.settle("dataset", dataset.name, why)
 
 
 def _facts(dataset: Dataset) -> DatasetFacts:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,17 +15,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from plateau_train import config
 from plateau_train.config import Config, Resolved
 from plateau_train.data.splits import Dataset, Split
 from plateau_train.errors import (
+    ConfigError,
     InterruptedRunError,
     NonFiniteLossError,
     PlateauTrainError,
     RunError,
     StorageError,
 )
+from plateau_train.numerics.mesh import make_mesh, put_everywhere
 from plateau_train.numerics.plateau import Observation
 from plateau_train.numerics.program import (
     Examples,
@@ -39,7 +43,7 @@ from plateau_train.numerics.program import (
     init_state,
     train_steps,
 )
-from plateau_train.run import interruption, plots, storage
+from plateau_train.run import cluster, interruption, plots, storage
 from plateau_train.run.checkpoint import Checkpoint, Manifest
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import DatasetFacts, describe_environment
@@ -67,34 +71,37 @@ def fit(
     dataset: Dataset,
     facts: DatasetFacts,
     resolved: Resolved,
+    mesh: Mesh,
     report: Report,
     found: Checkpoint | None = None,
 ) -> None:
     """Train one network into a run's folder, from the beginning or from what was found there."""
     started = time.perf_counter()
     settings, origins = resolved
-    environment = describe_environment(_device_names(), facts)
+    environment = describe_environment(_device_names(mesh), facts)
     manifest = Manifest(settings=settings, origins=origins, environment=environment)
     if found is not None:
         past = found.manifest
         manifest = manifest.model_copy(
             update={"records": past.records, "timings": past.timings, "events": past.events}
         )
-    journal = Journal(run, manifest)
-    try:
-        run.make_latest()
-    except StorageError as error:  # a convenience that nothing depends on
-        report.warn(*error.problems)
-    header = _header(dataset, settings, run)
-    if found is not None:
-        header |= {"resumed": f"after epoch {journal.manifest.epoch} of {settings.run.epochs}"}
-    report.header(header)
-    _warn_of_a_run_without_drops(dataset, settings, report)
-    try:
+    with cluster.together():
+        journal = Journal(run, manifest)
+        try:
+            run.make_latest()
+        except StorageError as error:  # a convenience that nothing depends on
+            report.warn(*error.problems)
+        header = _header(dataset, settings, mesh, run)
+        if found is not None:
+            header |= {"resumed": f"after epoch {journal.manifest.epoch} of {settings.run.epochs}"}
+        report.header(header)
+        _warn_of_a_run_without_drops(dataset, settings, report)
         _note_the_circumstances(journal, found, report)
-        with interruption.asked_first():
-            for epoch in train(dataset, settings, report, found):
-                journal.commit(epoch.record, epoch.timing, epoch.drops, _arrays(epoch.state))
+    try:
+        with interruption.asked_first(cluster.grace_seconds()):
+            for epoch in train(dataset, settings, mesh, report, found):
+                with cluster.together():
+                    journal.commit(epoch.record, epoch.timing, epoch.drops, _arrays(epoch.state))
                 report.epoch(
                     epoch.record,
                     epoch.drops,
@@ -120,6 +127,43 @@ def fit(
     report.end(_ending(run, dataset, journal.manifest, took), run.path)
 
 
+def follow(dataset: Dataset, settings: Config, mesh: Mesh, report: Report) -> None:
+    """Train the same network beside process 0 of a cluster, which alone keeps what comes of it."""
+    with cluster.together():
+        pass  # process 0 opens its journal
+    with interruption.asked_first(cluster.grace_seconds()):
+        for _ in train(dataset, settings, mesh, report):
+            with cluster.together():
+                pass  # process 0 commits the epoch
+
+
+def find_mesh(settings: Config) -> Mesh:
+    """Find the devices to train on: all of them, or the first of each process.
+
+    Raises ``ConfigError`` where there are fewer than asked for, or they cannot share a batch.
+    """
+    wanted = settings.run.devices
+    if wanted is not None and wanted > jax.local_device_count():
+        raise ConfigError(
+            f"--devices {wanted}, and there are {jax.local_device_count()} here: "
+            f"{', '.join(map(str, jax.local_devices()))}",
+            hint="leave --devices out to take them all",
+        )
+    devices = [
+        device
+        for process in range(jax.process_count())
+        for device in jax.local_devices(process)[:wanted]
+    ]
+    batch_size, rest = settings.data.batch_size, settings.data.batch_size % len(devices)
+    if rest:
+        good = [size for size in (batch_size - rest, batch_size - rest + len(devices)) if size]
+        raise ConfigError(
+            f"--batch-size {batch_size} does not divide by the {len(devices)} devices",
+            hint=f"use --batch-size {' or '.join(map(str, good))}, or fewer --devices",
+        )
+    return make_mesh(devices)
+
+
 def _note_the_circumstances(journal: Journal, found: Checkpoint | None, report: Report) -> None:
     """Write down what a reader of the run must know of how it came about."""
     environment = journal.manifest.environment
@@ -138,29 +182,36 @@ def _note_the_circumstances(journal: Journal, found: Checkpoint | None, report: 
 
 
 def train(
-    dataset: Dataset, settings: Config, report: Report, found: Checkpoint | None = None
+    dataset: Dataset,
+    settings: Config,
+    mesh: Mesh,
+    report: Report,
+    found: Checkpoint | None = None,
 ) -> Iterator[Epoch]:
     """Yield epoch 0, the untrained network, and then each epoch as it is trained.
 
     After a checkpoint that was found it yields the epochs that are left. Each epoch's keys are
     derived from its number, so it is the same epoch as in a run that was never stopped.
     """
-    program = Program.from_config(settings, num_classes=len(dataset.class_names))
+    program = Program.from_config(settings, num_classes=len(dataset.class_names), mesh=mesh)
     seed = _seed(settings)
     if found is None:
         first, state = 0, init_state(program, seed, dataset.image_shape)
     else:
         first, state = found.manifest.epoch + 1, restore(found)
-    train_split = on_device(dataset.train)
-    others = {"test": on_device(dataset.test)}
+    if cluster.is_several():  # only process 0 has read the checkpoint
+        first, state = cluster.from_leader((first, jax.device_get(state)))
+    state = put_everywhere(mesh, state)
+    train_split = on_device(dataset.train, mesh)
+    others = {"test": on_device(dataset.test, mesh)}
     if dataset.val is not None:
-        others["val"] = on_device(dataset.val)
+        others["val"] = on_device(dataset.val, mesh)
     num_steps = _steps_per_epoch(dataset, settings)
     steps = _ChunkedEpoch(
         program, empty_records(program, state, train_split, num_steps), settings, report
     )
 
-    for epoch in range(first, settings.run.epochs + 1):
+    for epoch in range(int(first), settings.run.epochs + 1):
         started = time.perf_counter()
         before = jax.device_get(state.plateau)
         report.start_epoch(epoch, settings.run.epochs, num_steps)
@@ -220,6 +271,7 @@ class _ChunkedEpoch:
             epoch,
             num_examples=len(split.labels),
             batch_size=program.batch_size,
+            mesh=program.mesh,
         )
         start, num_steps = 0, len(order)
         while start < num_steps:
@@ -233,10 +285,12 @@ class _ChunkedEpoch:
                     raise _not_finite(what, self.last_loss, self._settings)
                 self.last_loss = loss
             self._report.step(stop, losses[-1])
-            interruption.check()
             rate = (stop - start) / (time.perf_counter() - began)
             # Not more than eight times as long as the last: the first one holds a compilation.
-            self._chunk = max(1, min(int(rate * CHUNK_SECONDS), 8 * self._chunk, num_steps))
+            chunk = max(1, min(int(rate * CHUNK_SECONDS), 8 * self._chunk, num_steps))
+            signal_number, self._chunk = cluster.agree(interruption.received(), chunk)
+            if signal_number:
+                interruption.stop(signal_number)
             start = stop
         self._records = records
         return state, jax.tree.map(np.array, records)
@@ -286,9 +340,9 @@ def _steps_per_epoch(dataset: Dataset, settings: Config) -> int:
     return len(dataset.train.labels) // settings.data.batch_size
 
 
-def on_device(split: Split) -> Examples:
+def on_device(split: Split, mesh: Mesh | None = None) -> Examples:
     """Bring the images and labels of a split to where they are computed with."""
-    return Examples(*jax.device_put(tuple(split)))
+    return Examples(*jax.tree.leaves(put_everywhere(mesh, tuple(split))))
 
 
 def _refuse_non_finite(
@@ -394,11 +448,20 @@ def _record(
     )
 
 
-def _device_names() -> list[str]:
-    return [f"{device.platform}:{device.id} ({device.device_kind})" for device in jax.devices()]
+def _device_names(mesh: Mesh) -> list[str]:
+    return [f"{device.platform}:{device.id} ({device.device_kind})" for device in mesh.devices]
 
 
-def _header(dataset: Dataset, settings: Config, run: RunDirectory) -> dict[str, str]:
+def _devices(mesh: Mesh) -> str:
+    """Say which devices train, equal ones in a number."""
+    if mesh.size == 1:
+        return _device_names(mesh)[0]
+    kinds = Counter(f"{device.platform} ({device.device_kind})" for device in mesh.devices)
+    shown = ", ".join(f"{number} x {kind}" for kind, number in kinds.items())
+    return shown + (f" in {jax.process_count()} processes" if cluster.is_several() else "")
+
+
+def _header(dataset: Dataset, settings: Config, mesh: Mesh, run: RunDirectory) -> dict[str, str]:
     """Say what is about to be trained, and what patience means in epochs."""
     plateau, optimizer = settings.plateau, settings.optimizer
     num_steps = _steps_per_epoch(dataset, settings)
@@ -422,7 +485,7 @@ def _header(dataset: Dataset, settings: Config, run: RunDirectory) -> dict[str, 
         f"patience {plateau.patience} ({_in_epochs(plateau.patience * epochs)}), "
         f"cooldown {plateau.cooldown} ({_in_epochs(plateau.cooldown * epochs)}), "
         f"factor {plateau.factor:g}, rtol {plateau.rtol:g}, atol {plateau.atol:g}",
-        "device": f"{', '.join(_device_names())}, jax {jax.__version__}",
+        "device": f"{_devices(mesh)}, {settings.model.precision}, jax {jax.__version__}",
         "run": str(run.path),
     }
 

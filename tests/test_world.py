@@ -156,9 +156,8 @@ STUBBORN = """
 import time
 from plateau_train.run import interruption
 
-interruption.GRACE_SECONDS = 60
 interruption.watch()
-with interruption.asked_first():
+with interruption.asked_first(60):
     print("ready", flush=True)
     time.sleep(100)
 """

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, Key, PyTree, UInt8
 from optax.contrib import ReduceLROnPlateauState
 
 from plateau_train import config
+from plateau_train.numerics.mesh import keep_everywhere, share_out
 from plateau_train.numerics.model import MLP, init_params
 from plateau_train.numerics.plateau import Observation, PlateauRule, as_loss
 
@@ -71,17 +73,21 @@ class Program(NamedTuple):
     rule: PlateauRule
     metric: config.Metric  # what the rule watches
     watches_steps: bool  # the train modes feed the rule every step, the others every epoch
-    batch_size: int
+    batch_size: int  # over all devices
+    mesh: Mesh | None = None  # without one it runs where the arrays are
 
     @classmethod
-    def from_config(cls, settings: config.Config, *, num_classes: int) -> "Program":
+    def from_config(
+        cls, settings: config.Config, *, num_classes: int, mesh: Mesh | None = None
+    ) -> "Program":
         return cls(
-            model=MLP(settings.model.hidden_sizes, num_classes),
+            model=MLP(settings.model.hidden_sizes, num_classes, settings.model.precision),
             optimizer=make_optimizer(settings.optimizer),
             rule=PlateauRule.from_settings(settings.plateau),
             metric=settings.plateau.metric,
             watches_steps=settings.plateau.split == "train",
             batch_size=settings.data.batch_size,
+            mesh=mesh,
         )
 
 
@@ -108,21 +114,24 @@ def derive_key(seed: Seed, stream: int, epoch: Integer[Array, ""] | int) -> Key[
 def init_state(program: Program, seed: Seed, image_shape: tuple[int, int, int]) -> TrainState:
     """Return the state before the first step."""
     params = init_params(program.model, derive_key(seed, INIT_STREAM, 0), image_shape)
-    return TrainState(params, program.optimizer.init(params), program.rule.init())
+    state = TrainState(params, program.optimizer.init(params), program.rule.init())
+    return keep_everywhere(program.mesh, state)
 
 
-@partial(jax.jit, static_argnames=("num_examples", "batch_size"))
+@partial(jax.jit, static_argnames=("num_examples", "batch_size", "mesh"))
 def epoch_order(
     seed: Seed,
     epoch: Integer[Array, ""] | int,
     *,
     num_examples: int,
     batch_size: int,
+    mesh: Mesh | None = None,
 ) -> Int32[Array, "steps batch"]:
     """Shuffle all examples into batches of indices; the incomplete batch at the end is dropped."""
     num_steps = num_examples // batch_size
     order = jax.random.permutation(derive_key(seed, SHUFFLE_STREAM, epoch), num_examples)
-    return order[: num_steps * batch_size].reshape(num_steps, batch_size)
+    order = order[: num_steps * batch_size].reshape(num_steps, batch_size)
+    return keep_everywhere(mesh, order)
 
 
 def find_logits(
@@ -194,17 +203,22 @@ def train_steps(
 
     def body(step: Array, carry: tuple[TrainState, StepRecord]) -> tuple[TrainState, StepRecord]:
         state, records = carry
-        batch = Examples(split.images[order[step]], split.labels[order[step]])
-        state, record = train_step(program, state, batch)
+        state, record = train_step(program, state, take_batch(program, split, order[step]))
         write = lambda column, value: column.at[step].set(value)  # noqa: E731
         return state, jax.tree.map(write, records, record)
 
-    return lax.fori_loop(start, stop, body, (state, records))
+    return keep_everywhere(program.mesh, lax.fori_loop(start, stop, body, (state, records)))
+
+
+def take_batch(program: Program, split: Examples, indices: Int32[Array, " batch"]) -> Examples:
+    """Gather a batch, each device its part."""
+    indices = share_out(program.mesh, indices)
+    return Examples(split.images[indices], split.labels[indices])
 
 
 def sum_batches(
+    program: Program,
     split: Examples,
-    batch_size: int,
     zeros: PyTree[Array],
     tally: Callable[[Examples, Bool[Array, " batch"]], PyTree[Array]],
 ) -> PyTree[Array]:
@@ -212,14 +226,13 @@ def sum_batches(
 
     The last batch is filled up with the last image, which the mask takes out again.
     """
-    num_examples = len(split.labels)
+    num_examples, batch_size = len(split.labels), program.batch_size
     num_batches = -(-num_examples // batch_size)
 
     def body(batch_number: Array, sums: PyTree[Array]) -> PyTree[Array]:
         positions = batch_number * batch_size + jnp.arange(batch_size)
         mask = positions < num_examples
-        indices = jnp.minimum(positions, num_examples - 1)
-        batch = Examples(split.images[indices], split.labels[indices])
+        batch = take_batch(program, split, jnp.minimum(positions, num_examples - 1))
         return jax.tree.map(jnp.add, sums, tally(batch, mask))
 
     return lax.fori_loop(0, num_batches, body, zeros)
@@ -234,7 +247,7 @@ def evaluate(program: Program, params: Params, split: Examples) -> Metrics:
         return jnp.where(mask, losses, 0).sum(), (hits & mask).sum()
 
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
-    loss, hits = sum_batches(split, program.batch_size, zeros, tally)
+    loss, hits = sum_batches(program, split, zeros, tally)
     num_examples = len(split.labels)
     return Metrics(loss / num_examples, hits / num_examples)
 
@@ -250,7 +263,7 @@ def count_confusion(
         return zeros.at[batch.labels, predicted].add(mask.astype(jnp.int32))
 
     zeros = jnp.zeros((program.model.num_classes,) * 2, jnp.int32)
-    return sum_batches(split, program.batch_size, zeros, tally)
+    return sum_batches(program, split, zeros, tally)
 
 
 @partial(jax.jit, static_argnames="program", donate_argnames="state")

@@ -68,7 +68,7 @@ def describe_environment(devices: list[str], dataset: DatasetFacts) -> Environme
     return Environment(
         # A name that is no UTF-8 could not be written down.
         command_line=[word.encode("utf-8", "backslashreplace").decode() for word in sys.argv],
-        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        versions=describe_versions(),
         python=platform.python_version(),
         platform=platform.platform(),
         processor=describe_processor(),
@@ -78,6 +78,11 @@ def describe_environment(devices: list[str], dataset: DatasetFacts) -> Environme
         git_commit=_git_commit(),
         dataset=dataset,
     )
+
+
+def describe_versions() -> dict[str, str]:
+    """Name the versions of what a result depends on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def read_environment(path: Path) -> Environment:

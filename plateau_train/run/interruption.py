@@ -24,8 +24,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 hint = "start it again with the same command"
 
-_received: int | None = None
-_is_asked_first = False
+_received = 0
+_grace = 0.0  # seconds that the main thread has, from the signal on
 _told = threading.Lock()  # taken by whoever tells the user, once
 
 
@@ -40,20 +40,28 @@ def watch() -> None:
 
 
 @contextlib.contextmanager
-def asked_first() -> Iterator[None]:
-    """Let the block end in its own way, by calling ``check`` again and again."""
-    global _is_asked_first
-    _is_asked_first = True
+def asked_first(grace: float = GRACE_SECONDS) -> Iterator[None]:
+    """Let the block end in its own way, by looking at ``received`` again and again.
+
+    ``grace`` is how many seconds it may take from a signal until it does.
+    """
+    global _grace
+    _grace = grace
     try:
         yield
     finally:
-        _is_asked_first = False
+        _grace = 0
 
 
-def check() -> None:
-    """Raise ``InterruptedRunError`` if a signal has come."""
-    if _received is not None:
-        raise InterruptedRunError(_message(_received), hint=hint, signal_number=_received)
+def received() -> int:
+    """Return the number of the signal that has come, or 0."""
+    return _received
+
+
+def stop(number: int) -> NoReturn:
+    """Raise the ``InterruptedRunError`` of a signal, which another process may have got."""
+    where = "" if number == _received else " in another process"
+    raise InterruptedRunError(_message(number) + where, hint=hint, signal_number=number)
 
 
 def claim() -> None:
@@ -61,19 +69,19 @@ def claim() -> None:
     _told.acquire()
 
 
-def leave(number: int) -> NoReturn:
+def leave(exit_code: int) -> NoReturn:
     """End the process at once, without the time that libraries take to shut down."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(128 + number)
+    os._exit(exit_code)
 
 
 def _wait(reading: int) -> NoReturn:
     global _received
     number = os.read(reading, 1)[0]
     _received = number
-    if _is_asked_first:
-        select.select([reading], [], [], GRACE_SECONDS)  # ends early on a second signal
+    if _grace:
+        select.select([reading], [], [], _grace)  # ends early on a second signal
     if _told.acquire(blocking=False):
         # The main thread cannot take its live bar away any more, nor show the cursor again.
         clear = b"\r\x1b[2K\x1b[?25h" if sys.stdout.isatty() else b""

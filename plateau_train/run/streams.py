@@ -1,7 +1,8 @@
 """Standard output and error that nothing can break: what they cannot take is lost, and counted.
 
 A training must not end because somebody closed the pipe that it prints to, or because the disk
-under its log is full. All printing goes through these, whichever library does it.
+under its log is full. All printing goes through these, whichever library does it; what libraries
+of C++ print to standard output goes to the other, for it is not what was asked for.
 """
 
 import errno
@@ -38,7 +39,9 @@ def secure() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+    asked_for = os.dup(1)
+    os.dup2(2, 1)
+    for descriptor, name in ((asked_for, "stdout"), (2, "stderr")):
         file = _Unbreakable(descriptor, "w", closefd=False)
         _outputs.append(file)
         stream = getattr(sys, name)

@@ -1,0 +1,197 @@
+"""Many processes, one run, on JAX's own distributed runtime: join, agree, leave.
+
+Process 0 leads: it alone prints and writes, and what it was asked for is trained. Everything here
+that looks like a conversation is a collective, so all processes come to it in the same order. A
+process that is alone passes through all of it at once.
+"""
+
+import contextlib
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+
+from plateau_train import config
+from plateau_train.errors import ClusterError, PlateauTrainError
+from plateau_train.run import interruption
+from plateau_train.run.report import show_error
+
+# How long a process may be silent before the others end.
+HEARTBEAT_SECONDS = 15
+
+# Until all come to the end of a chunk, of which the first holds a compilation.
+GRACE_SECONDS = 20.0
+
+# What JAX says where another process is gone, and not where a program is wrong.
+LOST = re.compile(r"gloo|nccl|coordination|connection|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE)
+
+HINT = "see what the others say, then start all of them again with plateau-train resume"
+
+Tree = TypeVar("Tree")
+
+
+@contextlib.contextmanager
+def joined(settings: config.Cluster, say: Callable[[str], None]) -> Iterator[None]:
+    """Be one of the processes of a cluster in the block, if there is one.
+
+    Raises ``ClusterError`` where the others cannot be reached, or are lost on the way. Must come
+    before the first use of a device.
+    """
+    import jax
+
+    if not _join(settings, say):
+        yield
+        return
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # NumPy turns the one into the other
+        if not LOST.search(str(error)):
+            raise
+        reason = str(error).splitlines()[0]
+        raise ClusterError(f"another process of this run was lost: {reason}", hint=HINT) from error
+    except ClusterError:
+        raise  # there is nobody to wait for
+    except PlateauTrainError:
+        jax.distributed.shutdown()  # or the others would see this process vanish before they end
+        raise
+    jax.distributed.shutdown()
+
+
+def is_several() -> bool:
+    """Tell whether this process has others beside it."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and _state().num_processes > 1
+
+
+def is_leader() -> bool:
+    """Tell whether this is the process that prints and writes."""
+    return not is_several() or _state().process_id == 0
+
+
+def describe() -> str:
+    """Say which process this is; empty where it is alone."""
+    return f"process {_state().process_id} of {_state().num_processes}" if is_several() else ""
+
+
+def grace_seconds() -> float:
+    """Return how long a process may take to end in its own way after a signal."""
+    return GRACE_SECONDS if is_several() else interruption.GRACE_SECONDS
+
+
+def from_leader(tree: Tree) -> Tree:
+    """Return what process 0 holds; the arrays of the others must have the same shapes."""
+    if not is_several():
+        return tree
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+def text_from_leader(text: str) -> str:
+    """Return the text of process 0."""
+    content = np.frombuffer(text.encode(), np.uint8)
+    length = from_leader(np.int64(len(content)))
+    held = np.zeros(length, np.uint8)
+    held[: len(content)] = content[:length]
+    return bytes(from_leader(held)).decode()
+
+
+def is_same(text: str) -> bool:
+    """Tell whether all processes hold the same text; all of them get the same answer."""
+    differs, _ = agree(int(text_from_leader(text) != text))
+    return not differs
+
+
+def agree(code: int = 0, value: int = 0) -> tuple[int, int]:
+    """Return the highest code of all processes, and the value of process 0."""
+    if not is_several():
+        return code, value
+    from jax.experimental import multihost_utils
+
+    rows = multihost_utils.process_allgather(np.array([code, value], np.int32))
+    return int(rows[:, 0].max()), int(rows[0, 1])
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Let one process fail in the block without leaving the others to wait for it.
+
+    Raises ``ClusterError`` in those, with the exit code of the one that knows more.
+    """
+    try:
+        yield
+    except PlateauTrainError as error:
+        agree(error.exit_code)
+        raise
+    code, _ = agree()
+    if code:
+        raise ClusterError(f"another process of this run ended with exit code {code}", hint=HINT)
+
+
+def _join(settings: config.Cluster, say: Callable[[str], None]) -> bool:
+    """Join the cluster that was asked for or that JAX finds; return False if there is none."""
+    import jax
+
+    if settings.num_processes == 1:
+        return False
+    where = settings.coordinator or "the coordinator that the cluster names"
+    if settings.coordinator:
+        say(f"joining {settings.num_processes} processes at {where}")
+    # JAX would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    unreachable = ClusterError(
+        f"the other processes could not be reached through {where} "
+        f"in {settings.join_timeout} seconds",
+        hint="start them all with the same --coordinator and --num-processes, each with a "
+        "--process-id of its own, where nothing is between them; --join-timeout waits longer",
+    )
+    try:
+        with _ends_within(settings.join_timeout, unreachable):
+            jax.distributed.initialize(
+                settings.coordinator,
+                settings.num_processes,
+                settings.process_id,
+                # Later than ours: its own end is an abort, with a stack trace.
+                initialization_timeout=settings.join_timeout + 60,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
+    except ValueError as error:
+        if settings.coordinator is None and "coordinator_address" in str(error):
+            return False  # JAX has found no cluster
+        raise ClusterError(
+            f"the cluster cannot be joined: {error}",
+            hint="give --coordinator, --num-processes and --process-id, or --num-processes 1",
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        raise ClusterError(
+            f"the cluster cannot be joined through {where}: {str(error).splitlines()[0]}",
+            hint="give another port to --coordinator",
+        ) from error
+    return True
+
+
+@contextlib.contextmanager
+def _ends_within(seconds: float, error: PlateauTrainError) -> Iterator[None]:
+    """End the process with an error unless the block, which nothing can interrupt, ends in time."""
+
+    def give_up() -> None:
+        show_error(error)
+        interruption.leave(error.exit_code)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _state():
+    # JAX's public functions would start its devices to answer, before the threads are fixed.
+    from jax._src.distributed import global_state
+
+    return global_state
