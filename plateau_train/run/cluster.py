@@ -22,6 +22,9 @@ from plateau_train.run.report import show_error
 # How long a process may be silent before the others end.
 HEARTBEAT_SECONDS = 15
 
+# How long a process that is done waits for the others; process 0 still draws its plot then.
+SHUTDOWN_SECONDS = 60
+
 # Until all come to the end of a chunk, of which the first holds a compilation.
 GRACE_SECONDS = 20.0
 
@@ -52,10 +55,8 @@ def joined(settings: config.Cluster, say: Callable[[str], None]) -> Iterator[Non
             raise
         reason = str(error).splitlines()[0]
         raise ClusterError(f"another process of this run was lost: {reason}", hint=HINT) from error
-    except ClusterError:
-        raise  # there is nobody to wait for
     except PlateauTrainError:
-        jax.distributed.shutdown()  # or the others would see this process vanish before they end
+        jax.distributed.shutdown()  # waits for the others, which end as well
         raise
     jax.distributed.shutdown()
 
@@ -157,6 +158,7 @@ def _join(settings: config.Cluster, say: Callable[[str], None]) -> bool:
                 # Later than ours: its own end is an abort, with a stack trace.
                 initialization_timeout=settings.join_timeout + 60,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
             )
     except ValueError as error:
         if settings.coordinator is None and "coordinator_address" in str(error):
