@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from plateau_train import config, data
 from plateau_train.config import KNOBS, Config, Resolved
@@ -29,9 +28,6 @@ from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.environment import DatasetFacts
 from plateau_train.run.metrics import read_drops
 from plateau_train.run.report import Report
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
 
 # What may differ when a run is resumed: nothing of it moves a result. Epochs may only be added.
 FREE = {"data_dir", "cache_dir", "epochs", "runs_dir", "name", "quiet", "devices"} | {
@@ -59,9 +55,7 @@ def start(resolved: Resolved, report: Report) -> Path | None:
         with cluster.together():
             _pin_threads(resolved)
         cluster.text_from_leader(resolved.config.model_dump_json())
-        dataset, facts, mesh = _load_together(
-            lambda: resolved.config, partial(_load, report=report)
-        )
+        dataset, facts = _load_together(lambda: resolved.config, partial(_load, report=report))
         resolved = _name(resolved, dataset)
         settings = resolved.config.run
         name = settings.name or resolved.config.plateau.mode
@@ -77,7 +71,7 @@ def start(resolved: Resolved, report: Report) -> Path | None:
                 except StorageError:
                     run.discard()
                     raise
-            _train(run, dataset, facts, resolved, mesh, report)
+            _train(run, dataset, facts, resolved, report)
         return run.path
 
 
@@ -114,7 +108,7 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
             report.warn(*reasons, f"The run continues from epoch {found.manifest.epoch}.")
         cluster.text_from_leader(settings.model_dump_json())
         load = partial(load_again, run, before=_dataset_of(run, found), report=report)
-        dataset, facts, mesh = _load_together(lambda: settings, load)
+        dataset, facts = _load_together(lambda: settings, load)
         with cluster.together():
             if found is not None:
                 from plateau_train import training
@@ -122,7 +116,7 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
                 training.restore(found)  # what cannot be used is refused before anything is written
             if not _is_written(run, resolved):
                 storage.write_text(run.config, config.to_toml(*resolved))
-        _train(run, dataset, facts, resolved, mesh, report, found)
+        _train(run, dataset, facts, resolved, report, found)
 
 
 def _follow(asked: Resolved, report: Report) -> None:
@@ -136,14 +130,12 @@ def _follow(asked: Resolved, report: Report) -> None:
     if plan == NOTHING:
         return
     settings = Config.model_validate_json(plan)
-    dataset, _, mesh = _load_together(
-        lambda: _adopted(asked, settings), partial(_load, report=report)
-    )
+    dataset, _ = _load_together(lambda: _adopted(asked, settings), partial(_load, report=report))
     from plateau_train import training
 
     with cluster.together():
         pass  # process 0 makes the folder
-    training.follow(dataset, settings, mesh, Report(quiet=True))
+    training.follow(dataset, settings, Report(quiet=True))
 
 
 def _adopted(asked: Resolved, settings: Config) -> Config:
@@ -169,14 +161,17 @@ def _adopted(asked: Resolved, settings: Config) -> Config:
 
 def _load_together(
     choose: Callable[[], Config], load: Callable[[config.Data], tuple[Dataset, DatasetFacts]]
-) -> tuple[Dataset, DatasetFacts, "Mesh"]:
-    """Load the data and find the devices; raises ``ClusterError`` where processes differ in it."""
+) -> tuple[Dataset, DatasetFacts]:
+    """Load the data, and look whether the devices are as wanted.
+
+    Raises ``ClusterError`` where processes differ in what they found.
+    """
     with cluster.together():
         settings = choose()
         dataset, facts = load(settings.data)
         from plateau_train import training
 
-        mesh = training.find_mesh(settings)
+        training.find_mesh(settings)
     for what, text in (
         ("data", facts.sha256),
         ("versions", json.dumps(environment.describe_versions())),
@@ -186,7 +181,7 @@ def _load_together(
                 f"the processes differ in their {what}: {text} in {cluster.describe()}",
                 hint=f"give all of them the same {what}",
             )
-    return dataset, facts, mesh
+    return dataset, facts
 
 
 def _load(settings: config.Data, report: Report) -> tuple[Dataset, DatasetFacts]:
@@ -274,7 +269,6 @@ def _train(
     dataset: Dataset,
     facts: DatasetFacts,
     resolved: Resolved,
-    mesh: "Mesh",
     report: Report,
     found: Checkpoint | None = None,
 ) -> None:
@@ -283,7 +277,7 @@ def _train(
 
     interruption.hint = f"plateau-train resume {run} continues it"
     try:
-        training.fit(run, dataset, facts, resolved, mesh, report, found)
+        training.fit(run, dataset, facts, resolved, report, found)
     except StorageError as error:
         if not run.path.is_dir():
             error.hint = "the folder was moved or removed: resume the run where it is now"

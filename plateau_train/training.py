@@ -71,13 +71,13 @@ def fit(
     dataset: Dataset,
     facts: DatasetFacts,
     resolved: Resolved,
-    mesh: Mesh,
     report: Report,
     found: Checkpoint | None = None,
 ) -> None:
     """Train one network into a run's folder, from the beginning or from what was found there."""
     started = time.perf_counter()
     settings, origins = resolved
+    mesh = find_mesh(settings)
     environment = describe_environment(_device_names(mesh), facts)
     manifest = Manifest(settings=settings, origins=origins, environment=environment)
     if found is not None:
@@ -99,7 +99,7 @@ def fit(
         _note_the_circumstances(journal, found, report)
     try:
         with interruption.asked_first(cluster.grace_seconds()):
-            for epoch in train(dataset, settings, mesh, report, found):
+            for epoch in train(dataset, settings, report, found):
                 with cluster.together():
                     journal.commit(epoch.record, epoch.timing, epoch.drops, _arrays(epoch.state))
                 report.epoch(
@@ -127,12 +127,12 @@ def fit(
     report.end(_ending(run, dataset, journal.manifest, took), run.path)
 
 
-def follow(dataset: Dataset, settings: Config, mesh: Mesh, report: Report) -> None:
+def follow(dataset: Dataset, settings: Config, report: Report) -> None:
     """Train the same network beside process 0 of a cluster, which alone keeps what comes of it."""
     with cluster.together():
         pass  # process 0 opens its journal
     with interruption.asked_first(cluster.grace_seconds()):
-        for _ in train(dataset, settings, mesh, report):
+        for _ in train(dataset, settings, report):
             with cluster.together():
                 pass  # process 0 commits the epoch
 
@@ -184,7 +184,6 @@ def _note_the_circumstances(journal: Journal, found: Checkpoint | None, report: 
 def train(
     dataset: Dataset,
     settings: Config,
-    mesh: Mesh,
     report: Report,
     found: Checkpoint | None = None,
 ) -> Iterator[Epoch]:
@@ -193,6 +192,7 @@ def train(
     After a checkpoint that was found it yields the epochs that are left. Each epoch's keys are
     derived from its number, so it is the same epoch as in a run that was never stopped.
     """
+    mesh = find_mesh(settings)
     program = Program.from_config(settings, num_classes=len(dataset.class_names), mesh=mesh)
     seed = _seed(settings)
     if found is None:

@@ -61,7 +61,10 @@ def test_the_heavy_libraries_stay_in_their_rooms():
     for path in FILES:
         roots = {name.partition(".")[0] for name in imported(path)} & HEAVY
         for root in roots:
-            assert room(path) in homes.get(root, {"numerics", "training"}), f"{root} in {path.name}"
+            allowed = homes.get(root, {"numerics", "training"})
+            if path.name == "cluster.py":  # the processes of a run find each other through jax
+                allowed = {"run"} if root == "jax" else set()
+            assert room(path) in allowed, f"{root} in {path.name}"
 
 
 def test_the_numerics_touch_no_file_clock_or_terminal():

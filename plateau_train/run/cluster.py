@@ -31,6 +31,9 @@ GRACE_SECONDS = 20.0
 # What JAX says where another process is gone, and not where a program is wrong.
 LOST = re.compile(r"gloo|nccl|coordination|connection|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE)
 
+# What JAX says where it finds no cluster, or where whoever calls this uses its devices already.
+NO_CLUSTER = re.compile(r"coordinator_address should be defined|must be called before")
+
 HINT = "see what the others say, then start all of them again with plateau-train resume"
 
 Tree = TypeVar("Tree")
@@ -136,7 +139,7 @@ def _join(settings: config.Cluster, say: Callable[[str], None]) -> bool:
     """Join the cluster that was asked for or that JAX finds; return False if there is none."""
     import jax
 
-    if settings.num_processes == 1:
+    if settings.num_processes == 1 or jax.distributed.is_initialized():
         return False
     where = settings.coordinator or "the coordinator that the cluster names"
     if settings.coordinator:
@@ -160,17 +163,14 @@ def _join(settings: config.Cluster, say: Callable[[str], None]) -> bool:
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=SHUTDOWN_SECONDS,
             )
-    except ValueError as error:
-        if settings.coordinator is None and "coordinator_address" in str(error):
-            return False  # JAX has found no cluster
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        if settings.coordinator is None and NO_CLUSTER.search(reason):
+            return False
         raise ClusterError(
-            f"the cluster cannot be joined: {error}",
-            hint="give --coordinator, --num-processes and --process-id, or --num-processes 1",
-        ) from error
-    except jax.errors.JaxRuntimeError as error:
-        raise ClusterError(
-            f"the cluster cannot be joined through {where}: {str(error).splitlines()[0]}",
-            hint="give another port to --coordinator",
+            f"the cluster cannot be joined through {where}: {reason}",
+            hint="give --coordinator HOST:PORT with a port that is free on process 0, "
+            "--num-processes and --process-id; --num-processes 1 trains alone",
         ) from error
     return True
 

@@ -1,0 +1,190 @@
+"""Many devices and many processes train what one does, and end together."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import SMALL, command
+
+from plateau_train.run.metrics import EPOCHS, read_drops, read_records
+
+# Of sums in another order, after some dozen steps.
+TOLERANCE = 1e-4
+
+SETTINGS = (*SMALL, "--batch-size=48")
+
+
+def start(folder, *arguments, process_id, port, **environment):
+    """Start one process of a cluster of two, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "plateau_train", *map(str, arguments),
+            f"--coordinator=127.0.0.1:{port}", "--num-processes=2", f"--process-id={process_id}",
+        ],
+        cwd=folder,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start_two(folder, *arguments, others=()):
+    """Start process 0, and process 1 with other arguments behind the same ones."""
+    port = free_port()
+    first = start(folder / "0", *arguments, process_id=0, port=port)
+    return first, start(folder / "1", *arguments, *others, process_id=1, port=port)
+
+
+def end(*processes, within=60):
+    """Wait for processes; return the exit code, the output and the talk of each."""
+    results = []
+    for process in processes:
+        try:
+            out, talk = process.communicate(timeout=within)
+        finally:
+            process.kill()
+        results.append((process.returncode, out, talk))
+    return results
+
+
+def wait_for(process, beginning):
+    """Read what a process prints until a line begins so."""
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    pytest.fail(f"it ended before it printed {beginning}: {process.stderr.read()}")
+
+
+def history(run):
+    return read_records(run / "metrics.jsonl", EPOCHS), read_drops(run / "events.jsonl")
+
+
+def assert_same_training(run, other):
+    """Hold two runs to the same drops, and to the same metrics but for rounding."""
+    (records, drops), (other_records, other_drops) = history(run), history(other)
+    assert drops, "no drop to compare"
+    assert [(drop.epoch, drop.step, drop.scale_after) for drop in drops] == [
+        (drop.epoch, drop.step, drop.scale_after) for drop in other_drops
+    ]
+    for record, its in zip(records, other_records, strict=True):
+        for (_, loss, accuracy), (_, other_loss, other_accuracy) in zip(
+            record.scores(), its.scores(), strict=True
+        ):
+            assert loss == pytest.approx(other_loss, rel=TOLERANCE)
+            assert accuracy == pytest.approx(other_accuracy, abs=1 / 300)  # an image more or less
+        assert record.observations == pytest.approx(its.observations, rel=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process on one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    finished = command(*SETTINGS, "--epochs=4", cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder / "runs" / "latest"
+
+
+def test_four_devices_train_what_one_does(alone, tmp_path):
+    finished = command(*SETTINGS, "--epochs=4", cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
+    assert finished.returncode == 0, finished.stderr
+    assert "4 x cpu" in finished.stderr
+    run = tmp_path / "runs" / "latest"
+    assert len(json.loads((run / "environment.json").read_text())["devices"]) == 4
+    assert_same_training(run, alone)
+
+    resumed = command("resume", run, "--epochs=5", cwd=tmp_path, JAX_NUM_CPU_DEVICES="2")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "no longer bit-exact: devices cpu:0 (cpu), cpu:1 (cpu), cpu:2" in resumed.stderr
+
+
+def test_devices_that_are_not_there_or_cannot_share_a_batch_are_refused(tmp_path):
+    for arguments, told in (
+        (("--devices=7",), "--devices 7, and there are 5 here"),
+        ((), "--batch-size 48 does not divide by the 5 devices"),
+    ):
+        refused = command(
+            *SETTINGS, *arguments, "--epochs=4", cwd=tmp_path, JAX_NUM_CPU_DEVICES="5"
+        )
+        assert refused.returncode == 2
+        assert told in refused.stderr
+    assert "use --batch-size 45 or 50, or fewer --devices" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_processes_train_what_one_does_and_one_of_them_writes(alone, tmp_path):
+    leader, other = end(*start_two(tmp_path, *SETTINGS, "--epochs=4"))
+    assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
+    assert "2 x cpu (cpu) in 2 processes" in leader[2]
+    assert leader[1].startswith("epoch 0/4")
+    assert other[1] == ""
+    assert list((tmp_path / "1").iterdir()) == []
+    assert_same_training(tmp_path / "0" / "runs" / "latest", alone)
+
+
+def test_a_killed_process_ends_the_other_and_the_run_goes_on_alone(tmp_path):
+    leader, other = start_two(tmp_path, *SETTINGS, "--epochs=60")
+    wait_for(leader, "epoch 3/60")
+    other.kill()
+    killed = time.monotonic()
+    (code, _, talk), _ = end(leader, other)
+    assert time.monotonic() - killed < 30
+    assert code == 8
+    assert "error: another process of this run was lost" in talk
+    assert "Traceback" not in talk
+
+    resumed = command("resume", "runs/latest", cwd=tmp_path / "0")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "no longer bit-exact: devices cpu:0 (cpu), cpu:" in resumed.stderr
+    records, _ = history(tmp_path / "0" / "runs" / "latest")
+    assert [record.epoch for record in records] == list(range(61))
+
+
+def test_a_signal_to_one_process_stops_both_and_both_can_go_on(tmp_path):
+    leader, other = start_two(tmp_path, *SETTINGS, "--epochs=60")
+    wait_for(leader, "epoch 3/60")
+    other.terminate()
+    (code, _, talk), (others_code, _, others_talk) = end(leader, other)
+    assert (code, others_code) == (143, 143), talk + others_talk
+    assert "error: stopped by SIGTERM in another process" in talk
+    assert "error: stopped by SIGTERM\n" in others_talk
+    assert "Traceback" not in talk + others_talk
+
+    leader, other = end(*start_two(tmp_path, "resume", tmp_path / "0" / "runs" / "latest"))
+    assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
+    assert "bit-exact" not in leader[2]
+    records, _ = history(tmp_path / "0" / "runs" / "latest")
+    assert [record.epoch for record in records] == list(range(61))
+
+
+def test_what_one_process_refuses_ends_the_other_before_anything_is_written(tmp_path):
+    leader, other = end(*start_two(tmp_path, *SETTINGS, others=("--patience=7",)))
+    assert other[0] == 2
+    assert "--patience is 7 in process 1 of 2, and 2 in process 0" in other[2]
+    assert leader[0] == 8
+    assert "another process of this run ended with exit code 2" in leader[2]
+    assert not (tmp_path / "0" / "runs").exists()
+
+
+@pytest.mark.parametrize("process_id", [0, 1])
+def test_a_process_that_cannot_reach_the_others_ends_and_does_not_train_alone(tmp_path, process_id):
+    process = start(
+        tmp_path, *SETTINGS, "--join-timeout=2", process_id=process_id, port=free_port()
+    )
+    ((code, _, talk),) = end(process)
+    assert code == 8
+    assert "the other processes could not be reached through 127.0.0.1:" in talk
+    assert "--join-timeout waits longer" in talk
+    assert not (tmp_path / "runs").exists()
