@@ -284,7 +284,7 @@ def prepare(
 
 
 @data_app.command()
-@_takes("dataset", "data_dir")
+@_takes("dataset", "data_dir", "cache_dir")
 def info(resolved: Resolved) -> None:
     """Describe a prepared data set: images, classes, pixels."""
     from plateau_train import data

@@ -21,6 +21,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
+# Nor do they touch the decoded data sets of the user, or of whoever tests at the same time.
+if not Path(os.environ.get("PLATEAU_TRAIN_CACHE_DIR", "")).name.startswith("plateau-train-tests-"):
+    os.environ["PLATEAU_TRAIN_CACHE_DIR"] = tempfile.mkdtemp(prefix="plateau-train-tests-")
+    atexit.register(shutil.rmtree, os.environ["PLATEAU_TRAIN_CACHE_DIR"], ignore_errors=True)
+
 jaxtyping.install_import_hook(
     ["plateau_train.numerics", "plateau_train.data.splits"], "beartype.beartype"
 )

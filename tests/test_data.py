@@ -1,3 +1,4 @@
+import contextlib
 import fcntl
 import http.server
 import json
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,11 @@ import pytest
 import tensorflow_datasets
 from conftest import ORIGINALS
 
-from plateau_train import config, data
+from plateau_train import config, data, launching
 from plateau_train.data import tfds
 from plateau_train.data.splits import Dataset, Split, share_out
 from plateau_train.errors import ConfigError, DataError, DataUnavailableError, StorageError
+from plateau_train.run.report import Report
 
 needs_originals = pytest.mark.skipif(
     not ORIGINALS.is_dir(), reason="the original files of Fashion-MNIST are not beside the project"
@@ -195,7 +198,8 @@ def assert_is_tiny(dataset):
 
 
 def test_a_set_of_tensorflow_datasets_is_read_whole_and_in_order(tmp_path):
-    dataset = tfds.load("tiny", tmp_path, say=silent)
+    tfds.prepare("tiny", tmp_path, say=silent)
+    dataset = tfds.load("tiny", tmp_path)
     assert_is_tiny(dataset)
     assert dataset.test.labels.dtype == np.int32
     assert (dataset.class_names, dataset.image_shape) == (("x", "y"), (6, 5, 3))
@@ -313,11 +317,11 @@ def test_a_damaged_file_of_a_set_is_named_with_the_command_that_mends_it(
 ):
     folder = tmp_path / "tiny" / "1.0.0"
     shutil.copytree(prepared, folder)
-    assert_is_tiny(tfds.load("tiny", tmp_path, say=silent))
+    assert_is_tiny(tfds.load("tiny", tmp_path))
 
     damage(folder / file)
     with pytest.raises(DataError) as refused:
-        tfds.load("tiny", tmp_path, say=silent)
+        tfds.load("tiny", tmp_path)
     (problem,) = refused.value.problems
     assert problem.startswith(f"{folder / file} ")
     assert said in problem
@@ -327,7 +331,96 @@ def test_a_damaged_file_of_a_set_is_named_with_the_command_that_mends_it(
 
     shutil.rmtree(folder)
     tfds.prepare("tiny", tmp_path, say=silent)
-    assert_is_tiny(tfds.load("tiny", tmp_path, say=silent))
+    assert_is_tiny(tfds.load("tiny", tmp_path))
+
+
+@pytest.fixture
+def settings(prepared, tmp_path):
+    """Of a run on a prepared set, and a cache of its own."""
+    shutil.copytree(prepared, tmp_path / "data" / "tiny" / "1.0.0")
+    return config.Data(
+        dataset="tiny", data_dir=tmp_path / "data", cache_dir=tmp_path / "cache", batch_size=10
+    )
+
+
+START = """
+import sys
+from plateau_train import config, data
+dataset = data.load(config.Data.model_validate_json(sys.argv[1]), say=print)
+assert not set(sys.argv[2:]) & set(sys.modules)
+print(dataset.sha256(), dataset.source)
+"""
+
+
+def test_no_start_holds_tensorflow_and_the_second_needs_none(settings):
+    def start(*unwanted):
+        program = [sys.executable, "-c", START, settings.model_dump_json(), *unwanted]
+        return subprocess.check_output(program, text=True)
+
+    labels = np.arange(30, dtype=np.int32) % 2
+    train, test = Split(Tiny.IMAGES[:30], labels), Split(Tiny.IMAGES[30:], labels[:10])
+    digest = Dataset("", "", (), train, test).sha256()
+    loaded = f"{digest} tensorflow-datasets tiny/1.0.0 in {settings.data_dir}\n"
+    said = f"reading tiny/1.0.0 from {settings.data_dir}\n"
+    assert start("tensorflow") == said + loaded
+    assert start("tensorflow", "tensorflow_datasets") == loaded
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="it looks for it in /proc")
+def test_a_signal_leaves_no_process_that_decodes(settings):
+    program = [sys.executable, "-m", "plateau_train", "data", "info", "--dataset=tiny"]
+    folders = (f"--data-dir={settings.data_dir}", f"--cache-dir={settings.cache_dir}")
+
+    def decoding():
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = path.read_bytes()
+                if b"plateau_train.data" in words and str(settings.cache_dir).encode() in words:
+                    return True
+        return False
+
+    def wait_until(is_so):
+        deadline = time.monotonic() + 30
+        while not is_so():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with subprocess.Popen([*program, *folders], stderr=subprocess.PIPE, text=True) as starting:
+        wait_until(decoding)
+        starting.terminate()
+        _, error = starting.communicate()
+    assert "error: stopped by SIGTERM" in error
+    wait_until(lambda: not decoding())
+    assert not list(settings.cache_dir.iterdir()), "it went on"
+
+
+def test_a_cache_that_is_damaged_or_cannot_be_filled_changes_nothing(settings, tmp_path):
+    assert_is_tiny(data.load(settings, say=silent))
+    (kept,) = settings.cache_dir.iterdir()
+    whole = kept.read_bytes()
+    keep(-10)(kept)
+    told = []
+    assert_is_tiny(data.load(settings, say=told.append))
+    assert told == [f"reading tiny/1.0.0 from {settings.data_dir}"]
+    assert kept.read_bytes() == whole
+    (tmp_path / "file").touch()
+    assert_is_tiny(
+        data.load(settings.model_copy(update={"cache_dir": tmp_path / "file"}), say=silent)
+    )
+
+
+def test_the_cache_hides_neither_damage_nor_other_data(settings, monkeypatch, tmp_path):
+    before = data.load(settings, say=silent)
+    folder = settings.data_dir / "tiny" / "1.0.0"
+    flip(-1)(folder / FIRST)
+    with pytest.raises(DataError, match=f"{FIRST} is damaged"):
+        data.load(settings, say=silent)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(Tiny, "IMAGES", 255 - Tiny.IMAGES)
+    assert_is_tiny(data.load(settings, say=silent))
+    run: Any = SimpleNamespace(path=tmp_path)
+    with pytest.raises(DataError, match="was trained on tiny of SHA-256"):
+        launching.load_again(run, settings, launching._facts(before), Report())
 
 
 def test_a_number_of_examples_that_would_abort_tensorflow_is_refused(prepared, tmp_path):
@@ -335,7 +428,7 @@ def test_a_number_of_examples_that_would_abort_tensorflow_is_refused(prepared, t
     shutil.copytree(prepared, folder)
     edit(shardLengths=["20", str(10**15)])(folder / INFO)
     with pytest.raises(DataError, match=f"{SECOND} .* too few for the 1,000,000,000,000,000"):
-        tfds.load("tiny", tmp_path, say=silent)
+        tfds.load("tiny", tmp_path)
 
 
 def test_half_of_a_set_does_not_count_as_prepared(prepared, tmp_path):
@@ -379,7 +472,8 @@ def test_a_killed_preparation_blocks_nothing_and_leaves_nothing(tmp_path, monkey
     left, seen, told = unfinished(), set(), []
     assert left, "it was not at work"
     monkeypatch.setattr(Tiny, "before_example", staticmethod(lambda: seen.update(unfinished())))
-    assert_is_tiny(tfds.load("tiny", tmp_path, say=told.append))
+    tfds.prepare("tiny", tmp_path, say=told.append)
+    assert_is_tiny(tfds.load("tiny", tmp_path))
     assert seen, "nothing was prepared"
     assert not seen & left, "it went on among the leftovers"
     assert not any("waiting" in line for line in told)
@@ -414,7 +508,7 @@ def test_of_two_preparations_at_once_the_second_waits_and_finds_the_set(tmp_path
         "first": f"prepared tiny/1.0.0 in {tmp_path}",
         "second": f"tiny/1.0.0 in {tmp_path} is prepared already",
     }
-    assert_is_tiny(tfds.load("tiny", tmp_path, say=silent))
+    assert_is_tiny(tfds.load("tiny", tmp_path))
 
 
 def test_a_prepared_set_needs_no_lock_and_no_right_to_write(prepared, tmp_path):
@@ -424,7 +518,7 @@ def test_a_prepared_set_needs_no_lock_and_no_right_to_write(prepared, tmp_path):
         tmp_path.chmod(0o555)
         try:
             assert "is prepared already" in tfds.prepare("tiny", tmp_path, say=pytest.fail)
-            assert_is_tiny(tfds.load("tiny", tmp_path, say=silent))
+            assert_is_tiny(tfds.load("tiny", tmp_path))
         finally:
             tmp_path.chmod(0o755)
 
@@ -439,7 +533,8 @@ def test_a_disk_that_takes_no_more_is_reported_and_nothing_stays_on_it(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == [tfds.LOCK]
-    assert_is_tiny(tfds.load("tiny", tmp_path, say=silent))
+    tfds.prepare("tiny", tmp_path, say=silent)
+    assert_is_tiny(tfds.load("tiny", tmp_path))
 
 
 def test_a_place_where_no_folder_can_be_made_is_refused(tmp_path):
@@ -471,7 +566,7 @@ def test_fashion_mnist_is_downloaded_verified_and_prepared_where_there_is_a_netw
         def handle_error(self, *_):  # the probe hangs up without reading the file
             pass
 
-    settings = config.Data(data_dir=tmp_path)
+    settings = config.Data(data_dir=tmp_path, cache_dir=tmp_path / "cache")
     with QuietServer(("127.0.0.1", 0), Proxy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")

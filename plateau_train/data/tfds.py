@@ -60,28 +60,26 @@ class _DamageError(Exception):
         self.folder = path.parent
 
 
-def load(
-    name: str, data_dir: Path, *, say: Callable[[str], None], download: bool = True
-) -> Dataset:
-    """Read a set into memory, downloading and preparing it first where it is not prepared.
+def find(name: str, data_dir: Path) -> str:
+    """Return the full name of a prepared set; raises what ``load`` raises, but for its images."""
+    with _mending(name, data_dir):
+        return _prepared(name, data_dir).info.full_name
+
+
+def load(name: str, data_dir: Path) -> Dataset:
+    """Read a prepared set into memory.
 
     Raises ``DataError`` for a set that is unknown, damaged or no image classification, and
-    ``DataUnavailableError`` for one that is neither prepared nor to be downloaded.
+    ``DataUnavailableError`` for one that is not prepared.
     """
     with _mending(name, data_dir):
-        builder = _builder(name, data_dir)
+        builder = _prepared(name, data_dir)
         keys = _image_and_label(builder)
-        if not _is_prepared(builder):
-            if not download:
-                raise _unavailable(builder, f"{name} is not prepared in {data_dir}")
-            prepare(name, data_dir, say=say)
-            builder = _builder(name, data_dir)  # the old one knows of no splits
-        say(f"reading {builder.info.full_name} from {data_dir}")
         class_names = _class_names(builder, keys[1])
         train, test = (_read(builder, split, *keys) for split in ("train", "test"))
     return Dataset(
         name=_name(builder),
-        source=f"tensorflow-datasets {builder.info.full_name} in {data_dir}",
+        source=f"tensorflow-datasets {builder.info.full_name}",
         class_names=class_names,
         train=train,
         test=test,
@@ -214,6 +212,15 @@ def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
                 hint=f"take --dataset {plain_name}",
             ) from error
         raise
+
+
+def _prepared(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
+    """Find a set that can be read at once."""
+    builder = _builder(name, data_dir)
+    _image_and_label(builder)
+    if not _is_prepared(builder):
+        raise _unavailable(builder, f"{name} is not prepared in {data_dir}")
+    return builder
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
