@@ -1,0 +1,496 @@
+"""Measure plateau-train beside what would be run otherwise, and write the README's table.
+
+    .venv/bin/python scripts/benchmark.py --write              # half an hour on two cores
+    .venv/bin/python scripts/benchmark.py --only start epoch   # parts of it
+    .venv/bin/python scripts/benchmark.py --read FILE --write  # the table of an earlier --output
+
+Needs a prepared Fashion-MNIST (TFDS_DATA_DIR), pip install -e '.[benchmark]', and a machine that
+does nothing else. Every program runs as a whole process, in turn with the others, round by round
+and every other round in the opposite order; ratios are taken within a round.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+# What this process holds in memory is the least that the kernel reports of a child, so nothing
+# large is imported here.
+from plateau_train.run.environment import available_cores, describe_processor
+
+RIVALS = Path(__file__).resolve().parent / "rivals"
+PACKAGES = ("jax", "flax", "optax", "numpy", "tensorflow-datasets", "torch")
+CACHE_VARIABLE = "PLATEAU_TRAIN_CACHE_DIR"
+# What would make a program faster or slower than it is where nothing is set.
+NOT_INHERITED = (
+    "JAX_", "XLA_", "NPROC", "TF_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH",
+    "MALLOC_", "PYTHONDONTWRITEBYTECODE", "PLATEAU_TRAIN_",
+)  # fmt: skip
+
+OURS, NOTEBOOK, TUNED, DEFAULT = "plateau-train", "notebook", "pytorch tuned", "pytorch default"
+# Whoever learns passes it in the first epoch.
+LEAST_TEST_ACCURACY = 0.8
+# Enough to have compiled all, and to have all in memory.
+SHORT_EPOCHS = 2
+EPOCH_LINE = re.compile(r"epoch (?P<epoch>\d+)/.* test loss \S+ acc (?P<accuracy>\S+)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--epochs", type=int, default=10, help="of each training (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+                        help=f"of {', '.join(PARTS)}")  # fmt: skip
+    parser.add_argument("--output", type=Path, help="JSON file for all figures")
+    parser.add_argument("--read", type=Path, help="take the figures of such a file, measure none")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    arguments = parser.parse_args()
+    if arguments.epochs < SHORT_EPOCHS or arguments.rounds < 1:
+        parser.error(f"it takes {SHORT_EPOCHS} epochs and 1 round at least")
+    if arguments.read:
+        figures = json.loads(arguments.read.read_text(encoding="utf-8"))
+    else:
+        with tempfile.TemporaryDirectory(prefix="plateau-train-benchmark-") as scratch:
+            bench = Bench(Path(scratch), epochs=arguments.epochs, rounds=arguments.rounds)
+            figures = {}
+            for figures in bench.measure(arguments.only):
+                if arguments.output:  # after each part, for it may be a long time to the last
+                    arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
+    text = "\n".join(describe(figures))
+    print(text)
+    if arguments.write:
+        if not set(PARTS) <= set(figures):
+            parser.error("README.md shows all parts, measured in one go")
+        from reproduce import rewrite
+
+        rewrite("benchmark", text)
+
+
+class Finished(NamedTuple):
+    """A process that has ended."""
+
+    seconds: float
+    peak_bytes: int  # resident, of it or of the largest process that it waited for
+    lines: list[tuple[float, str]]  # of its standard output, and the seconds until each came
+
+
+class Bench:
+    """A folder for all that is written, and the whole runs that several parts look at."""
+
+    def __init__(self, scratch: Path, *, epochs: int, rounds: int) -> None:
+        self._scratch = scratch
+        self._epochs = epochs
+        self._rounds = rounds
+        self._arrays = scratch / "fashion_mnist.npz"
+        self._our_runs: list[tuple[Finished, Path]] = []
+
+    def measure(self, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield the figures, seconds and bytes of all rounds, after each of some parts."""
+        figures: dict[str, Any] = {
+            "machine": describe_machine(),
+            "epochs": self._epochs,
+            "rounds": self._rounds,
+            "elsewhere": {},
+        }
+        say("not measured: decodes the data and fills the caches")
+        self.run([sys.executable, __file__, "decode", str(self._arrays)])
+        self.train(1)
+        for part, measure in PARTS.items():
+            if part in parts:
+                say(part)
+                load = Load()
+                figures[part] = measure(self)
+                figures["elsewhere"][part] = load.elsewhere()
+                yield figures
+
+    def run(self, command: Sequence[str], *, cache: str = "cache") -> Finished:
+        """Run a program to its end; where it fails, leave with what it said."""
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)
+        } | {CACHE_VARIABLE: str(self._scratch / cache)}
+        with (self._scratch / "stderr").open("w+") as errors:
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                command,
+                cwd=self._scratch,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+            lines = [
+                (time.perf_counter() - started, line.rstrip("\n")) for line in process.stdout or ()
+            ]
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - started
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode != 0:
+                errors.seek(0)
+                sys.exit(f"{' '.join(command)}\nended with {process.returncode}: {errors.read()}")
+        unit = 1 if sys.platform == "darwin" else 1024
+        return Finished(seconds, usage.ru_maxrss * unit, lines)
+
+    def train(self, epochs: int, *, cache: str = "cache") -> tuple[Finished, Path]:
+        """Train with plateau-train; return the process and its run's folder."""
+        finished = self.run([*OUR_COMMAND, *training_arguments(epochs)], cache=cache)
+        find_test_accuracy(OURS, finished, epochs)
+        return finished, (self._scratch / "runs" / "latest").resolve()
+
+    def commands(self) -> dict[str, Any]:
+        """Time whole trainings: by plateau-train, and by what would be run otherwise."""
+        output = self._scratch / "output"
+        output.mkdir()
+        arrays = ("--data", str(self._arrays))
+        programs = {
+            NOTEBOOK: ["notebook.py"],
+            TUNED: ["pytorch.py", "--style", "tuned", *arrays],
+            DEFAULT: ["pytorch.py", "--style", "default", *arrays],
+        }
+
+        def train(name: str, epochs: int) -> Finished:
+            if name == OURS:
+                self._our_runs.append(self.train(epochs))
+                return self._our_runs[-1][0]
+            script, *arguments = programs[name]
+            command = [sys.executable, str(RIVALS / script), *arguments, "--output", str(output)]
+            return self.run([*command, "--epochs", str(epochs)])
+
+        for name in programs:
+            train(name, 1)
+        figures = {name: [] for name in (OURS, *programs)}
+        for name in self._in_turn(figures):
+            finished = train(name, self._epochs)
+            accuracy = find_test_accuracy(name, finished, self._epochs)
+            figures[name].append(
+                {
+                    "seconds": finished.seconds,
+                    "peak_bytes": finished.peak_bytes,
+                    "test_accuracy": accuracy,
+                }
+            )
+            say(f"{name}: {finished.seconds:.1f} s, test accuracy {accuracy:.4f}")
+        return figures
+
+    def epoch(self) -> list[dict[str, float]]:
+        """Time the training epoch and what it is made of at least."""
+        script = [sys.executable, str(RIVALS / "floor.py")]
+        finished = self.run([*script, "--data", str(self._arrays), "--rounds", str(self._rounds)])
+        return [json.loads(line) for _, line in finished.lines]
+
+    def overhead(self) -> list[list[float]]:
+        """Return what else each epoch took, as a share of its training; a list a run.
+
+        From the line of one epoch to the line of the next, which come when all else is done.
+        Without epoch 1, whose first steps are compiled.
+        """
+        shares = []
+        for finished, folder in self._whole_runs():
+            timings = (folder / "timings.jsonl").read_text(encoding="utf-8").splitlines()
+            training = [json.loads(line)["train_seconds"] for line in timings]
+            printed = [second for second, line in finished.lines if EPOCH_LINE.match(line)]
+            shares.append(
+                [
+                    (printed[epoch] - printed[epoch - 1]) / training[epoch] - 1
+                    for epoch in range(2, self._epochs + 1)
+                ]
+            )
+        return shares
+
+    def memory(self) -> dict[str, list[int]]:
+        """Return the peak of each run, with what the caches hold and without."""
+        cold = (self.train(SHORT_EPOCHS, cache=self._no_cache()) for _ in range(self._rounds))
+        return {
+            "warm": [finished.peak_bytes for finished, _ in self._whole_runs()],
+            "cold": [finished.peak_bytes for finished, _ in cold],
+        }
+
+    def start(self) -> dict[str, list[float]]:
+        """Time what a user waits for."""
+        _, folder = self._whole_runs(at_least=1)[0]
+        first_step = [sys.executable, __file__, "first-step", *training_arguments(SHORT_EPOCHS)]
+        waits: dict[str, Callable[[], Finished]] = {
+            "help": partial(self.run, [*OUR_COMMAND, "--help"]),
+            "plot": partial(self.run, [*OUR_COMMAND, "plot", str(folder)]),
+            "warm": partial(self.run, first_step),
+            "cold": lambda: self.run(first_step, cache=self._no_cache()),
+        }
+        for wait in waits.values():
+            wait()
+        figures: dict[str, list[float]] = {name: [] for name in waits}
+        for name in self._in_turn(waits):
+            figures[name].append(waits[name]().seconds)
+        return figures
+
+    def _in_turn(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield all names once a round, in every other round backwards."""
+        for number in range(self._rounds):
+            say(f"round {number + 1} of {self._rounds}")
+            yield from list(names)[:: -1 if number % 2 else 1]
+
+    def _whole_runs(self, at_least: int | None = None) -> list[tuple[Finished, Path]]:
+        """Return the runs of the part that compares, or make them where it was left out."""
+        while len(self._our_runs) < (at_least or self._rounds):
+            self._our_runs.append(self.train(self._epochs))
+        return self._our_runs
+
+    def _no_cache(self) -> str:
+        shutil.rmtree(self._scratch / "no-cache", ignore_errors=True)
+        return "no-cache"
+
+
+PARTS: Mapping[str, Callable[[Bench], Any]] = {
+    "commands": Bench.commands,
+    "epoch": Bench.epoch,
+    "overhead": Bench.overhead,
+    "memory": Bench.memory,
+    "start": Bench.start,
+}
+
+OUR_COMMAND = (sys.executable, "-m", "plateau_train")
+
+
+def training_arguments(epochs: int) -> tuple[str, ...]:
+    """Ask for the default training, but for the real data by name: it falls back to nothing."""
+    return ("--mode=train-loss", "--dataset=fashion_mnist", f"--epochs={epochs}")
+
+
+def find_test_accuracy(name: str, finished: Finished, epochs: int) -> float:
+    """Return the last test accuracy, or leave where a program did not train, or learned nothing."""
+    lines = [match for _, line in finished.lines if (match := EPOCH_LINE.match(line))]
+    if [int(line["epoch"]) for line in lines] != list(range(epochs + 1)):
+        sys.exit(f"{name} did not print the epochs 0 to {epochs}: {finished.lines}")
+    accuracy = float(lines[-1]["accuracy"])
+    if accuracy < LEAST_TEST_ACCURACY:
+        sys.exit(f"{name} learned nothing: test accuracy {accuracy} after {epochs} epochs")
+    return accuracy
+
+
+class Load:
+    """What the machine does meanwhile that is none of our doing, where the kernel tells (Linux)."""
+
+    def __init__(self) -> None:
+        self._before = self._read()
+
+    def elsewhere(self) -> float | None:
+        """Return the share of all cores that other processes, or the host's other guests, took."""
+        if not self._before:
+            return None
+        busy, own, clock = (
+            now - before for now, before in zip(self._read(), self._before, strict=True)
+        )
+        return (busy - own) / (clock * (os.cpu_count() or 1))
+
+    def _read(self) -> tuple[float, ...]:
+        """Return the seconds that the cores were busy, those of our processes, and the clock's."""
+        table = Path("/proc/stat")
+        if not table.exists():
+            return ()
+        user, nice, system, _, _, *interrupted_and_stolen = map(
+            int, table.read_text().splitlines()[0].split()[1:9]
+        )
+        ticks = user + nice + system + sum(interrupted_and_stolen)
+        return ticks / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4]), time.monotonic()
+
+
+def describe_machine() -> dict[str, Any]:
+    """Name everything that the figures depend on."""
+    versions = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "processor": describe_processor(),
+        "cores": available_cores(),
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": versions,
+    }
+
+
+class Spread(NamedTuple):
+    """Median and range of the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        values = list(values)
+        return cls(statistics.median(values), min(values), max(values))
+
+    @classmethod
+    def of_ratios(cls, dividends: Iterable[float], divisors: Iterable[float]) -> "Spread":
+        """Divide within each round: what slows a machine down for a while slows both."""
+        return cls.of(up / down for up, down in zip(dividends, divisors, strict=True))
+
+    def show(self, form: str, unit: str = "") -> str:
+        return f"{self.median:{form}}{unit} ({self.low:{form}} to {self.high:{form}})"
+
+
+# What stands in the table of each program, and how many times as long it should take as ours.
+PROGRAMS = {
+    OURS: ("`plateau-train --mode train-loss --epochs {epochs}`", None),
+    NOTEBOOK: ("the notebook's loop: tf.data, a compiled step that Python calls", 3),
+    TUNED: ("PyTorch written well: bytes in memory, fused Adam, subnormals flushed", 1),
+    DEFAULT: ("PyTorch as people write it: floats, DataLoader, defaults", 2.5),
+}
+
+
+def describe(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of the README's section for the parts that were measured."""
+    if "commands" in figures:
+        yield from describe_commands(figures["commands"], figures["epochs"])
+        yield ""
+    if rows := list(describe_parts(figures)):
+        yield "| | measured | goal |"
+        yield "|---|---|---|"
+        for row in rows:
+            yield f"| {' | '.join(row)} |"
+        yield ""
+    machine, rounds = figures["machine"], figures["rounds"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    yield (
+        f"Medians of {rounds} rounds and their range, ratios taken within a round; made by "
+        f"`scripts/benchmark.py` on {machine['cores']} cores ({machine['processor']}, "
+        f"{machine['system']}) with {versions}."
+    )
+    if elsewhere := [share for share in figures["elsewhere"].values() if share is not None]:
+        yield (
+            "Of the cores' time, other processes and other guests of the host took "
+            f"{100 * max(0, *elsewhere):.1f} % at most."
+        )
+
+
+def describe_commands(
+    commands: Mapping[str, Sequence[Mapping[str, float]]], epochs: int
+) -> Iterator[str]:
+    """Yield the table of the programs that were run side by side."""
+    yield "| program | seconds | times ours | goal | peak memory | test accuracy |"
+    yield "|---|---|---|---|---|---|"
+    columns = {
+        name: {key: [figures[key] for figures in rounds] for key in rounds[0]}
+        for name, rounds in commands.items()
+    }
+    ours = columns[OURS]["seconds"]
+    for name, (what, goal) in PROGRAMS.items():
+        seconds, peaks, accuracies = (
+            columns[name][key] for key in ("seconds", "peak_bytes", "test_accuracy")
+        )
+        cells = (
+            what.format(epochs=epochs),
+            Spread.of(seconds).show(".1f"),
+            "" if goal is None else Spread.of_ratios(seconds, ours).show(".2f"),
+            "" if goal is None else f"at least {goal}",
+            show_megabytes(peaks),
+            f"{statistics.median(accuracies):.3f}",
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def describe_parts(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield what was measured, the figure, and the goal."""
+    if epoch := figures.get("epoch"):
+        columns = {name: [seconds[name] for seconds in epoch] for name in epoch[0]}
+        fastest = {
+            work: min(
+                (name for name in columns if name.startswith(work)),
+                key=lambda name: statistics.median(columns[name]),
+            )
+            for work in ("products", "adam")
+        }
+        products, adam = (columns[name] for name in fastest.values())
+        floor = [sum(pair) for pair in zip(products, adam, strict=True)]
+        by = {work: name.removeprefix(f"{work} ") for work, name in fastest.items()}
+        yield (
+            f"training epoch, times the floor: the five large matrix products of each step "
+            f"({statistics.median(products):.2f} s, {by['products']}) and one pass over Adam's "
+            f"bytes ({statistics.median(adam):.2f} s, {by['adam']})",
+            Spread.of_ratios(columns["ours"], floor).show(".2f")
+            + f"; {statistics.median(columns['ours']):.2f} s",
+            "at most 1.25",
+        )
+    if overhead := figures.get("overhead"):
+        yield (
+            "evaluation, metrics, checkpoint and printing, of an epoch's training time",
+            Spread.of(100 * statistics.median(shares) for shares in overhead).show(".1f", " %"),
+            "below 8 %",
+        )
+    if memory := figures.get("memory"):
+        yield "peak memory of a run", show_megabytes(memory["warm"]), "below 700 MB"
+        yield "the same with empty caches", show_megabytes(memory["cold"]), ""
+    for name, what, goal in (
+        ("help", "`plateau-train --help`", "below 0.3 s"),
+        ("plot", "`plateau-train plot RUN`", "below 1.5 s"),
+        ("warm", "from the command to the end of the first training step", "below 3 s"),
+        ("cold", "the same with empty caches", ""),
+    ):
+        if start := figures.get("start"):
+            yield what, Spread.of(start[name]).show(".2f", " s"), goal
+
+
+def show_megabytes(peaks: Sequence[float]) -> str:
+    return Spread.of(peak / 1e6 for peak in peaks).show(",.0f", " MB")
+
+
+def say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+# What this script does in processes of its own, by its first argument.
+
+
+def decode(path: str) -> None:
+    """Write the decoded images and labels as PyTorch and the floor take them."""
+    import numpy as np
+
+    from plateau_train import config, data
+
+    asked = {"dataset": config.Given(data.PREFERRED, "")}
+    if folder := os.environ.get("TFDS_DATA_DIR"):
+        asked["data_dir"] = config.Given(folder, "")
+    dataset = data.load(config.resolve(asked).config.data, say=say)
+    arrays = {
+        f"{split}_{column}": array
+        for split in ("train", "test")
+        for column, array in getattr(dataset, split)._asdict().items()
+    }
+    np.savez(path, **arrays)
+
+
+def take_first_step(*arguments: str) -> None:
+    """Run plateau-train, and leave when the first training step has come back."""
+    from plateau_train.__main__ import main as run
+    from plateau_train.run.report import Report
+
+    def leave(self: Report, step: int, loss: float) -> NoReturn:
+        del self, loss
+        os._exit(0 if step == 1 else 1)
+
+    Report.step = leave
+    sys.argv[1:] = arguments
+    run()
+
+
+CHILDREN = {"decode": decode, "first-step": take_first_step}
+
+if __name__ == "__main__":
+    if child := CHILDREN.get("".join(sys.argv[1:2])):
+        child(*sys.argv[2:])
+    else:
+        main()
