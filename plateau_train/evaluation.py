@@ -142,6 +142,7 @@ def score(found: Checkpoint, dataset: Dataset) -> tuple[dict[str, Score], Confus
     from plateau_train.numerics.program import Program, count_confusion, evaluate
 
     settings = found.manifest.settings
+    training.keep_compiled(settings)
     program = Program.from_config(settings, num_classes=len(dataset.class_names))
     params = training.restore(found).params
     test = training.on_device(dataset.test)

@@ -171,6 +171,7 @@ def _load_together(
         dataset, facts = load(settings.data)
         from plateau_train import training
 
+        training.keep_compiled(settings)
         training.find_mesh(settings)
     for what, text in (
         ("data", facts.sha256),

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,10 +44,15 @@ from plateau_train.numerics.program import (
     init_state,
     train_steps,
 )
-from plateau_train.run import cluster, interruption, plots, storage
+from plateau_train.run import cluster, interruption, storage
 from plateau_train.run.checkpoint import Checkpoint, Manifest
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.environment import DatasetFacts, describe_environment
+from plateau_train.run.environment import (
+    DatasetFacts,
+    available_cores,
+    describe_environment,
+    identify_code,
+)
 from plateau_train.run.journal import Journal
 from plateau_train.run.metrics import Drop, EpochRecord, Notice, Timing
 from plateau_train.run.report import Report
@@ -54,6 +60,10 @@ from plateau_train.run.report import Report
 # An epoch is cut into chunks of about this long: that often the bar moves, a loss that is not
 # finite is seen and a signal is heard. The cuts leave the bits unchanged.
 CHUNK_SECONDS = 0.25
+
+
+# What is kept of compiled programs: those of one training are some hundred kilobytes.
+COMPILED_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,8 @@ def fit(
                     patience=settings.plateau.patience,
                     seconds=epoch.timing.train_seconds + epoch.timing.evaluate_seconds,
                 )
+        from plateau_train.run import plots  # matplotlib can wait until here
+
         records, drops = journal.manifest.records, journal.manifest.drops
         plots.save_plot(run.plot, records, drops, settings)
         journal.write_whole()
@@ -135,6 +147,26 @@ def follow(dataset: Dataset, settings: Config, report: Report) -> None:
         for _ in train(dataset, settings, report):
             with cluster.together():
                 pass  # process 0 commits the epoch
+
+
+def keep_compiled(settings: Config) -> None:
+    """Have JAX keep what it compiles, and take what it has kept, in the cache of the user.
+
+    The folder is that of this processor and number of threads, which JAX does not tell apart.
+    A damaged entry is compiled anew.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return  # the user's own
+    name = identify_code(settings.run.threads or available_cores())
+    folder = settings.data.cache_dir.expanduser() / "compiled" / name
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
+    for key, value in {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_compilation_cache_max_size": COMPILED_BYTES,
+    }.items():
+        jax.config.update(key, value)
 
 
 def find_mesh(settings: Config) -> Mesh:
@@ -194,9 +226,8 @@ def train(
     """
     mesh = find_mesh(settings)
     program = Program.from_config(settings, num_classes=len(dataset.class_names), mesh=mesh)
-    seed = _seed(settings)
     if found is None:
-        first, state = 0, init_state(program, seed, dataset.image_shape)
+        first, state = 0, init_state(program, _seed(settings), dataset.image_shape)
     else:
         first, state = found.manifest.epoch + 1, restore(found)
     if cluster.is_several():  # only process 0 has read the checkpoint
@@ -207,31 +238,32 @@ def train(
     if dataset.val is not None:
         others["val"] = on_device(dataset.val, mesh)
     num_steps = _steps_per_epoch(dataset, settings)
-    steps = _ChunkedEpoch(
-        program, empty_records(program, state, train_split, num_steps), settings, report
-    )
+    # The untrained network is scored while the rest is traced and compiled.
+    untrained = evaluate(program, state.params, train_split) if first == 0 else None
+    steps = _ChunkedEpoch(program, train_split, settings, report)
+    state = steps.compile(state)
 
     for epoch in range(int(first), settings.run.epochs + 1):
         started = time.perf_counter()
-        before = jax.device_get(state.plateau)
         report.start_epoch(epoch, settings.run.epochs, num_steps)
-        observation = None
+        observation, scale = None, 1.0
         if epoch == 0:
-            train_metrics = jax.device_get(evaluate(program, state.params, train_split))
+            train_metrics = untrained
         else:
-            state, columns = steps.take(state, train_split, seed, epoch)
+            scale = float(jax.device_get(state.plateau.scale))
+            state, columns = steps.take(state, epoch)
             # The mean over the batches as they were seen, each of the same size.
             train_metrics = Metrics(*(column.mean(dtype=np.float64) for column in columns.metrics))
             observation = columns.observation
         trained = time.perf_counter()
         metrics = {name: evaluate(program, state.params, split) for name, split in others.items()}
-        metrics = {"train": train_metrics} | jax.device_get(metrics)
+        metrics = jax.device_get({"train": train_metrics} | metrics)
         _refuse_non_finite(metrics, epoch, steps.last_loss, settings)
         if epoch > 0 and not program.watches_steps:
             state, observation = advance(program, state, metrics[settings.plateau.split])
         seconds = time.perf_counter() - trained
         observations, drops = _explain(
-            jax.device_get(observation), float(before.scale), epoch, num_steps, settings
+            jax.device_get(observation), scale, epoch, num_steps, settings
         )
         yield Epoch(
             record=_record(program, state, epoch, num_steps, metrics, observations, settings),
@@ -251,27 +283,38 @@ def train(
 class _ChunkedEpoch:
     """Take the steps of an epoch in chunks of steady length, watching the loss between them."""
 
-    def __init__(
-        self, program: Program, records: StepRecord, settings: Config, report: Report
-    ) -> None:
+    def __init__(self, program: Program, split: Examples, settings: Config, report: Report) -> None:
         self._program = program
-        self._records = records  # filled anew in each epoch, so that their memory is used again
+        self._split = split
         self._settings = settings
         self._report = report
+        self._records: StepRecord | None = None  # filled anew in each epoch, in the same memory
         self._chunk = 1
         self.last_loss: float | None = None
 
-    def take(
-        self, state: TrainState, split: Examples, seed: np.uint32, epoch: int
-    ) -> tuple[TrainState, StepRecord]:
-        """Return the state after the epoch, and its records as NumPy columns."""
-        program, records = self._program, self._records
-        order = epoch_order(
-            seed,
+    def compile(self, state: TrainState) -> TrainState:
+        """Compile all that an epoch takes by taking no step of it; use up the state, return it."""
+        order = self._order(1)
+        records = empty_records(self._program, state, self._split, len(order))
+        state, self._records = train_steps(self._program, state, records, self._split, order, 0, 0)
+        return state
+
+    def _order(self, epoch: int) -> jax.Array:
+        return epoch_order(
+            _seed(self._settings),
             epoch,
-            num_examples=len(split.labels),
-            batch_size=program.batch_size,
-            mesh=program.mesh,
+            num_examples=len(self._split.labels),
+            batch_size=self._program.batch_size,
+            mesh=self._program.mesh,
+        )
+
+    def take(self, state: TrainState, epoch: int) -> tuple[TrainState, StepRecord]:
+        """Return the state after the epoch, and its records as NumPy columns."""
+        program, split, records, order = (
+            self._program,
+            self._split,
+            self._records,
+            self._order(epoch),
         )
         start, num_steps = 0, len(order)
         while start < num_steps:
@@ -286,7 +329,7 @@ class _ChunkedEpoch:
                 self.last_loss = loss
             self._report.step(stop, losses[-1])
             rate = (stop - start) / (time.perf_counter() - began)
-            # Not more than eight times as long as the last: the first one holds a compilation.
+            # Not more than eight times as long as the last: a short one says little of the rate.
             chunk = max(1, min(int(rate * CHUNK_SECONDS), 8 * self._chunk, num_steps))
             signal_number, self._chunk = cluster.agree(interruption.received(), chunk)
             if signal_number:

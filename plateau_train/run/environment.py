@@ -1,5 +1,6 @@
 """Where a run takes place: versions, machine, threads, commit, command line, data."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -110,13 +111,20 @@ def pin_threads(num_threads: int) -> None:
 
 def describe_processor() -> str:
     """Name the processor of this machine."""
+    return f"{_of_processor('model name') or platform.processor()}, {platform.machine()}"
+
+
+def identify_code(num_threads: int) -> str:
+    """Return a name that is the same where XLA compiles the same code: processor and threads."""
+    facts = (describe_processor(), _of_processor("flags"), num_threads)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _of_processor(field: str) -> str:
+    """Return what Linux says of its first processor, or nothing."""
     table = Path("/proc/cpuinfo")
-    models = [
-        line.partition(":")[2].strip()
-        for line in (table.read_text().splitlines() if table.exists() else [])
-        if line.startswith("model name")
-    ]
-    return f"{models[0] if models else platform.processor()}, {platform.machine()}"
+    lines = table.read_text().splitlines() if table.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith(field)), "")
 
 
 def _git_commit() -> str | None:
