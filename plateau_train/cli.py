@@ -227,7 +227,7 @@ def runs(resolved: Resolved) -> None:
 
 
 @app.command()
-@_takes("data_dir")
+@_takes("data_dir", "cache_dir")
 def evaluate(
     resolved: Resolved,
     run: RunArgument,

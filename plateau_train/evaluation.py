@@ -58,12 +58,16 @@ def evaluate_run(
     run = RunDirectory.find(path)
     found = find_checkpoint(run, which, report)
     manifest = found.manifest
-    settings = manifest.settings.data
+    cache_dir = asked.config.data.cache_dir
+    settings = manifest.settings.data.model_copy(update={"cache_dir": cache_dir})
     if asked.is_asked("data_dir"):
         settings = settings.model_copy(update={"data_dir": asked.config.data.data_dir})
     dataset, _ = launching.load_again(run, settings, manifest.environment.dataset, report)
     if manifest.environment.threads is not None:
         environment.pin_threads(manifest.environment.threads)
+    from plateau_train import training  # only now, when the number of threads is fixed
+
+    training.keep_compiled(cache_dir)
     scores, confusion = score(found, dataset)
     _compare(found, scores, report)
 
@@ -137,12 +141,10 @@ def _of_epoch(run: RunDirectory, epoch: int, kept: Sequence[Path]) -> Checkpoint
 
 def score(found: Checkpoint, dataset: Dataset) -> tuple[dict[str, Score], Confusion]:
     """Score the held-out images, if there are any, and the test images; count the confusions."""
-    # Only now, when the number of threads is fixed: these load jax.
     from plateau_train import training
     from plateau_train.numerics.program import Program, count_confusion, evaluate
 
     settings = found.manifest.settings
-    training.keep_compiled(settings)
     program = Program.from_config(settings, num_classes=len(dataset.class_names))
     params = training.restore(found).params
     test = training.on_device(dataset.test)

@@ -171,7 +171,7 @@ def _load_together(
         dataset, facts = load(settings.data)
         from plateau_train import training
 
-        training.keep_compiled(settings)
+        training.keep_compiled(settings.data.cache_dir)
         training.find_mesh(settings)
     for what, text in (
         ("data", facts.sha256),
@@ -396,14 +396,16 @@ def _continued(run: RunDirectory, asked: Resolved, found: Checkpoint | None) -> 
     ``config.toml`` asks as well: it may have been edited, or hold more epochs than the run had at
     the time of the checkpoint.
     """
+    sources = (asked,)
     if found is None:
-        begun, sources = _whole_settings(run), (asked,)
+        begun = _whole_settings(run)
     else:
         begun = Resolved(found.manifest.settings, found.manifest.origins)
-        sources = (asked,)
         with contextlib.suppress(RunError):  # it is written anew
             sources = (run.settings(), asked)
-    resolved, table = begun, []
+    # The cache is that of this machine, and not of the one where the run began.
+    resolved = begun.settle("cache_dir", asked.config.data.cache_dir, asked.origins["cache_dir"])
+    table = []
     for source in sources:
         for knob in KNOBS:
             before, value = begun.value(knob), source.value(knob)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -49,7 +50,6 @@ from plateau_train.run.checkpoint import Checkpoint, Manifest
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import (
     DatasetFacts,
-    available_cores,
     describe_environment,
     identify_code,
 )
@@ -149,7 +149,7 @@ def follow(dataset: Dataset, settings: Config, report: Report) -> None:
                 pass  # process 0 commits the epoch
 
 
-def keep_compiled(settings: Config) -> None:
+def keep_compiled(cache_dir: Path) -> None:
     """Have JAX keep what it compiles, and take what it has kept, in the cache of the user.
 
     The folder is that of this processor and number of threads, which JAX does not tell apart.
@@ -157,8 +157,7 @@ def keep_compiled(settings: Config) -> None:
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return  # the user's own
-    name = identify_code(settings.run.threads or available_cores())
-    folder = settings.data.cache_dir.expanduser() / "compiled" / name
+    folder = cache_dir.expanduser() / "compiled" / identify_code()
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     for key, value in {
         "jax_compilation_cache_dir": str(folder),

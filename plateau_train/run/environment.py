@@ -114,9 +114,9 @@ def describe_processor() -> str:
     return f"{_of_processor('model name') or platform.processor()}, {platform.machine()}"
 
 
-def identify_code(num_threads: int) -> str:
+def identify_code() -> str:
     """Return a name that is the same where XLA compiles the same code: processor and threads."""
-    facts = (describe_processor(), _of_processor("flags"), num_threads)
+    facts = (describe_processor(), _of_processor("flags"), os.environ.get(THREADS_VARIABLE))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
