@@ -248,7 +248,7 @@ class Run(_Table):
     )
     devices: int | None = _knob(
         None,
-        "Devices that share each batch, on every host; the batch size must divide by them all",
+        "Devices of each process that share a batch, whose size must divide by them all",
         shown="all",
         ge=1,
         le=1_000_000,

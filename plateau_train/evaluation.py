@@ -160,7 +160,7 @@ def score(found: Checkpoint, dataset: Dataset) -> tuple[dict[str, Score], Confus
 
 def _compare(found: Checkpoint, scores: Mapping[str, Score], report: Report) -> None:
     """Say so where the scores are not those that the run has recorded for the epoch."""
-    why = "the machine, the versions or the number of threads are others"
+    why = "the machine, the devices, the versions or the number of threads are others"
     for split, loss, accuracy in found.manifest.records[-1].scores():
         if split not in scores:
             continue

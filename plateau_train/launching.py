@@ -135,7 +135,7 @@ def _follow(asked: Resolved, report: Report) -> None:
 
     with cluster.together():
         pass  # process 0 makes the folder
-    training.follow(dataset, settings, Report(quiet=True))
+    training.follow(dataset, settings)
 
 
 def _adopted(asked: Resolved, settings: Config) -> Config:
@@ -403,8 +403,9 @@ def _continued(run: RunDirectory, asked: Resolved, found: Checkpoint | None) -> 
         begun = Resolved(found.manifest.settings, found.manifest.origins)
         with contextlib.suppress(RunError):  # it is written anew
             sources = (run.settings(), asked)
-    # The cache is that of this machine, and not of the one where the run began.
+    # These are of this machine, and not of the one where the run began.
     resolved = begun.settle("cache_dir", asked.config.data.cache_dir, asked.origins["cache_dir"])
+    resolved = resolved.settle("devices", asked.config.run.devices, asked.origins["devices"])
     table = []
     for source in sources:
         for knob in KNOBS:

@@ -61,7 +61,6 @@ from plateau_train.run.report import Report
 # finite is seen and a signal is heard. The cuts leave the bits unchanged.
 CHUNK_SECONDS = 0.25
 
-
 # What is kept of compiled programs: those of one training are some hundred kilobytes.
 COMPILED_BYTES = 100_000_000
 
@@ -139,12 +138,12 @@ def fit(
     report.end(_ending(run, dataset, journal.manifest, took), run.path)
 
 
-def follow(dataset: Dataset, settings: Config, report: Report) -> None:
+def follow(dataset: Dataset, settings: Config) -> None:
     """Train the same network beside process 0 of a cluster, which alone keeps what comes of it."""
     with cluster.together():
         pass  # process 0 opens its journal
     with interruption.asked_first(cluster.grace_seconds()):
-        for _ in train(dataset, settings, report):
+        for _ in train(dataset, settings, Report(quiet=True)):
             with cluster.together():
                 pass  # process 0 commits the epoch
 
@@ -153,10 +152,11 @@ def keep_compiled(cache_dir: Path) -> None:
     """Have JAX keep what it compiles, and take what it has kept, in the cache of the user.
 
     The folder is that of this processor and number of threads, which JAX does not tell apart.
-    A damaged entry is compiled anew.
+    A damaged entry is compiled anew. In a cluster nothing is kept: JAX has process 0 alone write,
+    and processes that compile may wait for those that need not.
     """
-    if jax.config.values["jax_compilation_cache_dir"] is not None:
-        return  # the user's own
+    if cluster.is_several() or jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
     folder = cache_dir.expanduser() / "compiled" / identify_code()
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     for key, value in {
@@ -226,7 +226,8 @@ def train(
     mesh = find_mesh(settings)
     program = Program.from_config(settings, num_classes=len(dataset.class_names), mesh=mesh)
     if found is None:
-        first, state = 0, init_state(program, _seed(settings), dataset.image_shape)
+        alone = program._replace(mesh=None)  # each process for itself: not all of them do this
+        first, state = 0, init_state(alone, _seed(settings), dataset.image_shape)
     else:
         first, state = found.manifest.epoch + 1, restore(found)
     if cluster.is_several():  # only process 0 has read the checkpoint
@@ -238,6 +239,7 @@ def train(
         others["val"] = on_device(dataset.val, mesh)
     num_steps = _steps_per_epoch(dataset, settings)
     # The untrained network is scored while the rest is traced and compiled.
+    report.start_epoch(int(first), settings.run.epochs, num_steps)
     untrained = evaluate(program, state.params, train_split) if first == 0 else None
     steps = _ChunkedEpoch(program, train_split, settings, report)
     state = steps.compile(state)

@@ -317,7 +317,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": describe_processor(),
         "cores": available_cores(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "versions": versions,
     }
 

@@ -88,6 +88,21 @@ def assert_same_training(run, other):
         assert record.observations == pytest.approx(its.observations, rel=TOLERANCE)
 
 
+def assert_went_on(run):
+    """Hold a resumed run to all of its epochs, and to what it had learned before it stopped."""
+    records, _ = history(run)
+    assert [record.epoch for record in records] == list(range(61))
+    (stopped,) = (
+        json.loads(line)["message"]
+        for line in (run / "events.jsonl").read_text().splitlines()
+        if '"resumed"' in line
+    )
+    epoch = int(stopped.removeprefix("after epoch ").partition(";")[0])
+    assert 3 <= epoch < 60
+    assert records[epoch + 1].train_loss < 0.6 * records[1].train_loss
+    assert records[epoch + 1].scale <= records[epoch].scale
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """A run of one process on one device."""
@@ -108,6 +123,17 @@ def test_four_devices_train_what_one_does(alone, tmp_path):
     resumed = command("resume", run, "--epochs=5", cwd=tmp_path, JAX_NUM_CPU_DEVICES="2")
     assert resumed.returncode == 0, resumed.stderr
     assert "no longer bit-exact: devices cpu:0 (cpu), cpu:1 (cpu), cpu:2" in resumed.stderr
+
+
+def test_a_run_begun_on_devices_that_are_gone_goes_on_with_those_that_are_there(tmp_path):
+    begun = command(
+        *SETTINGS, "--epochs=2", "--devices=2", "--mode=test-loss", "--accumulation-size=1",
+        cwd=tmp_path, JAX_NUM_CPU_DEVICES="3",
+    )  # fmt: skip
+    assert begun.returncode == 0, begun.stderr
+    assert "2 x cpu" in begun.stderr
+    resumed = command("resume", "runs/latest", "--epochs=3", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
 
 
 def test_devices_that_are_not_there_or_cannot_share_a_batch_are_refused(tmp_path):
@@ -148,8 +174,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_alone(tmp_path):
     resumed = command("resume", "runs/latest", cwd=tmp_path / "0")
     assert resumed.returncode == 0, resumed.stderr
     assert "no longer bit-exact: devices cpu:0 (cpu), cpu:" in resumed.stderr
-    records, _ = history(tmp_path / "0" / "runs" / "latest")
-    assert [record.epoch for record in records] == list(range(61))
+    assert_went_on(tmp_path / "0" / "runs" / "latest")
 
 
 def test_a_signal_to_one_process_stops_both_and_both_can_go_on(tmp_path):
@@ -162,11 +187,15 @@ def test_a_signal_to_one_process_stops_both_and_both_can_go_on(tmp_path):
     assert "error: stopped by SIGTERM\n" in others_talk
     assert "Traceback" not in talk + others_talk
 
-    leader, other = end(*start_two(tmp_path, "resume", tmp_path / "0" / "runs" / "latest"))
+    run = tmp_path / "0" / "runs" / "latest"
+    leader, other = end(*start_two(tmp_path, "resume", run))
     assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
     assert "bit-exact" not in leader[2]
-    records, _ = history(tmp_path / "0" / "runs" / "latest")
-    assert [record.epoch for record in records] == list(range(61))
+    assert_went_on(run)
+
+    leader, other = end(*start_two(tmp_path, "resume", run))
+    assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
+    assert "is done, with all of its 60 epochs" in leader[2]
 
 
 def test_what_one_process_refuses_ends_the_other_before_anything_is_written(tmp_path):

@@ -303,3 +303,32 @@ def test_every_optimizer_on_offer_trains(name):
     for epoch in range(1, 9):
         state, _, _ = take_epoch(program, state, split, epoch)
     assert float(numerics.evaluate(program, state.params, split).loss) < before
+
+
+def test_bfloat16_products_keep_parameters_moments_loss_and_rule_in_float32():
+    exact = make_program(hidden_sizes=(64,))
+    rough = exact._replace(model=exact.model.clone(precision="bfloat16"))
+    split = examples(8)
+    state = numerics.init_state(exact, 0, IMAGE_SHAPE)
+    expected, record = numerics.train_step(exact, state, split)
+    actual, rough_record = numerics.train_step(rough, state, split)
+    types = jax.tree.map(lambda leaf: leaf.dtype, (expected, record))
+    assert jax.tree.map(lambda leaf: leaf.dtype, (actual, rough_record)) == types
+    assert rough_record.metrics.loss == pytest.approx(record.metrics.loss, rel=0.02)
+    assert rough_record.metrics.loss != record.metrics.loss
+    assert numerics.find_logits(rough, state.params, split.images).dtype == jnp.float32
+
+
+def test_float32_products_are_asked_for_in_full_and_tf32_is_less():
+    state = numerics.init_state(make_program(), 0, IMAGE_SHAPE)
+    asked = {}
+    for precision in ("float32", "tf32"):
+        program = make_program()
+        program = program._replace(model=program.model.clone(precision=precision))
+        lowered = jax.jit(numerics.train_step, static_argnums=0).lower(program, state, examples(8))
+        asked[precision] = {
+            line.split("precision = [")[1].split(",")[0]
+            for line in lowered.as_text().splitlines()
+            if "dot_general" in line and "precision" in line
+        }
+    assert asked == {"float32": {"HIGHEST"}, "tf32": {"HIGH"}}

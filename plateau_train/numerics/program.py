@@ -117,8 +117,7 @@ def derive_key(seed: Seed, stream: int, epoch: Integer[Array, ""] | int) -> Key[
 def init_state(program: Program, seed: Seed, image_shape: tuple[int, int, int]) -> TrainState:
     """Return the state before the first step."""
     params = init_params(program.model, derive_key(seed, INIT_STREAM, 0), image_shape)
-    state = TrainState(params, program.optimizer.init(params), program.rule.init())
-    return keep_everywhere(program.mesh, state)
+    return TrainState(params, program.optimizer.init(params), program.rule.init())
 
 
 @partial(jax.jit, static_argnames=("num_examples", "batch_size", "mesh"))

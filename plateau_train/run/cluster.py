@@ -25,11 +25,14 @@ HEARTBEAT_SECONDS = 15
 # How long a process that is done waits for the others; process 0 still draws its plot then.
 SHUTDOWN_SECONDS = 60
 
-# Until all come to the end of a chunk, of which the first holds a compilation.
+# Until all come to the end of a chunk; before the first one they compile.
 GRACE_SECONDS = 20.0
 
 # What JAX says where another process is gone, and not where a program is wrong.
 LOST = re.compile(r"gloo|nccl|coordination|connection|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE)
+
+# How JAX arranges the devices of processes that have not as many each.
+UNEQUAL = "cannot reshape array"
 
 # What JAX says where it finds no cluster, or where whoever calls this uses its devices already.
 NO_CLUSTER = re.compile(r"coordinator_address should be defined|must be called before")
@@ -54,14 +57,19 @@ def joined(settings: config.Cluster, say: Callable[[str], None]) -> Iterator[Non
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:  # NumPy turns the one into the other
-        if not LOST.search(str(error)):
+        reason = str(error).partition("\n")[0]
+        if UNEQUAL in reason:
+            raise ClusterError(
+                f"the processes do not all have {jax.local_device_count()} devices, as this one",
+                hint="show each of them as many devices, with CUDA_VISIBLE_DEVICES for example",
+            ) from error
+        if not LOST.search(reason):
             raise
-        reason = str(error).splitlines()[0]
         raise ClusterError(f"another process of this run was lost: {reason}", hint=HINT) from error
     except PlateauTrainError:
-        jax.distributed.shutdown()  # waits for the others, which end as well
+        _leave()
         raise
-    jax.distributed.shutdown()
+    _leave()
 
 
 def is_several() -> bool:
@@ -123,16 +131,25 @@ def agree(code: int = 0, value: int = 0) -> tuple[int, int]:
 def together() -> Iterator[None]:
     """Let one process fail in the block without leaving the others to wait for it.
 
-    Raises ``ClusterError`` in those, with the exit code of the one that knows more.
+    The block holds no collective. Raises ``ClusterError`` in the others, with the exit code of the
+    one that knows more.
     """
     try:
         yield
-    except PlateauTrainError as error:
-        agree(error.exit_code)
+    except Exception as error:
+        agree(getattr(error, "exit_code", 1))
         raise
     code, _ = agree()
     if code:
         raise ClusterError(f"another process of this run ended with exit code {code}", hint=HINT)
+
+
+def _leave() -> None:
+    """Wait for the others, which end as well; whether they are there still does not matter."""
+    import jax
+
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        jax.distributed.shutdown()
 
 
 def _join(settings: config.Cluster, say: Callable[[str], None]) -> bool:
@@ -150,7 +167,7 @@ def _join(settings: config.Cluster, say: Callable[[str], None]) -> bool:
         f"the other processes could not be reached through {where} "
         f"in {settings.join_timeout} seconds",
         hint="start them all with the same --coordinator and --num-processes, each with a "
-        "--process-id of its own, where nothing is between them; --join-timeout waits longer",
+        "--process-id of its own; --join-timeout waits longer, --num-processes 1 trains alone",
     )
     try:
         with _ends_within(settings.join_timeout, unreachable):

@@ -17,7 +17,7 @@ from plateau_train.errors import RunError
 
 PACKAGES = ("plateau-train", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
-# What XLA reads, when it is imported, as the number of its threads; the last bits depend on it.
+# What XLA reads, when its devices start, as the number of its threads; the last bits depend on it.
 THREADS_VARIABLE = next(knob.variable for knob in KNOBS if knob.key == "threads") or ""
 
 
@@ -105,7 +105,7 @@ def available_cores() -> int:
 
 
 def pin_threads(num_threads: int) -> None:
-    """Fix the number of XLA's threads, which must be done before jax is imported."""
+    """Fix the number of XLA's threads, which must be done before a device is used."""
     os.environ[THREADS_VARIABLE] = str(num_threads)
 
 
@@ -116,7 +116,8 @@ def describe_processor() -> str:
 
 def identify_code() -> str:
     """Return a name that is the same where XLA compiles the same code: processor and threads."""
-    facts = (describe_processor(), _of_processor("flags"), os.environ.get(THREADS_VARIABLE))
+    features = _of_processor("flags") or _of_processor("Features")  # the latter on ARM
+    facts = (describe_processor(), features, os.environ.get(THREADS_VARIABLE))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
@@ -124,7 +125,7 @@ def _of_processor(field: str) -> str:
     """Return what Linux says of its first processor, or nothing."""
     table = Path("/proc/cpuinfo")
     lines = table.read_text().splitlines() if table.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith(field)), "")
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def _git_commit() -> str | None:
