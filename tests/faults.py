@@ -340,6 +340,7 @@ def serve() -> None:
 
     from plateau_train import __main__, cli, launching, training  # noqa: F401
     from plateau_train.data import garments  # noqa: F401
+    from plateau_train.run import plots  # noqa: F401
 
     for line in sys.stdin:
         task = json.loads(line)

@@ -49,11 +49,12 @@ def prepare(settings: config.Data, manual_dir: Path | None, *, say: Callable[[st
 def describe(settings: config.Data, *, say: Callable[[str], None]) -> dict[str, str]:
     """Describe the data set that the settings name, which must be prepared."""
     dataset = _whole(settings, say, download=False)
-    pixels = dataset.train.images
-    mean = pixels.mean(dtype=np.float64) / 255
-    # The standard deviation from the counts of the 256 values, without a copy in floats.
-    counts = np.bincount(pixels.reshape(-1), minlength=256)
-    deviation = math.sqrt(np.average((np.arange(256) / 255 - mean) ** 2, weights=counts))
+    # From the counts of the 256 values, in parts: to count in one go would take eight copies.
+    parts = np.array_split(dataset.train.images, 100)
+    counts = sum(np.bincount(part.reshape(-1), minlength=256) for part in parts)
+    values = np.arange(256) / 255
+    mean = np.average(values, weights=counts)
+    deviation = math.sqrt(np.average((values - mean) ** 2, weights=counts))
     return {
         "name": dataset.name,
         "source": dataset.source,
