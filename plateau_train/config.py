@@ -117,7 +117,7 @@ class Data(_Table):
     )
     cache_dir: FolderPath = _knob(
         _user_cache,
-        "Folder of the data sets' arrays, decoded once for a fast start; safe to delete",
+        "Folder of decoded data sets and compiled programs, for a fast start; safe to delete",
         shown="$XDG_CACHE_HOME/plateau-train, or ~/.cache/plateau-train",
         variable="PLATEAU_TRAIN_CACHE_DIR",
         strict=False,
