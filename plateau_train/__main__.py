@@ -9,7 +9,7 @@ from plateau_train.errors import ClusterError, InterruptedRunError, PlateauTrain
 from plateau_train.run import interruption, streams
 
 # Objects made, less those freed, after which Python looks for garbage; its own 700 are for programs
-# that make cycles. What is imported here stays, and to look through it takes a tenth of a start.
+# that make cycles. What is imported here stays, and is not worth looking through at every start.
 GARBAGE_THRESHOLD = 100_000
 
 

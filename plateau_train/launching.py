@@ -52,7 +52,7 @@ def start(resolved: Resolved, report: Report) -> Path | None:
         if not cluster.is_leader():
             _follow(resolved, report)
             return None
-        with cluster.together():
+        with cluster.together():  # where the others wait for a run to be opened, as in a resume
             _pin_threads(resolved)
         cluster.text_from_leader(resolved.config.model_dump_json())
         dataset, facts = _load_together(lambda: resolved.config, partial(_load, report=report))

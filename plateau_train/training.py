@@ -61,7 +61,7 @@ from plateau_train.run.report import Report
 # finite is seen and a signal is heard. The cuts leave the bits unchanged.
 CHUNK_SECONDS = 0.25
 
-# What is kept of compiled programs: those of one training are some hundred kilobytes.
+# What is kept of compiled programs at the most: those of many trainings.
 COMPILED_BYTES = 100_000_000
 
 
@@ -232,19 +232,20 @@ def train(
         first, state = found.manifest.epoch + 1, restore(found)
     if cluster.is_several():  # only process 0 has read the checkpoint
         first, state = cluster.from_leader((first, jax.device_get(state)))
+        first = int(first)
     state = put_everywhere(mesh, state)
     train_split = on_device(dataset.train, mesh)
     others = {"test": on_device(dataset.test, mesh)}
     if dataset.val is not None:
         others["val"] = on_device(dataset.val, mesh)
     num_steps = _steps_per_epoch(dataset, settings)
+    report.start_epoch(first, settings.run.epochs, num_steps)
     # The untrained network is scored while the rest is traced and compiled.
-    report.start_epoch(int(first), settings.run.epochs, num_steps)
     untrained = evaluate(program, state.params, train_split) if first == 0 else None
     steps = _ChunkedEpoch(program, train_split, settings, report)
     state = steps.compile(state)
 
-    for epoch in range(int(first), settings.run.epochs + 1):
+    for epoch in range(first, settings.run.epochs + 1):
         started = time.perf_counter()
         report.start_epoch(epoch, settings.run.epochs, num_steps)
         observation, scale = None, 1.0
@@ -311,12 +312,8 @@ class _ChunkedEpoch:
 
     def take(self, state: TrainState, epoch: int) -> tuple[TrainState, StepRecord]:
         """Return the state after the epoch, and its records as NumPy columns."""
-        program, split, records, order = (
-            self._program,
-            self._split,
-            self._records,
-            self._order(epoch),
-        )
+        program, split, records = self._program, self._split, self._records
+        order = self._order(epoch)
         start, num_steps = 0, len(order)
         while start < num_steps:
             began = time.perf_counter()

@@ -120,7 +120,7 @@ def decode(settings: config.Data) -> Dataset:
 
 
 def _decode_apart(settings: config.Data) -> None:
-    """Decode in a process whose end frees the 650 MB that tensorflow never gives back.
+    """Decode in a process whose end frees the memory that tensorflow never gives back.
 
     What it cannot do it leaves: this process tries again, and tells what is wrong.
     """

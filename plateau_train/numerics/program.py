@@ -27,8 +27,7 @@ from plateau_train.numerics.plateau import Observation, PlateauRule, as_loss
 INIT_STREAM = 0
 SHUFFLE_STREAM = 1
 
-# Images that are scored at a time, where nothing says how many: the fastest for this network on a
-# CPU, in little memory.
+# Images scored at a time: more than a step takes, as larger products are faster, to a point.
 EVALUATION_BATCH = 1000
 
 Seed = Integer[Array, ""] | np.unsignedinteger | int
