@@ -28,6 +28,7 @@ Mode = Literal[
     "train-loss", "test-loss", "val-loss", "train-accuracy", "test-accuracy", "val-accuracy"
 ]
 Precision = Literal["float32", "tf32", "bfloat16"]
+Schedule = Literal["plateau", "constant", "cosine", "step"]
 OptimizerName = Literal[
     "adam", "adamw", "sgd", "rmsprop", "nadam", "nadamw", "radam", "adabelief", "adagrad",
     "adamax", "amsgrad", "lamb", "lion", "yogi",
@@ -39,6 +40,11 @@ DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
 
 # Counts enter the compiled program as 32-bit integers.
 LARGEST_COUNT = 1_000_000_000
+
+LARGEST_SEED = 2**32 - 1
+
+# More trainings at once than any of our plots or tables could show; a typing error such as 0-70000.
+MOST_SEEDS = 10_000
 
 
 def _knob(
@@ -67,6 +73,29 @@ def _as_tuple(value: object) -> object:
         parts = [part.strip() for part in value.split(",")] if value.strip() else []
         return tuple(int(part) if part.isdecimal() else part for part in parts)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _as_seeds(value: object) -> object:
+    """Read a flag's ``0-7,12`` or a TOML array as a tuple; leave what does not fit to fail."""
+    if not isinstance(value, str):
+        return tuple(value) if isinstance(value, list) else value
+    seeds: list[int] = []
+    for part in value.split(","):
+        first, dash, last = (end.strip() for end in part.partition("-"))
+        bounds = (first, last if dash else first)
+        if not all(end.isdecimal() and len(end) <= 10 for end in bounds):
+            return value
+        low, high = map(int, bounds)
+        if high < low or len(seeds) + high - low >= MOST_SEEDS:
+            return value
+        seeds += range(low, high + 1)
+    return tuple(seeds)
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise PydanticCustomError("seeds", "a seed twice")
+    return seeds
 
 
 def _checked_path(path: Path) -> Path:
@@ -158,6 +187,15 @@ class Optimizer(_Table):
     learning_rate: float = _knob(
         0.01, "Base learning rate, which the scale multiplies", ge=1e-30, le=1e30
     )
+    schedule: Schedule = _knob(
+        "plateau",
+        "What moves the scale: the plateau rule; nothing; half a cosine over all epochs down to "
+        "--min-scale; or every --step-epochs a multiplication by --factor. But for plateau the "
+        "rule observes and never acts",
+    )
+    step_epochs: int = _knob(
+        10, "Epochs between two drops of --schedule step", ge=1, le=LARGEST_COUNT
+    )
     weight_decay: float = _knob(
         lambda fields: DEFAULT_WEIGHT_DECAY.get(fields["optimizer"], 0.0),
         f"Weight decay, for {', '.join(DEFAULT_WEIGHT_DECAY)}",
@@ -228,11 +266,24 @@ class Plateau(_Table):
 
 class Run(_Table):
     epochs: int = _knob(50, "Passes over the training images", ge=1, le=1_000_000)
-    seed: int = _knob(0, "Seed of the parameters and of the order of images", ge=0, le=2**32 - 1)
+    seed: int = _knob(
+        0, "Seed of the parameters and of the order of images", ge=0, le=LARGEST_SEED
+    )
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...] | None,
+        BeforeValidator(_as_seeds),
+        AfterValidator(_distinct),
+        Field(min_length=1, max_length=MOST_SEEDS),
+    ] = _knob(
+        None,
+        "Seeds of several trainings, the replicas, in one program and one run folder",
+        shown="--seed alone",
+        expected=f"up to {MOST_SEEDS:,} different seeds like 0-7 or 0,2,5-9",
+    )
     name: str | None = _knob(
         None,
         "Name of the run, which follows the time in its folder's name",
-        shown="the mode",
+        shown="the mode, or the schedule",
         expected="a folder name of up to 50 characters, with no slash and no dot in front",
         pattern=r"^[^./\\\p{C}\s][^/\\\p{C}]*$",
         max_length=50,
@@ -254,6 +305,11 @@ class Run(_Table):
         le=1_000_000,
     )
     quiet: bool = _knob(False, "Print the run's folder and nothing else")
+
+    @property
+    def replica_seeds(self) -> tuple[int, ...]:
+        """The seed of each training of the run, replica 0 first."""
+        return (self.seed,) if self.seeds is None else self.seeds
 
 
 class Cluster(_Table):
@@ -317,6 +373,8 @@ class Config(_Table):
             yield "--rtol and --atol are both 0: one of them must be above 0"
         if self.plateau.split == "val" and self.data.val_fraction == 0:
             yield f"--mode {self.plateau.mode} needs held-out images: add --val-fraction 0.1"
+        if self.run.seeds is not None and self.run.seed != 0:
+            yield f"--seed {self.run.seed} and --seeds are both given: write one of them"
         yield from self.cluster.problems()
         optimizer = self.optimizer
         for flag, value, takers in (

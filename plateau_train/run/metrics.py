@@ -1,9 +1,11 @@
 """What a run records, as JSON lines: epochs, drops, times."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from statistics import fmean
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, computed_field
 
@@ -23,6 +25,7 @@ class EpochRecord(_Record):
     write equal lines.
     """
 
+    replica: int = 0  # a run of one training has replica 0 alone
     epoch: int
     step: int
     train_loss: float
@@ -61,6 +64,7 @@ class Drop(_Record):
     """One observation that lowered the scale, and why."""
 
     event: Literal["drop"] = "drop"
+    replica: int = 0
     epoch: int
     step: int
     position: float  # in epochs, a fraction where the drop fell inside one
@@ -93,6 +97,18 @@ class Drop(_Record):
             f"lr {self.learning_rate_before:.6g} -> {self.learning_rate_after:.6g}, "
             f"because {self.reason}"
         )
+
+
+class History(NamedTuple):
+    """One training of a run: its epochs, epoch 0 first, and its drops.
+
+    One that diverged has fewer epochs than the others.
+    """
+
+    replica: int
+    seed: int
+    records: Sequence[EpochRecord]
+    drops: Sequence[Drop]
 
 
 class Timing(_Record):
@@ -153,23 +169,49 @@ def read_records(
 def read_history(path: Path) -> list[EpochRecord]:
     """Read the epochs that a run has finished so far, without a line that a kill has torn.
 
-    Raises ``RunError`` unless they are 0, 1, 2, ... and alike.
+    Raises ``RunError`` unless each replica's are 0, 1, 2, ... and all are alike.
     """
     records = read_records(path, EPOCHS, torn=True) if path.exists() else []
     hint = "restore the file from a copy, or from a checkpoint with plateau-train resume"
-    for epoch, record in enumerate(records):
-        if record.epoch != epoch:
+    expected = Counter[int]()
+    for number, record in enumerate(records, start=1):
+        if record.epoch != expected[record.replica]:
             raise RunError(
-                f"{path} line {epoch + 1} is of epoch {record.epoch}, not {epoch}", hint=hint
+                f"{path} line {number} is of epoch {record.epoch}, not {expected[record.replica]}",
+                hint=hint,
             )
         if record.scored_by != records[0].scored_by:
-            raise RunError(f"{path} line {epoch + 1} lacks validation, or has it alone", hint=hint)
+            raise RunError(f"{path} line {number} lacks validation, or has it alone", hint=hint)
+        expected[record.replica] += 1
     return records
+
+
+def split_replicas(
+    seeds: Sequence[int], records: Iterable[EpochRecord], drops: Iterable[Drop]
+) -> list[History]:
+    """Sort what a run has recorded by its replicas."""
+    epochs, falls = defaultdict(list), defaultdict(list)
+    for record in records:
+        epochs[record.replica].append(record)
+    for drop in drops:
+        falls[drop.replica].append(drop)
+    return [
+        History(replica, seed, epochs[replica], falls[replica])
+        for replica, seed in enumerate(seeds)
+    ]
 
 
 def best_of(records: Sequence[EpochRecord]) -> EpochRecord:
     """Return the first epoch of the highest accuracy."""
     return max(records, key=lambda record: record.score)
+
+
+def best_epoch(records: Iterable[EpochRecord]) -> int:
+    """Return the first epoch of the highest accuracy, of several replicas of the highest mean."""
+    scores = defaultdict(list)
+    for record in records:
+        scores[record.epoch].append(record.score)
+    return max(scores, key=lambda epoch: fmean(scores[epoch]))
 
 
 def read_drops(path: Path) -> list[Drop]:
