@@ -40,7 +40,7 @@ def take_epoch(program, state, split, epoch, *, seed=0, cuts=()):
     )
     records = numerics.empty_records(program, state, split, len(order))
     for start, stop in zip((0, *cuts), (*cuts, len(order)), strict=True):
-        state, records = numerics.train_steps(program, state, records, split, order, start, stop)
+        state, records = numerics.train_steps(program, state, records, split, order, start, stop, 1)
     return state, records, order
 
 
@@ -134,7 +134,7 @@ def test_in_train_accuracy_mode_the_rule_is_fed_one_minus_the_accuracy_of_the_st
 )
 def test_weight_decay_and_momentum_reach_the_optimizer(settings, plain):
     results = []
-    for optimizer in (numerics.make_optimizer(settings), plain):
+    for optimizer in (numerics.Optimizer.from_settings(settings).at(0.01), plain):
         params = {"weight": jnp.array([1.0, -2.0])}
         state = optimizer.init(params)
         for grad in ([0.1, 0.2], [0.3, -0.1]):
@@ -246,10 +246,10 @@ def test_an_epoch_of_chunks_is_traced_once_and_has_the_bits_of_an_uncut_one(monk
     order = numerics.epoch_order(0, 1, num_examples=80, batch_size=6)
     monkeypatch.setattr(numerics, "train_step", counting)
     whole = numerics.train_steps(
-        program, state, jax.tree.map(jnp.copy, records), split, order, 0, 13
+        program, state, jax.tree.map(jnp.copy, records), split, order, 0, 13, 1
     )
     for start, stop in ((0, 1), (1, 9), (9, 13)):
-        copy, records = numerics.train_steps(program, copy, records, split, order, start, stop)
+        copy, records = numerics.train_steps(program, copy, records, split, order, start, stop, 1)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves((copy, records)), strict=True):
         np.testing.assert_array_equal(one, other)
     assert len(traces) == 1
@@ -288,7 +288,7 @@ def test_under_bfloat16_parameters_the_updates_stay_bfloat16_and_the_rule_float3
     program = make_program(accumulation_size=1)
     state = numerics.init_state(program, 0, IMAGE_SHAPE)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.params)
-    state = state._replace(params=params, opt_state=program.optimizer.init(params))
+    state = state._replace(params=params, opt_state=program.transform.init(params))
     state, _ = jax.jit(partial(numerics.train_step, program))(state, examples(8))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
     assert state.plateau.best_value.dtype == jnp.float32

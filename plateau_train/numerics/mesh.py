@@ -1,7 +1,8 @@
 """The devices of a run in one row: each takes its part of every batch, and holds all the rest.
 
 Nothing else has to be said: ``jit`` derives from the two constraints below which device computes
-what, and where the gradients are summed over all of them.
+what, and where the gradients are summed over all of them. How replicas share devices is said in
+``replicas``.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,14 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-BATCH_AXIS = "batch"
+BATCH_AXIS, REPLICA_AXIS = "batch", "replica"  # what the devices of a mesh share
 
 Tree = TypeVar("Tree")
 
 
-def make_mesh(devices: Sequence[object]) -> Mesh:
+def make_mesh(devices: Sequence[object], axis: str) -> Mesh:
     """Put JAX's devices into a row; those of other processes are among them on many hosts."""
-    return Mesh(np.array(devices), (BATCH_AXIS,))
+    return Mesh(np.array(devices), (axis,))
 
 
 def put_everywhere(mesh: Mesh | None, tree: Tree) -> Tree:

@@ -30,15 +30,18 @@ class Observation(NamedTuple):
 
 
 class PlateauRule(NamedTuple):
-    """The settings of the rule, as ``config.Plateau`` holds them: plain numbers, hashable."""
+    """The settings of the rule, as ``config.Plateau`` holds them: plain numbers, hashable.
+
+    Those of several trainings in one program are traced; optax takes no others so.
+    """
 
     factor: float
-    patience: int
-    cooldown: int
+    patience: Int32[Array, ""] | int
+    cooldown: Int32[Array, ""] | int
     rtol: float
     atol: float
     accumulation_size: int
-    min_scale: float
+    min_scale: Float32[Array, ""] | float
 
     @classmethod
     def from_settings(cls, settings: config.Plateau) -> "PlateauRule":

@@ -67,44 +67,106 @@ class TrainState(NamedTuple):
     plateau: ReduceLROnPlateauState
 
 
+class Optimizer(NamedTuple):
+    """An optimizer of optax but for its learning rate; hashable."""
+
+    name: config.OptimizerName
+    options: tuple[tuple[str, float], ...]
+
+    @classmethod
+    def from_settings(cls, settings: config.Optimizer) -> "Optimizer":
+        options = {}
+        if settings.optimizer in config.DEFAULT_WEIGHT_DECAY:
+            options["weight_decay"] = settings.weight_decay
+        # A momentum of 0 would still be a buffer as large as the parameters.
+        if settings.optimizer in config.DEFAULT_MOMENTUM and settings.momentum > 0:
+            options["momentum"] = settings.momentum
+        return cls(settings.optimizer, tuple(options.items()))
+
+    def at(self, learning_rate: Float32[Array, ""] | float) -> optax.GradientTransformation:
+        """Build it at its base learning rate; the scale comes after it, in ``train_step``.
+
+        Before Adam a scale would have almost no effect, for Adam divides it out again.
+        """
+        return getattr(optax, self.name)(learning_rate, **dict(self.options))
+
+
+class Baseline(NamedTuple):
+    """A schedule of the scale that observes nothing, to hold the plateau rule against.
+
+    ``step_epochs`` is how many epochs each stair of ``step`` lasts, ``epochs`` the length that
+    ``cosine`` is laid over.
+    """
+
+    schedule: config.Schedule
+    epochs: int
+    step_epochs: int
+    factor: float
+    min_scale: Float32[Array, ""] | float
+
+    @classmethod
+    def from_config(cls, settings: config.Config) -> "Baseline | None":
+        """Return None where the plateau rule moves the scale."""
+        if settings.optimizer.schedule == "plateau":
+            return None
+        return cls(
+            schedule=settings.optimizer.schedule,
+            epochs=settings.run.epochs,
+            step_epochs=settings.optimizer.step_epochs,
+            factor=settings.plateau.factor,
+            min_scale=settings.plateau.min_scale,
+        )
+
+    def scale(self, step: Integer[Array, ""], steps_per_epoch: int) -> Float32[Array, ""]:
+        """Return the scale that acts on a step; ``step`` is how many were taken before it."""
+        if self.schedule == "cosine":
+            schedule = optax.cosine_decay_schedule(1, self.epochs * steps_per_epoch, self.min_scale)
+        elif self.schedule == "step":
+            every = self.step_epochs * steps_per_epoch
+            schedule = optax.exponential_decay(
+                1, every, self.factor, staircase=True, end_value=self.min_scale
+            )
+        else:
+            schedule = optax.constant_schedule(1)
+        return jnp.asarray(schedule(step), jnp.float32)
+
+
 class Program(NamedTuple):
-    """Everything about training that is fixed when it is compiled."""
+    """Everything about training that is fixed when it is compiled.
+
+    But for ``learning_rate`` and what else ``replicas`` puts in their place: there they are traced.
+    """
 
     model: MLP
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
+    learning_rate: Float32[Array, ""] | float
     rule: PlateauRule
+    baseline: Baseline | None
     metric: config.Metric  # what the rule watches
     watches_steps: bool  # the train modes feed the rule every step, the others every epoch
     batch_size: int  # over all devices
     mesh: Mesh | None = None  # without one it runs where the arrays are
 
+    @property
+    def transform(self) -> optax.GradientTransformation:
+        return self.optimizer.at(self.learning_rate)
+
     @classmethod
     def from_config(
         cls, settings: config.Config, *, num_classes: int, mesh: Mesh | None = None
     ) -> "Program":
+        rule, baseline = PlateauRule.from_settings(settings.plateau), Baseline.from_config(settings)
         return cls(
             model=MLP(settings.model.hidden_sizes, num_classes, settings.model.precision),
-            optimizer=make_optimizer(settings.optimizer),
-            rule=PlateauRule.from_settings(settings.plateau),
+            optimizer=Optimizer.from_settings(settings.optimizer),
+            learning_rate=settings.optimizer.learning_rate,
+            rule=rule if baseline is None else rule._replace(patience=config.LARGEST_COUNT),
+            baseline=baseline,
             metric=settings.plateau.metric,
             watches_steps=settings.plateau.split == "train",
             batch_size=settings.data.batch_size,
             mesh=mesh,
         )
-
-
-def make_optimizer(settings: config.Optimizer) -> optax.GradientTransformation:
-    """Build the optimizer at its base learning rate; the scale comes after it, in ``train_step``.
-
-    Before Adam a scale would have almost no effect, for Adam divides it out again.
-    """
-    options: dict[str, Any] = {}
-    if settings.optimizer in config.DEFAULT_WEIGHT_DECAY:
-        options["weight_decay"] = settings.weight_decay
-    # A momentum of 0 would still be a buffer as large as the parameters.
-    if settings.optimizer in config.DEFAULT_MOMENTUM and settings.momentum > 0:
-        options["momentum"] = settings.momentum
-    return getattr(optax, settings.optimizer)(settings.learning_rate, **options)
 
 
 def derive_key(seed: Seed, stream: int, epoch: Integer[Array, ""] | int) -> Key[Array, ""]:
@@ -116,7 +178,7 @@ def derive_key(seed: Seed, stream: int, epoch: Integer[Array, ""] | int) -> Key[
 def init_state(program: Program, seed: Seed, image_shape: tuple[int, int, int]) -> TrainState:
     """Return the state before the first step."""
     params = init_params(program.model, derive_key(seed, INIT_STREAM, 0), image_shape)
-    return TrainState(params, program.optimizer.init(params), program.rule.init())
+    return TrainState(params, program.transform.init(params), program.rule.init())
 
 
 @partial(jax.jit, static_argnames=("num_examples", "batch_size", "mesh"))
@@ -166,7 +228,7 @@ def train_step(
 
     (loss, hits), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     metrics = Metrics(loss, hits.mean())
-    updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = program.transform.update(grads, state.opt_state, state.params)
     plateau, observation = state.plateau, None
     if program.watches_steps:
         plateau, observation = program.rule.observe(plateau, metrics.observed(program.metric))
@@ -196,15 +258,21 @@ def train_steps(
     order: Int32[Array, "steps batch"],
     start: Integer[Array, ""] | int,
     stop: Integer[Array, ""] | int,
+    epoch: Integer[Array, ""] | int,
 ) -> tuple[TrainState, StepRecord]:
     """Take the steps from ``start`` to before ``stop`` of an epoch, without leaving the device.
 
     The bounds are traced: one compilation serves every chunk of an epoch, and cutting it leaves
     the bits unchanged. ``records`` gets the rows of these steps.
     """
+    num_steps = len(order)
 
     def body(step: Array, carry: tuple[TrainState, StepRecord]) -> tuple[TrainState, StepRecord]:
         state, records = carry
+        if program.baseline is not None:
+            taken = (epoch - 1) * num_steps + step
+            scale = program.baseline.scale(taken, num_steps)
+            state = state._replace(plateau=state.plateau._replace(scale=scale))
         state, record = train_step(program, state, take_batch(program, split, order[step]))
         write = lambda column, value: column.at[step].set(value)  # noqa: E731
         return state, jax.tree.map(write, records, record)

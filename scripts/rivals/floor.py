@@ -90,7 +90,7 @@ def our_epoch(settings: config.Config, train: Split) -> Work:
 
     def run() -> None:
         nonlocal state, records
-        state, records = train_steps(program, state, records, split, order, 0, len(order))
+        state, records = train_steps(program, state, records, split, order, 0, len(order), 1)
         jax.block_until_ready(state)
 
     return run
