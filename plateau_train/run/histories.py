@@ -1,0 +1,33 @@
+"""The trainings of a run, as its folder tells them."""
+
+from collections.abc import Sequence
+
+from plateau_train.errors import RunError
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.metrics import History, read_drops, read_history, split_replicas
+
+
+def read_histories(run: RunDirectory) -> list[History]:
+    """Read what each replica has done so far, without those that have finished no epoch.
+
+    Reads ``config.toml``, ``metrics.jsonl`` and ``events.jsonl`` and nothing else. Raises
+    ``RunError`` for a file that is damaged, and where there is no epoch at all.
+    """
+    seeds = run.settings().config.run.replica_seeds
+    histories = split_replicas(seeds, read_history(run.metrics), read_drops(run.events))
+    begun = [history for history in histories if history.records]
+    if not begun:
+        raise RunError(
+            f"{run.metrics} is empty: no epoch was finished",
+            hint=f"plateau-train resume {run} begins it again",
+        )
+    return begun
+
+
+def completed(histories: Sequence[History]) -> list[History]:
+    """Leave out the trainings that ended before the others, such as one that diverged.
+
+    A mean over them would jump where one ends.
+    """
+    last_epoch = max(history.records[-1].epoch for history in histories)
+    return [history for history in histories if history.records[-1].epoch == last_epoch]
