@@ -60,6 +60,16 @@ class EpochRecord(_Record):
         return [*scores, ("test", self.test_loss, self.test_accuracy)]
 
 
+def tell_reason(observed: str, value: float, best: float, to_beat: float, waited: int) -> str:
+    """Say why an observation lowered the scale, in one sentence without a full stop."""
+    times = "1 observation" if waited == 1 else f"{waited} observations in a row"
+    verb = "was" if waited == 1 else "were"
+    return (
+        f"{times} ({observed}) {verb} not below {to_beat:.6g} "
+        f"(best {best:.6g}); the last was {value:.6g}"
+    )
+
+
 class Drop(_Record):
     """One observation that lowered the scale, and why."""
 
@@ -82,12 +92,7 @@ class Drop(_Record):
     @property
     def reason(self) -> str:
         """The reason in one sentence, without a full stop."""
-        times = "1 observation" if self.waited == 1 else f"{self.waited} observations in a row"
-        verb = "was" if self.waited == 1 else "were"
-        return (
-            f"{times} ({self.observed}) {verb} not below {self.to_beat:.6g} "
-            f"(best {self.best:.6g}); the last was {self.value:.6g}"
-        )
+        return tell_reason(self.observed, self.value, self.best, self.to_beat, self.waited)
 
     def describe(self) -> str:
         """Say when and why the scale dropped, from what to what."""
