@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,6 +44,8 @@ plateau-train resume runs/latest --epochs 80
 plateau-train evaluate runs/latest --checkpoint last
 
 plateau-train plot runs/latest -o plot.svg
+
+plateau-train compare runs/ONE runs/TWO --plot compare.png
 """
 
 app = typer.Typer(
@@ -205,11 +208,49 @@ def resume(
 
 
 @app.command()
-def plot(run: RunArgument, output: Annotated[Path | None, _picture("plot.png")] = None) -> None:
+def plot(
+    run: RunArgument,
+    output: Annotated[Path | None, _picture("plot.png")] = None,
+    replica: Annotated[
+        int | None,
+        typer.Option(help="Draw this training of a run of several alone", metavar="N", min=0),
+    ] = None,
+) -> None:
     """Draw the five panels of a run again."""
     from plateau_train.run.plots import plot_run
 
-    typer.echo(plot_run(run, output))
+    typer.echo(plot_run(run, output, replica))
+
+
+@app.command("compare")
+def compare_runs(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, two or more", metavar="RUN...")],
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw the five panels with all runs into this PNG, SVG or PDF file",
+        ),
+    ] = None,
+    level: Annotated[
+        float | None,
+        typer.Option(
+            help="Test accuracy whose first epoch is told "
+            "[dim]\\[default: the highest that every training reaches][/dim]",
+            metavar="ACCURACY",
+        ),
+    ] = None,
+) -> None:
+    """Set runs beside each other: what each reached, and what the difference is worth.
+
+    Prints a row a run, how the others differ from the first with 95 % confidence intervals (paired
+    where the seeds are the same), and which settings differ.
+    """
+    from plateau_train import comparing
+    from plateau_train.run.report import Report
+
+    comparing.compare(runs, picture, level, Report())
 
 
 @app.command()
@@ -238,6 +279,10 @@ def evaluate(
             metavar="best|last|N",
         ),
     ] = "best",
+    replica: Annotated[
+        int | None,
+        typer.Option(help="Which replica, from 0, of a run with --seeds: else the best", min=0),
+    ] = None,
     output: Annotated[Path | None, _picture("confusion.png")] = None,
 ) -> None:
     """Score a checkpoint again: loss and accuracy, each class, the confusion matrix.
@@ -247,7 +292,84 @@ def evaluate(
     from plateau_train import evaluation
     from plateau_train.run.report import Report
 
-    evaluation.evaluate_run(run, checkpoint, output, resolved, Report())
+    evaluation.evaluate_run(run, checkpoint, output, resolved, Report(), replica=replica)
+
+
+SCHEDULE_EXAMPLES = """\
+[bold]Examples[/bold]
+
+plateau-train schedule --values 1,1,1,0.5,0.9,0.9 --patience 2 --cooldown 2
+
+plateau-train schedule losses.csv --column val_loss --patience 3 --compare torch,keras
+
+plateau-train schedule runs/latest --patience 3 --factor 0.3 --plot replay.png
+
+plateau-train schedule --from-torch patience=10,threshold=1e-3
+"""
+
+
+@app.command(epilog=SCHEDULE_EXAMPLES)
+# The mode is judged together with the run's other settings.
+@_takes(*({knob.key for knob in KNOBS if knob.table == "plateau"} - {"mode"} | {"learning_rate"}))
+def schedule(
+    resolved: Resolved,
+    source: Annotated[
+        str | None,
+        typer.Argument(help="CSV or TSV file, - for standard input, or a run folder"),
+    ] = None,
+    values: Annotated[
+        str | None, typer.Option(help="The values themselves, separated by commas", metavar="LIST")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column of the file, by its name", metavar="NAME")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Metric of the run, if not the one that its rule observed")
+    ] = None,
+    replica: Annotated[
+        int | None, typer.Option(help="Which of a run's replicas, from 0", metavar="N")
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            help="Step other libraries' rules with the same numbers beside it: optax, torch, keras",
+            metavar="LIBRARIES",
+        ),
+    ] = None,
+    from_torch: Annotated[
+        str | None,
+        typer.Option(
+            help="Translate PyTorch's ReduceLROnPlateau, such as patience=10,threshold=1e-3, "
+            "and step it if there are values; what is not given has its default",
+            metavar="PARAMETERS",
+        ),
+    ] = None,
+    from_keras: Annotated[
+        str | None,
+        typer.Option(
+            help="The same for that of Keras, such as patience=10,min_delta=1e-4",
+            metavar="PARAMETERS",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object a value")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw values and scale into a PNG, SVG or PDF file", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Step the plateau rule over values, and show when it would lower the rate and why.
+
+    Over a run the settings are the run's own, those that are given outrank them; elsewhere an
+    observation is one value. What follows the first drop that did not happen is counterfactual.
+    """
+    from plateau_train import schedule as room
+    from plateau_train.run.report import Report
+
+    # For some additions; a training may hold the other devices.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    asked = room.Asked(source, values, column, mode, replica, compare, from_torch, from_keras, plot)
+    for line in room.answer(resolved, asked, Report(), wants_json=json):
+        typer.echo(line)
 
 
 @app.command("config")

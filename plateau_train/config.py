@@ -266,9 +266,7 @@ class Plateau(_Table):
 
 class Run(_Table):
     epochs: int = _knob(50, "Passes over the training images", ge=1, le=1_000_000)
-    seed: int = _knob(
-        0, "Seed of the parameters and of the order of images", ge=0, le=LARGEST_SEED
-    )
+    seed: int = _knob(0, "Seed of the parameters and of the order of images", ge=0, le=LARGEST_SEED)
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...] | None,
         BeforeValidator(_as_seeds),

@@ -12,9 +12,10 @@ from plateau_train import launching
 from plateau_train.config import Resolved
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError, RunError
-from plateau_train.run import checkpoint, environment, plots
+from plateau_train.run import checkpoint, environment, matrices, plots
 from plateau_train.run.checkpoint import BEST, Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
+from plateau_train.run.metrics import best_of
 from plateau_train.run.report import Column, Report, printable
 
 # The confusion matrix of more classes is in the picture alone.
@@ -40,13 +41,20 @@ Confusion = Int32[np.ndarray, "classes classes"]
 
 
 def evaluate_run(
-    path: Path, which: str, output: Path | None, asked: Resolved, report: Report
+    path: Path,
+    which: str,
+    output: Path | None,
+    asked: Resolved,
+    report: Report,
+    *,
+    replica: int | None = None,
 ) -> None:
     """Print how well a checkpoint does on its run's own data, and draw what it confuses.
 
-    ``which`` is best, last or an epoch's number. Of what is asked only the folder of the data
-    counts. Raises ``ConfigError`` for any other word, ``RunError`` for a checkpoint that is not
-    kept, and ``DataError`` for other data.
+    ``which`` is best, last or an epoch's number; of several replicas the best one there is taken
+    unless ``replica`` says which. Of what is asked only the folder of the data counts. Raises
+    ``ConfigError`` for any other word or replica, ``RunError`` for a checkpoint that is not kept,
+    and ``DataError`` for other data.
     """
     if not re.fullmatch(r"best|last|[0-9]{1,9}", which):
         raise ConfigError(
@@ -57,6 +65,7 @@ def evaluate_run(
         plots.picture_format(output)  # now, not after all the work
     run = RunDirectory.find(path)
     found = find_checkpoint(run, which, report)
+    found, chosen = take_replica(found, replica)
     manifest = found.manifest
     cache_dir = asked.config.data.cache_dir
     settings = manifest.settings.data.model_copy(update={"cache_dir": cache_dir})
@@ -71,9 +80,9 @@ def evaluate_run(
     scores, confusion = score(found, dataset)
     _compare(found, scores, report)
 
-    title = f"{'' if which.isdecimal() else f'{which} checkpoint, '}epoch {manifest.epoch}"
+    title = f"{chosen}{'' if which.isdecimal() else f'{which} checkpoint, '}epoch {manifest.epoch}"
     names = [printable(name) for name in dataset.class_names]
-    figure = plots.draw_confusion(
+    figure = matrices.draw_confusion(
         confusion,
         names,
         f"{printable(run.path.resolve().name)}\n{title}: "
@@ -119,6 +128,41 @@ def find_checkpoint(run: RunDirectory, which: str, report: Report) -> Checkpoint
     return _of_epoch(run, int(which), kept)
 
 
+def take_replica(found: Checkpoint, replica: int | None) -> tuple[Checkpoint, str]:
+    """Return the checkpoint of one replica as if it had been trained alone, and which it is.
+
+    Raises ``ConfigError`` for one that there is not, ``RunError`` for one that had diverged.
+    """
+    manifest = found.manifest
+    seeds, final = manifest.settings.run.seeds, {row.replica: row for row in manifest.final}
+    if seeds is None and not replica:
+        return found, ""
+    seeds = manifest.settings.run.replica_seeds
+    if replica is not None and replica >= len(seeds):
+        raise ConfigError(
+            f"--replica {replica}, and the run has {len(seeds)}, counted from 0",
+            hint="leave it out to take the best one",
+        )
+    best = best_of(manifest.final).replica
+    number = best if replica is None else replica
+    if number not in final:
+        raise RunError(
+            f"replica {number} (seed {seeds[number]}) had diverged by epoch {manifest.epoch}",
+            hint=f"give another --replica, such as {best}, the best one",
+        )
+    alone = manifest.settings.run.model_copy(update={"seed": seeds[number], "seeds": None})
+    manifest = manifest.model_copy(
+        update={
+            "settings": manifest.settings.model_copy(update={"run": alone}),
+            "records": tuple(row for row in manifest.records if row.replica == number),
+        }
+    )
+    arrays = {name: array[number] for name, array in found.arrays.items()}
+    which = f"replica {number}, seed {seeds[number]}"
+    best_of_all = f", the best of {len(seeds)}" if replica is None and len(seeds) > 1 else ""
+    return Checkpoint(manifest, arrays), f"{which}{best_of_all}: "
+
+
 def _of_epoch(run: RunDirectory, epoch: int, kept: Sequence[Path]) -> Checkpoint:
     """Read the checkpoint of an epoch, whichever of the files that are kept it is."""
     epochs, reasons = set(), []
@@ -146,7 +190,7 @@ def score(found: Checkpoint, dataset: Dataset) -> tuple[dict[str, Score], Confus
 
     settings = found.manifest.settings
     program = Program.from_config(settings, num_classes=len(dataset.class_names))
-    params = training.restore(found).params
+    params = training.restore_params(found)
     test = training.on_device(dataset.test)
     splits = {"test": test}
     if dataset.val is not None:

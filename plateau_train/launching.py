@@ -58,7 +58,7 @@ def start(resolved: Resolved, report: Report) -> Path | None:
         dataset, facts = _load_together(lambda: resolved.config, partial(_load, report=report))
         resolved = _name(resolved, dataset)
         settings = resolved.config.run
-        name = settings.name or resolved.config.plateau.mode
+        name = settings.name or name_of(resolved.config)
         with contextlib.ExitStack() as held:
             with cluster.together():
                 run = RunDirectory.create(
@@ -73,6 +73,12 @@ def start(resolved: Resolved, report: Report) -> Path | None:
                     raise
             _train(run, dataset, facts, resolved, report)
         return run.path
+
+
+def name_of(settings: Config) -> str:
+    """Return what moves the scale, as a run is called after it."""
+    schedule = settings.optimizer.schedule
+    return settings.plateau.mode if schedule == "plateau" else schedule
 
 
 def resume(path: Path, asked: Resolved, report: Report) -> None:
@@ -240,7 +246,7 @@ def check(path: Path, asked: Resolved) -> Iterator[str]:
                 problems += error.problems
                 continue
             newest = newest or found
-            best = newest.manifest.best.epoch
+            best = newest.manifest.best_epoch
             # Where the newest is the best, a crash may have come before it got its second name.
             if file.name == checkpoint.BEST and best not in (
                 found.manifest.epoch,
@@ -278,7 +284,7 @@ def _train(
 
     interruption.hint = f"plateau-train resume {run} continues it"
     try:
-        training.fit(run, dataset, facts, resolved, report, found)
+        training.fit([training.Place(run, resolved, found)], dataset, facts, report)
     except StorageError as error:
         if not run.path.is_dir():
             error.hint = "the folder was moved or removed: resume the run where it is now"
@@ -412,10 +418,10 @@ def _continued(run: RunDirectory, asked: Resolved, found: Checkpoint | None) -> 
             before, value = begun.value(knob), source.value(knob)
             if value == before or not source.is_asked(knob.key):
                 continue
-            if knob.key in FREE and not (knob.key == "epochs" and value < before):
+            if knob.key in FREE and (knob.key != "epochs" or _may_grow(begun, value)):
                 resolved = resolved.settle(knob.key, value, source.origins[knob.key])
             else:
-                why = _why_not(knob.key, value, found)
+                why = _why_not(begun, knob.key, value, found)
                 table.append((knob.flag, config.as_text(before), config.as_text(value), why))
     if table:
         raise ChangedSettingsError(
@@ -440,16 +446,22 @@ def _whole_settings(run: RunDirectory) -> Resolved:
     return begun
 
 
-def _why_not(key: str, value: int, found: Checkpoint | None) -> str:
+def _may_grow(begun: Resolved, epochs: int) -> bool:
+    """Tell whether a run can go on to so many epochs: a cosine is laid over those it began with."""
+    return epochs > begun.config.run.epochs and begun.config.optimizer.schedule != "cosine"
+
+
+def _why_not(begun: Resolved, key: str, value: int, found: Checkpoint | None) -> str:
     """Say why a setting of a run cannot change."""
     if key == "epochs":
-        return "a run goes further, not back"
+        is_longer = value > begun.config.run.epochs
+        return "the cosine was laid over these" if is_longer else "a run goes further, not back"
     if found is not None and key == "patience":
-        waited = found.manifest.records[-1].wait
+        waited = max(record.wait for record in found.manifest.final)
         if value <= waited:
             return f"the wait is {waited} already: the rule would pass {value} by and never drop"
     if found is not None and key == "accumulation_size":
-        count = int(found.arrays["plateau/count"])
+        count = int(found.arrays["plateau/count"].max())
         if value <= count:
             return f"the window holds {count} already: it would never be full"
     return "it moves the result"

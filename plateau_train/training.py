@@ -2,54 +2,50 @@
 
 import contextlib
 import datetime
-import itertools
 import json
-import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from plateau_train import config
+from plateau_train import wording
 from plateau_train.config import Config, Resolved
 from plateau_train.data.splits import Dataset, Split
 from plateau_train.errors import (
     ConfigError,
     InterruptedRunError,
-    NonFiniteLossError,
     PlateauTrainError,
     RunError,
     StorageError,
 )
-from plateau_train.numerics.mesh import make_mesh, put_everywhere
-from plateau_train.numerics.plateau import Observation
-from plateau_train.numerics.program import (
-    Examples,
-    Metrics,
-    Program,
-    StepRecord,
-    TrainState,
-    advance,
-    empty_records,
-    epoch_order,
-    evaluate,
-    init_state,
-    train_steps,
+from plateau_train.groups import (
+    Group,
+    Member,
+    Survivors,
+    Trained,
+    cut,
+    join,
+    make_ensembles,
+    stack,
 )
+from plateau_train.numerics.mesh import BATCH_AXIS, REPLICA_AXIS, make_mesh, put_everywhere
+from plateau_train.numerics.plateau import PlateauRule
+from plateau_train.numerics.program import Examples, Params, Program, TrainState, init_state
+from plateau_train.numerics.replicas import Ensemble, Solo
 from plateau_train.run import cluster, interruption, storage
 from plateau_train.run.checkpoint import Checkpoint, Manifest
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import (
     DatasetFacts,
+    Environment,
     describe_environment,
     identify_code,
 )
@@ -57,85 +53,68 @@ from plateau_train.run.journal import Journal
 from plateau_train.run.metrics import Drop, EpochRecord, Notice, Timing
 from plateau_train.run.report import Report
 
-# An epoch is cut into chunks of about this long: that often the bar moves, a loss that is not
-# finite is seen and a signal is heard. The cuts leave the bits unchanged.
-CHUNK_SECONDS = 0.25
-
 # What is kept of compiled programs at the most: those of many trainings.
 COMPILED_BYTES = 100_000_000
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch leaves behind."""
+class Place(NamedTuple):
+    """A run to train: its folder, its settings, and the checkpoint that it goes on from."""
 
-    record: EpochRecord
+    run: RunDirectory
+    resolved: Resolved
+    found: Checkpoint | None = None
+
+
+class Outcome(NamedTuple):
+    """What one epoch leaves behind in one run: a record of each replica that is finite still."""
+
+    records: list[EpochRecord]
     drops: list[Drop]
+    diverged: list[Notice]
     timing: Timing
-    state: TrainState
+    state: TrainState  # on the host, with a leading axis of replicas
 
 
-def fit(
-    run: RunDirectory,
-    dataset: Dataset,
-    facts: DatasetFacts,
-    resolved: Resolved,
-    report: Report,
-    found: Checkpoint | None = None,
-) -> None:
-    """Train one network into a run's folder, from the beginning or from what was found there."""
+def fit(places: Sequence[Place], dataset: Dataset, facts: DatasetFacts, report: Report) -> None:
+    """Train a run, or several that share a program, into their folders.
+
+    All of them begin, or go on after the same epoch. Raises ``NonFiniteLossError`` when no training
+    is left that is finite.
+    """
     started = time.perf_counter()
-    settings, origins = resolved
-    mesh = find_mesh(settings)
+    settings = [place.resolved.config for place in places]
+    found = [place.found for place in places if place.found is not None]
+    mesh = find_mesh(settings[0])
     environment = describe_environment(_device_names(mesh), facts)
-    manifest = Manifest(settings=settings, origins=origins, environment=environment)
-    if found is not None:
-        past = found.manifest
-        manifest = manifest.model_copy(
-            update={"records": past.records, "timings": past.timings, "events": past.events}
-        )
     with cluster.together():
-        journal = Journal(run, manifest)
-        try:
-            run.make_latest()
-        except StorageError as error:  # a convenience that nothing depends on
-            report.warn(*error.problems)
-        header = _header(dataset, settings, mesh, run)
-        if found is not None:
-            header |= {"resumed": f"after epoch {journal.manifest.epoch} of {settings.run.epochs}"}
-        report.header(header)
-        _warn_of_a_run_without_drops(dataset, settings, report)
-        _note_the_circumstances(journal, found, report)
+        journals = [_open_journal(place, environment) for place in places]
+        if len(places) == 1:
+            _introduce(journals[0], dataset, mesh, report, is_resumed=bool(found))
+        for journal, place in zip(journals, places, strict=True):
+            _note_the_circumstances(journal, place.found, report)
     try:
         with interruption.asked_first(cluster.grace_seconds()):
-            for epoch in train(dataset, settings, report, found):
+            for outcomes in train(dataset, settings, report, found):
                 with cluster.together():
-                    journal.commit(epoch.record, epoch.timing, epoch.drops, _arrays(epoch.state))
-                report.epoch(
-                    epoch.record,
-                    epoch.drops,
-                    num_epochs=settings.run.epochs,
-                    patience=settings.plateau.patience,
-                    seconds=epoch.timing.train_seconds + epoch.timing.evaluate_seconds,
-                )
-        from plateau_train.run import plots  # matplotlib can wait until here
-
-        records, drops = journal.manifest.records, journal.manifest.drops
-        plots.save_plot(run.plot, records, drops, settings)
-        journal.write_whole()
-        summary = _summary(dataset, settings, journal.manifest)
-        storage.write_text(run.summary, json.dumps(summary, indent=2) + "\n")
+                    for journal, outcome in zip(journals, outcomes, strict=True):
+                        _keep(journal, outcome)
+                _tell(outcomes, settings, report)
+        for journal in journals:
+            _conclude(journal, dataset)
     except PlateauTrainError as error:
         kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
-        with contextlib.suppress(StorageError):
-            journal.note(Notice(event=kind, message="; ".join(error.problems)))
+        for journal in journals:
+            with contextlib.suppress(StorageError):
+                journal.note(Notice(event=kind, message="; ".join(error.problems)))
         raise
     finally:
         report.close()
     took = str(datetime.timedelta(seconds=round(time.perf_counter() - started)))
-    if found is not None:
-        took += f" since epoch {found.manifest.epoch}"
-    report.end(_ending(run, dataset, journal.manifest, took), run.path)
+    if found:
+        took += f" since epoch {found[0].manifest.epoch}"
+    if len(journals) == 1:
+        ending = wording.describe_end(journals[0].run, dataset, journals[0].manifest, took)
+        report.end(ending, journals[0].run.path)
 
 
 def follow(dataset: Dataset, settings: Config) -> None:
@@ -143,9 +122,82 @@ def follow(dataset: Dataset, settings: Config) -> None:
     with cluster.together():
         pass  # process 0 opens its journal
     with interruption.asked_first(cluster.grace_seconds()):
-        for _ in train(dataset, settings, Report(quiet=True)):
+        for _ in train(dataset, [settings], Report(quiet=True)):
             with cluster.together():
                 pass  # process 0 commits the epoch
+
+
+def _open_journal(place: Place, environment: Environment) -> Journal:
+    """Begin to write a run's files, or go on with them."""
+    settings, origins = place.resolved
+    manifest = Manifest(settings=settings, origins=origins, environment=environment)
+    if place.found is not None:
+        past = place.found.manifest
+        manifest = manifest.model_copy(
+            update={"records": past.records, "timings": past.timings, "events": past.events}
+        )
+    return Journal(place.run, manifest)
+
+
+def _introduce(
+    journal: Journal, dataset: Dataset, mesh: Mesh, report: Report, *, is_resumed: bool
+) -> None:
+    """Tell what is about to be trained."""
+    run, settings = journal.run, journal.manifest.settings
+    try:
+        run.make_latest()
+    except StorageError as error:  # a convenience that nothing depends on
+        report.warn(*error.problems)
+    devices = f"{_devices(mesh)}, {settings.model.precision}, jax {jax.__version__}"
+    header = wording.describe_header(dataset, settings, devices) | {"run": str(run.path)}
+    if is_resumed:
+        header |= {"resumed": f"after epoch {journal.manifest.epoch} of {settings.run.epochs}"}
+    report.header(header)
+    if warning := wording.warn_of_a_run_without_drops(dataset, settings):
+        report.warn(warning)
+
+
+def _keep(journal: Journal, outcome: Outcome) -> None:
+    """Write down an epoch of a run, some or all of whose trainings may have diverged in it."""
+    if outcome.records:
+        state = outcome.state
+        if journal.manifest.settings.run.seeds is None:
+            state = jax.tree.map(lambda rows: rows[0], state)
+        events = (*outcome.drops, *outcome.diverged)
+        journal.commit(outcome.records, outcome.timing, events, _named(state))
+    elif outcome.diverged:
+        for notice in outcome.diverged:
+            journal.note(notice)
+        journal.note(Notice(event="failed", message="no training of this run is finite"))
+
+
+def _tell(outcomes: Sequence[Outcome], settings: Sequence[Config], report: Report) -> None:
+    """Print an epoch; of several runs the mean over all, whose drops are in their own events."""
+    for outcome in outcomes:
+        for notice in outcome.diverged:
+            report.warn(notice.message)
+    report.epoch(
+        [record for outcome in outcomes for record in outcome.records],
+        outcomes[0].drops if len(outcomes) == 1 else (),
+        num_epochs=settings[0].run.epochs,
+        patience=settings[0].plateau.patience,
+        seconds=sum(
+            outcome.timing.train_seconds + outcome.timing.evaluate_seconds for outcome in outcomes
+        ),
+    )
+
+
+def _conclude(journal: Journal, dataset: Dataset) -> None:
+    """Leave the plot and the summary of a run that has come to its end."""
+    from plateau_train.run import plots  # matplotlib can wait until here
+
+    run, manifest = journal.run, journal.manifest
+    if manifest.epoch < manifest.settings.run.epochs:
+        return  # all of its trainings have diverged
+    plots.save_plot(run.plot, manifest.histories, manifest.settings)
+    journal.write_whole()
+    summary = wording.summarize(dataset, manifest)
+    storage.write_text(run.summary, json.dumps(summary, indent=2) + "\n")
 
 
 def keep_compiled(cache_dir: Path) -> None:
@@ -171,7 +223,8 @@ def keep_compiled(cache_dir: Path) -> None:
 def find_mesh(settings: Config) -> Mesh:
     """Find the devices to train on: all of them, or the first of each process.
 
-    Raises ``ConfigError`` where there are fewer than asked for, or they cannot share a batch.
+    They share the batch of a single training; of several each device takes some. Raises
+    ``ConfigError`` where there are fewer than asked for, or they cannot share a batch.
     """
     wanted = settings.run.devices
     if wanted is not None and wanted > jax.local_device_count():
@@ -185,6 +238,13 @@ def find_mesh(settings: Config) -> Mesh:
         for process in range(jax.process_count())
         for device in jax.local_devices(process)[:wanted]
     ]
+    if settings.run.seeds is not None:
+        if cluster.is_several():
+            raise ConfigError(
+                f"--seeds trains in one process, and this is {cluster.describe()}",
+                hint="start a run for some of the seeds in each process: --num-processes 1",
+            )
+        return make_mesh(devices, REPLICA_AXIS)
     batch_size, rest = settings.data.batch_size, settings.data.batch_size % len(devices)
     if rest:
         good = [size for size in (batch_size - rest, batch_size - rest + len(devices)) if size]
@@ -192,7 +252,7 @@ def find_mesh(settings: Config) -> Mesh:
             f"--batch-size {batch_size} does not divide by the {len(devices)} devices",
             hint=f"use --batch-size {' or '.join(map(str, good))}, or fewer --devices",
         )
-    return make_mesh(devices)
+    return make_mesh(devices, BATCH_AXIS)
 
 
 def _note_the_circumstances(journal: Journal, found: Checkpoint | None, report: Report) -> None:
@@ -214,221 +274,137 @@ def _note_the_circumstances(journal: Journal, found: Checkpoint | None, report: 
 
 def train(
     dataset: Dataset,
-    settings: Config,
+    settings: Sequence[Config],
     report: Report,
-    found: Checkpoint | None = None,
-) -> Iterator[Epoch]:
-    """Yield epoch 0, the untrained network, and then each epoch as it is trained.
+    found: Sequence[Checkpoint] = (),
+) -> Iterator[list[Outcome]]:
+    """Yield of each run epoch 0, the untrained networks, and then each epoch as it is trained.
 
-    After a checkpoint that was found it yields the epochs that are left. Each epoch's keys are
-    derived from its number, so it is the same epoch as in a run that was never stopped.
+    After checkpoints that were found, one for each run, it yields the epochs that are left. Each
+    epoch's keys are derived from its number, so it is the same epoch as in a run that was never
+    stopped.
     """
-    mesh = find_mesh(settings)
-    program = Program.from_config(settings, num_classes=len(dataset.class_names), mesh=mesh)
-    if found is None:
-        alone = program._replace(mesh=None)  # each process for itself: not all of them do this
-        first, state = 0, init_state(alone, _seed(settings), dataset.image_shape)
-    else:
-        first, state = found.manifest.epoch + 1, restore(found)
-    if cluster.is_several():  # only process 0 has read the checkpoint
-        first, state = cluster.from_leader((first, jax.device_get(state)))
-        first = int(first)
-    state = put_everywhere(mesh, state)
-    train_split = on_device(dataset.train, mesh)
-    others = {"test": on_device(dataset.test, mesh)}
+    plan = settings[0]  # of what they differ in, members and programs know
+    members = [
+        Member(run, replica, seed, choice.optimizer.learning_rate)
+        for run, choice in enumerate(settings)
+        for replica, seed in enumerate(choice.run.replica_seeds)
+    ]
+    first, groups = _form_groups(dataset, settings, members, found)
+    survivors = Survivors(members, _are_alive(members, found))
+    num_steps = wording.count_steps(dataset, plan)
+    report.start_epoch(first, plan.run.epochs, num_steps)
+    for group in groups:
+        group.prepare(untrained=first == 0)
+    for epoch in range(first, plan.run.epochs + 1):
+        trained = []
+        for number, group in enumerate(groups, start=1):
+            part = f", group {number}/{len(groups)}" if len(groups) > 1 else ""
+            report.start_epoch(epoch, plan.run.epochs, num_steps, part)
+            trained.append(group.epoch(epoch, plan.plateau.split, survivors, report))
+        yield _outcomes(join(trained), epoch, num_steps, settings, members, survivors)
+
+
+def _form_groups(
+    dataset: Dataset,
+    settings: Sequence[Config],
+    members: Sequence[Member],
+    found: Sequence[Checkpoint],
+) -> tuple[int, list[Group]]:
+    """Return the epoch to begin with, and the trainings as they fit together."""
+    mesh, first, whole = find_mesh(settings[0]), 0, None
+    trainers = _make_trainers(dataset, settings, members, mesh)
+    splits = {"train": on_device(dataset.train, mesh)}
     if dataset.val is not None:
-        others["val"] = on_device(dataset.val, mesh)
-    num_steps = _steps_per_epoch(dataset, settings)
-    report.start_epoch(first, settings.run.epochs, num_steps)
-    # The untrained network is scored while the rest is traced and compiled.
-    untrained = evaluate(program, state.params, train_split) if first == 0 else None
-    steps = _ChunkedEpoch(program, train_split, settings, report)
-    state = steps.compile(state)
-
-    for epoch in range(first, settings.run.epochs + 1):
-        started = time.perf_counter()
-        report.start_epoch(epoch, settings.run.epochs, num_steps)
-        observation, scale = None, 1.0
-        if epoch == 0:
-            train_metrics = untrained
+        splits["val"] = on_device(dataset.val, mesh)
+    splits["test"] = on_device(dataset.test, mesh)
+    if found:
+        first, whole = found[0].manifest.epoch + 1, stack([restore(each) for each in found])
+    groups, start = [], 0
+    for trainer in trainers:
+        which = range(start, start := start + trainer.num_trainings)
+        if whole is None:
+            state = trainer.fetch(trainer.init(dataset.image_shape))
         else:
-            scale = float(jax.device_get(state.plateau.scale))
-            state, columns = steps.take(state, epoch)
-            # The mean over the batches as they were seen, each of the same size.
-            train_metrics = Metrics(*(column.mean(dtype=np.float64) for column in columns.metrics))
-            observation = columns.observation
-        trained = time.perf_counter()
-        metrics = {name: evaluate(program, state.params, split) for name, split in others.items()}
-        metrics = jax.device_get({"train": train_metrics} | metrics)
-        _refuse_non_finite(metrics, epoch, steps.last_loss, settings)
-        if epoch > 0 and not program.watches_steps:
-            state, observation = advance(program, state, metrics[settings.plateau.split])
-        seconds = time.perf_counter() - trained
-        observations, drops = _explain(
-            jax.device_get(observation), scale, epoch, num_steps, settings
-        )
-        yield Epoch(
-            record=_record(program, state, epoch, num_steps, metrics, observations, settings),
-            drops=drops,
-            timing=Timing(
-                epoch=epoch,
-                train_seconds=trained - started,
-                evaluate_seconds=seconds,
-                samples_per_second=(
-                    num_steps * program.batch_size / (trained - started) if epoch else None
-                ),
-            ),
-            state=state,
-        )
+            state = cut(whole, which)
+        if cluster.is_several():  # only process 0 has read the checkpoint
+            first, state = cluster.from_leader((first, state))
+        groups.append(Group(trainer, state, splits, which, takes_turns=len(trainers) > 1))
+    return int(first), groups
 
 
-class _ChunkedEpoch:
-    """Take the steps of an epoch in chunks of steady length, watching the loss between them."""
-
-    def __init__(self, program: Program, split: Examples, settings: Config, report: Report) -> None:
-        self._program = program
-        self._split = split
-        self._settings = settings
-        self._report = report
-        self._records: StepRecord | None = None  # filled anew in each epoch, in the same memory
-        self._chunk = 1
-        self.last_loss: float | None = None
-
-    def compile(self, state: TrainState) -> TrainState:
-        """Compile all that an epoch takes by taking no step of it; use up the state, return it."""
-        order = self._order(1)
-        records = empty_records(self._program, state, self._split, len(order))
-        state, self._records = train_steps(self._program, state, records, self._split, order, 0, 0)
-        return state
-
-    def _order(self, epoch: int) -> jax.Array:
-        return epoch_order(
-            _seed(self._settings),
-            epoch,
-            num_examples=len(self._split.labels),
-            batch_size=self._program.batch_size,
-            mesh=self._program.mesh,
-        )
-
-    def take(self, state: TrainState, epoch: int) -> tuple[TrainState, StepRecord]:
-        """Return the state after the epoch, and its records as NumPy columns."""
-        program, split, records = self._program, self._split, self._records
-        order = self._order(epoch)
-        start, num_steps = 0, len(order)
-        while start < num_steps:
-            began = time.perf_counter()
-            stop = min(start + self._chunk, num_steps)
-            state, records = train_steps(program, state, records, split, order, start, stop)
-            losses = np.array(records.metrics.loss)[start:stop]
-            for step, loss in enumerate(losses.tolist(), start=(epoch - 1) * num_steps + start + 1):
-                if not math.isfinite(loss):
-                    what = f"the training loss is {loss} at epoch {epoch}, step {step:,}"
-                    raise _not_finite(what, self.last_loss, self._settings)
-                self.last_loss = loss
-            self._report.step(stop, losses[-1])
-            rate = (stop - start) / (time.perf_counter() - began)
-            # Not more than eight times as long as the last: a short one says little of the rate.
-            chunk = max(1, min(int(rate * CHUNK_SECONDS), 8 * self._chunk, num_steps))
-            signal_number, self._chunk = cluster.agree(interruption.received(), chunk)
-            if signal_number:
-                interruption.stop(signal_number)
-            start = stop
-        self._records = records
-        return state, jax.tree.map(np.array, records)
+def _make_trainers(
+    dataset: Dataset, settings: Sequence[Config], members: Sequence[Member], mesh: Mesh
+) -> Sequence[Solo | Ensemble]:
+    """Make one of a single training, and of replicas as few as there is memory for."""
+    make = partial(Program.from_config, num_classes=len(dataset.class_names))
+    if settings[0].run.seeds is None:
+        return [Solo(make(settings[0], mesh=mesh), members[0].seed)]
+    programs = [make(settings[member.run]) for member in members]
+    return make_ensembles(programs, members, mesh, dataset.image_shape)
 
 
-def _seed(settings: Config) -> np.uint32:
-    return np.uint32(settings.run.seed)  # as a plain int it may not fit into 32 bits with a sign
+def _are_alive(members: Sequence[Member], found: Sequence[Checkpoint]) -> list[bool]:
+    """Tell of each training whether it had not diverged by the checkpoint of its run."""
+    if not found:
+        return [True] * len(members)
+    there = [{record.replica for record in checkpoint.manifest.final} for checkpoint in found]
+    return [member.replica in there[member.run] for member in members]
 
 
-def _arrays(state: TrainState) -> dict[str, np.ndarray]:
-    """Name every array of the state by its place in it, such as params/Dense_0/kernel."""
-    return _named(jax.device_get(state))
-
-
-def _named(state: TrainState) -> dict[str, Any]:
-    leaves, _ = jax.tree.flatten_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def restore(found: Checkpoint) -> TrainState:
-    """Put the arrays of a checkpoint back into the state that its settings describe.
-
-    Raises ``RunError`` unless they are the very arrays of that state: names, shapes and types.
-    """
-    settings, dataset = found.manifest.settings, found.manifest.environment.dataset
-    program = Program.from_config(settings, num_classes=len(dataset.class_names))
-    state = jax.eval_shape(
-        partial(init_state, program, image_shape=dataset.image_shape), _seed(settings)
+def _outcomes(
+    trained: Trained,
+    epoch: int,
+    num_steps: int,
+    settings: Sequence[Config],
+    members: Sequence[Member],
+    survivors: Survivors,
+) -> list[Outcome]:
+    """Sort what an epoch has left by the runs that it was trained for."""
+    num_images = num_steps * settings[0].data.batch_size * len(members)
+    timing = Timing(
+        epoch=epoch,
+        train_seconds=trained.train_seconds / len(settings),
+        evaluate_seconds=trained.evaluate_seconds / len(settings),
+        samples_per_second=num_images / trained.train_seconds if epoch else None,
     )
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _named(state).items()}
-    present = {name: (array.shape, array.dtype) for name, array in found.arrays.items()}
-    if present != expected:
-        (name, *_) = sorted(
-            name for name in expected | present if expected.get(name) != present.get(name)
-        )
-        raise RunError(
-            f"the checkpoint of epoch {found.manifest.epoch} has another state than this version "
-            f"trains: {name} is {present.get(name)}, expected {expected.get(name)}",
-            hint="install the versions that environment.json names",
-        )
-    arrays = [found.arrays[name] for name in expected]
-    return jax.device_put(jax.tree.unflatten(jax.tree.structure(state), arrays))
-
-
-def _steps_per_epoch(dataset: Dataset, settings: Config) -> int:
-    """Count the whole batches of the training images."""
-    return len(dataset.train.labels) // settings.data.batch_size
-
-
-def on_device(split: Split, mesh: Mesh | None = None) -> Examples:
-    """Bring the images and labels of a split to where they are computed with."""
-    return Examples(*jax.tree.leaves(put_everywhere(mesh, tuple(split))))
-
-
-def _refuse_non_finite(
-    metrics: Mapping[str, Metrics], epoch: int, last_loss: float | None, settings: Config
-) -> None:
-    """Stop on an evaluation that is NaN or infinite, before the rule takes it for a plateau."""
-    for split, values in metrics.items():
-        if not np.isfinite(values.loss):
-            raise _not_finite(
-                f"the {split} loss is {values.loss} at the end of epoch {epoch}",
-                last_loss,
-                settings,
-            )
-
-
-def _not_finite(what: str, last_loss: float | None, settings: Config) -> NonFiniteLossError:
-    last = "" if last_loss is None else f"; the last finite training loss was {last_loss:.4g}"
-    return NonFiniteLossError(
-        what + last,
-        hint=f"train with a smaller --learning-rate than {settings.optimizer.learning_rate:g}",
-    )
+    outcomes = []
+    for run, choice in enumerate(settings):
+        rows = [row for row, member in enumerate(members) if member.run == run]
+        records: list[EpochRecord] = []
+        drops: list[Drop] = []
+        for row in rows:
+            if survivors.alive[row]:
+                one = trained.of(row)
+                observations, fell = _explain(one, members[row], epoch, num_steps, choice)
+                drops += fell
+                records.append(_record(one, members[row], epoch, num_steps, observations, choice))
+        state = cut(trained.state, range(rows[0], rows[-1] + 1))
+        outcomes.append(Outcome(records, drops, survivors.take_lost(run), timing, state))
+    return outcomes
 
 
 def _explain(
-    observation: Observation | None, scale: float, epoch: int, num_steps: int, settings: Config
+    trained: Trained, member: Member, epoch: int, num_steps: int, settings: Config
 ) -> tuple[list[float], list[Drop]]:
-    """Return the observations of an epoch and the drops among them.
-
-    ``observation`` holds NumPy columns of the epoch's steps, or scalars of its evaluation, and
-    ``scale`` is the one before the epoch.
-    """
+    """Return the observations of an epoch of one training and the drops among them."""
     observations: list[float] = []
     drops: list[Drop] = []
-    if observation is None:
+    if trained.observation is None:
         return observations, drops
-    rows = zip(*map(np.atleast_1d, observation), strict=True)
+    # Columns of the epoch's steps, or scalars of its evaluation.
+    rows = zip(*map(np.atleast_1d, trained.observation), strict=True)
     plateau, base = settings.plateau, settings.optimizer.learning_rate
+    scale = float(trained.scale)
     for number, (complete, value, best, to_beat, waited, new_scale) in enumerate(rows, start=1):
         if not complete:
             continue
         observations.append(float(value))
-        if new_scale < scale:
+        if settings.optimizer.schedule == "plateau" and new_scale < scale:
             steps = number if plateau.split == "train" else num_steps
             drops.append(
                 Drop(
+                    replica=member.replica,
                     epoch=epoch,
                     step=(epoch - 1) * num_steps + steps,
                     position=epoch - 1 + steps / num_steps,
@@ -436,7 +412,7 @@ def _explain(
                     scale_after=float(new_scale),
                     learning_rate_before=base * scale,
                     learning_rate_after=base * float(new_scale),
-                    observed=_observed(plateau),
+                    observed=wording.describe_observation(plateau),
                     value=float(value),
                     best=float(best),
                     to_beat=float(to_beat),
@@ -447,35 +423,25 @@ def _explain(
     return observations, drops
 
 
-def _observed(plateau: config.Plateau) -> str:
-    """Say what one observation is."""
-    what = f"{'1 - ' if plateau.metric == 'accuracy' else ''}{plateau.split} {plateau.metric}"
-    if plateau.accumulation_size == 1:
-        return what
-    unit = "steps" if plateau.split == "train" else "epochs"
-    return f"{what}, mean of {plateau.accumulation_size} {unit}"
-
-
 def _record(
-    program: Program,
-    state: TrainState,
+    trained: Trained,
+    member: Member,
     epoch: int,
     num_steps: int,
-    metrics: Mapping[str, Metrics],
-    observations: list[float],
+    observations: Sequence[float],
     settings: Config,
 ) -> EpochRecord:
-    """Put an epoch's metrics and the state of the rule after it into one line."""
-    plateau, to_beat = jax.device_get(
-        (state.plateau, program.rule.to_beat(jnp.asarray(state.plateau.best_value)))
-    )
+    """Put the metrics of one training and the state of the rule after them into one line."""
+    plateau = jax.device_get(trained.state.plateau)  # optax's types are too wide for numbers
     seen = bool(np.isfinite(plateau.best_value))
+    to_beat = PlateauRule.from_settings(settings.plateau).to_beat(jnp.asarray(plateau.best_value))
     scores = {
         f"{split}_{name}": float(value)
-        for split, values in metrics.items()
+        for split, values in trained.metrics.items()
         for name, value in values._asdict().items()
     }
     return EpochRecord(
+        replica=member.replica,
         epoch=epoch,
         step=epoch * num_steps,
         **scores,
@@ -489,6 +455,51 @@ def _record(
     )
 
 
+def _named(tree: Any) -> dict[str, Any]:
+    """Name every array of a state by its place in it, such as params/Dense_0/kernel."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def restore(found: Checkpoint) -> TrainState:
+    """Put the arrays of a checkpoint back into the state that its settings describe.
+
+    They come with a leading axis of replicas, also those of a single training. Raises ``RunError``
+    unless they are the very arrays of that state: names, shapes and types.
+    """
+    settings, dataset = found.manifest.settings, found.manifest.environment.dataset
+    program = Program.from_config(settings, num_classes=len(dataset.class_names))
+    state = jax.eval_shape(
+        partial(init_state, program, image_shape=dataset.image_shape), np.uint32(0)
+    )
+    axes = () if settings.run.seeds is None else (len(settings.run.seeds),)
+    expected = {name: ((*axes, *leaf.shape), leaf.dtype) for name, leaf in _named(state).items()}
+    present = {name: (array.shape, array.dtype) for name, array in found.arrays.items()}
+    if present != expected:
+        (name, *_) = sorted(
+            name for name in expected | present if expected.get(name) != present.get(name)
+        )
+        raise RunError(
+            f"the checkpoint of epoch {found.manifest.epoch} has another state than this version "
+            f"trains: {name} is {present.get(name)}, expected {expected.get(name)}",
+            hint="install the versions that environment.json names",
+        )
+    arrays = [found.arrays[name] for name in expected]
+    if not axes:
+        arrays = [array[np.newaxis] for array in arrays]
+    return jax.tree.unflatten(jax.tree.structure(state), arrays)
+
+
+def restore_params(found: Checkpoint) -> Params:
+    """Return the parameters in the checkpoint of a single training."""
+    return jax.tree.map(lambda rows: rows[0], restore(found).params)
+
+
+def on_device(split: Split, mesh: Mesh | None = None) -> Examples:
+    """Bring the images and labels of a split to where they are computed with."""
+    return Examples(*jax.tree.leaves(put_everywhere(mesh, tuple(split))))
+
+
 def _device_names(mesh: Mesh) -> list[str]:
     return [f"{device.platform}:{device.id} ({device.device_kind})" for device in mesh.devices]
 
@@ -500,88 +511,3 @@ def _devices(mesh: Mesh) -> str:
     kinds = Counter(f"{device.platform} ({device.device_kind})" for device in mesh.devices)
     shown = ", ".join(f"{number} x {kind}" for kind, number in kinds.items())
     return shown + (f" in {jax.process_count()} processes" if cluster.is_several() else "")
-
-
-def _header(dataset: Dataset, settings: Config, mesh: Mesh, run: RunDirectory) -> dict[str, str]:
-    """Say what is about to be trained, and what patience means in epochs."""
-    plateau, optimizer = settings.plateau, settings.optimizer
-    num_steps = _steps_per_epoch(dataset, settings)
-    sizes = [math.prod(dataset.image_shape), *settings.model.hidden_sizes, len(dataset.class_names)]
-    num_params = sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(sizes))
-    counts = [f"{len(dataset.train.labels):,} training"]
-    if dataset.val is not None:
-        counts.append(f"{len(dataset.val.labels):,} validation")
-    counts.append(f"{len(dataset.test.labels):,} test images")
-    shape = "x".join(map(str, dataset.image_shape))
-    epochs = plateau.observation_epochs(num_steps)
-    return {
-        "data": f"{dataset.name}: {', '.join(counts)} of {shape}, "
-        f"{len(dataset.class_names)} classes; {dataset.source}"
-        + ("; NOT Fashion-MNIST" if dataset.fallback else ""),
-        "model": f"MLP {'-'.join(map(str, sizes))}, {num_params:,} parameters",
-        "training": f"{optimizer.optimizer} at {optimizer.learning_rate:g}, "
-        f"{_in_epochs(settings.run.epochs)} of {num_steps} steps "
-        f"of {settings.data.batch_size} images, seed {settings.run.seed}",
-        "plateau": f"an observation is the {_observed(plateau)} ({_in_epochs(epochs)}); "
-        f"patience {plateau.patience} ({_in_epochs(plateau.patience * epochs)}), "
-        f"cooldown {plateau.cooldown} ({_in_epochs(plateau.cooldown * epochs)}), "
-        f"factor {plateau.factor:g}, rtol {plateau.rtol:g}, atol {plateau.atol:g}",
-        "device": f"{_devices(mesh)}, {settings.model.precision}, jax {jax.__version__}",
-        "run": str(run.path),
-    }
-
-
-def _in_epochs(epochs: float) -> str:
-    shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
-    return f"{shown} epoch{'' if shown == '1' else 's'}"
-
-
-def _warn_of_a_run_without_drops(dataset: Dataset, settings: Config, report: Report) -> None:
-    """Say so if the run is over before patience can run out."""
-    plateau = settings.plateau
-    num_steps = _steps_per_epoch(dataset, settings)
-    unit, values = "epochs", settings.run.epochs
-    if plateau.split == "train":
-        unit, values = "steps", settings.run.epochs * num_steps
-    # The first observation improves on nothing, and then patience begins.
-    needed = (1 + plateau.patience) * plateau.accumulation_size
-    if values < needed:
-        report.warn(
-            f"The rate cannot drop in this run: that takes {needed:,} {unit}, "
-            f"(1 + patience) x accumulation size, and it has {values:,}."
-        )
-
-
-def _summary(dataset: Dataset, settings: Config, manifest: Manifest) -> dict[str, Any]:
-    """Collect what a run came to."""
-    final, best, drops = manifest.records[-1], manifest.best, manifest.drops
-    return {
-        "dataset": dataset.name,
-        "fallback": dataset.fallback or None,
-        "mode": settings.plateau.mode,
-        "epochs": final.epoch,
-        "final": final.model_dump(exclude={"observations"}),
-        "best_by": best.scored_by,
-        "best": best.model_dump(exclude={"observations"}),
-        "num_drops": len(drops),
-        "drop_epochs": [drop.epoch for drop in drops],
-    }
-
-
-def _ending(run: RunDirectory, dataset: Dataset, manifest: Manifest, took: str) -> dict[str, str]:
-    """Say how a run ended, and what to type next."""
-    final, best, drops = manifest.records[-1], manifest.best, manifest.drops
-    fell = ", ".join(str(drop.epoch) for drop in drops) or "none"
-    return {
-        "done": f"{_in_epochs(final.epoch)} in {took}"
-        + (f", on {dataset.name}, NOT on Fashion-MNIST" if dataset.fallback else ""),
-        **{
-            split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
-            for split, loss, accuracy in final.scores()
-        },
-        "best": f"epoch {best.epoch}, of the highest {best.scored_by}: "
-        + ", ".join(f"{split} {accuracy:.4f}" for split, _, accuracy in best.scores()),
-        "drops": f"{len(drops)} (epochs: {fell}), final scale {final.scale:.6g}",
-        "plot": str(run.plot),
-        "next": f"plateau-train evaluate {run}",
-    }

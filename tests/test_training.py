@@ -31,11 +31,16 @@ def fit(tmp_path, **values):
 
 
 def retrained(resolved):
-    """Return the data, and each epoch with its state, which the loop would use up."""
+    """Return the data, and the record and the state of each epoch."""
     dataset = data.load(resolved.config.data, say=lambda _: None)
-    epochs = training.train(dataset, resolved.config, Report(quiet=True))
+    epochs = training.train(dataset, [resolved.config], Report(quiet=True))
     return dataset, [
-        dataclasses.replace(epoch, state=jax.tree.map(np.array, epoch.state)) for epoch in epochs
+        SimpleNamespace(
+            record=outcome.records[0],
+            drops=outcome.drops,
+            state=jax.tree.map(lambda rows: rows[0], outcome.state),
+        )
+        for (outcome,) in epochs
     ]
 
 

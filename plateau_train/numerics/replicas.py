@@ -5,6 +5,7 @@ images too. On several devices each trains its part of them, and nothing is exch
 an experiment is a function of its seed, and many seeds a ``vmap``, is purejaxrl's (Lu et al. 2022).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import unwrap
@@ -16,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32, UInt32
 
 from plateau_train.numerics import program as single
-from plateau_train.numerics.mesh import REPLICA_AXIS, put_everywhere
+from plateau_train.numerics.mesh import REPLICA_AXIS, Tree, put_everywhere
 from plateau_train.numerics.plateau import Observation
 from plateau_train.numerics.program import (
     Examples,
@@ -45,8 +46,7 @@ class Solo(NamedTuple):
     program: Program
     seed: int
 
-    def __len__(self) -> int:
-        return 1
+    num_trainings = 1
 
     def init(self, image_shape: tuple[int, int, int]) -> TrainState:
         # On no mesh: in a cluster not every process comes here.
@@ -54,8 +54,8 @@ class Solo(NamedTuple):
         return single.init_state(alone, np.uint32(self.seed), image_shape)
 
     def place(self, state: TrainState) -> TrainState:
-        """Bring a state to the devices."""
-        return put_everywhere(self.program.mesh, state)
+        """Bring a state that ``fetch`` has brought to the host to the devices."""
+        return put_everywhere(self.program.mesh, jax.tree.map(lambda rows: rows[0], state))
 
     def fetch(self, tree: Any) -> Any:
         """Bring arrays to the host, with a leading axis of replicas."""
@@ -119,8 +119,9 @@ class Ensemble(NamedTuple):
 
         Raises ``ValueError`` where they differ in what cannot be traced.
         """
-        first = Replicas(*np.zeros(len(Replicas._fields)))
-        shared, *others = {first.put_into(program) for program, _ in trainings}
+        nothing: Any = 0.0
+        same = Replicas(*[nothing] * len(Replicas._fields))
+        shared, *others = {same.put_into(program) for program, _ in trainings}
         if others:
             raise ValueError("these trainings are not of one program")
         rows = [
@@ -134,16 +135,13 @@ class Ensemble(NamedTuple):
         columns = map(np.array, zip(*rows, strict=True), types)
         return cls(shared, Replicas(*columns), len(trainings), mesh)
 
-    def __len__(self) -> int:
-        return self.num_trainings
-
     def init(self, image_shape: tuple[int, int, int]) -> TrainState:
         return _init_each(self.program, self.mesh, self.replicas, image_shape)
 
-    def place(self, state: TrainState) -> TrainState:
-        """Bring a state that ``fetch`` has brought to the host to the devices."""
+    def place(self, tree: Tree) -> Tree:
+        """Bring a state, or what ``fetch`` else has brought to the host, to the devices."""
         num_missing = len(self.replicas.seed) - self.num_trainings
-        whole = jax.tree.map(lambda rows: np.concatenate([rows, *[rows[-1:]] * num_missing]), state)
+        whole = jax.tree.map(lambda rows: np.concatenate([rows, *[rows[-1:]] * num_missing]), tree)
         return jax.device_put(whole, NamedSharding(self.mesh, EACH))
 
     def fetch(self, tree: Any) -> Any:
@@ -171,6 +169,24 @@ class Ensemble(NamedTuple):
     def advance(self, state: TrainState, metrics: Metrics) -> tuple[TrainState, Observation]:
         """Feed the rule of each what ``fetch`` has brought of an evaluation."""
         return _advance_each(self.program, self.mesh, self.replicas, state, self.place(metrics))
+
+
+def estimate_memory(program: Program, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Estimate the bytes that one training takes on a device, and those of its state alone.
+
+    Beside the state there are gradients and updates of the parameters, and the activations of a
+    batch, forward and backward.
+    """
+    state = jax.eval_shape(partial(_init, program, image_shape=image_shape), np.uint32(0))
+    sizes = (math.prod(image_shape), *program.model.hidden_sizes, program.model.num_classes)
+    rows = max(2 * program.batch_size, single.EVALUATION_BATCH)
+    held = _count_bytes(state)
+    working = 2 * _count_bytes(state.params) + rows * sum(sizes) * np.float32().nbytes
+    return held + working, held
+
+
+def _count_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _map_replicas(mesh: Mesh, verb: Callable[..., Any], *places: PartitionSpec) -> Any:

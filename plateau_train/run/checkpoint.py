@@ -28,7 +28,15 @@ from plateau_train.config import Config
 from plateau_train.errors import ForeignCheckpointError, RunError
 from plateau_train.run import storage
 from plateau_train.run.environment import Environment
-from plateau_train.run.metrics import Drop, EpochRecord, Event, Timing, best_of
+from plateau_train.run.metrics import (
+    Drop,
+    EpochRecord,
+    Event,
+    History,
+    Timing,
+    best_epoch,
+    split_replicas,
+)
 
 BEST = "best.npz"
 KEPT = 2  # the newest, and one before it should the newest be damaged
@@ -58,15 +66,27 @@ class Manifest(BaseModel):
 
     @property
     def epoch(self) -> int:
-        return len(self.records) - 1
+        return self.records[-1].epoch if self.records else -1
+
+    def at(self, epoch: int) -> list[EpochRecord]:
+        """Return the record of each replica that has reached an epoch."""
+        return [record for record in self.records if record.epoch == epoch]
+
+    @property
+    def final(self) -> list[EpochRecord]:
+        return self.at(self.epoch)
 
     @property
     def drops(self) -> list[Drop]:
         return [event for event in self.events if isinstance(event, Drop)]
 
     @property
-    def best(self) -> EpochRecord:
-        return best_of(self.records)
+    def best_epoch(self) -> int:
+        return best_epoch(self.records)
+
+    @property
+    def histories(self) -> list[History]:
+        return split_replicas(self.settings.run.replica_seeds, self.records, self.drops)
 
 
 class Checkpoint(NamedTuple):
@@ -98,7 +118,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     content = buffer.getbuffer()
     content[-DIGEST_BYTES:] = hashlib.sha256(content[:-DIGEST_BYTES]).digest()
     storage.write_bytes(path, content)
-    if manifest.best.epoch == manifest.epoch:
+    if manifest.best_epoch == manifest.epoch:
         storage.link_file(path, folder / BEST)
     # Those of later epochs, which a resumed run found damaged, stay until they are made again.
     older = [old for old in _epochs(folder) if old < path]
@@ -129,7 +149,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if written != FORMAT:
             raise _foreign(path, f"it has format {written}, and this version reads {FORMAT}")
         manifest = Manifest.model_validate_json(text)
-        if [record.epoch for record in manifest.records] != list(range(manifest.epoch + 1)):
+        epochs = [record.epoch for record in manifest.records]
+        if epochs != sorted(epochs) or set(epochs) != set(range(manifest.epoch + 1)):
             raise _unusable(path, "its history does not count 0, 1, 2, ...")
         if path.name not in (BEST, epoch_path(path.parent, manifest.epoch).name):
             raise _unusable(path, f"it is of epoch {manifest.epoch}, not of that in its name")
@@ -162,7 +183,7 @@ def _refuse_odd_members(archive: zipfile.ZipFile) -> None:
 
 def mend_best(folder: Path, manifest: Manifest) -> None:
     """Link the epoch of the manifest as the best, should a crash have come in between."""
-    if manifest.best.epoch != manifest.epoch:
+    if manifest.best_epoch != manifest.epoch:
         return
     with contextlib.suppress(RunError):
         if read_checkpoint(folder / BEST).manifest.epoch == manifest.epoch:

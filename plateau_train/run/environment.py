@@ -1,5 +1,6 @@
 """Where a run takes place: versions, machine, threads, commit, command line, data."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -19,6 +20,9 @@ PACKAGES = ("plateau-train", "jax", "jaxlib", "flax", "optax", "numpy", "tensorf
 
 # What XLA reads, when its devices start, as the number of its threads; the last bits depend on it.
 THREADS_VARIABLE = next(knob.variable for knob in KNOBS if knob.key == "threads") or ""
+
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 class DatasetFacts(BaseModel):
@@ -102,6 +106,24 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that this process may still take.
+
+    Where the system does not say what is free, it is half of all that there is.
+    """
+    page = os.sysconf("SC_PAGE_SIZE")
+    free = [os.sysconf("SC_PHYS_PAGES") * page // 2]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable"))
+        free = [int(line.split()[1]) * 1024]
+    # What a container leaves, if it says so.
+    with contextlib.suppress(OSError, ValueError):
+        most, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        free.append(most - used)
+    return min(free)
 
 
 def pin_threads(num_threads: int) -> None:

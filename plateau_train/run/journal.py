@@ -49,22 +49,22 @@ class Journal:
         storage.write_lines(self.run.events, self.manifest.events)
 
     def commit(
-        self, record: EpochRecord, timing: Timing, drops: Sequence[Drop],
+        self, records: Sequence[EpochRecord], timing: Timing, events: Sequence[Drop | Notice],
         arrays: Mapping[str, np.ndarray],
     ) -> None:  # fmt: skip
-        """Keep an epoch: once this returns, nothing but the loss of the disk undoes it."""
+        """Keep an epoch of all replicas: once this returns, only the loss of the disk undoes it."""
         manifest = self.manifest.model_copy(
             update={
-                "records": (*self.manifest.records, record),
+                "records": (*self.manifest.records, *records),
                 "timings": (*self.manifest.timings, timing),
-                "events": (*self.manifest.events, *drops),
+                "events": (*self.manifest.events, *events),
             }
         )
         checkpoint.save_checkpoint(self.run.checkpoints, Checkpoint(manifest, arrays))
         self.manifest = manifest
-        storage.append_lines(self.run.metrics, [record])
+        storage.append_lines(self.run.metrics, records)
         storage.append_lines(self.run.timings, [timing])
-        storage.append_lines(self.run.events, drops)
+        storage.append_lines(self.run.events, events)
 
     def note(self, notice: Notice) -> None:
         """Write down what else happened."""

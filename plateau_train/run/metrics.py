@@ -4,7 +4,7 @@ import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, computed_field
@@ -116,8 +116,36 @@ class History(NamedTuple):
     drops: Sequence[Drop]
 
 
+class Spread(NamedTuple):
+    """Mean of a value over replicas and its sample standard deviation, which is 0 for one."""
+
+    mean: float
+    sd: float
+    num_replicas: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
+
+    def __format__(self, form: str) -> str:
+        """Write both in the same form, and of a single value that alone."""
+        sd = f" \N{PLUS-MINUS SIGN} {self.sd:{form}}" if self.num_replicas > 1 else ""
+        return f"{self.mean:{form}}{sd}"
+
+
+def spread_scores(records: Sequence[EpochRecord]) -> list[tuple[str, Spread, Spread]]:
+    """List loss and accuracy of each split over the replicas of one epoch."""
+    return [
+        (rows[0][0], Spread.of([loss for _, loss, _ in rows]), Spread.of([acc for *_, acc in rows]))
+        for rows in zip(*(record.scores() for record in records), strict=True)
+    ]
+
+
 class Timing(_Record):
-    """How long an epoch took, in seconds; samples a second are training images."""
+    """How long an epoch took, in seconds; samples a second are training images of all replicas.
+
+    Of runs that are trained in one program each has its share of the time.
+    """
 
     epoch: int
     train_seconds: float
@@ -128,7 +156,7 @@ class Timing(_Record):
 class Notice(_Record):
     """Something else that happened to a run, in a sentence."""
 
-    event: Literal["warning", "failed", "interrupted", "resumed"]
+    event: Literal["warning", "failed", "interrupted", "resumed", "diverged"]
     message: str
 
 

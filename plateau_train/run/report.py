@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plateau_train.errors import ChangedSettingsError, PlateauTrainError
-from plateau_train.run.metrics import Drop, EpochRecord
+from plateau_train.run.metrics import Drop, EpochRecord, spread_scores
 
 
 def printable(text: object) -> str:
@@ -86,7 +86,9 @@ class Column(NamedTuple):
 
 
 # Columns that a narrow terminal goes without, the first one first: what follows from others.
-SACRIFICES = ("time", "lr", "acc", "to beat", "scale")
+SACRIFICES = ("time", "lr", "lowest", "acc", "to beat", "scale")
+
+SD = "\N{PLUS-MINUS SIGN}"  # the title of a deviation, behind the mean that it belongs to
 
 
 class Report:
@@ -118,8 +120,8 @@ class Report:
         if not self._quiet:
             _print_rows(self._talk, rows)
 
-    def start_epoch(self, epoch: int, num_epochs: int, num_steps: int) -> None:
-        """Begin the live bar of an epoch."""
+    def start_epoch(self, epoch: int, num_epochs: int, num_steps: int, part: str = "") -> None:
+        """Begin the live bar of an epoch, or of that part of it which one group trains."""
         if self._quiet or not self._out.is_terminal:
             return
         if self._progress is None:
@@ -138,7 +140,7 @@ class Report:
         self._progress.reset(
             self._progress.task_ids[0],
             total=num_steps if epoch > 0 else None,
-            description=f"epoch {epoch}/{num_epochs}",
+            description=f"epoch {epoch}/{num_epochs}{part}",
             loss="" if epoch > 0 else "compiling, scoring the untrained network",
         )
 
@@ -150,16 +152,16 @@ class Report:
             )
 
     def epoch(
-        self, record: EpochRecord, drops: Iterable[Drop], *, num_epochs: int, patience: int,
-        seconds: float,
+        self, records: Sequence[EpochRecord], drops: Iterable[Drop], *, num_epochs: int,
+        patience: int, seconds: float,
     ) -> None:  # fmt: skip
-        """Tell an epoch's metrics, and each drop that fell in it."""
+        """Tell an epoch's metrics, of several replicas mean and deviation, and each drop in it."""
         if self._quiet:
             return
         if not self._out.is_terminal:
-            _print(self._out, _line(record, num_epochs, patience))
+            _print(self._out, _line(records, num_epochs, patience))
         else:
-            cells = _cells(record, num_epochs, patience, seconds)
+            cells = _cells(records, num_epochs, patience, seconds)
             cells = _fitting(cells, SACRIFICES, self._out.width)
             gap = "  " if _width(cells, gap=2) <= self._out.width else " "
             titles = gap.join(f"{cell.title:>{cell.width}}" for cell in cells)
@@ -169,7 +171,8 @@ class Report:
             row = gap.join(f"{cell.text:>{cell.width}}" for cell in cells)
             self._out.print(Text(row), no_wrap=True, crop=True)
         for drop in drops:
-            text = Text(drop.describe(), style="bold yellow")
+            which = f"replica {drop.replica}: " if len(records) > 1 else ""
+            text = Text(f"{which}{drop.describe()}", style="bold yellow")
             indent = 6 if self._out.is_terminal else 0
             self._out.print(
                 Padding(text, (0, 0, 0, indent)) if indent else text, soft_wrap=not indent
@@ -229,14 +232,24 @@ class Report:
             self._progress = None
 
 
-def _line(record: EpochRecord, num_epochs: int, patience: int) -> str:
+def _line(records: Sequence[EpochRecord], num_epochs: int, patience: int) -> str:
     """Write an epoch as one plain line."""
-    parts = [f"epoch {record.epoch}/{num_epochs}"]
-    parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in record.scores()]
-    parts += [f"scale {record.scale:.6g}", f"lr {record.learning_rate:.6g}"]
-    to_beat = "" if record.to_beat is None else f", to beat {record.to_beat:.4f}"
-    cooldown = f", cooldown {record.cooldown}" if record.cooldown else ""
-    return "  ".join([*parts, f"wait {record.wait}/{patience}{to_beat}{cooldown}"])
+    first = records[0]
+    parts = [f"epoch {first.epoch}/{num_epochs}"]
+    parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in spread_scores(records)]
+    parts.append(f"scale {_range([record.scale for record in records], '.6g')}")
+    parts.append(f"lr {_range([record.learning_rate for record in records], '.6g')}")
+    if len(records) == 1:
+        to_beat = "" if first.to_beat is None else f", to beat {first.to_beat:.4f}"
+        cooldown = f", cooldown {first.cooldown}" if first.cooldown else ""
+        parts.append(f"wait {first.wait}/{patience}{to_beat}{cooldown}")
+    return "  ".join(parts)
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    """Write the lowest and the highest of some values, or the one that all of them are."""
+    ends = dict.fromkeys((min(values), max(values)))
+    return " to ".join(f"{value:{form}}" for value in ends)
 
 
 ColumnType = TypeVar("ColumnType", _Cell, Column)
@@ -256,20 +269,28 @@ def _fitting(
     return columns
 
 
-def _cells(record: EpochRecord, num_epochs: int, patience: int, seconds: float) -> Sequence[_Cell]:
+def _cells(
+    records: Sequence[EpochRecord], num_epochs: int, patience: int, seconds: float
+) -> Sequence[_Cell]:
     """Lay an epoch out as a row of a table that fits 80 columns without validation."""
-    cells = [_Cell("epoch", len(f"{num_epochs}") * 2 + 1, f"{record.epoch}/{num_epochs}")]
-    for name, loss, accuracy in record.scores():
+    first, are_several = records[0], len(records) > 1
+    cells = [_Cell("epoch", len(f"{num_epochs}") * 2 + 1, f"{first.epoch}/{num_epochs}")]
+    for name, loss, accuracy in spread_scores(records):
+        cells.append(_Cell(f"{name} loss", len(name) + 5, f"{loss.mean:.4f}"))
+        if are_several:
+            cells.append(_Cell(SD, 6, f"{loss.sd:.4f}"))
+        cells.append(_Cell("acc", 6, f"{accuracy.mean:.4f}"))
+        if are_several:
+            cells.append(_Cell(SD, 6, f"{accuracy.sd:.4f}"))
+    scales = [record.scale for record in records]
+    cells.append(_Cell("scale", 10, f"{max(scales):.6g}"))
+    if are_several:
+        cells.append(_Cell("lowest", 10, f"{min(scales):.6g}"))
+    else:
+        waits = f"{first.wait}/{patience}" if not first.cooldown else f"cd {first.cooldown}"
         cells += [
-            _Cell(f"{name} loss", len(name) + 5, f"{loss:.4f}"),
-            _Cell("acc", 6, f"{accuracy:.4f}"),
+            _Cell("lr", 9, f"{first.learning_rate:.4g}"),
+            _Cell("wait", len(f"{patience}") * 2 + 2, waits),
+            _Cell("to beat", 7, "" if first.to_beat is None else f"{first.to_beat:.4f}"),
         ]
-    waits = f"{record.wait}/{patience}" if not record.cooldown else f"cd {record.cooldown}"
-    return [
-        *cells,
-        _Cell("scale", 10, f"{record.scale:.6g}"),
-        _Cell("lr", 9, f"{record.learning_rate:.4g}"),
-        _Cell("wait", len(f"{patience}") * 2 + 2, waits),
-        _Cell("to beat", 7, "" if record.to_beat is None else f"{record.to_beat:.4f}"),
-        _Cell("time", 5, f"{seconds:.1f}s"),
-    ]
+    return [*cells, _Cell("time", 5, f"{seconds:.1f}s")]
