@@ -19,7 +19,7 @@ from plateau_train.data.splits import Split
 from plateau_train.errors import ConfigError, DataError, RunError, StorageError
 from plateau_train.evaluation import Score, evaluate_run, find_checkpoint
 from plateau_train.numerics import program as numerics
-from plateau_train.run import checkpoint, environment, plots, storage
+from plateau_train.run import checkpoint, environment, matrices, plots, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.metrics import read_history
@@ -307,7 +307,7 @@ def drawn(num_classes, heading="run\nepoch 1", names=None):
     confusion += np.diag(random.integers(1000, 9999, num_classes)).astype(np.int32)
     confusion[-1] = 0
     names = names or [f"class number {number}" for number in range(num_classes)]
-    figure = plots.draw_confusion(confusion, names, heading)
+    figure = matrices.draw_confusion(confusion, names, heading)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return figure, confusion, canvas.get_renderer()

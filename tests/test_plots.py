@@ -1,4 +1,5 @@
 import math
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -6,17 +7,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from plateau_train import config
 from plateau_train.errors import ConfigError
-from plateau_train.run.metrics import Drop, EpochRecord
-from plateau_train.run.plots import draw, save_plot
+from plateau_train.run.matrices import Grid, draw_heat_map
+from plateau_train.run.metrics import Drop, EpochRecord, History
+from plateau_train.run.plots import draw, draw_together, plot_run, save_plot
+from plateau_train.run.scales import MOST_LISTED, Drawn
 
 TITLES = ["LR scale", "train loss", "train accuracy", "test loss", "test accuracy"]
 
 
-def history(num_epochs, *, val=False, drop_every=0):
+def history(num_epochs, *, val=False, drop_every=0, replica=0):
     """A plausible run: losses fall and rise again, some epochs end with a drop inside them."""
     records, drops, scale = [], [], 1.0
     for epoch in range(num_epochs + 1):
-        loss = 0.3 + 2 * math.exp(-epoch) + 0.002 * epoch
+        loss = 0.3 + 2 * math.exp(-epoch) + 0.002 * epoch + 0.01 * replica**2
         if drop_every and epoch and epoch % drop_every == 0:
             drops.append(
                 Drop(
@@ -35,7 +38,15 @@ def history(num_epochs, *, val=False, drop_every=0):
                 scale=scale, learning_rate=0.01 * scale, wait=0, cooldown=0,
             )
         )  # fmt: skip
-    return records, drops
+    return History(replica, 10 + replica, records, drops)
+
+
+def replicas(num_epochs, *num_drops):
+    """Several trainings, one that drops every so many epochs each."""
+    return [
+        history(num_epochs, drop_every=every, replica=replica)
+        for replica, every in enumerate(num_drops)
+    ]
 
 
 CASES = [
@@ -53,9 +64,12 @@ CASES = [
 def test_five_panels_start_at_epoch_0_and_every_marker_lies_on_its_curve(
     num_epochs, drop_every, val
 ):
-    records, drops = history(num_epochs, val=val, drop_every=drop_every)
-    figure = draw(records, drops, config.Config())
-    assert figure.get_size_inches().tolist() == [20, 4.5]
+    single = history(num_epochs, val=val, drop_every=drop_every)
+    records = single.records
+    figure = draw([single], config.Config())
+    width, height = figure.get_size_inches()
+    assert width == 20
+    assert height > 4.5 if single.drops else height == 4.5
     assert [panel.get_title() for panel in figure.axes] == TITLES
     for panel in figure.axes:
         curves = [line for line in panel.lines if len(line.get_xdata()) > 2] or panel.lines[:1]
@@ -82,8 +96,9 @@ def test_five_panels_start_at_epoch_0_and_every_marker_lies_on_its_curve(
 
 
 def test_each_drop_is_a_line_through_all_panels_and_a_step_of_the_scale():
-    records, drops = history(50, drop_every=7)
-    figure = draw(records, drops, config.Config())
+    single = history(50, drop_every=7)
+    drops = single.drops
+    figure = draw([single], config.Config())
     positions = [drop.position for drop in drops]
     for panel in figure.axes:
         vertical = [line.get_xdata()[0] for line in panel.lines if line.get_linestyle() == ":"]
@@ -96,8 +111,9 @@ def test_each_drop_is_a_line_through_all_panels_and_a_step_of_the_scale():
 
 
 def test_what_the_first_epochs_flatten_is_shown_again_larger():
-    records, drops = history(50, drop_every=7, val=True)
-    figure = draw(records, drops, config.Config())
+    single = history(50, drop_every=7, val=True)
+    drops = single.drops
+    figure = draw([single], config.Config())
     for panel in figure.axes[1:]:
         (zoom,) = panel.child_axes
         for curve, whole in zip(zoom.lines[::2], panel.lines[::2], strict=False):
@@ -108,20 +124,21 @@ def test_what_the_first_epochs_flatten_is_shown_again_larger():
         assert vertical == [drop.position for drop in drops if drop.position >= 5]
         values = zoom.lines[0].get_ydata()
         assert low < min(values) <= max(values) < high
-    few, drops = history(3)
-    assert not any(panel.child_axes for panel in draw(few, drops, config.Config()).axes)
+    assert not any(panel.child_axes for panel in draw([history(3)], config.Config()).axes)
 
 
 @pytest.mark.parametrize(("num_epochs", "drop_every", "val"), CASES)
 def test_nothing_is_cut_off_and_no_texts_overlap(num_epochs, drop_every, val):
-    records, drops = history(num_epochs, val=val, drop_every=drop_every)
+    single = history(num_epochs, val=val, drop_every=drop_every)
     long = config.Config(data=config.Data(dataset="garments"), run=config.Run(seed=2**32 - 1))
-    figure = draw(records, drops, long)
+    figure = draw([single], long)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # lays it out
     renderer = canvas.get_renderer()
     whole = figure.bbox
-    boxes = [("title", figure._suptitle.get_window_extent(renderer))]
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in figure.texts]
+    numbers = figure.axes[0].texts
+    boxes += [(f"number {text.get_text()}", text.get_window_extent(renderer)) for text in numbers]
     for panel in figure.axes:
         texts = [panel.title, panel.xaxis.label, *panel.get_yticklabels(), *panel.get_xticklabels()]
         if panel.get_legend() is not None:
@@ -152,23 +169,185 @@ def _shown(panel, text):
 
 
 def test_the_title_says_when_the_data_are_not_fashion_mnist():
-    records, drops = history(3)
+    single = history(3)
     garments = config.Config(data=config.Data(dataset="garments"))
-    assert "not Fashion-MNIST" in draw(records, drops, garments)._suptitle.get_text()
-    assert "not Fashion-MNIST" not in draw(records, drops, config.Config())._suptitle.get_text()
+    assert "not Fashion-MNIST" in draw([single], garments)._suptitle.get_text()
+    assert "not Fashion-MNIST" not in draw([single], config.Config())._suptitle.get_text()
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_equal_runs_give_equal_files_in_every_format(tmp_path, ending):
-    records, drops = history(3, drop_every=2)
     files = [tmp_path / f"{name}.{ending}" for name in ("one", "two")]
     for file in files:
-        save_plot(file, records, drops, config.Config())
+        save_plot(file, [history(3, drop_every=2)], config.Config())
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_an_unknown_format_is_refused_with_those_that_are_known(tmp_path):
     with pytest.raises(ConfigError) as refused:
-        save_plot(tmp_path / "plot.gif", *history(1), config.Config())
+        save_plot(tmp_path / "plot.gif", [history(1)], config.Config())
     assert ".png, .svg or .pdf" in refused.value.hint
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("drop_every", "num_listed"), [(7, 7), (4, 12), (2, MOST_LISTED - 1)])
+def test_every_drop_has_its_number_at_its_step_and_its_reason_under_the_panels(
+    drop_every, num_listed
+):
+    single = history(50, drop_every=drop_every)
+    figure = draw([single], config.Config())
+    lines = [text.get_text().split(maxsplit=1) for text in figure.texts[1:]]
+    assert lines[:num_listed] == [
+        [f"{number}", drop.describe()]
+        for number, drop in enumerate(single.drops[:num_listed], start=1)
+    ]
+    rest = len(single.drops) - num_listed
+    assert len(lines) == num_listed + (rest > 0)
+    assert rest == 0 or figure.texts[-1].get_text().startswith(f"and {rest} more")
+    numbers = {int(text.get_text()): text.xy for text in figure.axes[0].texts}
+    assert 1 in numbers
+    assert rest or len(numbers) == len(single.drops)
+    for number, (position, scale) in numbers.items():
+        drop = single.drops[number - 1]
+        assert position == drop.position
+        assert drop.scale_after < scale < drop.scale_before
+
+
+def test_replicas_are_drawn_as_their_mean_with_a_band_and_thin_lines():
+    three = replicas(20, 4, 6, 9)
+    early = history(12, drop_every=5, replica=7)
+    figure = draw([*three, early], config.Config())
+    for panel, metric in zip(
+        figure.axes[1:], ["train_loss", "train_accuracy", "test_loss", "test_accuracy"], strict=True
+    ):
+        rows = np.array([[getattr(each, metric) for each in one.records] for one in three])
+        mean, spread = rows.mean(axis=0), rows.std(axis=0, ddof=1)
+        curve, marker, *thin = panel.lines
+        np.testing.assert_allclose(curve.get_ydata(), mean)
+        np.testing.assert_array_equal([line.get_ydata() for line in thin], rows)
+        (x,), (y,) = marker.get_xdata(), marker.get_ydata()
+        assert y == curve.get_ydata()[x] == (mean.min() if "loss" in metric else mean.max())
+        (band,) = panel.collections
+        corners = band.get_paths()[0].vertices
+        for epoch in range(21):
+            ends = corners[corners[:, 0] == epoch, 1]
+            assert ends.min() == pytest.approx(mean[epoch] - spread[epoch])
+            assert ends.max() == pytest.approx(mean[epoch] + spread[epoch])
+    title = figure._suptitle.get_text()
+    assert "4 seeds (mean and one standard deviation), without 1 that ended early" in title
+    scale, *_ = figure.axes[0].lines
+    at_end = [one.records[-1].scale for one in three]
+    assert scale.get_ydata()[-1] == pytest.approx(math.prod(at_end) ** (1 / 3))
+
+
+@pytest.mark.parametrize(("count", "num_rows"), [(3, 3), (30, 1)])
+def test_ticks_show_where_the_drops_of_each_replica_fell(count, num_rows):
+    several = replicas(20, *range(4, 4 + count))
+    panel = draw(several, config.Config()).axes[0]
+    rows = {}
+    for ticks in panel.collections:
+        segments = getattr(ticks, "get_segments", list)()  # the band has none
+        for (position, bottom), (_, top) in segments:
+            assert 0 < bottom < top < 0.26
+            rows.setdefault(bottom, []).append(position)
+    ordered = [rows[bottom] for bottom in sorted(rows, reverse=True)]
+    expected = [[drop.position for drop in one.drops] for one in several if one.drops]
+    assert len(ordered) == num_rows
+    assert list(chain(*ordered)) == list(chain(*expected))
+
+
+def scheduled(schedule, scales):
+    single = history(len(scales) - 1)
+    records = [
+        record.model_copy(update={"scale": scale})
+        for record, scale in zip(single.records, scales, strict=True)
+    ]
+    return single._replace(records=records), config.Config(
+        optimizer=config.Optimizer(schedule=schedule, step_epochs=2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "scales", "drawstyle", "yscale"),
+    [
+        ("constant", [1.0, 1.0, 1.0], "default", "linear"),
+        ("cosine", [1.0, 0.75, 0.25, 0.0], "default", "linear"),
+        ("step", [1.0, 1.0, 1.0, 0.5, 0.5], "steps-pre", "log"),
+    ],
+)
+def test_the_scale_of_a_baseline_is_that_of_its_records(schedule, scales, drawstyle, yscale):
+    single, settings = scheduled(schedule, scales)
+    figure = draw([single], settings)
+    line = figure.axes[0].lines[0]
+    assert list(line.get_ydata()) == scales
+    assert (line.get_drawstyle(), figure.axes[0].get_yscale()) == (drawstyle, yscale)
+    title = figure._suptitle.get_text()
+    assert title.startswith(f"{schedule} on ")
+    assert "patience" not in title
+    assert ("every 2 epochs" in title) == (schedule == "step")
+
+
+def test_a_replica_is_drawn_as_if_it_were_alone(small_run, tmp_path):
+    with pytest.raises(ConfigError, match="has no replica 1"):
+        plot_run(small_run, tmp_path / "plot.png", replica=1)
+    assert plot_run(small_run, tmp_path / "plot.svg", replica=0).stat().st_size > 0
+    two = config.Config(run=config.Run(seeds=(10, 11)))
+    assert "seed 11 (replica 1)" in draw(replicas(5, 2, 2)[1:], two)._suptitle.get_text()
+
+
+def test_runs_are_laid_over_each_other_and_named_once():
+    cosine, its_settings = scheduled("cosine", [1.0, 0.75, 0.25, 0.0])
+    names = ["_a $b$", "b", "c" * 60]
+    runs = [
+        Drawn(config.Config(), replicas(20, 4, 6, 9), names[0]),
+        Drawn(config.Config(), [history(10, drop_every=3)], names[1]),
+        Drawn(its_settings, [cosine], names[2]),
+    ]
+    figure = draw_together(runs, "3 runs")
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert [panel.get_title() for panel in figure.axes] == TITLES
+    looks = set()
+    for panel in figure.axes[1:]:
+        curves = [line for line in panel.lines if len(line.get_xdata()) > 1]
+        assert [len(curve.get_xdata()) for curve in curves] == [21, 11, 4]
+        looks |= {(curve.get_color(), curve.get_linestyle()) for curve in curves}
+        markers = [line for line in panel.lines if len(line.get_xdata()) == 1]
+        for curve, marker in zip(curves, markers, strict=True):
+            assert marker.get_ydata()[0] == curve.get_ydata()[marker.get_xdata()[0]]
+    assert len(looks) == 3
+    top = min(panel.get_tightbbox().y1 for panel in figure.axes)
+    assert legend.get_window_extent().y0 > top
+
+
+def test_a_heat_map_writes_means_and_spreads_and_marks_the_best_and_the_diverged():
+    nan = math.nan
+    grid = Grid(
+        "--patience", ["2", "5"], "--factor", ["0.1", "0.5", "0.9"],
+        means=np.array([[0.5, 0.4, nan], [0.45, 9.0, nan]]),
+        spreads=np.array([[0.01, nan, nan], [0.02, nan, nan]]),
+        diverged=np.array([[0, 0, 4], [1, 0, 0]]),
+        metric="test loss",
+    )  # fmt: skip
+    panel, bar = draw_heat_map(grid, "heading").axes
+    written = {text.get_position()[::-1]: text.get_text().split("\n") for text in panel.texts}
+    assert written == {
+        (0, 0): ["0.5000", "± 0.0100"],
+        (0, 1): ["0.4000"],
+        (0, 2): ["diverged"],
+        (1, 0): ["0.4500", "± 0.0200", "1 diverged"],
+        (1, 1): ["9.0000"],
+        (1, 2): [""],
+    }
+    (best,) = [patch for patch in panel.patches if not patch.get_hatch()]
+    assert (best.get_x() + 0.5, best.get_y() + 0.5) == (1, 0)
+    hatched = {(patch.get_y() + 0.5, patch.get_x() + 0.5) for patch in panel.patches} - {(0, 1)}
+    assert hatched == {(0, 2), (1, 0)}
+    # The one that learns nothing does not make the others look alike.
+    low, high = panel.images[0].get_clim()
+    assert (low, high) == (0.4, pytest.approx(0.7))
+    assert bar.get_ylabel() == "test loss"
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["2", "5"]
+    empty = grid._replace(means=np.full((2, 3), nan), spreads=np.full((2, 3), nan))
+    assert all(patch.get_hatch() for patch in draw_heat_map(empty, "none").axes[0].patches)

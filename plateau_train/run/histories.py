@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from plateau_train.config import Config
 from plateau_train.errors import RunError
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.metrics import History, read_drops, read_history, split_replicas
@@ -31,3 +32,9 @@ def completed(histories: Sequence[History]) -> list[History]:
     """
     last_epoch = max(history.records[-1].epoch for history in histories)
     return [history for history in histories if history.records[-1].epoch == last_epoch]
+
+
+def rule_name(settings: Config) -> str:
+    """Name what moves the scale: the metric that the plateau rule watches, or a schedule."""
+    schedule = settings.optimizer.schedule
+    return settings.plateau.mode if schedule == "plateau" else schedule

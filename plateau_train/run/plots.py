@@ -1,4 +1,4 @@
-"""The pictures of a run: five panels over its epochs, and which classes are taken for which."""
+"""The five panels over the epochs of a run, of one training or of replicas, and of many runs."""
 
 import io
 import warnings
@@ -7,45 +7,54 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float64
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from plateau_train import config
-from plateau_train.errors import ConfigError, RunError, StorageError
+from plateau_train.errors import ConfigError, StorageError
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import Drop, EpochRecord, read_drops, read_history
+from plateau_train.run.histories import completed, read_histories, rule_name
+from plateau_train.run.metrics import Drop, History
+from plateau_train.run.scales import Drawn, draw_scale, finish, list_reasons, number_drops
 
 FORMATS = ("png", "svg", "pdf")
 
-# So many classes are written into the cells of a confusion matrix, and along its sides.
-MOST_NUMBERED, MOST_NAMED = 25, 120
+PANELS = (("train", "loss"), ("train", "accuracy"), ("test", "loss"), ("test", "accuracy"))
+
+# The size of the panels together, and of a line of text under or above them, in inches.
+WIDTH, HEIGHT, LINE = 20, 4.5, 0.18
 
 # Okabe and Ito's colours, which the colour-blind tell apart; line styles differ as well.
 STYLES = {"train": ("#0072B2", "-"), "test": ("#D55E00", "-"), "val": ("#009E73", "--")}
+RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
+RUN_STYLES = ("-", "--", "-.", (0, (1, 1)))
 
 
-def plot_run(path: Path, output: Path | None = None) -> Path:
+def plot_run(path: Path, output: Path | None = None, replica: int | None = None) -> Path:
     """Draw a run's plot again, in the run or elsewhere, and return where it is.
 
-    Reads ``config.toml``, ``metrics.jsonl`` and ``events.jsonl`` of the run and nothing else.
+    ``replica`` draws that one as if it were alone. Raises ``ConfigError`` where there is none.
     """
     run = RunDirectory.open(path)
     settings = run.settings().config
-    records = read_history(run.metrics)
-    if not records:
-        raise RunError(
-            f"{run.metrics} is empty: no epoch was finished",
-            hint=f"plateau-train resume {run} begins it again",
-        )
-    figure = draw(records, read_drops(run.events), settings)
-    return place_figure(figure, run, run.plot, output)
+    histories = read_histories(run)
+    place = run.plot
+    if replica is not None:
+        numbers = [history.replica for history in histories]
+        if replica not in numbers:
+            raise ConfigError(
+                f"{run} has no replica {replica}",
+                hint=f"its replicas are {', '.join(map(str, numbers))}",
+            )
+        histories = [history for history in histories if history.replica == replica]
+        place = run.path / f"plot-replica-{replica}.png"
+    return place_figure(draw(histories, settings), run, place, output)
 
 
 def place_figure(figure: Figure, run: RunDirectory, path: Path, output: Path | None) -> Path:
@@ -64,11 +73,9 @@ def place_figure(figure: Figure, run: RunDirectory, path: Path, output: Path | N
     return path
 
 
-def save_plot(
-    path: Path, records: Sequence[EpochRecord], drops: Sequence[Drop], settings: config.Config
-) -> None:
+def save_plot(path: Path, histories: Sequence[History], settings: config.Config) -> None:
     """Draw a run into a PNG, SVG or PDF file, by the ending of its name."""
-    save_figure(draw(records, drops, settings), path)
+    save_figure(draw(histories, settings), path)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -95,49 +102,96 @@ def picture_format(path: Path) -> str:
     return kind
 
 
-def draw(records: Sequence[EpochRecord], drops: Sequence[Drop], settings: config.Config) -> Figure:
-    """Draw the five panels; ``records`` begin with epoch 0, the untrained network."""
-    figure = Figure(figsize=(20, 4.5), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
-    axes: Sequence[Axes] = figure.subplots(1, 5)
-    figure.suptitle(title(settings), fontsize=14)
-    has_val = records[0].val_loss is not None
+def draw(histories: Sequence[History], settings: config.Config) -> Figure:
+    """Draw the five panels of a run; the records begin with epoch 0, the untrained network.
+
+    Of one training with its drops and their reasons, of several as means with bands of one
+    standard deviation, each training a thin line.
+    """
+    drops = histories[0].drops if len(histories) == 1 else ()
+    reasons = list_reasons(drops)
+    figure, axes = _make_panels(len(reasons))
+    figure.suptitle(title(histories, settings), fontsize=14)
+    for line, reason in enumerate(reasons):
+        figure.text(
+            0.03, LINE * (len(reasons) - line - 0.4) / figure.get_figheight(), reason,
+            fontsize=9, color="#333333", parse_math=False,
+        )  # fmt: skip
+    has_val = histories[0].records[0].val_loss is not None
     pad = 42 if has_val else 26  # of a title, above a line of the legend for each curve
     axes[0].set_title("LR scale", pad=pad, fontsize=13)
-    _draw_scale(axes[0], records, drops)
-    for panel, (split, metric) in zip(
-        axes[1:],
-        (("train", "loss"), ("train", "accuracy"), ("test", "loss"), ("test", "accuracy")),
-        strict=True,
-    ):
+    draw_scale(axes[0], [Drawn(settings, histories)])
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(**_above())
+    number_drops(axes[0], drops)
+    for panel, (split, metric) in zip(axes[1:], PANELS, strict=True):
         panel.set_title(f"{split} {metric}", pad=pad, fontsize=13)
-        curves = [_Curve.of(records, split, metric)]
-        if split == "test" and has_val:
-            curves.append(_Curve.of(records, "val", metric))
-        for curve in curves:
-            _draw_curve(panel, curve, marked=True)
-        # Above the panel, where it can lie on no curve.
-        panel.legend(
-            loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=11,
-            handlelength=1.5, borderpad=0.2, labelspacing=0.2,
-        )  # fmt: skip
-        _draw_zoom(panel, curves, drops, upper=metric == "loss")
-    for panel in axes:
-        _finish(panel, drops, records[-1].epoch)
-        panel.set_xlabel("epoch", fontsize=11)
+        splits = [split, "val"] if split == "test" and has_val else [split]
+        curves = [_Curve.of(histories, name, metric, *STYLES[name]) for name in splits]
+        _draw_curves(panel, curves, drops, upper=metric == "loss")
+        panel.legend(**_above())
     return figure
 
 
-def title(settings: config.Config) -> str:
+def draw_together(runs: Sequence[Drawn], heading: str) -> Figure:
+    """Draw the five panels with a curve a run, of replicas their mean and band.
+
+    The accuracy and loss on held-out images, which not all runs have, are in each run's own plot.
+    """
+    runs = [
+        run._replace(
+            color=RUN_COLORS[number % len(RUN_COLORS)], style=RUN_STYLES[number % len(RUN_STYLES)]
+        )
+        for number, run in enumerate(runs)
+    ]
+    handles = [
+        Line2D([], [], color=run.color, linestyle=run.style, linewidth=2, marker="o")
+        for run in runs
+    ]
+    widest = max(len(run.label) for run in runs) * 0.095 + 0.9
+    columns = min(len(runs), max(1, int((WIDTH - 1) / widest)))
+    figure, axes = _make_panels(0, num_lines_above=-(-len(runs) // columns))
+    legend = figure.legend(
+        handles, [str(number) for number in range(len(runs))], title=heading, title_fontsize=14,
+        loc="outside upper center", ncols=columns, frameon=False, fontsize=11, handlelength=3,
+    )  # fmt: skip
+    legend.get_title().set_parse_math(False)
+    for text, run in zip(legend.get_texts(), runs, strict=True):
+        text.set_parse_math(False)  # a name may hold anything
+        text.set_text(run.label)
+    axes[0].set_title("LR scale", fontsize=13)
+    draw_scale(axes[0], runs)
+    for panel, (split, metric) in zip(axes[1:], PANELS, strict=True):
+        panel.set_title(f"{split} {metric}", fontsize=13)
+        curves = [
+            _Curve.of(run.histories, split, metric, run.color, run.style)._replace(replicas=[])
+            for run in runs
+        ]
+        _draw_curves(panel, curves, (), upper=metric == "loss")
+    return figure
+
+
+def title(histories: Sequence[History], settings: config.Config) -> str:
     """Say in a line what was trained, on what, under which rule."""
     plateau, data, optimizer = settings.plateau, settings.data, settings.optimizer
     unit = "steps" if plateau.split == "train" else "epochs"
     window = f" x {plateau.accumulation_size} {unit}" if plateau.accumulation_size > 1 else ""
-    return (
-        f"{plateau.mode} on {data_title(data)}: "
-        f"{optimizer.optimizer} at {optimizer.learning_rate:g}, factor {plateau.factor:g}, "
-        f"patience {plateau.patience}{window}, cooldown {plateau.cooldown}, "
-        f"seed {settings.run.seed}"
-    )
+    rule = {
+        "plateau": f"factor {plateau.factor:g}, patience {plateau.patience}{window}, "
+        f"cooldown {plateau.cooldown}",
+        "constant": "",
+        "cosine": f"down to a scale of {plateau.min_scale:g}",
+        "step": f"factor {plateau.factor:g} every {optimizer.step_epochs} epochs",
+    }[optimizer.schedule]
+    seeds = f"seed {histories[0].seed}"
+    if len(histories) > 1:
+        seeds = f"{len(histories)} seeds (mean and one standard deviation)"
+        if early := len(histories) - len(completed(histories)):
+            seeds += f", without {early} that ended early"
+    elif len(settings.run.replica_seeds) > 1:
+        seeds += f" (replica {histories[0].replica})"
+    parts = [f"{optimizer.optimizer} at {optimizer.learning_rate:g}", rule, seeds]
+    return f"{rule_name(settings)} on {data_title(data)}: {', '.join(filter(None, parts))}"
 
 
 def data_title(settings: config.Data) -> str:
@@ -146,51 +200,104 @@ def data_title(settings: config.Data) -> str:
     return f"{name} (built-in drawings, not Fashion-MNIST)" if name == "garments" else name
 
 
-class _Curve(NamedTuple):
-    """One metric of one split over the epochs, and where it is best."""
+def _make_panels(num_lines: int, *, num_lines_above: int = 0) -> tuple[Figure, Sequence[Axes]]:
+    """Make a figure of five panels, with room for so many lines of text under and above them."""
+    below = LINE * (num_lines + 1) if num_lines else 0
+    height = HEIGHT + below + LINE * num_lines_above
+    rect = (0, below / height, 1, 1 - below / height)
+    engine = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, rect=rect)
+    figure = Figure(figsize=(WIDTH, height), layout=engine)
+    axes: Sequence[Axes] = figure.subplots(1, 5)
+    for panel in axes:
+        panel.set_xlabel("epoch", fontsize=11)
+    return figure, axes
 
-    split: str
+
+def _above() -> dict[str, Any]:
+    """Place a legend above its panel, where it can lie on no curve."""
+    return {
+        "loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False, "fontsize": 11,
+        "borderpad": 0.2, "labelspacing": 0.2, "handlelength": 1.5,
+    }  # fmt: skip
+
+
+class _Curve(NamedTuple):
+    """One metric of one split over the epochs, of replicas the mean, and where it is best."""
+
     epochs: list[int]
-    values: list[float]
+    values: Float64[np.ndarray, " epochs"]
+    spread: Float64[np.ndarray, " epochs"]  # one standard deviation; 0 for a single training
+    replicas: Sequence[Float64[np.ndarray, " epochs"]]
     best_epoch: int
     label: str
+    color: str
+    style: Any
 
     @classmethod
-    def of(cls, records: Sequence[EpochRecord], split: str, metric: str) -> "_Curve":
-        epochs = [record.epoch for record in records]
-        values = [getattr(record, f"{split}_{metric}") for record in records]
-        best = min(values) if metric == "loss" else max(values)
-        epoch = epochs[values.index(best)]
-        word = "min" if metric == "loss" else "max"
-        return cls(split, epochs, values, epoch, f"{split}: {word} {best:.4f} at epoch {epoch}")
+    def of(
+        cls, histories: Sequence[History], split: str, metric: str, color: str, style: Any
+    ) -> "_Curve":
+        whole = completed(histories)
+        epochs = [record.epoch for record in whole[0].records]
+        replicas = np.array(
+            [[getattr(record, f"{split}_{metric}") for record in each.records] for each in whole]
+        )
+        values = replicas.mean(axis=0)
+        spread = replicas.std(axis=0, ddof=1) if len(whole) > 1 else np.zeros_like(values)
+        best = int(values.argmin() if metric == "loss" else values.argmax())
+        word = ("min" if metric == "loss" else "max") + (" of mean" if len(whole) > 1 else "")
+        label = f"{split}: {word} {values[best]:.4f} at epoch {epochs[best]}"
+        thin = list(replicas) if len(whole) > 1 else []
+        return cls(epochs, values, spread, thin, epochs[best], label, color, style)
+
+    def since(self, start: int) -> "_Curve":
+        """Leave out the epochs before one."""
+        return self._replace(
+            epochs=self.epochs[start:],
+            values=self.values[start:],
+            spread=self.spread[start:],
+            replicas=[replica[start:] for replica in self.replicas],
+        )
 
 
-def _draw_curve(panel: Axes, curve: _Curve, *, marked: bool) -> None:
-    """Draw a metric, and mark its best value where it lies on the curve."""
-    color, style = STYLES[curve.split]
-    panel.plot(curve.epochs, curve.values, color=color, linestyle=style, linewidth=1.5)
-    if marked:
+def _draw_curve(panel: Axes, curve: _Curve) -> None:
+    """Draw a metric with its band, and mark its best value where it lies on the curve."""
+    color, style = curve.color, curve.style
+    panel.plot(curve.epochs, curve.values, color=color, linestyle=style, linewidth=1.5, zorder=3)
+    if curve.best_epoch in curve.epochs:
         best = curve.values[curve.epochs.index(curve.best_epoch)]
         panel.plot(
             [curve.best_epoch], [best], label=curve.label, color=color, linestyle=style,
             marker="o", markersize=6, markeredgecolor="white", zorder=4,
         )  # fmt: skip
+    for replica in curve.replicas:
+        panel.plot(curve.epochs, replica, color=color, linewidth=0.6, alpha=0.35)
+    if curve.spread.any():
+        low, high = curve.values - curve.spread, curve.values + curve.spread
+        alpha = 0.2 if curve.replicas else 0.12  # of many runs, whose bands lie on each other
+        panel.fill_between(curve.epochs, low, high, color=color, alpha=alpha, linewidth=0)
 
 
-def _draw_zoom(
+def _draw_curves(
     panel: Axes, curves: Sequence[_Curve], drops: Sequence[Drop], *, upper: bool
 ) -> None:
-    """Show the later epochs larger in the empty part of a panel, if the first ones flatten them.
+    """Draw metrics, and the later epochs larger in the empty part, if the first flatten them.
 
     The untrained network's values are so far off that what a drop does would not be seen.
     """
-    last_epoch = curves[0].epochs[-1]
+    for curve in curves:
+        _draw_curve(panel, curve)
+    last_epoch = max(curve.epochs[-1] for curve in curves)
+    finish(panel, drops, last_epoch)
     if last_epoch < 4:
         return
     start = max(1, last_epoch // 10)
-    later = [value for curve in curves for value in curve.values[start:]]
+    rests = [curve.since(start) for curve in curves if curve.epochs[-1] >= start]
+    edges = [edge for rest in rests for edge in (rest.values - rest.spread, *rest.replicas)]
+    edges += [rest.values + rest.spread for rest in rests]
+    least, most = min(edge.min() for edge in edges), max(edge.max() for edge in edges)
     low, high = panel.get_ylim()
-    used = (max(later) - low if upper else high - min(later)) / (high - low)
+    used = (most - low if upper else high - least) / (high - low)
     if used > 0.35:
         return
     left, bottom, width, height = 0.29, 0.38 if upper else 0.13, 0.69, 0.51
@@ -201,99 +308,11 @@ def _draw_zoom(
     )  # fmt: skip
     panel.add_patch(background)
     inset = panel.inset_axes((left, bottom, width, height))
-    for curve in curves:
-        rest = curve._replace(epochs=curve.epochs[start:], values=curve.values[start:])
-        _draw_curve(inset, rest, marked=curve.best_epoch >= start)
-    margin = 0.06 * (max(later) - min(later)) or 0.01
-    inset.set_ylim(min(later) - margin, max(later) + margin)
-    _finish(inset, [drop for drop in drops if drop.position >= start], last_epoch)
+    for rest in rests:
+        _draw_curve(inset, rest)
+    margin = 0.06 * (most - least) or 0.01
+    inset.set_ylim(least - margin, most + margin)
+    finish(inset, [drop for drop in drops if drop.position >= start], last_epoch)
     inset.set_xlim(start - 0.03 * last_epoch, last_epoch * 1.03)
     inset.set_title(f"from epoch {start}", fontsize=10, loc="left", pad=3)
     inset.tick_params(labelsize=9)
-
-
-def _draw_scale(panel: Axes, records: Sequence[EpochRecord], drops: Sequence[Drop]) -> None:
-    """Draw the scale as steps that fall where the drops fell, inside an epoch or at its end."""
-    positions = [records[0].epoch, *(drop.position for drop in drops), records[-1].epoch]
-    scales = [1.0, *(drop.scale_after for drop in drops), records[-1].scale]
-    # A scale that has become 0 in float32 has no place on a log axis: draw it at the edge.
-    lowest = min(scale for scale in scales if scale > 0) / 1.5
-    scales = [scale or lowest for scale in scales]
-    panel.plot(positions, scales, color="black", drawstyle="steps-post")
-    panel.set_yscale("log", base=2)
-    panel.set_ylim(lowest, 1.5)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _finish(panel: Axes, drops: Sequence[Drop], last_epoch: int) -> None:
-    """Draw the drops through a panel, and lay out its axis of epochs."""
-    for drop in drops:
-        panel.axvline(drop.position, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
-    margin = 0.03 * last_epoch or 0.1  # room for a marker on the first and on the last epoch
-    panel.set_xlim(-margin, last_epoch + margin)
-    panel.tick_params(labelsize=11)
-    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-    panel.grid(alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def draw_confusion(
-    confusion: Int32[np.ndarray, "classes classes"], class_names: Sequence[str], heading: str
-) -> Figure:
-    """Draw how often each class, a row each, is taken for each class, a column each.
-
-    The colour is the share of the row's images, on a scale that shows small shares too. The
-    numbers are images, and stand where they can be read.
-    """
-    num_classes = len(class_names)
-    numbered = num_classes <= MOST_NUMBERED
-    # The sides of the matrix in inches, and how much larger than usual its texts are to be.
-    side = np.clip(0.62 * num_classes, 3.4, 3.1 + 0.31 * num_classes)
-    side = side if numbered else np.clip(0.13 * num_classes, 8, 13)
-    enlarged = max(1, side / 8)
-    figure = Figure(figsize=(side + 3, side + 1.8), layout="constrained")
-    panel = figure.add_subplot()
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    norm = PowerNorm(0.5, 0, 1)
-    image = panel.imshow(shares, cmap="Blues", norm=norm)
-    if numbered:
-        fontsize = min(16, 18 * side / num_classes)
-        for (row, column), count in np.ndenumerate(confusion):
-            if count > 0:
-                panel.text(
-                    column, row, f"{count:,}", ha="center", va="center", fontsize=fontsize,
-                    color="white" if norm(shares[row, column]) > 0.6 else "black",
-                )  # fmt: skip
-    if num_classes <= MOST_NAMED:
-        fontsize = 11 if numbered else 60 * side / num_classes
-        _name_classes(panel, class_names, fontsize=fontsize)
-    panel.set_xlabel("taken for", fontsize=12 * enlarged)
-    panel.set_ylabel("true class", fontsize=12 * enlarged)
-    panel.tick_params(length=0)
-    panel.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=panel, shrink=0.8, fraction=0.05, pad=0.02, aspect=25)
-    bar.set_label("share of the true class", fontsize=11 * enlarged)
-    bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
-    bar.ax.tick_params(labelsize=10 * enlarged)
-    bar.outline.set_visible(False)
-    # Smaller for a run with a very long name.
-    longest = max(map(len, heading.splitlines()))
-    fontsize = min(13 * enlarged, 72 * (side + 3) / (0.6 * longest))
-    figure.suptitle(heading, fontsize=fontsize, parse_math=False)
-    return figure
-
-
-def _name_classes(panel: Axes, class_names: Sequence[str], *, fontsize: float) -> None:
-    """Write the names of the classes along both axes; one of a data set's may be very long."""
-    names = [
-        name if len(name) <= 24 else f"{name[:23]}\N{HORIZONTAL ELLIPSIS}" for name in class_names
-    ]
-    many = len(names) > MOST_NUMBERED
-    places = range(len(names))
-    panel.set_yticks(places, names, fontsize=fontsize, parse_math=False)
-    panel.set_xticks(
-        places, names, fontsize=fontsize, parse_math=False, rotation=90 if many else 40,
-        ha="center" if many else "right", rotation_mode="default" if many else "anchor",
-    )  # fmt: skip

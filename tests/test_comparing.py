@@ -1,0 +1,254 @@
+"""plateau-train compare: its figures against ones worked out by hand, and what it refuses."""
+
+import pytest
+import scipy.stats
+from conftest import command
+from test_plots import history
+
+from plateau_train import config, differences
+from plateau_train.comparing import compare
+from plateau_train.config import Given
+from plateau_train.errors import ConfigError, RunError, StorageError
+from plateau_train.run import storage
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.metrics import Timing
+from plateau_train.run.report import Report
+
+
+def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None, **values):
+    """Write a run: a list of test accuracies for each seed, and the epochs of its drops."""
+    run = RunDirectory(folder / name)
+    storage.make_folder(run.path)
+    values = {"dataset": "garments", "epochs": f"{len(accuracies[0]) - 1}"} | values
+    if len(accuracies) > 1:
+        values = {"seeds": f"0-{len(accuracies) - 1}"} | values
+    resolved = config.resolve({key: Given(text, "flag") for key, text in values.items()})
+    storage.write_text(run.config, config.to_toml(*resolved))
+    template = history(1, drop_every=1)
+    records, drops = [], []
+    for replica, of_seed in enumerate(accuracies):
+        for epoch, accuracy in enumerate(of_seed):
+            changes = {"replica": replica, "epoch": epoch, "test_accuracy": accuracy}
+            changes["test_loss"] = losses[replica] if losses else 1 - accuracy
+            if val:
+                changes |= {"val_accuracy": val[replica][epoch], "val_loss": 0.5}
+            records.append(template.records[0].model_copy(update=changes))
+        drops += [
+            template.drops[0].model_copy(update={"replica": replica, "epoch": epoch})
+            for epoch in (drop_epochs[replica] if drop_epochs else ())
+        ]
+    records.sort(key=lambda record: record.epoch)
+    storage.write_lines(run.metrics, records)
+    storage.write_lines(run.events, drops)
+    timings = [
+        Timing(epoch=epoch, train_seconds=100, evaluate_seconds=0.5, samples_per_second=None)
+        for epoch in range(len(accuracies[0]))
+    ]
+    storage.write_lines(run.timings, timings)
+    return run.path
+
+
+def compared(capsys, *paths, level=None, picture=None):
+    """Return the tables, rows of cells under their titles each, and what is told beside."""
+    compare(paths, picture, level, Report())
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out
+    tables = []
+    for block in printed.out.split("\n\n"):
+        rows = [cells(line) for line in block.splitlines() if line.startswith(("run ", "a", "b"))]
+        tables.append([dict(zip(rows[0], row, strict=True)) for row in rows[1:]])
+    return tables, printed.err
+
+
+def cells(line):
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+ONE = [[0.1, 0.5, 0.7, 0.6]]
+
+
+def test_a_row_says_what_one_training_reached(tmp_path, capsys):
+    first = make_run(tmp_path, "20260101-000000-a", ONE, drop_epochs=[[1, 3]])
+    second = make_run(tmp_path, "20260101-000001-b", [[0.1, 0.6, 0.65, 0.65]], schedule="cosine")
+    (results, differing, settings), told = compared(capsys, first, second)
+    assert results == [
+        {
+            "run": "a", "rule": "train-loss", "seeds": "1", "best": "0.7000", "at": "2",
+            "final": "0.6000", "to 0.65": "2", "drops": "2", "in epochs": "1, 3", "seconds": "402",
+        },
+        {
+            "run": "b", "rule": "cosine", "seeds": "1", "best": "0.6500", "at": "2",
+            "final": "0.6500", "to 0.65": "2", "drops": "-", "in epochs": "-", "seconds": "402",
+        },
+    ]  # fmt: skip
+    assert differing == [
+        {
+            "run": "b", "final test accuracy": "+0.0500", "final test loss": "-0.0500",
+            "interval": "none: a single seed",
+        }
+    ]  # fmt: skip
+    assert settings == [
+        {"run": "a", "--schedule": "plateau"},
+        {"run": "b", "--schedule": "cosine"},
+    ]
+    assert "which every training reaches" in told
+    assert "NOTICE" not in told
+
+
+def test_replicas_have_means_and_sample_deviations_and_a_paired_interval(tmp_path, capsys):
+    first = make_run(
+        tmp_path, "a", [[0.1, 0.70, 0.60], [0.1, 0.50, 0.62], [0.1, 0.80, 0.64]],
+        drop_epochs=[[1, 2], [2], []],
+    )  # fmt: skip
+    second = make_run(
+        tmp_path, "b", [[0.1, 0.60, 0.61], [0.1, 0.60, 0.64], [0.1, 0.60, 0.67]], patience="9"
+    )
+    (results, differing, settings), _ = compared(capsys, first, second, level=0.625)
+    # By hand: best 0.70, 0.62, 0.80; final 0.60, 0.62, 0.64; at epochs 1, 2, 1; the level is
+    # reached by the first and the third, in epoch 1 both; 2, 1 and 0 drops.
+    assert results[0] == {
+        "run": "a", "rule": "train-loss", "seeds": "3", "best": "0.7067 ± 0.0902",
+        "at": "1.3 ± 0.6", "final": "0.6200 ± 0.0200", "to 0.625": "1.0 ± 0.0 (2 of 3)",
+        "drops": "1.0 ± 1.0", "in epochs": "first 1.5 ± 0.7, last 2.0 ± 0.0", "seconds": "302",
+    }  # fmt: skip
+    # Differences 0.01, 0.02, 0.03: mean 0.02, sd 0.01, and t(0.975; 2) is 4.3027, so the interval
+    # is 0.02 -+ 4.3027 * 0.01 / sqrt(3).
+    assert differing[0]["final test accuracy"] == "+0.0200 (-0.0048 to +0.0448)"
+    assert differing[0]["interval"] == "paired, 3 seeds"
+    assert settings == [{"run": "a", "--patience": "5"}, {"run": "b", "--patience": "9"}]
+
+
+# Student's own data (Biometrika 6, 1908): hours of sleep that ten patients gained by two drugs.
+FIRST = dict(enumerate([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]))
+SECOND = dict(enumerate([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]))
+
+
+def test_intervals_are_those_of_the_textbooks():
+    paired = differences.difference(SECOND, FIRST)
+    assert paired.how == "paired, 10 seeds"
+    assert paired.mean - paired.half_width == pytest.approx(0.7001142, abs=1e-7)
+    assert paired.mean + paired.half_width == pytest.approx(2.4598858, abs=1e-7)
+    others = {seed + 5: value for seed, value in SECOND.items()}  # half of the seeds are shared
+    welch = differences.difference(others, FIRST)
+    assert welch.how == "Welch, 10 and 10 seeds"
+    assert welch.mean - welch.half_width == pytest.approx(-0.2054832, abs=1e-7)
+    assert welch.mean + welch.half_width == pytest.approx(3.3654832, abs=1e-7)
+    few = {20: 1.0, 21: 2.0, 22: 4.0}
+    unequal = differences.difference(few, FIRST)
+    test = scipy.stats.ttest_ind(list(few.values()), list(FIRST.values()), equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    assert unequal.how == "Welch, 10 and 3 seeds"
+    assert unequal.mean - unequal.half_width == pytest.approx(low)
+    assert unequal.mean + unequal.half_width == pytest.approx(high)
+
+
+def test_a_run_of_fewer_seeds_is_paired_with_the_same_seeds_of_the_other():
+    found = differences.difference({2: 1.0, 3: 2.0}, {1: 9.0, 2: 0.5, 3: 1.0})
+    assert (found.mean, found.how) == (pytest.approx(0.75), "paired, 2 seeds")
+
+
+@pytest.mark.parametrize(
+    ("of_each", "before", "text"),
+    [
+        ({0: 0.5}, {0: 0.5}, "+0.0000"),
+        ({0: 0.5, 1: 0.7}, {5: 0.7}, "-0.1000"),
+        ({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5}, "+0.0000 (+0.0000 to +0.0000)"),
+        ({0: 0.5, 1: 0.5}, {2: 0.75, 3: 0.75}, "-0.2500 (-0.2500 to -0.2500)"),
+    ],
+)
+def test_one_seed_gives_no_interval_and_no_variance_an_empty_one(of_each, before, text):
+    assert f"{differences.difference(of_each, before)}" == text
+
+
+def test_with_held_out_images_the_accuracy_that_they_choose_stands_beside_the_best(
+    tmp_path, capsys
+):
+    with_val = {"val": [[0.1, 0.9, 0.8, 0.7]], "val_fraction": "0.1"}
+    first = make_run(tmp_path, "a", ONE, **with_val)
+    second = make_run(tmp_path, "b", ONE)
+    (results, _, settings), told = compared(capsys, first, second)
+    assert [row["by val"] for row in results] == ["0.5000", "-"]
+    assert [row["best"] for row in results] == ["0.7000", "0.7000"]
+    assert [row["--val-fraction"] for row in settings] == ["0.1", "0.0"]
+    assert "by val: at the epoch that is best on held-out images" in told
+
+
+def test_what_makes_runs_hard_to_compare_is_said(tmp_path, capsys):
+    first = make_run(tmp_path, "a", ONE, dataset="mnist", test_examples="500", epochs="50")
+    second = make_run(tmp_path, "b", [[0.1, 0.5, 0.7, 0.6], [0.1, 0.5, 0.7, 0.6], [0.1, 0.9]])
+    ((_, row), _, _), told = compared(capsys, first, second)
+    assert (row["seeds"], row["best"]) == ("2", "0.7000 ± 0.0000")
+    for sentence in (
+        "on different data sets: mnist (a), garments (b).",
+        "scored on different test images: 500 (a), all (b).",
+        "of different lengths in epochs: 50 (a), 3 (b).",
+        "a has come to epoch 3 of 50: its final values are of that epoch.",
+        "b: 1 of 3 seeds ended before the others and are left out.",
+    ):
+        assert f"{sentence}\n" in told
+
+
+def test_an_accuracy_counts_as_reached_in_spite_of_its_rounding(tmp_path, capsys):
+    # What float32 makes of 0.8676.
+    path = make_run(tmp_path, "a", [[0.1, 0.8675999641418457]])
+    other = make_run(tmp_path, "b", [[0.1, 0.8]])
+    ((row, below), *_), _ = compared(capsys, path, other, level=0.8676)
+    assert (row["to 0.8676"], below["to 0.8676"]) == ("1", "-")
+
+
+def test_runs_of_one_name_get_longer_ones_and_equal_settings_no_table(tmp_path, capsys):
+    first, second = (make_run(tmp_path, f"2026010{day}-000000-a", ONE) for day in (1, 2))
+    third, fourth = (make_run(tmp_path / folder, "b", ONE) for folder in "xy")
+    compare([first, second], None, None, Report())
+    printed = capsys.readouterr()
+    assert "\n20260101-000000-a  " in printed.out
+    assert "no setting differs" in printed.err
+    assert "--" not in printed.out
+    compare([third, fourth], None, None, Report())
+    assert f"\n{third.resolve()}  " in capsys.readouterr().out
+
+
+def test_a_missing_file_of_times_is_no_obstacle_and_a_damaged_one_is(tmp_path, capsys):
+    first, second = (make_run(tmp_path, name, ONE) for name in "ab")
+    for path in (first, second):
+        RunDirectory(path).timings.unlink()
+    (results, *_), _ = compared(capsys, first, second)
+    assert "seconds" not in results[0]
+    RunDirectory(first).timings.write_text("{}\n")
+    with pytest.raises(RunError, match="line 1 is damaged"):
+        compare([first, second], None, None, Report())
+
+
+def test_bad_requests_are_refused_before_anything_is_printed(tmp_path, capsys):
+    run, other = (make_run(tmp_path, name, ONE) for name in "ab")
+    link = tmp_path / "latest"
+    link.symlink_to("a")
+    empty = make_run(tmp_path, "c", ONE)
+    RunDirectory(empty).metrics.write_text("")
+    for paths, picture, level, error, words in (
+        ([run], None, None, ConfigError, "two runs or more"),
+        ([run, other, link], None, None, ConfigError, "are the same run"),
+        ([run, tmp_path], None, None, RunError, "no run folder"),
+        ([run, tmp_path / "none"], None, None, RunError, "is no folder"),
+        ([run, empty], None, None, RunError, "no epoch was finished"),
+        ([run, other], None, 87.0, ConfigError, "got 87"),
+        ([run, other], None, float("nan"), ConfigError, "got nan"),
+        ([run, tmp_path], tmp_path / "compare.gif", None, ConfigError, "compare.gif"),
+    ):
+        with pytest.raises(error, match=words):
+            compare(paths, picture, level, Report())
+    assert capsys.readouterr().out == ""
+    with pytest.raises(StorageError):
+        compare([run, other], tmp_path / "none" / "compare.png", None, Report())
+
+
+def test_the_command_prints_the_tables_and_draws_on_request(tmp_path):
+    make_run(tmp_path, "a", ONE, drop_epochs=[[2]])
+    make_run(tmp_path, "b", [[0.1, 0.6, 0.65], [0.1, 0.6, 0.66]])
+    done = command("compare", "a", "b", "--plot", "compare.png", "--level", "0.6", cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert "to 0.6" in done.stdout
+    assert done.stdout.splitlines()[-1].split() == ["plot", "compare.png"]
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    refused = command("compare", "a", "--level", "high", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
