@@ -118,6 +118,12 @@ def _user_cache(_: object) -> Path:
     return Path(folder if usable else "~/.cache") / "plateau-train"
 
 
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...],
+    AfterValidator(_distinct),
+    Field(min_length=1, max_length=MOST_SEEDS),
+]
+
 FolderPath = Annotated[Path, AfterValidator(_checked_path)]
 
 
@@ -267,12 +273,7 @@ class Plateau(_Table):
 class Run(_Table):
     epochs: int = _knob(50, "Passes over the training images", ge=1, le=1_000_000)
     seed: int = _knob(0, "Seed of the parameters and of the order of images", ge=0, le=LARGEST_SEED)
-    seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...] | None,
-        BeforeValidator(_as_seeds),
-        AfterValidator(_distinct),
-        Field(min_length=1, max_length=MOST_SEEDS),
-    ] = _knob(
+    seeds: Annotated[Seeds | None, BeforeValidator(_as_seeds)] = _knob(
         None,
         "Seeds of several trainings, the replicas, in one program and one run folder",
         shown="--seed alone",
