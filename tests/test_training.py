@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from plateau_train import config, data, launching, training
+from plateau_train import config, data, groups, launching, training
 from plateau_train.config import Given, resolve
 from plateau_train.errors import ConfigError, NonFiniteLossError
 from plateau_train.numerics import program as numerics
+from plateau_train.numerics.replicas import Solo
 from plateau_train.run.checkpoint import read_checkpoint
 from plateau_train.run.metrics import EPOCHS, EVENTS, Notice, read_drops, read_records
 from plateau_train.run.report import Report
@@ -119,12 +121,13 @@ def test_validation_scores_the_held_out_images_and_no_others(tmp_path):
 
 def test_the_order_of_the_images_follows_the_seed_and_the_epoch(tmp_path, monkeypatch):
     asked = []
+    epoch_order = numerics.epoch_order
 
     def recording(seed, epoch, **sizes):
         asked.append((int(seed), epoch))
-        return numerics.epoch_order(seed, epoch, **sizes)
+        return epoch_order(seed, epoch, **sizes)
 
-    monkeypatch.setattr(training, "epoch_order", recording)
+    monkeypatch.setattr(numerics, "epoch_order", recording)
     retrained(small(tmp_path, seed="7"))
     assert list(dict.fromkeys(asked)) == [(7, 1), (7, 2), (7, 3), (7, 4)]
 
@@ -256,7 +259,7 @@ def test_two_equal_runs_write_equal_metrics_and_another_seed_does_not(tmp_path):
 
 def test_the_length_of_the_chunks_leaves_the_metrics_unchanged(tmp_path, monkeypatch):
     whole = (fit(tmp_path)[0] / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(training, "CHUNK_SECONDS", 0.0)  # every chunk one step
+    monkeypatch.setattr(groups, "CHUNK_SECONDS", 0.0)  # every chunk one step
     assert (fit(tmp_path)[0] / "metrics.jsonl").read_bytes() == whole
 
 
@@ -274,11 +277,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_rule_takes_it_for_a_
 
 
 def test_an_evaluation_that_is_not_finite_stops_the_run_too(tmp_path, monkeypatch):
-    def poisoned(program, params, split):
-        metrics = numerics.evaluate(program, params, split)
+    evaluate = Solo.evaluate
+
+    def poisoned(trainer, state, split):
+        metrics = evaluate(trainer, state, split)
         return metrics._replace(loss=jnp.where(len(split.labels) == 300, jnp.nan, metrics.loss))
 
-    monkeypatch.setattr(training, "evaluate", poisoned)
+    monkeypatch.setattr(Solo, "evaluate", poisoned)
     with pytest.raises(NonFiniteLossError, match="the test loss is nan at the end of epoch 0"):
         fit(tmp_path, mode="test-accuracy", accumulation_size="1")
 
@@ -310,14 +315,14 @@ def test_the_last_checkpoint_holds_the_whole_state_of_the_last_epoch(tmp_path):
     path, records, _ = fit(tmp_path)
     _, epochs = retrained(small(tmp_path))
     manifest, arrays = read_checkpoint(path / "checkpoints" / "epoch-000004.npz")
-    expected = training._arrays(epochs[-1].state)
+    expected = training._named(epochs[-1].state)
     assert (manifest.epoch, list(manifest.records)) == (4, records)
     assert arrays.keys() == expected.keys()
     assert {"plateau/plateau_count", "plateau/count", "plateau/avg_value"} <= arrays.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array)
     best = max(records, key=lambda record: record.test_accuracy).epoch
-    expected = training._arrays(epochs[best].state)
+    expected = training._named(epochs[best].state)
     _, arrays = read_checkpoint(path / "checkpoints" / "best.npz")
     np.testing.assert_array_equal(arrays["params/Dense_1/bias"], expected["params/Dense_1/bias"])
 
