@@ -65,7 +65,7 @@ def read_parameters(library: str, text: str) -> dict[str, Any]:
 
 def translate(
     library: str, parameters: Mapping[str, Any], *, learning_rate: float
-) -> dict[str, float]:
+) -> dict[str, int | float]:
     """Return the settings of our rule that lower the rate on the same values.
 
     ``parameters`` are all those of the library's rule but for PyTorch's ``eps``, which none of
