@@ -67,7 +67,9 @@ def main() -> int:
         raise ConfigError(error.format_message().rstrip("."), hint=f"see {path} --help") from error
 
 
-def _takes(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _takes(
+    *keys: str, resolve: Callable[..., Any] = config.resolve
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command these knobs as flags, and call it with the resolved configuration."""
     knobs = [knob for knob in KNOBS if knob.key in keys]
 
@@ -82,7 +84,7 @@ def _takes(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 for knob in knobs
                 if (value := values.pop(knob.key)) is not None
             }
-            command(config.resolve(given, file=config_file), **values)
+            command(resolve(given, file=config_file), **values)
 
         parameters = [
             _keyword("context", typer.Context),
@@ -197,14 +199,42 @@ def resume(
 
     Takes the settings of the training so that it can say which of them a run cannot change.
     """
-    from plateau_train import launching
+    from plateau_train import launching, sweeping
     from plateau_train.run.report import Report
 
+    room = sweeping if sweeping.is_sweep(run) else launching
     if check:
-        for line in launching.check(run, resolved):
+        for line in room.check(run, resolved):
             typer.echo(line)
         return
-    launching.resume(run, resolved, Report(quiet=resolved.config.run.quiet))
+    room.resume(run, resolved, Report(quiet=resolved.config.run.quiet))
+
+
+@app.command()
+@_takes(
+    *(key for key in ALL if key not in {knob.key for knob in KNOBS if knob.table == "cluster"}),
+    resolve=config.resolve_sweep,
+)
+def sweep(
+    plan: config.Sweep,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Metric of the last epoch to sort by, such as test-loss "
+            "[dim]\\[default: the accuracy on held-out images, else on the test images][/dim]"
+        ),
+    ] = None,
+) -> None:
+    """Train every combination of settings that have several values, each with all --seeds.
+
+    Values are separated by commas, those of --hidden-sizes by semicolons. Everything that one
+    compiled program can be given is trained together. A sweep that was stopped goes on with
+    plateau-train resume.
+    """
+    from plateau_train import sweeping
+    from plateau_train.run.report import Report
+
+    sweeping.start(plan, metric, Report(quiet=plan.cells[0].config.run.quiet))
 
 
 @app.command()
@@ -244,8 +274,7 @@ def compare_runs(
 ) -> None:
     """Set runs beside each other: what each reached, and what the difference is worth.
 
-    Prints a row a run, how the others differ from the first with 95 % confidence intervals (paired
-    where the seeds are the same), and which settings differ.
+    A row a run; the differences from the first one with 95 % intervals; the settings that differ.
     """
     from plateau_train import comparing
     from plateau_train.run.report import Report

@@ -116,15 +116,18 @@ def read_runs(paths: Sequence[Path]) -> list[Compared]:
 
 
 def _short_names(places: Sequence[Path]) -> list[str]:
-    """Name runs without the time that they began, or with it, or by their whole paths."""
-    for shorten in (
-        lambda place: re.sub(r"^\d{8}-\d{6}-(?=.)", "", place.name),
-        lambda place: place.name,
-    ):
-        names = [printable(shorten(place)) for place in places]
-        if len(set(names)) == len(names):
-            return names
-    return [printable(place) for place in places]
+    """Name each run without the time that it began, or with it, or by its whole path."""
+    levels = [
+        [re.sub(r"^\d{8}-\d{6}-(?=.)", "", place.name) for place in places],
+        [place.name for place in places],
+        [f"{place}" for place in places],
+    ]
+    return [
+        printable(
+            next(name for name, level in zip(names, levels, strict=True) if level.count(name) == 1)
+        )
+        for names in zip(*levels, strict=True)
+    ]
 
 
 def _seconds(path: Path) -> float | None:
@@ -279,13 +282,15 @@ def _show_settings(runs: Sequence[Compared], report: Report) -> None:
     if not differing:
         report.say("no setting differs that a result depends on")
         return
-    report.table(
-        [
-            Column("run", [run.name for run in runs], is_number=False),
-            *(Column(flag, values, is_number=False) for flag, values in differing.items()),
-        ],
-        caption="settings that differ",
-    )
+    names = Column("run", [run.name for run in runs], is_number=False)
+    columns = [names, *(Column(flag, cells, is_number=False) for flag, cells in differing.items())]
+    if not report.fits(columns):  # as they are typed, which can be folded
+        flags = [
+            "  ".join(f"{flag} {cell}" for flag, cell in zip(differing, row, strict=True))
+            for row in zip(*differing.values(), strict=True)
+        ]
+        columns = [names, Column("settings", flags, is_number=False)]
+    report.table(columns, caption="settings that differ")
 
 
 def _setting(settings: Config, knob: Knob) -> str:
