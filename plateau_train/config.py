@@ -8,6 +8,7 @@ each value where it came from. All problems are reported at once.
 """
 
 import difflib
+import itertools
 import json
 import os
 import tomllib
@@ -544,6 +545,53 @@ def resolve(given: Mapping[str, Given], *, file: Path | None = None) -> Resolved
         if not problems:
             return Resolved(config, origins)
     raise ConfigError(*problems, hint="plateau-train --help says what each setting means")
+
+
+class Sweep(NamedTuple):
+    """Every combination of some values of some knobs."""
+
+    varied: tuple[Knob, ...]  # those with more than one value
+    cells: tuple[Resolved, ...]
+
+
+def can_vary(knob: Knob) -> bool:
+    """Tell whether a sweep can go over several values of a knob: what a result depends on."""
+    is_folder = knob.key.endswith("_dir")
+    return knob.key == "epochs" or (
+        knob.table in ("data", "model", "optimizer", "plateau") and not is_folder
+    )
+
+
+def resolve_sweep(given: Mapping[str, Given], *, file: Path | None = None) -> Sweep:
+    """Resolve each combination of the values that flags have, separated by commas.
+
+    Those of a knob that is a list itself are separated by semicolons. Each cell has ``seeds``, be
+    it a single one. Raises ``ConfigError`` with every problem of every cell.
+    """
+    values: dict[str, list[Given]] = {}
+    varied = []
+    for knob in KNOBS:
+        if knob.key not in given:
+            continue
+        text, origin = given[knob.key]
+        separator = ";" if get_origin(knob.field.annotation) is tuple else ","
+        texts = text.split(separator) if can_vary(knob) and origin == "flag" else [text]
+        values[knob.key] = [Given(part, origin) for part in dict.fromkeys(map(str.strip, texts))]
+        if len(values[knob.key]) > 1:
+            varied.append(knob)
+    problems: dict[str, str] = {}
+    cells = []
+    for combination in itertools.product(*values.values()):
+        try:
+            cell = resolve(dict(zip(values, combination, strict=True)), file=file)
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems, error.hint)
+            continue
+        seeds = cell.config.run.replica_seeds
+        cells.append(cell.settle("seed", 0, "default").settle("seeds", seeds, "the sweep's seeds"))
+    if problems:
+        raise ConfigError(*problems, hint=next(iter(problems.values())))
+    return Sweep(tuple(varied), tuple(cells))
 
 
 def _problems(

@@ -37,6 +37,12 @@ class Member(NamedTuple):
     learning_rate: float
 
 
+class LostTrainingsError(NonFiniteLossError):
+    """The last training is lost; ``lost`` says of those that nobody was told of yet why."""
+
+    lost: Sequence[tuple[Member, Notice]] = ()
+
+
 class Survivors:
     """Which trainings are finite still. One that is not goes on without being recorded."""
 
@@ -70,7 +76,7 @@ class Survivors:
         return lost
 
     def _lose(self, number: int, what: str) -> None:
-        """Give a training up; raises ``NonFiniteLossError`` if it was the last."""
+        """Give a training up; raises ``LostTrainingsError`` if it was the last."""
         if not self.alive[number]:
             return
         self.alive[number] = False
@@ -79,11 +85,14 @@ class Survivors:
             what += f"; the last finite training loss was {last:.4g}"
         if len(self._members) > 1:
             what = f"replica {member.replica} (seed {member.seed}): {what}"
+        notice = Notice(event="diverged", message=what, replica=member.replica)
+        self._lost.append((member, notice))
         if not any(self.alive):
-            raise NonFiniteLossError(
+            error = LostTrainingsError(
                 what, hint=f"train with a smaller --learning-rate than {member.learning_rate:g}"
             )
-        self._lost.append((member, Notice(event="diverged", message=what)))
+            error.lost = self._lost if len(self._members) > 1 else ()
+            raise error
 
 
 class Trained(NamedTuple):

@@ -26,6 +26,7 @@ from plateau_train.run import checkpoint, cluster, environment, interruption, st
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.environment import DatasetFacts
+from plateau_train.run.histories import rule_name
 from plateau_train.run.metrics import read_drops
 from plateau_train.run.report import Report
 
@@ -48,17 +49,17 @@ def start(resolved: Resolved, report: Report) -> Path | None:
     ``NonFiniteLossError`` when a loss is NaN or infinite; the epochs before it stay in the folder.
     """
     with cluster.joined(resolved.config.cluster, report.say):
-        resolved = _settle(resolved)
+        resolved = settle(resolved)
         if not cluster.is_leader():
             _follow(resolved, report)
             return None
         with cluster.together():  # where the others wait for a run to be opened, as in a resume
-            _pin_threads(resolved)
+            pin_threads(resolved)
         cluster.text_from_leader(resolved.config.model_dump_json())
-        dataset, facts = _load_together(lambda: resolved.config, partial(_load, report=report))
-        resolved = _name(resolved, dataset)
+        dataset, facts = _load_together(lambda: resolved.config, partial(load, report=report))
+        resolved = name_dataset(resolved, dataset)
         settings = resolved.config.run
-        name = settings.name or name_of(resolved.config)
+        name = settings.name or rule_name(resolved.config)
         with contextlib.ExitStack() as held:
             with cluster.together():
                 run = RunDirectory.create(
@@ -73,12 +74,6 @@ def start(resolved: Resolved, report: Report) -> Path | None:
                     raise
             _train(run, dataset, facts, resolved, report)
         return run.path
-
-
-def name_of(settings: Config) -> str:
-    """Return what moves the scale, as a run is called after it."""
-    schedule = settings.optimizer.schedule
-    return settings.plateau.mode if schedule == "plateau" else schedule
 
 
 def resume(path: Path, asked: Resolved, report: Report) -> None:
@@ -98,11 +93,11 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
             run = RunDirectory.find(path)
             held.enter_context(run.locked())
             found, reasons = checkpoint.read_newest(run.checkpoints)
-            _refuse_a_lost_run(run, found, reasons)
-            resolved = _continued(run, asked, found)
+            refuse_a_lost_run(run, found, reasons)
+            resolved = continue_settings(run, asked, found)
             settings = resolved.config
-            _pin_threads(resolved)
-        if found and _is_done(run, found, settings) and not list(_damage(run, found)):
+            pin_threads(resolved)
+        if found and is_done(run, found, settings) and not list(_damage(run, found)):
             cluster.text_from_leader(NOTHING)
             report.say(
                 f"{run.path} is done, with all of its {settings.run.epochs} epochs; "
@@ -120,8 +115,7 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
                 from plateau_train import training
 
                 training.restore(found)  # what cannot be used is refused before anything is written
-            if not _is_written(run, resolved):
-                storage.write_text(run.config, config.to_toml(*resolved))
+            write_settings(run, resolved)
         _train(run, dataset, facts, resolved, report, found)
 
 
@@ -129,14 +123,14 @@ def _follow(asked: Resolved, report: Report) -> None:
     """Train what process 0 trains, and write nothing."""
     report.say(f"this is {cluster.describe()}; process 0 prints and writes")
     interruption.hint = "process 0 says how the run is continued"
-    _pin_threads(asked)
+    pin_threads(asked)
     with cluster.together():
         pass  # process 0 opens the run to resume
     plan = cluster.text_from_leader(NOTHING)
     if plan == NOTHING:
         return
     settings = Config.model_validate_json(plan)
-    dataset, _ = _load_together(lambda: _adopted(asked, settings), partial(_load, report=report))
+    dataset, _ = _load_together(lambda: _adopted(asked, settings), partial(load, report=report))
     from plateau_train import training
 
     with cluster.together():
@@ -191,7 +185,7 @@ def _load_together(
     return dataset, facts
 
 
-def _load(settings: config.Data, report: Report) -> tuple[Dataset, DatasetFacts]:
+def load(settings: config.Data, report: Report) -> tuple[Dataset, DatasetFacts]:
     """Load the data of a new run, and say so if it stands in for what was wanted."""
     dataset = data.load(settings, say=report.say)
     if dataset.fallback:
@@ -255,14 +249,14 @@ def check(path: Path, asked: Resolved) -> Iterator[str]:
                 problems.append(f"{file} is of epoch {found.manifest.epoch}, the best is {best}")
                 continue
             yield f"{file}: sound, epoch {found.manifest.epoch}"
-        _refuse_a_lost_run(run, newest, problems)
-        settings = _continued(run, asked, newest).config
+        refuse_a_lost_run(run, newest, problems)
+        settings = continue_settings(run, asked, newest).config
         problems += (damage := list(_damage(run, newest)))
         if not damage:
             yield f"{run.path}: sound, its settings, history and events"
     if newest is None:
         after = "begins it again"
-    elif not problems and _is_done(run, newest, settings):
+    elif not problems and is_done(run, newest, settings):
         after = f"has nothing to do: all of its {settings.run.epochs} epochs are done"
     else:
         after = f"continues it from epoch {newest.manifest.epoch}"
@@ -295,11 +289,11 @@ def _train(
         raise
 
 
-def _pin_threads(resolved: Resolved) -> None:
+def pin_threads(resolved: Resolved) -> None:
     environment.pin_threads(resolved.config.run.threads or environment.available_cores())
 
 
-def _is_done(run: RunDirectory, found: Checkpoint, settings: Config) -> bool:
+def is_done(run: RunDirectory, found: Checkpoint, settings: Config) -> bool:
     return run.summary.exists() and found.manifest.epoch == settings.run.epochs
 
 
@@ -332,13 +326,15 @@ def _damage(run: RunDirectory, found: Checkpoint | None) -> Iterator[str]:
             yield f"{path} does not hold the history of the newest checkpoint"
 
 
-def _is_written(run: RunDirectory, resolved: Resolved) -> bool:
+def write_settings(run: RunDirectory, resolved: Resolved) -> None:
+    """Write ``config.toml`` unless it says the same already, perhaps with other origins."""
     with contextlib.suppress(RunError):
-        return run.settings().config == resolved.config
-    return False
+        if run.config.exists() and run.settings().config == resolved.config:
+            return
+    storage.write_text(run.config, config.to_toml(*resolved))
 
 
-def _settle(resolved: Resolved) -> Resolved:
+def settle(resolved: Resolved) -> Resolved:
     """Write down the number of threads and where the data are, and not what others are there."""
     if resolved.config.run.threads is None:
         cores = environment.available_cores()
@@ -349,7 +345,7 @@ def _settle(resolved: Resolved) -> Resolved:
     return resolved.alone()
 
 
-def _name(resolved: Resolved, dataset: Dataset) -> Resolved:
+def name_dataset(resolved: Resolved, dataset: Dataset) -> Resolved:
     """Write down the data set that was found in the place of ``auto``."""
     if resolved.config.data.dataset != data.AUTO:
         return resolved
@@ -376,7 +372,7 @@ def _dataset_of(run: RunDirectory, found: Checkpoint | None) -> DatasetFacts | N
     return None
 
 
-def _refuse_a_lost_run(run: RunDirectory, found: Checkpoint | None, reasons: Sequence[str]) -> None:
+def refuse_a_lost_run(run: RunDirectory, found: Checkpoint | None, reasons: Sequence[str]) -> None:
     """Raise ``RunError`` where a run had begun and no checkpoint of it is sound.
 
     A failed restore never becomes a fresh start.
@@ -396,7 +392,7 @@ def _refuse_a_lost_run(run: RunDirectory, found: Checkpoint | None, reasons: Seq
         )
 
 
-def _continued(run: RunDirectory, asked: Resolved, found: Checkpoint | None) -> Resolved:
+def continue_settings(run: RunDirectory, asked: Resolved, found: Checkpoint | None) -> Resolved:
     """Return the settings to go on with: those of the checkpoint, and what else is asked for.
 
     ``config.toml`` asks as well: it may have been edited, or hold more epochs than the run had at

@@ -28,6 +28,7 @@ from plateau_train.errors import (
 )
 from plateau_train.groups import (
     Group,
+    LostTrainingsError,
     Member,
     Survivors,
     Trained,
@@ -103,8 +104,12 @@ def fit(places: Sequence[Place], dataset: Dataset, facts: DatasetFacts, report: 
             _conclude(journal, dataset)
     except PlateauTrainError as error:
         kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
-        for journal in journals:
+        lost = error.lost if isinstance(error, LostTrainingsError) else []
+        for number, journal in enumerate(journals):
             with contextlib.suppress(StorageError):
+                for member, notice in lost:
+                    if member.run == number:
+                        journal.note(notice)
                 journal.note(Notice(event=kind, message="; ".join(error.problems)))
         raise
     finally:

@@ -80,7 +80,7 @@ def _read(run: RunDirectory) -> Listed | None:
     with _noting(problems, run):
         records = read_history(run.metrics)
     with _noting(problems, run):
-        state = _state(run)
+        state = state_of(run)
     return Listed(
         run.path.name, "damaged" if problems else state, settings, records, sorted(set(problems))
     )
@@ -97,7 +97,8 @@ def _noting(problems: list[str], run: RunDirectory) -> Iterator[None]:
         problems.append(f"{run.path} cannot be read: {error.strerror}")
 
 
-def _state(run: RunDirectory) -> State:
+def state_of(run: RunDirectory) -> State:
+    """Tell what became of a run, or is becoming."""
     if run.is_locked():
         return "running"
     if run.summary.exists():

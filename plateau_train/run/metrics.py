@@ -158,6 +158,7 @@ class Notice(_Record):
 
     event: Literal["warning", "failed", "interrupted", "resumed", "diverged"]
     message: str
+    replica: int | None = None  # that it happened to, if not to the run
 
 
 Event = Annotated[Drop | Notice, Field(discriminator="event")]

@@ -1,0 +1,278 @@
+"""A grid of settings, each trained with several seeds: plan, train, go on, results.
+
+A sweep is a folder with a plan and a run folder for each cell. Cells that differ in nothing but
+what one program can be given as values are trained together; there is a program for each such
+group.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from plateau_train import config, launching
+from plateau_train.config import KNOBS, Config, Knob, Resolved
+from plateau_train.data.splits import Dataset
+from plateau_train.errors import ConfigError, NonFiniteLossError, RunError, StorageError
+from plateau_train.run import checkpoint, interruption, metrics, results, storage
+from plateau_train.run.checkpoint import Checkpoint
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.environment import DatasetFacts
+from plateau_train.run.report import Report
+
+PLAN = "sweep.json"
+
+# Of a knob in the name of a folder.
+LONGEST_NAME = 120
+
+
+Loaded = dict[config.Data, tuple[Dataset, DatasetFacts]]
+
+
+class Cell(BaseModel):
+    """One combination of values: the folder of its run, and its settings."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: str
+    settings: Config
+    origins: dict[str, str]
+
+    @property
+    def resolved(self) -> Resolved:
+        return Resolved(self.settings, self.origins)
+
+
+class Plan(BaseModel):
+    """Everything that a sweep is going to do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    varied: tuple[str, ...]  # the keys of the knobs that have several values
+    metric: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def knobs(self) -> list[Knob]:
+        return [knob for knob in KNOBS if knob.key in self.varied]
+
+
+def start(sweep: config.Sweep, metric: str | None, report: Report) -> None:
+    """Train a grid in a new folder and show its results.
+
+    All that can be refused is refused before the folder is made: settings, data, devices. A cell
+    whose trainings all diverge is told and does not end the others; raises ``NonFiniteLossError``
+    where none is left.
+    """
+    resolved = [launching.settle(cell) for cell in sweep.cells]
+    metric = results.choose_metric(metric, [cell.config for cell in resolved])
+    launching.pin_threads(resolved[0])
+    loaded: Loaded = {}
+    cells = []
+    for number, cell in enumerate(resolved, start=1):
+        from plateau_train import training  # only now, when the number of threads is fixed
+
+        dataset, _ = _load(cell.config.data, loaded, report)
+        training.keep_compiled(cell.config.data.cache_dir)
+        training.find_mesh(cell.config)
+        settings, origins = launching.name_dataset(cell, dataset)
+        folder = _name_cell(number, settings, sweep.varied)
+        cells.append(Cell(folder=folder, settings=settings, origins=origins))
+    varied = tuple(knob.key for knob in sweep.varied)
+    plan = Plan(varied=varied, metric=metric, cells=tuple(cells))
+    run = resolved[0].config.run
+    folder = RunDirectory.create(run.runs_dir.expanduser(), run.name or "sweep")
+    with folder.locked():
+        try:
+            storage.write_text(folder.path / PLAN, plan.model_dump_json(indent=1) + "\n")
+        except StorageError:
+            folder.discard()
+            raise
+        _train(folder, plan, {cell.folder: cell.resolved for cell in cells}, report)
+
+
+def is_sweep(path: Path) -> bool:
+    """Tell a sweep from a run."""
+    return (path / PLAN).is_file()
+
+
+def resume(path: Path, asked: Resolved, report: Report) -> None:
+    """Go on with a sweep where it was stopped, and show its results."""
+    folder, plan = RunDirectory.find(path), read_plan(path)
+    with folder.locked():
+        launching.pin_threads(plan.cells[0].resolved)
+        settings = {cell.folder: _continued(folder, cell, asked) for cell in plan.cells}
+        _train(folder, plan, settings, report)
+
+
+def check(path: Path, asked: Resolved) -> Iterator[str]:
+    """Verify every run of a sweep that has begun; see ``launching.check``."""
+    for cell in read_plan(path).cells:
+        if (path / cell.folder).exists():
+            yield from launching.check(path / cell.folder, asked)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read what a sweep is going to do; raises ``RunError`` where that is damaged."""
+    try:
+        return Plan.model_validate_json((path / PLAN).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RunError(
+            f"{path / PLAN} cannot be used: {str(error).splitlines()[0]}",
+            hint="restore the file from a copy, or begin the sweep anew",
+        ) from error
+
+
+def _name_cell(number: int, settings: Config, varied: Sequence[Knob]) -> str:
+    """Name the folder of a cell by its place in the grid and by what it varies."""
+    resolved = Resolved(settings, {})
+    values = {knob.key: config.as_text(resolved.value(knob)) for knob in varied}
+    words = ",".join(f"{key}={value.replace(',', 'x')}" for key, value in values.items())
+    return f"{number:03}-{words}"[:LONGEST_NAME].replace("/", "-").rstrip("-")
+
+
+def _continued(folder: RunDirectory, cell: Cell, asked: Resolved) -> Resolved:
+    """Return the settings of a cell with what is of this machine, and not of its beginning.
+
+    Raises ``ConfigError`` where anything else is asked for that is another value there.
+    """
+    resolved = cell.resolved
+    for knob in KNOBS:
+        value, is_asked = asked.value(knob), asked.is_asked(knob.key)
+        if knob.key in ("cache_dir", "devices") or (is_asked and knob.key in ("data_dir", "quiet")):
+            resolved = resolved.settle(knob.key, value, asked.origins[knob.key])
+        elif is_asked and value != resolved.value(knob):
+            raise ConfigError(
+                f"{knob.flag} {config.as_text(value)} cannot be given to {folder.path}: a sweep "
+                "goes on with the settings that it began with",
+                hint="leave it out; one run of it can go on by itself, with more --epochs",
+            )
+    return resolved
+
+
+def _train(folder: RunDirectory, plan: Plan, settings: dict[str, Resolved], report: Report) -> None:
+    """Train all cells that are not done, group by group, and show the results."""
+    interruption.hint = f"plateau-train resume {folder} continues it"
+    groups = _group(folder, plan, settings)
+    report.header(
+        {
+            "sweep": f"{len(plan.cells)} runs, {_describe(plan)}; "
+            f"{len(settings[plan.cells[0].folder].config.run.replica_seeds)} seeds each",
+            "programs": f"{len(groups)} to train, one after the other",
+            "folder": str(folder.path),
+        }
+    )
+    loaded: Loaded = {}
+    lost: NonFiniteLossError | None = None
+    for number, places in enumerate(groups, start=1):
+        names = ", ".join(run.path.name for run, *_ in places)
+        report.say(f"program {number} of {len(groups)}: {names}")
+        try:
+            _train_group(places, loaded, report)
+        except NonFiniteLossError as error:
+            lost = error
+            report.warn(f"All trainings of {names} diverged; the last: {error.problems[0]}")
+        except StorageError as error:
+            error.hint = f"make room or give access, then {interruption.hint}"
+            raise
+    found = results.read_results(
+        [(RunDirectory(folder.path / cell.folder), cell.settings) for cell in plan.cells],
+        plan.knobs,
+    )
+    if lost is not None and not any(result.histories for result in found):
+        raise lost
+    results.show_results(folder, found, plan.knobs, plan.metric, report)
+
+
+def _describe(plan: Plan) -> str:
+    """Write the grid as it was typed."""
+    values = {
+        knob: dict.fromkeys(config.as_text(cell.resolved.value(knob)) for cell in plan.cells)
+        for knob in plan.knobs
+    }
+    return " x ".join(f"{knob.flag} {' '.join(texts)}" for knob, texts in values.items()) or "one"
+
+
+Unit = tuple[RunDirectory, Resolved, Checkpoint | None]
+
+
+def _group(folder: RunDirectory, plan: Plan, settings: dict[str, Resolved]) -> list[list[Unit]]:
+    """Put cells together that one program can train from one epoch on.
+
+    A crash may have come when some cells of a group had written an epoch and others had not: those
+    go back to the epoch that all have.
+    """
+    programs: dict[Config, list[Unit]] = {}
+    for cell in plan.cells:
+        run, resolved = RunDirectory(folder.path / cell.folder), settings[cell.folder]
+        found, reasons = checkpoint.read_newest(run.checkpoints)
+        if run.config.exists():
+            launching.refuse_a_lost_run(run, found, reasons)
+        if run.summary.exists() or _is_lost(run, resolved):
+            continue
+        programs.setdefault(_program_of(resolved), []).append((run, resolved, found))
+    groups: dict[tuple[Config, int], list[Unit]] = {}
+    for program, units in programs.items():
+        first = min(_epoch_of(found) for *_, found in units)
+        for run, resolved, found in units:
+            found = _back_to(first, run, found)
+            groups.setdefault((program, _epoch_of(found)), []).append((run, resolved, found))
+    return list(groups.values())
+
+
+def _is_lost(run: RunDirectory, resolved: Resolved) -> bool:
+    """Tell whether all trainings of a run have diverged: they would do so again."""
+    notices = metrics.read_notices(run.events)
+    lost = {notice.replica for notice in notices if notice.event == "diverged"}
+    return len(lost) == len(resolved.config.run.replica_seeds)
+
+
+def _program_of(resolved: Resolved) -> Config:
+    """Return the settings without what one program is given as values."""
+    from plateau_train.numerics.replicas import Replicas
+
+    defaults = config.resolve({})
+    for key in {*Replicas._fields} - {"seed"}:
+        (knob,) = (knob for knob in KNOBS if knob.key == key)
+        resolved = resolved.settle(key, defaults.value(knob), "default")
+    return resolved.config
+
+
+def _epoch_of(found: Checkpoint | None) -> int:
+    return -1 if found is None else found.manifest.epoch
+
+
+def _back_to(epoch: int, run: RunDirectory, found: Checkpoint | None) -> Checkpoint | None:
+    """Return the checkpoint of an earlier epoch, where it is kept and sound."""
+    if found is None or found.manifest.epoch == epoch:
+        return found
+    if epoch < 0:
+        return None
+    with contextlib.suppress(RunError):
+        return checkpoint.read_checkpoint(checkpoint.epoch_path(run.checkpoints, epoch))
+    return found
+
+
+def _load(settings: config.Data, loaded: Loaded, report: Report) -> tuple[Dataset, DatasetFacts]:
+    """Load data unless they are those that were loaded last."""
+    if settings not in loaded:
+        found = launching.load(settings, report)
+        loaded.clear()
+        loaded[settings] = found
+    return loaded[settings]
+
+
+def _train_group(units: Sequence[Unit], loaded: Loaded, report: Report) -> None:
+    """Train some cells together, in their folders."""
+    from plateau_train import training
+
+    dataset, facts = _load(units[0][1].config.data, loaded, report)
+    with contextlib.ExitStack() as held:
+        places = []
+        for run, resolved, found in units:
+            storage.make_folder(run.path)
+            held.enter_context(run.locked())
+            launching.write_settings(run, resolved)
+            places.append(training.Place(run, resolved, found))
+        training.fit(places, dataset, facts, report)
