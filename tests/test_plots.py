@@ -216,7 +216,8 @@ def test_every_drop_has_its_number_at_its_step_and_its_reason_under_the_panels(
 def test_replicas_are_drawn_as_their_mean_with_a_band_and_thin_lines():
     three = replicas(20, 4, 6, 9)
     early = history(12, drop_every=5, replica=7)
-    figure = draw([*three, early], config.Config())
+    garments = config.Config(data=config.Data(dataset="garments"))
+    figure = draw([*three, early], garments)
     for panel, metric in zip(
         figure.axes[1:], ["train_loss", "train_accuracy", "test_loss", "test_accuracy"], strict=True
     ):
@@ -235,6 +236,8 @@ def test_replicas_are_drawn_as_their_mean_with_a_band_and_thin_lines():
             assert ends.max() == pytest.approx(mean[epoch] + spread[epoch])
     title = figure._suptitle.get_text()
     assert "4 seeds (mean and one standard deviation), without 1 that ended early" in title
+    box = figure._suptitle.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert 0 < box.x0 < box.x1 < figure.bbox.x1
     scale, *_ = figure.axes[0].lines
     at_end = [one.records[-1].scale for one in three]
     assert scale.get_ydata()[-1] == pytest.approx(math.prod(at_end) ** (1 / 3))

@@ -111,7 +111,8 @@ def draw(histories: Sequence[History], settings: config.Config) -> Figure:
     drops = histories[0].drops if len(histories) == 1 else ()
     reasons = list_reasons(drops)
     figure, axes = _make_panels(len(reasons))
-    figure.suptitle(title(histories, settings), fontsize=14)
+    heading = title(histories, settings)
+    figure.suptitle(heading, fontsize=_fitting(heading))
     for line, reason in enumerate(reasons):
         figure.text(
             0.03, LINE * (len(reasons) - line - 0.4) / figure.get_figheight(), reason,
@@ -152,7 +153,8 @@ def draw_together(runs: Sequence[Drawn], heading: str) -> Figure:
     columns = min(len(runs), max(1, int((WIDTH - 1) / widest)))
     figure, axes = _make_panels(0, num_lines_above=-(-len(runs) // columns))
     legend = figure.legend(
-        handles, [str(number) for number in range(len(runs))], title=heading, title_fontsize=14,
+        handles, [str(number) for number in range(len(runs))], title=heading,
+        title_fontsize=_fitting(heading),
         loc="outside upper center", ncols=columns, frameon=False, fontsize=11, handlelength=3,
     )  # fmt: skip
     legend.get_title().set_parse_math(False)
@@ -211,6 +213,11 @@ def _make_panels(num_lines: int, *, num_lines_above: int = 0) -> tuple[Figure, S
     for panel in axes:
         panel.set_xlabel("epoch", fontsize=11)
     return figure, axes
+
+
+def _fitting(heading: str) -> float:
+    """Choose the size of a heading, smaller for one that would be wider than the panels."""
+    return min(14, 72 * WIDTH / (0.6 * len(heading)))
 
 
 def _above() -> dict[str, Any]:
