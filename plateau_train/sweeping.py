@@ -89,7 +89,8 @@ def start(sweep: config.Sweep, metric: str | None, report: Report) -> None:
         except StorageError:
             folder.discard()
             raise
-        _train(folder, plan, {cell.folder: cell.resolved for cell in cells}, report)
+        settings = {cell.folder: cell.resolved for cell in cells}
+        _train(folder, plan, settings, loaded, report)
 
 
 def is_sweep(path: Path) -> bool:
@@ -103,7 +104,7 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
     with folder.locked():
         launching.pin_threads(plan.cells[0].resolved)
         settings = {cell.folder: _continued(folder, cell, asked) for cell in plan.cells}
-        _train(folder, plan, settings, report)
+        _train(folder, plan, settings, {}, report)
 
 
 def check(path: Path, asked: Resolved) -> Iterator[str]:
@@ -151,19 +152,20 @@ def _continued(folder: RunDirectory, cell: Cell, asked: Resolved) -> Resolved:
     return resolved
 
 
-def _train(folder: RunDirectory, plan: Plan, settings: dict[str, Resolved], report: Report) -> None:
+def _train(
+    folder: RunDirectory, plan: Plan, settings: dict[str, Resolved], loaded: Loaded, report: Report
+) -> None:
     """Train all cells that are not done, group by group, and show the results."""
     interruption.hint = f"plateau-train resume {folder} continues it"
     groups = _group(folder, plan, settings)
+    seeds = config.as_text(plan.cells[0].settings.run.replica_seeds)
     report.header(
         {
-            "sweep": f"{len(plan.cells)} runs, {_describe(plan)}; "
-            f"{len(settings[plan.cells[0].folder].config.run.replica_seeds)} seeds each",
+            "sweep": f"{_describe(plan)}, each with --seeds {seeds}",
             "programs": f"{len(groups)} to train, one after the other",
             "folder": str(folder.path),
         }
     )
-    loaded: Loaded = {}
     lost: NonFiniteLossError | None = None
     for number, places in enumerate(groups, start=1):
         names = ", ".join(run.path.name for run, *_ in places)
@@ -186,12 +188,13 @@ def _train(folder: RunDirectory, plan: Plan, settings: dict[str, Resolved], repo
 
 
 def _describe(plan: Plan) -> str:
-    """Write the grid as it was typed."""
+    """Say what there is to train."""
     values = {
         knob: dict.fromkeys(config.as_text(cell.resolved.value(knob)) for cell in plan.cells)
         for knob in plan.knobs
     }
-    return " x ".join(f"{knob.flag} {' '.join(texts)}" for knob, texts in values.items()) or "one"
+    grid = " x ".join(f"{knob.flag} {' '.join(texts)}" for knob, texts in values.items())
+    return f"{len(plan.cells)} runs, {grid}" if grid else "1 run"
 
 
 Unit = tuple[RunDirectory, Resolved, Checkpoint | None]

@@ -99,7 +99,7 @@ def fit(places: Sequence[Place], dataset: Dataset, facts: DatasetFacts, report: 
                 with cluster.together():
                     for journal, outcome in zip(journals, outcomes, strict=True):
                         _keep(journal, outcome)
-                _tell(outcomes, settings, report)
+                _tell(outcomes, journals, report)
         for journal in journals:
             _conclude(journal, dataset)
     except PlateauTrainError as error:
@@ -176,16 +176,19 @@ def _keep(journal: Journal, outcome: Outcome) -> None:
         journal.note(Notice(event="failed", message="no training of this run is finite"))
 
 
-def _tell(outcomes: Sequence[Outcome], settings: Sequence[Config], report: Report) -> None:
+def _tell(outcomes: Sequence[Outcome], journals: Sequence[Journal], report: Report) -> None:
     """Print an epoch; of several runs the mean over all, whose drops are in their own events."""
-    for outcome in outcomes:
+    are_several = len(journals) > 1
+    for outcome, journal in zip(outcomes, journals, strict=True):
         for notice in outcome.diverged:
-            report.warn(notice.message)
+            run = f"{journal.run.path.name}, " if are_several else ""
+            report.warn(f"{run}{notice.message}")
+    settings = journals[0].manifest.settings
     report.epoch(
         [record for outcome in outcomes for record in outcome.records],
-        outcomes[0].drops if len(outcomes) == 1 else (),
-        num_epochs=settings[0].run.epochs,
-        patience=settings[0].plateau.patience,
+        () if are_several else outcomes[0].drops,
+        num_epochs=settings.run.epochs,
+        patience=settings.plateau.patience,
         seconds=sum(
             outcome.timing.train_seconds + outcome.timing.evaluate_seconds for outcome in outcomes
         ),

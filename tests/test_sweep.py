@@ -1,0 +1,185 @@
+"""A grid of settings: what is trained together, what it comes to, and that it can be stopped."""
+
+import csv
+import json
+import shutil
+from statistics import fmean, stdev
+
+import faults
+import pytest
+
+from plateau_train import config
+from plateau_train.config import Given
+from plateau_train.errors import ConfigError
+from plateau_train.run.metrics import EPOCHS, read_drops, read_records
+
+# Two programs, for the factor cannot be traced, of two runs with two seeds each.
+GRID = (
+    "sweep", *faults.TINY, "--patience=1,3", "--factor=0.5,0.9", "--rtol=0.3", "--seeds=0,2",
+    "--epochs=3",
+)  # fmt: skip
+CELLS = [
+    f"00{number}-patience={patience},factor={factor}"
+    for number, (patience, factor) in enumerate(((1, 0.5), (1, 0.9), (3, 0.5), (3, 0.9)), start=1)
+]
+
+
+def resolve(**values):
+    return config.resolve_sweep({key: Given(text, "flag") for key, text in values.items()})
+
+
+def sweep_in(folder):
+    (path,) = (path for path in (folder / "runs").iterdir() if path.name.endswith("-sweep"))
+    return path
+
+
+def rows_of(path):
+    with (path / "results.csv").open(newline="") as file:
+        return {row["run"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def unbroken(processes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    finished = processes.run(folder, *GRID)
+    assert finished.code == 0, finished.stderr
+    return sweep_in(folder), finished
+
+
+def test_a_grid_has_every_combination_of_the_values_that_commas_separate():
+    plan = resolve(patience="2,5,10", factor="0.1, 0.5", seeds="0-3", hidden_sizes="8,4;16")
+    assert [knob.key for knob in plan.varied] == ["hidden_sizes", "patience", "factor"]
+    cells = [cell.config for cell in plan.cells]
+    assert len({(c.model.hidden_sizes, c.plateau.patience, c.plateau.factor) for c in cells}) == 12
+    assert {cell.run.seeds for cell in cells} == {(0, 1, 2, 3)}
+    assert {cell.model.hidden_sizes for cell in cells} == {(8, 4), (16,)}
+
+
+def test_a_default_that_follows_from_another_knob_follows_it_in_each_cell():
+    cells = resolve(mode="train-loss,test-loss", optimizer="adam,adamw").cells
+    sizes = {cell.config.plateau.mode: cell.config.plateau.accumulation_size for cell in cells}
+    assert sizes == {"train-loss": 200, "test-loss": 1}
+    decays = {cell.config.optimizer.optimizer: cell.config.optimizer.weight_decay for cell in cells}
+    assert decays == {"adam": 0.0, "adamw": 1e-4}
+
+
+def test_the_problems_of_all_cells_are_told_at_once_and_each_of_them_once():
+    with pytest.raises(ConfigError) as refused:
+        resolve(patience="2,x,0", factor="0.1,5", mode="train-loss,tset-loss")
+    flags = sorted(problem.split(" must")[0] for problem in refused.value.problems)
+    assert flags == ["--factor", "--mode", "--patience", "--patience"]
+
+
+def test_one_seed_is_a_replica_too_and_names_are_not_taken_apart():
+    (cell,) = resolve(seed="7", name="a,b").cells
+    assert (cell.config.run.seeds, cell.config.run.seed, cell.config.run.name) == ((7,), 0, "a,b")
+
+
+def test_a_sweep_leaves_a_run_for_each_cell_and_a_table_with_the_best_first(unbroken):
+    path, finished = unbroken
+    assert sorted(run.name for run in path.iterdir() if run.is_dir()) == CELLS
+    assert "2 to train, one after the other" in finished.stderr
+    rows = rows_of(path)
+    means = [float(row["final_test_accuracy_mean"]) for row in rows.values()]
+    assert means == sorted(means, reverse=True)
+    for name, row in rows.items():
+        records = read_records(path / name / "metrics.jsonl", EPOCHS)
+        accuracies = [record.test_accuracy for record in records if record.epoch == 3]
+        assert float(row["final_test_accuracy_mean"]) == pytest.approx(fmean(accuracies))
+        assert float(row["final_test_accuracy_sd"]) == pytest.approx(stdev(accuracies))
+        drops = read_drops(path / name / "events.jsonl")
+        assert float(row["num_drops_mean"]) == len(drops) / 2
+        assert f"patience={row['patience']},factor={row['factor']}" in name
+    assert any(float(row["num_drops_mean"]) > 0 for row in rows.values())
+    lines = finished.stdout.splitlines()
+    table = [line.split()[-1] for line in lines if line.endswith(tuple(CELLS))]
+    assert table[: len(rows)] == list(rows)
+    assert (path / "heat_map.png").stat().st_size > 10_000
+
+
+def test_a_cell_is_the_run_that_its_settings_train_alone(processes, unbroken, tmp_path):
+    path, _ = unbroken
+    alone = (*faults.TINY, "--patience=3", "--factor=0.9", "--rtol=0.3", "--seeds=0,2")
+    assert processes.run(tmp_path, *alone, "--epochs=3").code == 0
+    (run,) = faults.runs_in(tmp_path)
+    ours, theirs = (read_records(r / "metrics.jsonl", EPOCHS) for r in (path / CELLS[3], run))
+    assert [record.scale for record in ours] == [record.scale for record in theirs]
+    # Four replicas in one program or two: sums of another order, at the most.
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.test_loss == pytest.approx(other.test_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        f"{CELLS[0]}/checkpoints/epoch-000002",  # none of its group has the epoch
+        f"{CELLS[2]}/checkpoints/epoch-000002",  # one has it, and goes back
+        f"{CELLS[2]}/summary.json",  # one is done, and the other has nothing left to train
+        f"{CELLS[1]}/config.toml",  # between two programs
+    ],
+)
+def test_a_sweep_that_is_stopped_anywhere_comes_to_the_same(processes, unbroken, tmp_path, place):
+    whole, _ = unbroken
+    stopped = processes.run(tmp_path, *GRID, fault="crash", at=place)
+    assert stopped.code == faults.CRASHED
+    path = sweep_in(tmp_path)
+    assert not (path / "results.csv").exists()
+    resumed = processes.run(tmp_path, "resume", path)
+    assert resumed.code == 0, resumed.stderr
+    for cell in CELLS:
+        assert faults.result_of(path / cell) == faults.result_of(whole / cell), cell
+    assert (path / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+def test_a_sweep_that_is_done_shows_its_results_and_trains_nothing(processes, unbroken, tmp_path):
+    path, finished = unbroken
+    copy = shutil.copytree(path, tmp_path / "copy")
+    before = {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()}
+    again = processes.run(tmp_path, "resume", copy)
+    assert "0 to train" in again.stderr
+    assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
+    assert again.stdout.splitlines()[:5] == finished.stdout.splitlines()[-8:-3]
+    checked = processes.run(tmp_path, "resume", copy, "--check")
+    assert (checked.code, checked.stdout.count("has nothing to do")) == (0, 4)
+    refused = processes.run(tmp_path, "resume", copy, "--patience=2")
+    assert (refused.code, refused.stdout) == (2, "")
+    assert "--patience 2 cannot be given" in refused.stderr
+    (copy / "sweep.json").write_text("{")
+    damaged = processes.run(tmp_path, "resume", copy)
+    assert damaged.code == 4
+    assert "sweep.json cannot be used" in damaged.stderr
+
+
+def test_a_cell_that_diverges_is_told_and_does_not_end_the_others(processes, tmp_path):
+    words = ("sweep", *faults.TINY, "--epochs=2", "--hidden-sizes=16", "--learning-rate=0.05,1e30")
+    finished = processes.run(tmp_path, *words)
+    assert finished.code == 0, finished.stderr
+    path = sweep_in(tmp_path)
+    good, lost = rows_of(path).values()
+    assert (good["finished"], lost["finished"], lost["final_test_loss_mean"]) == ("1", "0", "")
+    assert f"NOTICE: {lost['run']}, replica 0 (seed 0): the training loss is" in finished.stderr
+    events = (path / lost["run"] / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in events] == ["diverged", "failed"]
+    again = processes.run(tmp_path, "resume", path)
+    assert "0 to train" in again.stderr, "it would diverge again"
+    everything = processes.run(tmp_path, *words[:-1], "--learning-rate=1e29,1e30")
+    assert everything.code == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--metric=tset-loss"], "did you mean test-loss?"),
+        (["--metric=val-loss"], "needs held-out images"),
+        (["--batch-size=5,700"], "larger than the 60 training images"),
+        (["--patience=1,-1"], "--patience must be"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_a_folder_is_made(
+    processes, tmp_path, arguments, said
+):
+    refused = processes.run(tmp_path, "sweep", *faults.TINY, *arguments)
+    assert refused.code == 2, refused.stderr
+    assert said in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "runs").exists()
