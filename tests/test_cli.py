@@ -131,7 +131,7 @@ def test_help_groups_every_knob_with_its_default_and_ends_with_examples(top_help
     assert "[default: 200 in the train modes, 1 otherwise]" in words
     assert "[env var: TFDS_DATA_DIR]" in words
     last = top_help.rstrip().splitlines()[-1].strip()
-    assert last.startswith("plateau-train plot runs/latest")
+    assert last.startswith("plateau-train compare runs/ONE")
 
 
 def test_help_of_a_command_that_trains_is_the_same_list(top_help, tmp_path):
