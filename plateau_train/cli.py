@@ -344,7 +344,9 @@ def schedule(
     resolved: Resolved,
     source: Annotated[
         str | None,
-        typer.Argument(help="CSV or TSV file, - for standard input, or a run folder"),
+        typer.Argument(
+            help="CSV or TSV file, - for standard input, or a run folder", metavar="SOURCE"
+        ),
     ] = None,
     values: Annotated[
         str | None, typer.Option(help="The values themselves, separated by commas", metavar="LIST")
@@ -353,7 +355,10 @@ def schedule(
         str | None, typer.Option(help="Column of the file, by its name", metavar="NAME")
     ] = None,
     mode: Annotated[
-        str | None, typer.Option(help="Metric of the run, if not the one that its rule observed")
+        str | None,
+        typer.Option(
+            help="Metric of the run, if not the one that its rule observed", metavar="MODE"
+        ),
     ] = None,
     replica: Annotated[
         int | None, typer.Option(help="Which of a run's replicas, from 0", metavar="N")

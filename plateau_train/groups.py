@@ -236,28 +236,51 @@ class Group:
         return trainer.fetch(self._records)
 
 
-def make_ensembles(
-    programs: Sequence[Program],
-    members: Sequence[Member],
-    mesh: Mesh,
-    image_shape: tuple[int, int, int],
-) -> list[Ensemble]:
-    """Put trainings, each with its program, into as few ensembles as the memory allows.
+class MemoryPlan(NamedTuple):
+    """How many trainings run at once, and the bytes of all that they take and of what is free."""
+
+    at_once: int
+    needed: float
+    free: float
+
+
+def plan_memory(
+    program: Program, num_trainings: int, mesh: Mesh, image_shape: tuple[int, int, int]
+) -> MemoryPlan:
+    """Decide how many trainings fit at once.
 
     Raises ``ConfigError`` where there is not even room for one at a time.
     """
-    per_device, on_host = estimate_memory(programs[0], image_shape)
-    num_trainings, free = len(members), USABLE * environment.available_memory()
-    kept = HOST_COPIES * on_host * num_trainings
+    per_device, on_host = estimate_memory(program, image_shape)
+    free, kept = USABLE * environment.available_memory(), HOST_COPIES * on_host * num_trainings
     limits = [stats["bytes_limit"] - stats["bytes_in_use"] for stats in _device_memory(mesh)]
     room = USABLE * min(limits) * len(limits) if limits else free - kept
     at_once = min(num_trainings, int(room / per_device))
     if at_once < 1 or kept > free:
+        needed = _in_gigabytes(kept + (0 if limits else per_device))
         raise ConfigError(
-            f"{num_trainings:,} trainings need about {_in_gigabytes(kept + per_device)} of memory, "
+            f"{num_trainings:,} trainings in one run need about {needed} of memory, "
             f"and {_in_gigabytes(free)} may be used",
-            hint="train fewer of them in one run (--seeds), or smaller networks (--hidden-sizes)",
+            hint="train fewer of them at a time, or smaller networks (--hidden-sizes)",
         )
+    return MemoryPlan(at_once, kept + at_once * per_device, free)
+
+
+def describe_plan(plan: MemoryPlan, num_trainings: int) -> str:
+    """Say how many trainings run together, and what they take."""
+    num_groups = -(-num_trainings // plan.at_once)
+    how = "in one program" if num_groups == 1 else f"in {num_groups} groups that take turns"
+    return (
+        f"{num_trainings} trainings {how}; about {_in_gigabytes(plan.needed)} of memory, "
+        f"{_in_gigabytes(plan.free)} may be used"
+    )
+
+
+def make_ensembles(
+    programs: Sequence[Program], members: Sequence[Member], mesh: Mesh, at_once: int
+) -> list[Ensemble]:
+    """Put trainings, each with its program, into ensembles of about the same size."""
+    num_trainings = len(members)
     size = -(-num_trainings // -(-num_trainings // at_once))
     trainings = [(program, member.seed) for program, member in zip(programs, members, strict=True)]
     return [

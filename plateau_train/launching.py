@@ -162,7 +162,7 @@ def _adopted(asked: Resolved, settings: Config) -> Config:
 def _load_together(
     choose: Callable[[], Config], load: Callable[[config.Data], tuple[Dataset, DatasetFacts]]
 ) -> tuple[Dataset, DatasetFacts]:
-    """Load the data, and look whether the devices are as wanted.
+    """Load the data, and look whether the devices and their memory are as wanted.
 
     Raises ``ClusterError`` where processes differ in what they found.
     """
@@ -173,6 +173,8 @@ def _load_together(
 
         training.keep_compiled(settings.data.cache_dir)
         training.find_mesh(settings)
+        if settings.run.seeds is not None:
+            training.plan_replicas(dataset, [settings])
     for what, text in (
         ("data", facts.sha256),
         ("versions", json.dumps(environment.describe_versions())),

@@ -14,13 +14,14 @@ import numpy as np
 
 from plateau_train import config
 from plateau_train.config import KNOBS, Given, Resolved, nearest
-from plateau_train.errors import ConfigError
+from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
 from plateau_train.run import columns
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.histories import read_histories
 from plateau_train.run.metrics import History, tell_reason
 from plateau_train.run.replays import (
+    OTHER_MODES,
     Row,
     Series,
     as_json,
@@ -240,6 +241,11 @@ def _read_run(
     own = run.settings().config
     if asked.mode is not None or resolved.is_asked("mode"):
         mode = asked.mode or resolved.config.plateau.mode
+        if mode.startswith("val") and own.data.val_fraction == 0:
+            raise RunError(
+                f"{run} held no images out for {mode}",
+                hint=OTHER_MODES,
+            )
         was_other = mode.startswith("train") != (own.plateau.split == "train")
         window = {"accumulation_size": Given("1", "default")} if was_other else {}
         given = {"mode": Given(mode, "flag"), **window, **given}

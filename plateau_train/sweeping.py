@@ -65,23 +65,16 @@ def start(sweep: config.Sweep, metric: str | None, report: Report) -> None:
     whose trainings all diverge is told and does not end the others; raises ``NonFiniteLossError``
     where none is left.
     """
-    resolved = [launching.settle(cell) for cell in sweep.cells]
-    metric = results.choose_metric(metric, [cell.config for cell in resolved])
-    launching.pin_threads(resolved[0])
+    cells = [launching.settle(cell) for cell in sweep.cells]
+    metric = results.choose_metric(metric, [cell.config for cell in cells])
+    launching.pin_threads(cells[0])
     loaded: Loaded = {}
-    cells = []
-    for number, cell in enumerate(resolved, start=1):
-        from plateau_train import training  # only now, when the number of threads is fixed
-
-        dataset, _ = _load(cell.config.data, loaded, report)
-        training.keep_compiled(cell.config.data.cache_dir)
-        training.find_mesh(cell.config)
-        settings, origins = launching.name_dataset(cell, dataset)
-        folder = _name_cell(number, settings, sweep.varied)
-        cells.append(Cell(folder=folder, settings=settings, origins=origins))
-    varied = tuple(knob.key for knob in sweep.varied)
-    plan = Plan(varied=varied, metric=metric, cells=tuple(cells))
-    run = resolved[0].config.run
+    plan = Plan(
+        varied=tuple(knob.key for knob in sweep.varied),
+        metric=metric,
+        cells=_check(cells, sweep.varied, loaded, report),
+    )
+    run = cells[0].config.run
     folder = RunDirectory.create(run.runs_dir.expanduser(), run.name or "sweep")
     with folder.locked():
         try:
@@ -89,8 +82,27 @@ def start(sweep: config.Sweep, metric: str | None, report: Report) -> None:
         except StorageError:
             folder.discard()
             raise
-        settings = {cell.folder: cell.resolved for cell in cells}
+        settings = {cell.folder: cell.resolved for cell in plan.cells}
         _train(folder, plan, settings, loaded, report)
+
+
+def _check(
+    resolved: Sequence[Resolved], varied: Sequence[Knob], loaded: Loaded, report: Report
+) -> tuple[Cell, ...]:
+    """Return the cells with the data that were found; refuse data, devices and too many of them."""
+    from plateau_train import training  # only now, when the number of threads is fixed
+
+    cells = []
+    programs: dict[Config, list[Config]] = {}
+    for number, cell in enumerate(resolved, start=1):
+        dataset, _ = _load(cell.config.data, loaded, report)
+        training.keep_compiled(cell.config.data.cache_dir)
+        named = launching.name_dataset(cell, dataset)
+        programs.setdefault(_program_of(named), []).append(named.config)
+        training.plan_replicas(dataset, programs[_program_of(named)])
+        folder = _name_cell(number, named, varied)
+        cells.append(Cell(folder=folder, settings=named.config, origins=named.origins))
+    return tuple(cells)
 
 
 def is_sweep(path: Path) -> bool:
@@ -125,9 +137,8 @@ def read_plan(path: Path) -> Plan:
         ) from error
 
 
-def _name_cell(number: int, settings: Config, varied: Sequence[Knob]) -> str:
+def _name_cell(number: int, resolved: Resolved, varied: Sequence[Knob]) -> str:
     """Name the folder of a cell by its place in the grid and by what it varies."""
-    resolved = Resolved(settings, {})
     values = {knob.key: config.as_text(resolved.value(knob)) for knob in varied}
     words = ",".join(f"{key}={value.replace(',', 'x')}" for key, value in values.items())
     return f"{number:03}-{words}"[:LONGEST_NAME].replace("/", "-").rstrip("-")

@@ -30,11 +30,14 @@ from plateau_train.groups import (
     Group,
     LostTrainingsError,
     Member,
+    MemoryPlan,
     Survivors,
     Trained,
     cut,
+    describe_plan,
     join,
     make_ensembles,
+    plan_memory,
     stack,
 )
 from plateau_train.numerics.mesh import BATCH_AXIS, REPLICA_AXIS, make_mesh, put_everywhere
@@ -155,6 +158,9 @@ def _introduce(
         report.warn(*error.problems)
     devices = f"{_devices(mesh)}, {settings.model.precision}, jax {jax.__version__}"
     header = wording.describe_header(dataset, settings, devices) | {"run": str(run.path)}
+    if settings.run.seeds is not None:
+        plan = plan_replicas(dataset, [settings])
+        header |= {"replicas": describe_plan(plan, len(settings.run.seeds))}
     if is_resumed:
         header |= {"resumed": f"after epoch {journal.manifest.epoch} of {settings.run.epochs}"}
     report.header(header)
@@ -349,7 +355,14 @@ def _make_trainers(
     if settings[0].run.seeds is None:
         return [Solo(make(settings[0], mesh=mesh), members[0].seed)]
     programs = [make(settings[member.run]) for member in members]
-    return make_ensembles(programs, members, mesh, dataset.image_shape)
+    return make_ensembles(programs, members, mesh, plan_replicas(dataset, settings).at_once)
+
+
+def plan_replicas(dataset: Dataset, settings: Sequence[Config]) -> MemoryPlan:
+    """Decide how many of the replicas of runs are trained at once; see ``plan_memory``."""
+    program = Program.from_config(settings[0], num_classes=len(dataset.class_names))
+    num_trainings = sum(len(choice.run.replica_seeds) for choice in settings)
+    return plan_memory(program, num_trainings, find_mesh(settings[0]), dataset.image_shape)
 
 
 def _are_alive(members: Sequence[Member], found: Sequence[Checkpoint]) -> list[bool]:

@@ -533,7 +533,7 @@ def test_any_run_can_be_replayed_on_its_evaluations(small_run, capsys):
         ({}, {"mode": "train-accuracy"}, "recorded no windows of the train accuracy"),
         ({"accumulation_size": 5}, {}, "recorded means of 4 steps, and no others"),
         ({}, {"mode": "trainloss"}, r"--mode must be one of .* \(did you mean train-loss\?\)"),
-        ({}, {"mode": "val-loss"}, "needs held-out images|held no images out"),
+        ({}, {"mode": "val-loss"}, "held no images out for val-loss"),
         ({}, {"replica": 3}, "has no replica 3"),
         ({}, {"column": "loss"}, "--column is for a CSV file"),
     ],
@@ -542,6 +542,25 @@ def test_what_a_run_did_not_record_is_refused(settings, asked, problem, small_ru
     with pytest.raises((ConfigError, RunError), match=problem) as refused:
         ask(capsys, settings, source=str(small_run), **asked)
     assert refused.value.hint
+
+
+def test_of_several_replicas_one_is_replayed_at_a_time(small_run, tmp_path, capsys):
+    run = tmp_path / "several"
+    shutil.copytree(small_run, run)
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace("[run]", "[run]\nseeds = [3, 4]"))
+    for name in ("metrics.jsonl", "events.jsonl"):
+        lines = (run / name).read_text().splitlines()
+        again = [json.dumps(json.loads(line) | {"replica": 1}) for line in lines]
+        both = sum(zip(lines, again, strict=True), ())
+        (run / name).write_text("\n".join([*both, ""]))
+    with pytest.raises(ConfigError, match="has 2 replicas"):
+        ask(capsys, source=str(run))
+    with pytest.raises(ConfigError, match="has no replica 2"):
+        ask(capsys, source=str(run), replica=2)
+    _, told = ask(capsys, source=str(run), replica=1)
+    assert "replica 1 with seed 4" in told
+    assert "drops are those that happened" in told
 
 
 # The picture
@@ -553,7 +572,7 @@ def test_the_picture_marks_each_drop_on_the_curve_and_fits(num_values):
     values = [0.5 + 3 / number + number % 3 / 50 for number in range(1, num_values + 1)]
     rows = step(rule, values, "val_loss")
     places = [Place(number, number * 10, number) for number in range(1, num_values + 1)]
-    series = Series("a run of $money$ and _", "val_loss", values, rule, places=places)
+    series = Series("runs/" + "$long_name$" * 12, "val_loss", values, rule, places=places)
     other = step(rule.model_copy(update={"patience": 3}), values)
     figure = draw_replay(series, {"optax": rows, "torch": other})
     top, bottom = figure.axes

@@ -14,6 +14,8 @@ from plateau_train.run.replays import Row, Series, describe_rule, find_change, w
 # So many observations have a dot each, and so many reasons, of so many characters, stand below.
 MOST_DOTS, MOST_REASONS, MOST_CHARACTERS = 120, 10, 175
 
+WIDTH = 12  # inches
+
 # Okabe and Ito's colours, which the colour-blind tell apart. Where rules agree their lines lie on
 # each other: the later ones are thinner and broken.
 STYLES = (("black", "-", 2.0), ("#D55E00", "--", 2.4), ("#56B4E9", ":", 2.6))
@@ -26,13 +28,13 @@ def draw_replay(series: Series, rules: Mapping[str, Sequence[Row]]) -> Figure:
     seen = [row for row in rows if row.observation is not None]
     drops = [row for row in rows if row.reason]
     reasons = _reasons(series, drops)
-    figure = Figure(figsize=(12, 6.4 + 0.17 * len(reasons)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 6.4 + 0.17 * len(reasons)), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    figure.suptitle(
-        f"{len(rows):,} values from {series.title}\n{describe_rule(series.rule)}",
-        fontsize=13,
-        parse_math=False,
-    )
+    number = f"{len(rows):,} value{'s' if len(rows) > 1 else ''}"
+    heading = f"{number} from {series.title}\n{describe_rule(series.rule)}"
+    # Smaller for a run with a very long name.
+    fontsize = min(13, 72 * WIDTH / (0.6 * max(map(len, heading.splitlines()))))
+    figure.suptitle(heading, fontsize=fontsize, parse_math=False)
     _draw_values(top, series, seen)
     _draw_scales(bottom, series, rules)
     end = _x(series, rows[-1])
@@ -103,8 +105,7 @@ def _draw_scales(panel: Axes, series: Series, rules: Mapping[str, Sequence[Row]]
     lowest = 1.0
     for (name, rows), (color, style, width) in zip(rules.items(), STYLES, strict=False):
         drops = [row for row in rows if row.reason]
-        start = 0.0 if series.places else 1.0
-        places = [start, *(_x(series, row) for row in drops), _x(series, rows[-1])]
+        places = [0.0, *(_x(series, row) for row in drops), _x(series, rows[-1])]
         # A scale that has become 0 in float32 has no place on a log axis.
         scales = [1.0, *(row.scale or row.scale_before for row in drops)]
         scales.append(scales[-1])

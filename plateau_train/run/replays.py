@@ -14,8 +14,15 @@ from plateau_train.run.report import Column, Report
 # Of more observations the table shows those that lowered a scale, and the last.
 MOST_ROWS = 1000
 
+# So many numbers of drops are in a sentence.
+MOST_LISTED = 20
+
 # Columns that a narrow terminal goes without, the first one first: what follows from others.
 SACRIFICES = ("step", "best", "cooldown", "epoch")
+
+
+# The way out for whoever asks for what a run did not record.
+OTHER_MODES = "--mode test-loss and --mode test-accuracy replay what every run recorded"
 
 
 class Place(NamedTuple):
@@ -57,12 +64,11 @@ def read_windows(
     run: RunDirectory, history: History, own: config.Plateau, rule: config.Plateau
 ) -> tuple[Sequence[float], Sequence[Place]]:
     """Return the means of steps that a run's rule was fed."""
-    hint = "--mode test-loss and test-accuracy replay what every run recorded"
     if rule.mode != own.mode:
         raise RunError(
             f"{run} recorded no windows of the {rule.mode.replace('-', ' ')}: "
             f"its mode was {own.mode}",
-            hint=hint,
+            hint=OTHER_MODES,
         )
     size = own.accumulation_size
     if rule.accumulation_size != size:
@@ -76,7 +82,7 @@ def read_windows(
         raise RunError(
             f"{run} recorded no observation: the first one takes {size:,} steps, and it made "
             f"{records[-1].step:,}",
-            hint=hint,
+            hint=OTHER_MODES,
         )
     num_steps = records[-1].step // records[-1].epoch
     ends = range(size, size * len(values) + 1, size)
@@ -91,11 +97,6 @@ def read_evaluations(
     scores = [getattr(record, rule.mode.replace("-", "_")) for record in records]
     if not scores:
         raise RunError(f"{run} has finished no epoch", hint=f"plateau-train resume {run}")
-    if None in scores:
-        raise RunError(
-            f"{run} has no {rule.mode.replace('-', ' ')}: it held no images out",
-            hint="replay --mode test-loss or test-accuracy",
-        )
     return scores, [Place(record.epoch, record.step, record.epoch) for record in records]
 
 
@@ -205,7 +206,8 @@ def _sum_up(rows: Sequence[Row]) -> str:
     if not numbers:
         return f"{rows[-1].scale:.6g} at the end, no drop"
     many = f"{len(numbers)} drops at values" if len(numbers) > 1 else "1 drop at value"
-    return f"{rows[-1].scale:.6g} at the end, {many} {', '.join(numbers)}"
+    shown = numbers if len(numbers) <= MOST_LISTED else [*numbers[:MOST_LISTED], "..."]
+    return f"{rows[-1].scale:.6g} at the end, {many} {', '.join(shown)}"
 
 
 def where(series: Series, row: Row) -> str:
