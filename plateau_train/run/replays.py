@@ -21,6 +21,9 @@ MOST_LISTED = 20
 SACRIFICES = ("step", "best", "cooldown", "epoch")
 
 
+# Schedules under which the rate falls whatever is observed.
+BY_TIME = ("cosine", "step")
+
 # The way out for whoever asks for what a run did not record.
 OTHER_MODES = "--mode test-loss and --mode test-accuracy replay what every run recorded"
 
@@ -111,7 +114,12 @@ def describe_rule(rule: config.Plateau) -> str:
 
 
 def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
-    """Return the value at which a replay first lowers the scale otherwise than the run did."""
+    """Return the value at which a replay first lowers the scale otherwise than the run did.
+
+    A run whose rate fell by another schedule went another way from the first value on.
+    """
+    if series.schedule in BY_TIME:
+        return rows[0]
     replayed = [(series.places[row.number - 1].step, row.scale) for row in rows if row.reason]
     happened = [(drop.step, drop.scale_after) for drop in series.drops]
     for pair in itertools.zip_longest(replayed, happened):
@@ -124,9 +132,10 @@ def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
 def tell_change(series: Series, rows: Sequence[Row], report: Report) -> None:
     """Say of a run from where on the values are not those that the rule would have met."""
     because = "the recorded values are those of a training whose rate went another way"
-    if series.schedule in ("cosine", "step"):
+    changed = find_change(series, rows)
+    if series.schedule in BY_TIME:
         report.warn(f"All of this is counterfactual: {because}, by --schedule {series.schedule}.")
-    elif changed := find_change(series, rows):
+    elif changed is not None:
         report.warn(
             f"What follows value {changed.number} ({where(series, changed)}) is counterfactual: "
             f"there the drops begin to differ from those that happened, and {because}."
