@@ -19,12 +19,14 @@ from plateau_train.numerics import translation
 from plateau_train.run import columns
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.histories import read_histories
-from plateau_train.run.metrics import History, tell_reason
+from plateau_train.run.metrics import tell_reason
 from plateau_train.run.replays import (
     OTHER_MODES,
     Row,
     Series,
     as_json,
+    check_values,
+    choose,
     describe_rule,
     read_evaluations,
     read_windows,
@@ -97,7 +99,7 @@ def answer(resolved: Resolved, asked: Asked, report: Report, *, wants_json: bool
         series = _read_run(run, given, resolved, asked)
     else:
         series = _read_list(given, asked, report)
-    _check_values(series, report)
+    check_values(series, report)
     rows = step(series.rule, series.values, series.observed)
     others, told = {}, {}
     for library in libraries:
@@ -251,7 +253,7 @@ def _read_run(
         given = {"mode": Given(mode, "flag"), **window, **given}
     # The run's own settings are the file that what is given outranks.
     rule = config.resolve(given, file=run.config).config.plateau
-    history = _choose(read_histories(run), asked.replica, run)
+    history = choose(read_histories(run), asked.replica, run)
     title = f"{run}"
     if own.run.seeds is not None:
         title += f", replica {history.replica} with seed {history.seed}"
@@ -266,39 +268,6 @@ def _read_run(
         title, describe_observation(rule), values, stepped, own.optimizer.schedule, places,
         history.drops,
     )  # fmt: skip
-
-
-def _choose(histories: Sequence[History], replica: int | None, run: RunDirectory) -> History:
-    """Return the replica that is asked for; a run of one training needs no word."""
-    numbers = [history.replica for history in histories]
-    if replica is None and len(histories) > 1:
-        raise ConfigError(
-            f"{run} has {len(histories)} replicas, and one can be replayed at a time",
-            hint=f"choose one, such as --replica {numbers[0]}",
-        )
-    if replica is not None and replica not in numbers:
-        raise ConfigError(
-            f"{run} has no replica {replica}", hint=f"it has {', '.join(map(str, numbers))}"
-        )
-    return histories[0 if replica is None else numbers.index(replica)]
-
-
-def _check_values(series: Series, report: Report) -> None:
-    """Refuse what the rule's float32 cannot hold, and warn of what optax misjudges."""
-    largest = float(np.finfo(np.float32).max) / series.rule.accumulation_size
-    for number, value in enumerate(series.values, start=1):
-        if abs(value) > largest:
-            raise ConfigError(
-                f"value {number} is {value:g}, too large for the rule, which counts in float32",
-                hint="divide all values by the same number",
-            )
-    negative = next((value for value in series.values if value < 0), None)
-    if negative is not None and series.rule.rtol > 0:
-        report.warn(
-            f"There are negative values, such as {negative:g}: with --rtol above 0 each improves "
-            "on its equal, so that the rate may never drop (optax pull request 1767).",
-            "--rtol 0 --atol 0.0001 judges them rightly.",
-        )
 
 
 def step(rule: config.Plateau, values: Sequence[float], observed: str = "value") -> list[Row]:

@@ -6,13 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from plateau_train import config
-from plateau_train.errors import RunError
+from plateau_train.errors import ConfigError, RunError
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.metrics import Drop, History
 from plateau_train.run.report import Column, Report
 
 # Of more observations the table shows those that lowered a scale, and the last.
 MOST_ROWS = 1000
+
+# The largest number of float32.
+LARGEST = (2 - 2**-23) * 2.0**127
 
 # So many numbers of drops are in a sentence.
 MOST_LISTED = 20
@@ -111,6 +114,39 @@ def describe_rule(rule: config.Plateau) -> str:
         f"patience {rule.patience}, cooldown {rule.cooldown}, factor {rule.factor:g}, "
         f"rtol {rule.rtol:g}, atol {rule.atol:g}{floor}{windows}"
     )
+
+
+def choose(histories: Sequence[History], replica: int | None, run: RunDirectory) -> History:
+    """Return the replica that is asked for; a run of one training needs no word."""
+    numbers = [history.replica for history in histories]
+    if replica is None and len(histories) > 1:
+        raise ConfigError(
+            f"{run} has {len(histories)} replicas, and one can be replayed at a time",
+            hint=f"choose one, such as --replica {numbers[0]}",
+        )
+    if replica is not None and replica not in numbers:
+        raise ConfigError(
+            f"{run} has no replica {replica}", hint=f"it has {', '.join(map(str, numbers))}"
+        )
+    return histories[0 if replica is None else numbers.index(replica)]
+
+
+def check_values(series: Series, report: Report) -> None:
+    """Refuse what the rule's float32 cannot hold, and warn of what optax misjudges."""
+    largest = LARGEST / series.rule.accumulation_size
+    for number, value in enumerate(series.values, start=1):
+        if abs(value) > largest:
+            raise ConfigError(
+                f"value {number} is {value:g}, too large for the rule, which counts in float32",
+                hint="divide all values by the same number",
+            )
+    negative = next((value for value in series.values if value < 0), None)
+    if negative is not None and series.rule.rtol > 0:
+        report.warn(
+            f"There are negative values, such as {negative:g}: with --rtol above 0 each improves "
+            "on its equal, so that the rate may never drop (optax pull request 1767).",
+            "--rtol 0 --atol 0.0001 judges them rightly.",
+        )
 
 
 def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
