@@ -17,11 +17,9 @@ from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError, NonFiniteLossError, RunError, StorageError
 from plateau_train.run import checkpoint, interruption, metrics, results, storage
 from plateau_train.run.checkpoint import Checkpoint
-from plateau_train.run.directory import RunDirectory
+from plateau_train.run.directory import SWEEP, RunDirectory
 from plateau_train.run.environment import DatasetFacts
 from plateau_train.run.report import Report
-
-PLAN = "sweep.json"
 
 # Of a knob in the name of a folder.
 LONGEST_NAME = 120
@@ -78,7 +76,7 @@ def start(sweep: config.Sweep, metric: str | None, report: Report) -> None:
     folder = RunDirectory.create(run.runs_dir.expanduser(), run.name or "sweep")
     with folder.locked():
         try:
-            storage.write_text(folder.path / PLAN, plan.model_dump_json(indent=1) + "\n")
+            storage.write_text(folder.path / SWEEP, plan.model_dump_json(indent=1) + "\n")
         except StorageError:
             folder.discard()
             raise
@@ -107,7 +105,7 @@ def _check(
 
 def is_sweep(path: Path) -> bool:
     """Tell a sweep from a run."""
-    return (path / PLAN).is_file()
+    return (path / SWEEP).is_file()
 
 
 def resume(path: Path, asked: Resolved, report: Report) -> None:
@@ -129,10 +127,10 @@ def check(path: Path, asked: Resolved) -> Iterator[str]:
 def read_plan(path: Path) -> Plan:
     """Read what a sweep is going to do; raises ``RunError`` where that is damaged."""
     try:
-        return Plan.model_validate_json((path / PLAN).read_bytes())
+        return Plan.model_validate_json((path / SWEEP).read_bytes())
     except (OSError, ValidationError) as error:
         raise RunError(
-            f"{path / PLAN} cannot be used: {str(error).splitlines()[0]}",
+            f"{path / SWEEP} cannot be used: {str(error).splitlines()[0]}",
             hint="restore the file from a copy, or begin the sweep anew",
         ) from error
 

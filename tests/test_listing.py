@@ -55,7 +55,7 @@ def test_a_row_says_how_far_a_run_came_and_how_good_it_is(tmp_path, capsys):
     make_run(tmp_path, "one", mode="test-loss", dataset="fashion_mnist", done=True)
     (row,), told = listed(tmp_path, capsys)
     assert row == {
-        "name": "one", "mode": "test-loss", "data": "fashion_mnist", "epochs": "2/50",
+        "name": "one", "rule": "test-loss", "seeds": "1", "data": "fashion_mnist", "epochs": "2/50",
         "best": "0.5000", "at": "1", "final": "0.4000", "split": "test", "scale": "0.5",
         "state": "done",
     }  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_run_without_an_epoch_yet_has_dashes(tmp_path, capsys):
         assert {row[title] for title in ("epochs", "best", "at", "final", "split", "scale")} == {
             "-"
         }
-        assert (row["mode"], row["state"]) == ("train-loss", "stopped")
+        assert (row["rule"], row["state"]) == ("train-loss", "stopped")
     assert told == ""
 
 
@@ -135,9 +135,9 @@ def test_a_last_line_that_a_kill_has_torn_is_no_damage(tmp_path, capsys):
         ("config.toml", b"[plateau\n", "not valid TOML", "epochs"),
         ("config.toml", b"\xff\xfe", "not valid TOML", "epochs"),
         ("config.toml", None, "config.toml does not exist", "epochs"),
-        ("metrics.jsonl", b"{}\n", "line 1 is damaged", "mode"),
-        ("metrics.jsonl", b"\xff\n", "cannot be read", "mode"),
-        ("metrics.jsonl", b'{"epoch": 1}\n{"ep', "line 1 is damaged", "mode"),
+        ("metrics.jsonl", b"{}\n", "line 1 is damaged", "rule"),
+        ("metrics.jsonl", b"\xff\n", "cannot be read", "rule"),
+        ("metrics.jsonl", b'{"epoch": 1}\n{"ep', "line 1 is damaged", "rule"),
     ],
 )
 def test_a_damaged_run_is_a_row_with_a_reason_and_the_others_are_listed_all_the_same(
@@ -196,7 +196,7 @@ def test_a_narrow_terminal_goes_without_columns_and_keeps_names_and_states(
     titles = lines[0].split()
     assert {"name", "best", "state"} <= set(titles)
     assert ("split" in titles) == (width == 200)
-    assert ("mode" in titles) == (width >= 80)
+    assert ("rule" in titles) == (width >= 80)
     if width >= 80:
         assert len(lines) == 2
     assert "".join(line.split()[0] for line in lines[1:] if line[0] != " ") == name
@@ -224,5 +224,22 @@ def test_the_command_lists_a_run_that_was_trained(small_run):
     head, row = finished.stdout.splitlines()
     assert head.split() == list(TITLES)
     assert row.split()[0] == small_run.resolve().name
-    assert row.split()[3] == "6/6"
+    assert row.split()[4] == "6/6"
     assert row.split()[-1] == "done"
+
+
+def test_of_replicas_the_means_are_listed_and_a_sweep_is_named(tmp_path, capsys):
+    run = make_run(tmp_path, "one", seeds="4,7", schedule="cosine")
+    lines = [
+        RECORD.model_copy(update={"epoch": epoch, "replica": replica, "test_accuracy": accuracy})
+        for epoch, both in enumerate(((0.1, 0.2), (0.9, 0.5), (0.6, 0.6)))
+        for replica, accuracy in enumerate(both)
+    ]
+    storage.write_lines(run.metrics, lines)
+    storage.make_folder(tmp_path / "many")
+    storage.write_text(tmp_path / "many" / "sweep.json", "{}")
+    ((row,), told) = listed(tmp_path, capsys)
+    assert [row[title] for title in ("rule", "seeds", "epochs", "best", "at", "final")] == [
+        "cosine", "2", "2/50", "0.7000", "1", "0.6000",
+    ]  # fmt: skip
+    assert f"plateau-train runs --runs-dir {tmp_path / 'many'} lists its runs" in told

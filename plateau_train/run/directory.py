@@ -17,6 +17,7 @@ from plateau_train.errors import BusyRunError, ConfigError, RunError, StorageErr
 from plateau_train.run import storage
 
 LATEST = "latest"
+SWEEP = "sweep.json"  # what a folder of many runs is to be
 
 # The way out for whoever names a folder that is no run.
 FIND_HINT = "give a run folder, such as runs/latest; plateau-train runs lists them"

@@ -3,21 +3,35 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 from plateau_train.config import Config
 from plateau_train.errors import RunError
-from plateau_train.run.directory import LATEST, RunDirectory
-from plateau_train.run.metrics import EpochRecord, best_of, read_history, read_notices
+from plateau_train.run.directory import LATEST, SWEEP, RunDirectory
+from plateau_train.run.histories import rule_name
+from plateau_train.run.metrics import EpochRecord, best_epoch, read_history, read_notices
 from plateau_train.run.report import Column, Report
 
 State = Literal["running", "done", "failed", "stopped", "damaged"]
 
 # Columns that a narrow terminal goes without, the first one first: the name says most of them.
-SACRIFICES = ("split", "at", "scale", "data", "mode", "final", "epochs")
+SACRIFICES = ("split", "at", "seeds", "scale", "data", "rule", "final", "epochs")
 
-TITLES = ("name", "mode", "data", "epochs", "best", "at", "final", "split", "scale", "state")
-WORDS = ("name", "mode", "data", "split", "state")  # the others are numbers
+TITLES = (
+    "name",
+    "rule",
+    "seeds",
+    "data",
+    "epochs",
+    "best",
+    "at",
+    "final",
+    "split",
+    "scale",
+    "state",
+)
+WORDS = ("name", "rule", "data", "split", "state")  # the others are numbers
 
 UNKNOWN = "-"
 
@@ -33,10 +47,17 @@ class Listed(NamedTuple):
 
 
 def show_runs(runs_dir: Path, report: Report) -> None:
-    """Print the runs of a folder as a table, the newest last, and what is damaged in them."""
+    """Print the runs of a folder as a table, the newest last, and what is damaged in them.
+
+    Of replicas the accuracies and the scale are means.
+    """
     runs = list(read_runs(runs_dir))
+    sweeps = [RunDirectory(plan.parent) for plan in sorted(runs_dir.glob(f"*/{SWEEP}"))]
+    for sweep in sweeps:
+        report.say(f"{sweep} is a sweep: plateau-train runs --runs-dir {sweep} lists its runs")
     if not runs:
-        report.say(f"there is no run in {runs_dir}: plateau-train makes one")
+        if not sweeps:
+            report.say(f"there is no run in {runs_dir}: plateau-train makes one")
         return
     rows = [_row(run) for run in runs]
     report.table(
@@ -111,16 +132,26 @@ def _row(run: Listed) -> dict[str, str]:
     """Write a run as cells under their titles."""
     row = dict.fromkeys(TITLES, UNKNOWN) | {"name": run.name, "state": run.state}
     if run.settings is not None:
-        row |= {"mode": run.settings.plateau.mode, "data": run.settings.data.dataset}
+        seeds = len(run.settings.run.replica_seeds)
+        row |= {
+            "rule": rule_name(run.settings),
+            "seeds": f"{seeds}",
+            "data": run.settings.data.dataset,
+        }
     if run.records:
-        best, final = best_of(run.records), run.records[-1]
+        last, best = max(record.epoch for record in run.records), best_epoch(run.records)
+        scores = {
+            epoch: fmean(record.score for record in run.records if record.epoch == epoch)
+            for epoch in (best, last)
+        }
+        scales = [record.scale for record in run.records if record.epoch == last]
         planned = run.settings.run.epochs if run.settings else UNKNOWN
         row |= {
-            "epochs": f"{final.epoch}/{planned}",
-            "best": f"{best.score:.4f}",
-            "at": f"{best.epoch}",
-            "final": f"{final.score:.4f}",
-            "split": best.scored_by.removesuffix(" accuracy"),
-            "scale": f"{final.scale:.6g}",
+            "epochs": f"{last}/{planned}",
+            "best": f"{scores[best]:.4f}",
+            "at": f"{best}",
+            "final": f"{scores[last]:.4f}",
+            "split": run.records[0].scored_by.removesuffix(" accuracy"),
+            "scale": f"{fmean(scales):.6g}",
         }
     return row
