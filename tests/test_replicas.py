@@ -37,8 +37,6 @@ ONE_IMAGE = 1.001 / 300  # of the test images, which may fall on the other side
 # Every other observation or so is no improvement, and none is so by a hair: drops in each epoch.
 EAGER = {"patience": "1", "rtol": "0.3", "epochs": "3"}
 
-LINEAR = {"hidden_sizes": "", "optimizer": "sgd"}  # compiles faster
-
 
 def small(folder, **values):
     given = dict(flag.removeprefix("--").replace("-", "_").split("=") for flag in SMALL)
@@ -112,13 +110,13 @@ def trio(tmp_path_factory):
     "settings",
     [
         {},
-        LINEAR | {"mode": "test-loss", "accumulation_size": "1", "rtol": "0.5"},
-        LINEAR | {"schedule": "cosine", "min_scale": "0.1"},
+        {"mode": "test-loss", "accumulation_size": "1", "rtol": "0.5"},
+        {"schedule": "cosine", "min_scale": "0.1"},
     ],
     ids=["train-loss", "test-loss", "cosine"],
 )
 def test_a_replica_is_the_single_run_with_its_seed(trio, settings):
-    together = retrained(seeds="0-1", **settings) if settings else history(trio[0])
+    together = retrained(seeds="0-2", **settings) if settings else history(trio[0])
     alone = retrained(seed="1", **settings)
     assert_same(of_replica(1, *together), alone)
     if "schedule" not in settings:
@@ -126,10 +124,10 @@ def test_a_replica_is_the_single_run_with_its_seed(trio, settings):
     assert of_replica(0, *together)[0][1].train_loss != alone[0][1].train_loss
 
 
-def train_an_epoch(trainer, split):
-    """Take the steps of an epoch; return the losses and the observations of each training."""
+def train_an_epoch(trainer, state, split):
+    """Take the steps of an epoch; return what they recorded of each training."""
     order = trainer.epoch_order(1, len(split.labels))
-    state = trainer.init(IMAGE_SHAPE)
+    state = trainer.place(state)
     records = trainer.empty_records(state, split, order.shape[-2])
     _, records = trainer.train_steps(state, records, split, order, 0, order.shape[-2], 1)
     return trainer.fetch(records)
@@ -153,17 +151,20 @@ def test_what_can_be_traced_may_differ_and_each_is_as_alone_in_one_compiled_prog
         )  # fmt: skip
         trainings.append((program, seed))
     split = examples(80)
+    alone = [Solo(*training) for training in trainings]
+    states = [solo.fetch(solo.init(IMAGE_SHAPE)) for solo in alone]
     before = numerics._take_each._cache_size()
-    together = train_an_epoch(Ensemble.of(trainings, one_device(), 3), split)
-    others = [(program, 7 + seed) for program, seed in reversed(trainings)]
-    train_an_epoch(Ensemble.of([*others, trainings[0]], one_device()), split)
+    ensemble = Ensemble.of(trainings, one_device(), 3)
+    together = train_an_epoch(ensemble, groups.stack(states), split)
+    others = Ensemble.of([*reversed(trainings), trainings[0]], one_device())
+    train_an_epoch(others, groups.stack([*states, states[0]]), split)
     assert numerics._take_each._cache_size() == before + 1
     assert len(together.metrics.loss) == 2, "what only fills the room up is left out"
     lowest = []
-    for row, (program, seed) in enumerate(trainings):
-        alone = train_an_epoch(Solo(program, seed), split)
-        seen, expected = together.observation, alone.observation
-        np.testing.assert_allclose(together.metrics.loss[row], alone.metrics.loss[0], TOLERANCE)
+    for row, (solo, state) in enumerate(zip(alone, states, strict=True)):
+        single = train_an_epoch(solo, state, split)
+        seen, expected = together.observation, single.observation
+        np.testing.assert_allclose(together.metrics.loss[row], single.metrics.loss[0], TOLERANCE)
         np.testing.assert_array_equal(seen.waited[row], expected.waited[0])
         np.testing.assert_allclose(seen.scale[row], expected.scale[0], rtol=1e-6)
         lowest.append(float(seen.scale[row].min()))
@@ -205,13 +206,16 @@ def needed(num_trainings, at_once):
 
 
 def test_groups_that_take_turns_train_what_all_do_at_once(trio, monkeypatch):
-    monkeypatch.setattr(environment, "available_memory", lambda: needed(2, at_once=1.5))
+    monkeypatch.setattr(environment, "available_memory", lambda: needed(5, at_once=3.5))
     report = Parts()
-    records, drops = retrained(report, seeds="0-1")
+    records, drops = retrained(report, seeds="0-4")
     assert report.parts[-2:] == [", group 1/2", ", group 2/2"]
-    for replica in (0, 1):
+    for replica in range(3):
         expected = of_replica(replica, *history(trio[0]))
-        assert_same(of_replica(replica, records, drops), expected)
+        assert of_replica(replica, records, drops) == expected
+    # The second group has two, and room for a third.
+    assert {record.replica for record in records} == set(range(5))
+    assert_same(of_replica(4, records, drops), retrained(seed="4"))
 
 
 def test_where_not_even_one_fits_that_is_said_in_numbers_and_no_folder_is_made(
@@ -335,8 +339,10 @@ def test_metrics_have_a_line_of_each_replica_an_epoch_in_order(trio):
 
 
 def test_a_run_of_one_seed_in_a_list_has_replica_0_and_equal_runs_equal_files(
-    tmp_path, no_pictures
+    tmp_path, no_pictures, monkeypatch
 ):
+    of = Ensemble.of  # with room for three there is nothing to compile
+    monkeypatch.setattr(Ensemble, "of", lambda trainings, mesh, _: of(trainings, mesh, 3))
     one, other = (start(tmp_path, seeds="1", name=name)[0] for name in "ab")
     records, drops = history(one)
     assert {row.replica for row in (*records, *drops)} == {0}
