@@ -194,7 +194,7 @@ def _tell(outcomes: Sequence[Outcome], journals: Sequence[Journal], report: Repo
         [record for outcome in outcomes for record in outcome.records],
         () if are_several else outcomes[0].drops,
         num_epochs=settings.run.epochs,
-        patience=settings.plateau.patience,
+        patience=settings.plateau.patience if settings.optimizer.schedule == "plateau" else None,
         seconds=sum(
             outcome.timing.train_seconds + outcome.timing.evaluate_seconds for outcome in outcomes
         ),

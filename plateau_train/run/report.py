@@ -153,9 +153,12 @@ class Report:
 
     def epoch(
         self, records: Sequence[EpochRecord], drops: Iterable[Drop], *, num_epochs: int,
-        patience: int, seconds: float,
+        patience: int | None, seconds: float,
     ) -> None:  # fmt: skip
-        """Tell an epoch's metrics, of several replicas mean and deviation, and each drop in it."""
+        """Tell an epoch's metrics, of several replicas mean and deviation, and each drop in it.
+
+        Without ``patience`` the rule does not act, and what it waits for is not told.
+        """
         if self._quiet:
             return
         if not self._out.is_terminal:
@@ -232,14 +235,14 @@ class Report:
             self._progress = None
 
 
-def _line(records: Sequence[EpochRecord], num_epochs: int, patience: int) -> str:
+def _line(records: Sequence[EpochRecord], num_epochs: int, patience: int | None) -> str:
     """Write an epoch as one plain line."""
     first = records[0]
     parts = [f"epoch {first.epoch}/{num_epochs}"]
     parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in spread_scores(records)]
     parts.append(f"scale {_range([record.scale for record in records], '.6g')}")
     parts.append(f"lr {_range([record.learning_rate for record in records], '.6g')}")
-    if len(records) == 1:
+    if len(records) == 1 and patience is not None:
         to_beat = "" if first.to_beat is None else f", to beat {first.to_beat:.4f}"
         cooldown = f", cooldown {first.cooldown}" if first.cooldown else ""
         parts.append(f"wait {first.wait}/{patience}{to_beat}{cooldown}")
@@ -270,7 +273,7 @@ def _fitting(
 
 
 def _cells(
-    records: Sequence[EpochRecord], num_epochs: int, patience: int, seconds: float
+    records: Sequence[EpochRecord], num_epochs: int, patience: int | None, seconds: float
 ) -> Sequence[_Cell]:
     """Lay an epoch out as a row of a table that fits 80 columns without validation."""
     first, are_several = records[0], len(records) > 1
@@ -287,9 +290,10 @@ def _cells(
     if are_several:
         cells.append(_Cell("lowest", 10, f"{min(scales):.6g}"))
     else:
+        cells.append(_Cell("lr", 9, f"{first.learning_rate:.4g}"))
+    if not are_several and patience is not None:
         waits = f"{first.wait}/{patience}" if not first.cooldown else f"cd {first.cooldown}"
         cells += [
-            _Cell("lr", 9, f"{first.learning_rate:.4g}"),
             _Cell("wait", len(f"{patience}") * 2 + 2, waits),
             _Cell("to beat", 7, "" if first.to_beat is None else f"{first.to_beat:.4f}"),
         ]
