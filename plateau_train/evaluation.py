@@ -78,7 +78,7 @@ def evaluate_run(
 
     training.keep_compiled(cache_dir)
     scores, confusion = score(found, dataset)
-    _compare(found, scores, report)
+    _compare(found, scores, report, is_replica=bool(chosen))
 
     title = f"{chosen}{'' if which.isdecimal() else f'{which} checkpoint, '}epoch {manifest.epoch}"
     names = [printable(name) for name in dataset.class_names]
@@ -202,9 +202,13 @@ def score(found: Checkpoint, dataset: Dataset) -> tuple[dict[str, Score], Confus
     return scores, np.asarray(count_confusion(program, params, test))
 
 
-def _compare(found: Checkpoint, scores: Mapping[str, Score], report: Report) -> None:
+def _compare(
+    found: Checkpoint, scores: Mapping[str, Score], report: Report, *, is_replica: bool
+) -> None:
     """Say so where the scores are not those that the run has recorded for the epoch."""
     why = "the machine, the devices, the versions or the number of threads are others"
+    if is_replica:
+        why = f"alone it is summed in another order than among the replicas, or {why}"
     for split, loss, accuracy in found.manifest.records[-1].scores():
         if split not in scores:
             continue

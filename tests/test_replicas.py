@@ -399,7 +399,7 @@ def test_replicas_that_were_stopped_go_on_as_if_they_had_not_been(processes, pai
     assert faults.result_of(path) == expected
 
 
-def test_a_replicas_scores_are_those_that_were_recorded_for_it(trio):
+def test_a_replicas_scores_are_those_that_were_recorded_for_it(trio, capsys):
     run, *_ = trio
     found = evaluation.find_checkpoint(run, "last", Report())
     settings = small("unused").config
@@ -413,6 +413,11 @@ def test_a_replicas_scores_are_those_that_were_recorded_for_it(trio):
         assert scores["test"].accuracy == pytest.approx(final[replica].test_accuracy)
     assert len({record.test_loss for record in final}) == 3
     best = best_of(final).replica
+    said = "alone it is summed in another order than among the replicas, or the machine"
+    evaluation._compare(
+        taken, {"test": scores["test"]._replace(loss=0.0)}, Report(), is_replica=True
+    )
+    assert said in capsys.readouterr().err
     _, which = evaluation.take_replica(found, None)
     assert which == f"replica {best}, seed {best}, the best of 3: "
 
