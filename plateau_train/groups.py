@@ -1,7 +1,9 @@
 """Trainings that run in one program: how many the memory holds, and an epoch of theirs."""
 
+import math
 import time
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import jax
@@ -68,6 +70,10 @@ class Survivors:
         for split, loss in losses.items():
             if not np.isfinite(loss):
                 self._lose(member, f"the {split} loss is {loss} at the end of epoch {epoch}")
+
+    def alive_among(self, members: range) -> list[int]:
+        """Return the places among some trainings of those that are finite still."""
+        return [row for row, member in enumerate(members) if self.alive[member]]
 
     def take_lost(self, run: int) -> list[Notice]:
         """Return what is new of the trainings of a run that were lost."""
@@ -225,7 +231,8 @@ class Group:
             for row, member in enumerate(self.members):
                 first = (epoch - 1) * num_steps + start + 1
                 survivors.watch(member, losses[row], epoch, first)
-            report.step(stop, losses[:, -1].mean())
+            finite = [losses[row, -1] for row in survivors.alive_among(self.members)]
+            report.step(stop, fmean(finite or [math.nan]))
             rate = (stop - start) / (time.perf_counter() - began)
             # Not more than eight times as long as the last: a short one says little of the rate.
             chunk = max(1, min(int(rate * CHUNK_SECONDS), 8 * self._chunk, num_steps))

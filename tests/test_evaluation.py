@@ -232,7 +232,7 @@ def test_other_bits_are_told_and_another_accuracy_is_warned_of(
 ):
     manifest = find_checkpoint(RunDirectory(small_run), "best", Report()).manifest
     found = Checkpoint(manifest.model_copy(update={"records": (RECORD,)}), {})
-    evaluation._compare(found, {"test": Score(loss, accuracy, 300)}, Report())
+    evaluation._compare(found, {"test": Score(loss, accuracy, 300)}, Report(), is_replica=False)
     told = capsys.readouterr().err
     assert told.startswith("test loss ") == quietly
     assert told.startswith("NOTICE: The test accuracy is ") == loudly

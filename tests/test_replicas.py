@@ -281,8 +281,10 @@ def explosive(monkeypatch):
 
 
 def test_a_replica_that_diverges_is_told_and_left_out_and_the_others_go_on(
-    trio, tmp_path, explosive
+    trio, tmp_path, explosive, monkeypatch
 ):
+    shown = []
+    monkeypatch.setattr(Report, "step", lambda _, step, loss: shown.append((step, loss)))
     run, out, talk = start(tmp_path, seeds="0-2")
     (told,) = (line for line in talk.splitlines() if "replica 1 (seed 1)" in line)
     assert told.startswith("NOTICE: replica 1 (seed 1): the training loss is ")
@@ -305,6 +307,8 @@ def test_a_replica_that_diverges_is_told_and_left_out_and_the_others_go_on(
     assert [replica["diverged"] for replica in summary["replicas"]] == [False, True, False]
     assert summary["final"]["test_loss"]["num_replicas"] == 2
     assert "nan" not in out
+    assert np.isfinite(shown).all(), "the live bar shows those that go on"
+    assert shown[-1][0] == 12
 
     launching.resume(run.path, resolve({"epochs": Given("4", "flag")}), Report(quiet=True))
     last = [record.replica for record in history(run)[0] if record.epoch == 4]
