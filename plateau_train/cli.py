@@ -45,6 +45,8 @@ plateau-train evaluate runs/latest --checkpoint last
 
 plateau-train plot runs/latest -o plot.svg
 
+plateau-train sweep --patience 2,5,10 --factor 0.1,0.5 --seeds 0-3
+
 plateau-train compare runs/ONE runs/TWO --plot compare.png
 """
 
@@ -227,9 +229,9 @@ def sweep(
 ) -> None:
     """Train every combination of settings that have several values, each with all --seeds.
 
-    Values are separated by commas, those of --hidden-sizes by semicolons. Everything that one
-    compiled program can be given is trained together. A sweep that was stopped goes on with
-    plateau-train resume.
+    Values are separated by commas, those of --hidden-sizes by semicolons.
+
+    A sweep that was stopped goes on with plateau-train resume.
     """
     from plateau_train import sweeping
     from plateau_train.run.report import Report
