@@ -374,7 +374,7 @@ class Config(_Table):
         if self.plateau.split == "val" and self.data.val_fraction == 0:
             yield f"--mode {self.plateau.mode} needs held-out images: add --val-fraction 0.1"
         if self.run.seeds is not None and self.run.seed != 0:
-            yield f"--seed {self.run.seed} and --seeds are both given: write one of them"
+            yield f"seed = {self.run.seed} and seeds are both given: write one of them"
         yield from self.cluster.problems()
         optimizer = self.optimizer
         for flag, value, takers in (
@@ -494,7 +494,11 @@ class Resolved(NamedTuple):
     def is_asked(self, key: str) -> bool:
         """Whether a flag or a file gave the value: a variable of the shell is meant for no run."""
         variables = (knob.variable for knob in KNOBS if knob.key == key)
-        return self.origins[key] not in ("default", *variables)
+        return self.origin(key) not in ("default", *variables)
+
+    def origin(self, key: str) -> str:
+        """Return where a value came from; what an older version knew nothing of is a default."""
+        return self.origins.get(key, "default")
 
     def settle(self, key: str, value: Any, origin: str) -> "Resolved":
         """Put a value that is known to be right in the place of a knob's."""
@@ -539,6 +543,11 @@ def resolve(given: Mapping[str, Given], *, file: Path | None = None) -> Resolved
             merged[table] |= values[table]
             origins |= dict.fromkeys(values[table], str(name))
     origins |= {key: origin for key, (_, origin) in given.items()}
+    if {"seed", "seeds"} <= given.keys():
+        problems.append("--seed and --seeds are both given: write one of them")
+    elif "seed" in given:  # which outranks the file
+        merged["run"].pop("seeds", None)
+        origins["seeds"] = "default"
     if not problems:
         config = Config.model_validate(merged)
         problems += config.problems()
@@ -569,7 +578,6 @@ def resolve_sweep(given: Mapping[str, Given], *, file: Path | None = None) -> Sw
     it a single one. Raises ``ConfigError`` with every problem of every cell.
     """
     values: dict[str, list[Given]] = {}
-    varied = []
     for knob in KNOBS:
         if knob.key not in given:
             continue
@@ -577,10 +585,8 @@ def resolve_sweep(given: Mapping[str, Given], *, file: Path | None = None) -> Sw
         separator = ";" if get_origin(knob.field.annotation) is tuple else ","
         texts = text.split(separator) if can_vary(knob) and origin == "flag" else [text]
         values[knob.key] = [Given(part, origin) for part in dict.fromkeys(map(str.strip, texts))]
-        if len(values[knob.key]) > 1:
-            varied.append(knob)
     problems: dict[str, str] = {}
-    cells = []
+    cells: dict[Config, Resolved] = {}
     for combination in itertools.product(*values.values()):
         try:
             cell = resolve(dict(zip(values, combination, strict=True)), file=file)
@@ -588,10 +594,16 @@ def resolve_sweep(given: Mapping[str, Given], *, file: Path | None = None) -> Sw
             problems |= dict.fromkeys(error.problems, error.hint)
             continue
         seeds = cell.config.run.replica_seeds
-        cells.append(cell.settle("seed", 0, "default").settle("seeds", seeds, "the sweep's seeds"))
+        cell = cell.settle("seed", 0, "default").settle("seeds", seeds, "the sweep's seeds")
+        cells.setdefault(cell.config, cell)  # a value can be written in two ways
     if problems:
         raise ConfigError(*problems, hint=next(iter(problems.values())))
-    return Sweep(tuple(varied), tuple(cells))
+    varied = [
+        knob
+        for knob in KNOBS
+        if knob.key in values and len({cell.value(knob) for cell in cells.values()}) > 1
+    ]
+    return Sweep(tuple(varied), tuple(cells.values()))
 
 
 def _problems(
@@ -679,7 +691,8 @@ def to_toml(config: Config, origins: Mapping[str, str], *, describe: bool = Fals
             if knob.table != name:
                 continue
             value = getattr(getattr(config, name), knob.key)
-            origin = "".join(char if char.isprintable() else "?" for char in origins[knob.key])
+            origin = origins.get(knob.key, "default")
+            origin = "".join(char if char.isprintable() else "?" for char in origin)
             if describe:
                 table.add(tomlkit.comment(knob.help))
             if value is None or (origin == "default" and knob.may_be_unset):

@@ -197,7 +197,7 @@ def load(settings: config.Data, report: Report) -> tuple[Dataset, DatasetFacts]:
             "To get the real data: plateau-train data prepare, with a network, or with "
             "--from DIR and the four original files.",
         )
-    return dataset, _facts(dataset)
+    return dataset, describe_data(dataset)
 
 
 def load_again(
@@ -210,16 +210,23 @@ def load_again(
         error.hint = "give the folder that it is in now: --data-dir DIR"
         raise
     if before is None:
-        return dataset, _facts(dataset)
+        return dataset, describe_data(dataset)
     dataset = replace(dataset, fallback=before.fallback)
-    facts = _facts(dataset)
+    facts = describe_data(dataset)
+    refuse_other_data(run, before, facts, dataset)
+    return dataset, facts
+
+
+def refuse_other_data(
+    run: RunDirectory, before: DatasetFacts, facts: DatasetFacts, dataset: Dataset
+) -> None:
+    """Raise ``DataError`` where the data are not those that a run began with."""
     if before.sha256 != facts.sha256:
         raise DataError(
             f"{run.path} was trained on {before.name} of SHA-256 {before.sha256[:12]}..., "
             f"and {dataset.name} ({dataset.source}) has {facts.sha256[:12]}...",
             hint="give the folder of the data that it began with: --data-dir DIR",
         )
-    return dataset, facts
 
 
 def check(path: Path, asked: Resolved) -> Iterator[str]:
@@ -355,7 +362,8 @@ def name_dataset(resolved: Resolved, dataset: Dataset) -> Resolved:
     return resolved.settle("dataset", dataset.name, why)
 
 
-def _facts(dataset: Dataset) -> DatasetFacts:
+def describe_data(dataset: Dataset) -> DatasetFacts:
+    """Say what a resumed run must find again of its data."""
     return DatasetFacts(
         name=dataset.name,
         fallback=dataset.fallback,

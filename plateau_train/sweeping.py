@@ -7,7 +7,9 @@ group.
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,14 +20,13 @@ from plateau_train.errors import ConfigError, NonFiniteLossError, RunError, Stor
 from plateau_train.run import checkpoint, interruption, metrics, results, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import SWEEP, RunDirectory
-from plateau_train.run.environment import DatasetFacts
 from plateau_train.run.report import Report
 
 # Of a knob in the name of a folder.
 LONGEST_NAME = 120
 
 
-Loaded = dict[config.Data, tuple[Dataset, DatasetFacts]]
+Loaded = dict[config.Data, Dataset]
 
 
 class Cell(BaseModel):
@@ -36,6 +37,7 @@ class Cell(BaseModel):
     folder: str
     settings: Config
     origins: dict[str, str]
+    fallback: str  # why its data stand in for others, or empty
 
     @property
     def resolved(self) -> Resolved:
@@ -73,7 +75,10 @@ def start(sweep: config.Sweep, metric: str | None, report: Report) -> None:
         cells=_check(cells, sweep.varied, loaded, report),
     )
     run = cells[0].config.run
-    folder = RunDirectory.create(run.runs_dir.expanduser(), run.name or "sweep")
+    name = run.name or "sweep"
+    if any(cell.fallback for cell in plan.cells):
+        name += f"-{plan.cells[0].settings.data.dataset}"
+    folder = RunDirectory.create(run.runs_dir.expanduser(), name)
     with folder.locked():
         try:
             storage.write_text(folder.path / SWEEP, plan.model_dump_json(indent=1) + "\n")
@@ -93,19 +98,27 @@ def _check(
     cells = []
     programs: dict[Config, list[Config]] = {}
     for number, cell in enumerate(resolved, start=1):
-        dataset, _ = _load(cell.config.data, loaded, report)
+        dataset = _load(cell.config.data, loaded, report)
         training.keep_compiled(cell.config.data.cache_dir)
         named = launching.name_dataset(cell, dataset)
         programs.setdefault(_program_of(named), []).append(named.config)
         training.plan_replicas(dataset, programs[_program_of(named)])
-        folder = _name_cell(number, named, varied)
-        cells.append(Cell(folder=folder, settings=named.config, origins=named.origins))
+        cells.append(
+            Cell(
+                folder=_name_cell(number, named, varied),
+                settings=named.config,
+                origins=named.origins,
+                fallback=dataset.fallback,
+            )
+        )
     return tuple(cells)
 
 
 def is_sweep(path: Path) -> bool:
-    """Tell a sweep from a run."""
-    return (path / SWEEP).is_file()
+    """Tell a sweep from a run, or from what is neither."""
+    with contextlib.suppress(OSError):
+        return (path / SWEEP).is_file()
+    return False
 
 
 def resume(path: Path, asked: Resolved, report: Report) -> None:
@@ -120,7 +133,7 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
 def check(path: Path, asked: Resolved) -> Iterator[str]:
     """Verify every run of a sweep that has begun; see ``launching.check``."""
     for cell in read_plan(path).cells:
-        if (path / cell.folder).exists():
+        if RunDirectory(path / cell.folder).config.exists():
             yield from launching.check(path / cell.folder, asked)
 
 
@@ -166,7 +179,7 @@ def _train(
 ) -> None:
     """Train all cells that are not done, group by group, and show the results."""
     interruption.hint = f"plateau-train resume {folder} continues it"
-    groups = _group(folder, plan, settings)
+    groups = _group(folder, plan, settings, report)
     seeds = config.as_text(plan.cells[0].settings.run.replica_seeds)
     report.header(
         {
@@ -175,14 +188,12 @@ def _train(
             "folder": str(folder.path),
         }
     )
-    lost: NonFiniteLossError | None = None
-    for number, places in enumerate(groups, start=1):
-        names = ", ".join(run.path.name for run, *_ in places)
+    for number, units in enumerate(groups, start=1):
+        names = ", ".join(unit.run.path.name for unit in units)
         report.say(f"program {number} of {len(groups)}: {names}")
         try:
-            _train_group(places, loaded, report)
+            _train_group(units, loaded, report)
         except NonFiniteLossError as error:
-            lost = error
             report.warn(f"All trainings of {names} diverged; the last: {error.problems[0]}")
         except StorageError as error:
             error.hint = f"make room or give access, then {interruption.hint}"
@@ -190,9 +201,13 @@ def _train(
     found = results.read_results(
         [(RunDirectory(folder.path / cell.folder), cell.settings) for cell in plan.cells],
         plan.knobs,
+        report,
     )
-    if lost is not None and not any(result.histories for result in found):
-        raise lost
+    if not any(result.histories for result in found):
+        raise NonFiniteLossError(
+            f"all trainings of {folder} diverged",
+            hint="train with smaller --learning-rate values",
+        )
     results.show_results(folder, found, plan.knobs, plan.metric, report)
 
 
@@ -206,10 +221,18 @@ def _describe(plan: Plan) -> str:
     return f"{len(plan.cells)} runs, {grid}" if grid else "1 run"
 
 
-Unit = tuple[RunDirectory, Resolved, Checkpoint | None]
+class Unit(NamedTuple):
+    """A cell that is to be trained, and the checkpoint that it goes on from."""
+
+    run: RunDirectory
+    resolved: Resolved
+    found: Checkpoint | None
+    fallback: str
 
 
-def _group(folder: RunDirectory, plan: Plan, settings: dict[str, Resolved]) -> list[list[Unit]]:
+def _group(
+    folder: RunDirectory, plan: Plan, settings: dict[str, Resolved], report: Report
+) -> list[list[Unit]]:
     """Put cells together that one program can train from one epoch on.
 
     A crash may have come when some cells of a group had written an epoch and others had not: those
@@ -218,19 +241,34 @@ def _group(folder: RunDirectory, plan: Plan, settings: dict[str, Resolved]) -> l
     programs: dict[Config, list[Unit]] = {}
     for cell in plan.cells:
         run, resolved = RunDirectory(folder.path / cell.folder), settings[cell.folder]
+        if run.summary.exists() or _is_lost(run, resolved):
+            continue
+        if _goes_further(run, resolved):
+            report.warn(
+                f"{run} was given more epochs than the sweep has: it is left as it is, and "
+                f"plateau-train resume {run} goes on with it."
+            )
+            continue
         found, reasons = checkpoint.read_newest(run.checkpoints)
         if run.config.exists():
             launching.refuse_a_lost_run(run, found, reasons)
-        if run.summary.exists() or _is_lost(run, resolved):
-            continue
-        programs.setdefault(_program_of(resolved), []).append((run, resolved, found))
+        unit = Unit(run, resolved, found, cell.fallback)
+        programs.setdefault(_program_of(resolved), []).append(unit)
     groups: dict[tuple[Config, int], list[Unit]] = {}
     for program, units in programs.items():
-        first = min(_epoch_of(found) for *_, found in units)
-        for run, resolved, found in units:
-            found = _back_to(first, run, found)
-            groups.setdefault((program, _epoch_of(found)), []).append((run, resolved, found))
+        first = min(_epoch_of(unit.found) for unit in units)
+        for unit in units:
+            unit = unit._replace(found=_back_to(first, unit.run, unit.found))
+            groups.setdefault((program, _epoch_of(unit.found)), []).append(unit)
     return list(groups.values())
+
+
+def _goes_further(run: RunDirectory, resolved: Resolved) -> bool:
+    """Tell whether a run has been resumed by itself, with more epochs than the sweep has."""
+    with contextlib.suppress(RunError):
+        if run.config.exists():
+            return run.settings().config.run.epochs > resolved.config.run.epochs
+    return False
 
 
 def _is_lost(run: RunDirectory, resolved: Resolved) -> bool:
@@ -266,12 +304,13 @@ def _back_to(epoch: int, run: RunDirectory, found: Checkpoint | None) -> Checkpo
     return found
 
 
-def _load(settings: config.Data, loaded: Loaded, report: Report) -> tuple[Dataset, DatasetFacts]:
+def _load(settings: config.Data, loaded: Loaded, report: Report) -> Dataset:
     """Load data unless they are those that were loaded last."""
     if settings not in loaded:
-        found = launching.load(settings, report)
+        dataset, _ = launching.load(settings, report)
         loaded.clear()
-        loaded[settings] = found
+        # By the name that it has from now on, it is the same.
+        loaded[settings] = loaded[settings.model_copy(update={"dataset": dataset.name})] = dataset
     return loaded[settings]
 
 
@@ -279,12 +318,19 @@ def _train_group(units: Sequence[Unit], loaded: Loaded, report: Report) -> None:
     """Train some cells together, in their folders."""
     from plateau_train import training
 
-    dataset, facts = _load(units[0][1].config.data, loaded, report)
+    first = units[0]
+    dataset = replace(_load(first.resolved.config.data, loaded, report), fallback=first.fallback)
+    facts = launching.describe_data(dataset)
+    for unit in units:  # what cannot be gone on with is refused before anything is written
+        if unit.found is not None:
+            before = unit.found.manifest.environment.dataset
+            launching.refuse_other_data(unit.run, before, facts, dataset)
+            training.restore(unit.found)
     with contextlib.ExitStack() as held:
         places = []
-        for run, resolved, found in units:
+        for run, resolved, found, _ in units:
             storage.make_folder(run.path)
             held.enter_context(run.locked())
             launching.write_settings(run, resolved)
             places.append(training.Place(run, resolved, found))
-        training.fit(places, dataset, facts, report)
+        training.fit(places, dataset, facts, report, in_sweep=True)

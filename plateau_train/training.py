@@ -79,8 +79,15 @@ class Outcome(NamedTuple):
     state: TrainState  # on the host, with a leading axis of replicas
 
 
-def fit(places: Sequence[Place], dataset: Dataset, facts: DatasetFacts, report: Report) -> None:
-    """Train a run, or several that share a program, into their folders.
+def fit(
+    places: Sequence[Place],
+    dataset: Dataset,
+    facts: DatasetFacts,
+    report: Report,
+    *,
+    in_sweep: bool = False,
+) -> None:
+    """Train a run, or several of a sweep that share a program, into their folders.
 
     All of them begin, or go on after the same epoch. Raises ``NonFiniteLossError`` when no training
     is left that is finite.
@@ -92,7 +99,7 @@ def fit(places: Sequence[Place], dataset: Dataset, facts: DatasetFacts, report: 
     environment = describe_environment(_device_names(mesh), facts)
     with cluster.together():
         journals = [_open_journal(place, environment) for place in places]
-        if len(places) == 1:
+        if not in_sweep:
             _introduce(journals[0], dataset, mesh, report, is_resumed=bool(found))
         for journal, place in zip(journals, places, strict=True):
             _note_the_circumstances(journal, place.found, report)
@@ -102,7 +109,7 @@ def fit(places: Sequence[Place], dataset: Dataset, facts: DatasetFacts, report: 
                 with cluster.together():
                     for journal, outcome in zip(journals, outcomes, strict=True):
                         _keep(journal, outcome)
-                _tell(outcomes, journals, report)
+                _tell(outcomes, journals, report, in_sweep=in_sweep)
         for journal in journals:
             _conclude(journal, dataset)
     except PlateauTrainError as error:
@@ -120,7 +127,7 @@ def fit(places: Sequence[Place], dataset: Dataset, facts: DatasetFacts, report: 
     took = str(datetime.timedelta(seconds=round(time.perf_counter() - started)))
     if found:
         took += f" since epoch {found[0].manifest.epoch}"
-    if len(journals) == 1:
+    if not in_sweep:
         ending = wording.describe_end(journals[0].run, dataset, journals[0].manifest, took)
         report.end(ending, journals[0].run.path)
 
@@ -182,19 +189,21 @@ def _keep(journal: Journal, outcome: Outcome) -> None:
         journal.note(Notice(event="failed", message="no training of this run is finite"))
 
 
-def _tell(outcomes: Sequence[Outcome], journals: Sequence[Journal], report: Report) -> None:
-    """Print an epoch; of several runs the mean over all, whose drops are in their own events."""
-    are_several = len(journals) > 1
+def _tell(
+    outcomes: Sequence[Outcome], journals: Sequence[Journal], report: Report, *, in_sweep: bool
+) -> None:
+    """Print an epoch; in a sweep the mean over all, for each run has its drops in its events."""
     for outcome, journal in zip(outcomes, journals, strict=True):
         for notice in outcome.diverged:
-            run = f"{journal.run.path.name}, " if are_several else ""
+            run = f"{journal.run.path.name}, " if in_sweep else ""
             report.warn(f"{run}{notice.message}")
     settings = journals[0].manifest.settings
     report.epoch(
         [record for outcome in outcomes for record in outcome.records],
-        () if are_several else outcomes[0].drops,
+        () if in_sweep else outcomes[0].drops,
         num_epochs=settings.run.epochs,
         patience=settings.plateau.patience if settings.optimizer.schedule == "plateau" else None,
+        num_trainings=len(journals) * len(settings.run.replica_seeds),
         seconds=sum(
             outcome.timing.train_seconds + outcome.timing.evaluate_seconds for outcome in outcomes
         ),

@@ -162,7 +162,7 @@ def test_an_evaluation_that_is_a_plateau_leaves_a_baseline_as_it_is():
 def test_a_baseline_goes_on_from_a_checkpoint_bit_for_bit(values):
     dataset, whole = retrained(**values)
     settings, origins = small(**values)
-    environment = describe_environment(["cpu:0"], launching._facts(dataset))
+    environment = describe_environment(["cpu:0"], launching.describe_data(dataset))
     manifest = Manifest(
         settings=settings, origins=origins, environment=environment, records=records_of(whole[:3])
     )

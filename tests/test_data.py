@@ -420,7 +420,7 @@ def test_the_cache_hides_neither_damage_nor_other_data(settings, monkeypatch, tm
     assert_is_tiny(data.load(settings, say=silent))
     run: Any = SimpleNamespace(path=tmp_path)
     with pytest.raises(DataError, match="was trained on tiny of SHA-256"):
-        launching.load_again(run, settings, launching._facts(before), Report())
+        launching.load_again(run, settings, launching.describe_data(before), Report())
 
 
 def test_a_number_of_examples_that_would_abort_tensorflow_is_refused(prepared, tmp_path):

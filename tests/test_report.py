@@ -28,7 +28,7 @@ def terminal(monkeypatch):
 
 
 def tell(report, record=RECORD, drops=()):
-    report.epoch([record], drops, num_epochs=50, patience=5, seconds=3.14)
+    report.epoch([record], drops, num_epochs=50, patience=5, num_trainings=1, seconds=3.14)
 
 
 def test_without_a_terminal_an_epoch_is_one_plain_line(capsys):

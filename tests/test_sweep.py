@@ -11,6 +11,7 @@ import pytest
 from plateau_train import config
 from plateau_train.config import Given
 from plateau_train.errors import ConfigError
+from plateau_train.run import checkpoint
 from plateau_train.run.metrics import EPOCHS, read_drops, read_records
 
 # Two programs, for the factor cannot be traced, of two runs with two seeds each.
@@ -68,6 +69,20 @@ def test_the_problems_of_all_cells_are_told_at_once_and_each_of_them_once():
         resolve(patience="2,x,0", factor="0.1,5", mode="train-loss,tset-loss")
     flags = sorted(problem.split(" must")[0] for problem in refused.value.problems)
     assert flags == ["--factor", "--mode", "--patience", "--patience"]
+
+
+def test_a_value_that_is_written_in_two_ways_is_one_value():
+    plan = resolve(learning_rate="0.01,1e-2", patience="5,05")
+    assert (len(plan.cells), plan.varied) == (1, ())
+
+
+def test_a_seed_on_the_command_line_outranks_the_seeds_of_a_file(tmp_path):
+    file = tmp_path / "my.toml"
+    file.write_text("[run]\nseeds = [1, 2]\n")
+    alone = config.resolve({"seed": Given("0", "flag")}, file=file).config.run
+    assert (alone.seed, alone.seeds) == (0, None)
+    with pytest.raises(ConfigError, match="both given"):
+        config.resolve({"seed": Given("0", "flag"), "seeds": Given("1,2", "flag")})
 
 
 def test_one_seed_is_a_replica_too_and_names_are_not_taken_apart():
@@ -162,8 +177,59 @@ def test_a_cell_that_diverges_is_told_and_does_not_end_the_others(processes, tmp
     assert [json.loads(line)["event"] for line in events] == ["diverged", "failed"]
     again = processes.run(tmp_path, "resume", path)
     assert "0 to train" in again.stderr, "it would diverge again"
-    everything = processes.run(tmp_path, *words[:-1], "--learning-rate=1e29,1e30")
+    (tmp_path / "lost").mkdir()
+    everything = processes.run(tmp_path / "lost", *words[:-1], "--learning-rate=1e29,1e30")
     assert everything.code == 6
+    assert processes.run(tmp_path / "lost", "resume", sweep_in(tmp_path / "lost")).code == 6
+
+
+def test_a_run_that_goes_further_by_itself_is_left_alone_and_counts_as_far_as_the_sweep_goes(
+    processes, unbroken, tmp_path
+):
+    path, _ = unbroken
+    copy = shutil.copytree(path, tmp_path / "copy")
+    cell = copy / CELLS[0]
+    stopped = processes.run(
+        tmp_path, "resume", cell, "--epochs=5", fault="crash", at="epoch-000005"
+    )
+    assert stopped.code == faults.CRASHED
+    before = {file: file.read_bytes() for file in cell.rglob("*") if file.is_file()}
+    again = processes.run(tmp_path, "resume", copy)
+    assert f"NOTICE: {cell} was given more epochs than the sweep has" in again.stderr
+    assert {file: file.read_bytes() for file in cell.rglob("*") if file.is_file()} == before
+    assert (copy / "results.csv").read_bytes() == (path / "results.csv").read_bytes()
+    assert processes.run(tmp_path, "resume", cell).code == 0
+
+
+def test_a_sweep_does_not_go_on_with_other_data(processes, tmp_path):
+    words = ("sweep", *faults.TINY, "--epochs=2", "--patience=1,2")
+    processes.run(tmp_path, *words, fault="crash", at="epoch-000002")
+    path = sweep_in(tmp_path)
+    for file in sorted(path.glob("*/checkpoints/epoch-*.npz")):
+        manifest, arrays = checkpoint.read_checkpoint(file)
+        other = manifest.environment.dataset.model_copy(update={"sha256": "f" * 64})
+        environment = manifest.environment.model_copy(update={"dataset": other})
+        manifest = manifest.model_copy(update={"environment": environment})
+        checkpoint.save_checkpoint(file.parent, checkpoint.Checkpoint(manifest, arrays))
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    refused = processes.run(tmp_path, "resume", path)
+    assert (refused.code, refused.stdout) == (3, "")
+    assert "was trained on garments of SHA-256 ffffffffffff" in refused.stderr
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_a_quiet_sweep_over_data_prints_its_folder_and_leaves_out_what_a_run_does_not_have(
+    processes, tmp_path
+):
+    words = ("sweep", *faults.TINY, "--epochs=1", "--val-fraction=0,0.2", "--seeds=1", "--quiet")
+    finished = processes.run(tmp_path, *words)
+    assert finished.code == 0, finished.stderr
+    path = sweep_in(tmp_path)
+    assert finished.stdout.splitlines() == [str(path.relative_to(tmp_path))]
+    with_val = {row["val_fraction"]: row["final_val_loss_mean"] for row in rows_of(path).values()}
+    assert with_val["0.0"] == ""
+    assert float(with_val["0.2"]) > 0
+    assert not (path / "latest").exists()
 
 
 @pytest.mark.parametrize(

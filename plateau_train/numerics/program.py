@@ -122,7 +122,8 @@ class Baseline(NamedTuple):
         if self.schedule == "cosine":
             schedule = optax.cosine_decay_schedule(1, self.epochs * steps_per_epoch, self.min_scale)
         elif self.schedule == "step":
-            every = self.step_epochs * steps_per_epoch
+            # Longer than the run is as good as never, and a number that fits into 32 bits.
+            every = min(self.step_epochs, self.epochs + 1) * steps_per_epoch
             schedule = optax.exponential_decay(
                 1, every, self.factor, staircase=True, end_value=self.min_scale
             )

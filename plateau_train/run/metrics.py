@@ -241,7 +241,10 @@ def best_of(records: Sequence[EpochRecord]) -> EpochRecord:
 
 
 def best_epoch(records: Iterable[EpochRecord]) -> int:
-    """Return the first epoch of the highest accuracy, of several replicas of the highest mean."""
+    """Return the first epoch of the highest accuracy, of several replicas of the highest mean.
+
+    The mean is over those that were finite at that epoch: its checkpoint was chosen then.
+    """
     scores = defaultdict(list)
     for record in records:
         scores[record.epoch].append(record.score)

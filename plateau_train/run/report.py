@@ -153,7 +153,7 @@ class Report:
 
     def epoch(
         self, records: Sequence[EpochRecord], drops: Iterable[Drop], *, num_epochs: int,
-        patience: int | None, seconds: float,
+        patience: int | None, num_trainings: int, seconds: float,
     ) -> None:  # fmt: skip
         """Tell an epoch's metrics, of several replicas mean and deviation, and each drop in it.
 
@@ -162,9 +162,9 @@ class Report:
         if self._quiet:
             return
         if not self._out.is_terminal:
-            _print(self._out, _line(records, num_epochs, patience))
+            _print(self._out, _line(records, num_epochs, patience if num_trainings == 1 else None))
         else:
-            cells = _cells(records, num_epochs, patience, seconds)
+            cells = _cells(records, num_epochs, patience, num_trainings, seconds)
             cells = _fitting(cells, SACRIFICES, self._out.width)
             gap = "  " if _width(cells, gap=2) <= self._out.width else " "
             titles = gap.join(f"{cell.title:>{cell.width}}" for cell in cells)
@@ -174,7 +174,7 @@ class Report:
             row = gap.join(f"{cell.text:>{cell.width}}" for cell in cells)
             self._out.print(Text(row), no_wrap=True, crop=True)
         for drop in drops:
-            which = f"replica {drop.replica}: " if len(records) > 1 else ""
+            which = f"replica {drop.replica}: " if num_trainings > 1 else ""
             text = Text(f"{which}{drop.describe()}", style="bold yellow")
             indent = 6 if self._out.is_terminal else 0
             self._out.print(
@@ -204,6 +204,8 @@ class Report:
 
         Where that is not enough, words are folded. Without a terminal each row is one plain line.
         """
+        if self._quiet:
+            return
         columns = [
             column._replace(cells=[printable(cell) for cell in column.cells]) for column in columns
         ]
@@ -242,7 +244,7 @@ def _line(records: Sequence[EpochRecord], num_epochs: int, patience: int | None)
     parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in spread_scores(records)]
     parts.append(f"scale {_range([record.scale for record in records], '.6g')}")
     parts.append(f"lr {_range([record.learning_rate for record in records], '.6g')}")
-    if len(records) == 1 and patience is not None:
+    if patience is not None:
         to_beat = "" if first.to_beat is None else f", to beat {first.to_beat:.4f}"
         cooldown = f", cooldown {first.cooldown}" if first.cooldown else ""
         parts.append(f"wait {first.wait}/{patience}{to_beat}{cooldown}")
@@ -273,10 +275,14 @@ def _fitting(
 
 
 def _cells(
-    records: Sequence[EpochRecord], num_epochs: int, patience: int | None, seconds: float
+    records: Sequence[EpochRecord],
+    num_epochs: int,
+    patience: int | None,
+    num_trainings: int,
+    seconds: float,
 ) -> Sequence[_Cell]:
     """Lay an epoch out as a row of a table that fits 80 columns without validation."""
-    first, are_several = records[0], len(records) > 1
+    first, are_several = records[0], num_trainings > 1
     cells = [_Cell("epoch", len(f"{num_epochs}") * 2 + 1, f"{first.epoch}/{num_epochs}")]
     for name, loss, accuracy in spread_scores(records):
         cells.append(_Cell(f"{name} loss", len(name) + 5, f"{loss.mean:.4f}"))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from plateau_train.config import Config, Knob, Resolved
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.histories import completed, read_histories
+from plateau_train.run.histories import read_histories
 from plateau_train.run.metrics import History, Spread, best_of
 from plateau_train.run.report import Column, Report
 
@@ -36,10 +37,11 @@ class Result(NamedTuple):
     histories: Sequence[History]
     num_seeds: int
 
-    def final(self, metric: str) -> Spread:
-        """Return a metric after the last epoch, over the seeds."""
+    def final(self, metric: str) -> Spread | None:
+        """Return a metric after the last epoch, over the seeds, if there is any."""
         field = metric.replace("-", "_")
-        return Spread.of([getattr(history.records[-1], field) for history in self.histories])
+        values = [getattr(history.records[-1], field) for history in self.histories]
+        return Spread.of(values) if values and None not in values else None
 
     @property
     def best(self) -> Spread:
@@ -78,27 +80,40 @@ def choose_metric(asked: str | None, cells: Sequence[Config]) -> str:
 
 
 def read_results(
-    cells: Sequence[tuple[RunDirectory, Config]], knobs: Sequence[Knob]
+    cells: Sequence[tuple[RunDirectory, Config]], knobs: Sequence[Knob], report: Report
 ) -> list[Result]:
-    """Read what became of the runs of a sweep."""
+    """Read what became of the runs of a sweep, and tell of those that are damaged."""
     return [
         Result(
             tuple(config.as_text(Resolved(settings, {}).value(knob)) for knob in knobs),
             run,
-            _finished(run, settings),
+            _finished(run, settings.run.epochs, report),
             len(settings.run.replica_seeds),
         )
         for run, settings in cells
     ]
 
 
-def _finished(run: RunDirectory, settings: Config) -> Sequence[History]:
-    """Return the trainings of a run that came to its end."""
-    try:
-        histories = completed(read_histories(run))
-    except RunError:  # none of them has finished an epoch
+def _finished(run: RunDirectory, epochs: int, report: Report) -> Sequence[History]:
+    """Return the trainings that came to the end of the sweep, and what they had done by then.
+
+    A run that was resumed by itself may have gone further.
+    """
+    if not run.metrics.exists():
         return ()
-    return histories if histories[0].records[-1].epoch == settings.run.epochs else ()
+    try:
+        histories = read_histories(run)
+    except RunError as error:
+        report.warn(*error.problems)
+        return ()
+    return [
+        history._replace(
+            records=history.records[: epochs + 1],
+            drops=[drop for drop in history.drops if drop.epoch <= epochs],
+        )
+        for history in histories
+        if history.records[-1].epoch >= epochs
+    ]
 
 
 def show_results(
@@ -110,9 +125,12 @@ def show_results(
 ) -> None:
     """Print the results, the best first, and write ``results.csv`` and a heat map."""
     sign = 1 if metric.endswith("loss") else -1
-    ordered = sorted(
-        found, key=lambda result: sign * result.final(metric).mean if result.histories else 1e9
-    )
+
+    def rank(result: Result) -> float:
+        spread = result.final(metric)
+        return math.inf if spread is None else sign * spread.mean
+
+    ordered = sorted(found, key=rank)
     rows = list(_rows(ordered, knobs))
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -149,7 +167,7 @@ def _columns(found: Sequence[Result], knobs: Sequence[Knob], metric: str) -> Ite
 def _rows(found: Sequence[Result], knobs: Sequence[Knob]) -> Iterator[dict[str, str]]:
     """Write each result with mean and deviation of everything, for other programs."""
     has_val = any(history.records[0].val_loss is not None for one in found for history in one[2])
-    measures: dict[str, Callable[[Result], Spread]] = {
+    measures: dict[str, Callable[[Result], Spread | None]] = {
         f"final_{metric.replace('-', '_')}": partial(Result.final, metric=metric)
         for metric in METRICS
         if has_val or not metric.startswith("val")
@@ -164,7 +182,8 @@ def _rows(found: Sequence[Result], knobs: Sequence[Knob]) -> Iterator[dict[str, 
         row |= {"run": result.run.path.name, "seeds": str(result.num_seeds)}
         row |= {"finished": str(len(result.histories))}
         for name, measure in measures.items():
-            mean, sd, _ = measure(result) if result.histories else ("", "", 0)
+            spread = measure(result) if result.histories else None
+            mean, sd, _ = spread or ("", "", 0)
             row |= {f"{name}_mean": str(mean), f"{name}_sd": str(sd)}
         yield row
 
@@ -183,8 +202,7 @@ def _draw(
     for result in found:
         place = rows.index(result.values[0]), columns.index(result.values[1])
         diverged[place] = result.num_seeds - len(result.histories)
-        if result.histories:
-            spread = result.final(metric)
+        if spread := result.final(metric):
             means[place] = spread.mean
             spreads[place] = spread.sd if spread.num_replicas > 1 else np.nan
     grid = matrices.Grid(
