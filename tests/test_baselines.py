@@ -90,6 +90,11 @@ def test_a_step_multiplies_by_the_factor_every_so_many_epochs_down_to_the_floor(
     assert scales([400, 600], **values | {"min_scale": "0"}) == pytest.approx([0.25, 0.125])
 
 
+def test_stairs_longer_than_any_run_are_none():
+    baseline = Baseline("step", epochs=3, step_epochs=1_000_000_000, factor=0.5, min_scale=0.0)
+    assert float(baseline.scale(jnp.int32(3 * 468 - 1), 468)) == 1
+
+
 def test_a_constant_stays_1_and_the_plateau_rule_has_no_baseline():
     values = {"schedule": "constant", "min_scale": "0.2"}
     assert scales([0, 1, 10_000], **values) == [1, 1, 1]
