@@ -123,7 +123,12 @@ def helps_table(runs: Sequence[RunDirectory]) -> str:
             f"{Spread.of(drops):.1f}" if any(drops) else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
+    of = {name: run.finals("test_accuracy") for name, run in zip(SCHEDULES, compared, strict=True)}
+    gain = difference(of["test-loss"], of["val-loss"])
     lines += [
+        "",
+        "The rule on the test loss itself ends above that on the held-out loss by a test accuracy "
+        f"of {gain} (95 % interval).",
         "",
         f"Means and standard deviations of {len(compared[0].histories)} seeds after "
         f"{compared[0].last_epoch} epochs on Fashion-MNIST, of whose training images a tenth is "
