@@ -97,7 +97,7 @@ class Survivors:
             error = LostTrainingsError(
                 what, hint=f"train with a smaller --learning-rate than {member.learning_rate:g}"
             )
-            error.lost = self._lost if len(self._members) > 1 else ()
+            error.lost = self._lost
             raise error
 
 

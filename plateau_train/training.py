@@ -114,7 +114,9 @@ def fit(
             _conclude(journal, dataset)
     except PlateauTrainError as error:
         kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
-        lost = error.lost if isinstance(error, LostTrainingsError) else []
+        # Of a single training the failure of the run says it all.
+        has_replicas = settings[0].run.seeds is not None
+        lost = error.lost if isinstance(error, LostTrainingsError) and has_replicas else ()
         for number, journal in enumerate(journals):
             with contextlib.suppress(StorageError):
                 for member, notice in lost:
