@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +27,12 @@ def _picture(name: str) -> Any:
     return typer.Option(
         "--output", "-o", metavar="FILE", help=f"PNG, SVG or PDF file, instead of {name} there"
     )
+
+
+def _replica(otherwise: str) -> Any:
+    """Describe the option that takes one training of a run of several."""
+    help_text = f"Which replica, from 0, of a run with --seeds; without it {otherwise}"
+    return typer.Option("--replica", metavar="N", min=0, help=help_text)
 
 
 EXAMPLES = """\
@@ -243,10 +248,7 @@ def sweep(
 def plot(
     run: RunArgument,
     output: Annotated[Path | None, _picture("plot.png")] = None,
-    replica: Annotated[
-        int | None,
-        typer.Option(help="Draw this training of a run of several alone", metavar="N", min=0),
-    ] = None,
+    replica: Annotated[int | None, _replica("all are drawn")] = None,
 ) -> None:
     """Draw the five panels of a run again."""
     from plateau_train.run.plots import plot_run
@@ -310,10 +312,7 @@ def evaluate(
             metavar="best|last|N",
         ),
     ] = "best",
-    replica: Annotated[
-        int | None,
-        typer.Option(help="Which replica, from 0, of a run with --seeds: else the best", min=0),
-    ] = None,
+    replica: Annotated[int | None, _replica("the best is scored")] = None,
     output: Annotated[Path | None, _picture("confusion.png")] = None,
 ) -> None:
     """Score a checkpoint again: loss and accuracy, each class, the confusion matrix.
@@ -362,9 +361,7 @@ def schedule(
             help="Metric of the run, if not the one that its rule observed", metavar="MODE"
         ),
     ] = None,
-    replica: Annotated[
-        int | None, typer.Option(help="Which of a run's replicas, from 0", metavar="N")
-    ] = None,
+    replica: Annotated[int | None, _replica("there must be a single one")] = None,
     compare: Annotated[
         str | None,
         typer.Option(
@@ -401,8 +398,6 @@ def schedule(
     from plateau_train import schedule as room
     from plateau_train.run.report import Report
 
-    # For some additions; a training may hold the other devices.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     asked = room.Asked(source, values, column, mode, replica, compare, from_torch, from_keras, plot)
     for line in room.answer(resolved, asked, Report(), wants_json=json):
         typer.echo(line)

@@ -16,7 +16,7 @@ from plateau_train import config
 from plateau_train.config import KNOBS, Given, Resolved, nearest
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
-from plateau_train.run import columns
+from plateau_train.run import columns, environment
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.histories import read_histories
 from plateau_train.run.metrics import tell_reason
@@ -75,6 +75,7 @@ def answer(resolved: Resolved, asked: Asked, report: Report, *, wants_json: bool
     Raises ``ConfigError`` for values and for words that cannot be used, and ``RunError`` for a
     run that does not have what is asked for.
     """
+    environment.prefer_processor()  # for some additions: a training may hold the other devices
     _check(asked)
     libraries = _read_libraries(asked.compare)
     run = RunDirectory.open(Path(asked.source or "")) if asked.is_run else None

@@ -282,10 +282,8 @@ def _program_of(resolved: Resolved) -> Config:
     """Return the settings without what one program is given as values."""
     from plateau_train.numerics.replicas import Replicas
 
-    defaults = config.resolve({})
     for key in {*Replicas._fields} - {"seed"}:
-        (knob,) = (knob for knob in KNOBS if knob.key == key)
-        resolved = resolved.settle(key, defaults.value(knob), "default")
+        resolved = resolved.settle(key, None, "the replica's own")
     return resolved.config
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from plateau_train.config import Config
-from plateau_train.errors import RunError
+from plateau_train.errors import ConfigError, RunError
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.metrics import History, read_drops, read_history, split_replicas
 
@@ -23,6 +23,15 @@ def read_histories(run: RunDirectory) -> list[History]:
             hint=f"plateau-train resume {run} begins it again",
         )
     return begun
+
+
+def find_replica(histories: Sequence[History], replica: int, run: RunDirectory) -> History:
+    """Return one training of a run; raises ``ConfigError`` where there is none of this number."""
+    found = next((history for history in histories if history.replica == replica), None)
+    if found is None:
+        numbers = ", ".join(str(history.replica) for history in histories)
+        raise ConfigError(f"{run} has no replica {replica}", hint=f"it has {numbers}")
+    return found
 
 
 def completed(histories: Sequence[History]) -> list[History]:

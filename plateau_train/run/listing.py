@@ -19,18 +19,8 @@ State = Literal["running", "done", "failed", "stopped", "damaged"]
 SACRIFICES = ("split", "at", "seeds", "scale", "data", "rule", "final", "epochs")
 
 TITLES = (
-    "name",
-    "rule",
-    "seeds",
-    "data",
-    "epochs",
-    "best",
-    "at",
-    "final",
-    "split",
-    "scale",
-    "state",
-)
+    "name", "rule", "seeds", "data", "epochs", "best", "at", "final", "split", "scale", "state",
+)  # fmt: skip
 WORDS = ("name", "rule", "data", "split", "state")  # the others are numbers
 
 UNKNOWN = "-"

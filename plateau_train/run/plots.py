@@ -19,7 +19,7 @@ from plateau_train import config
 from plateau_train.errors import ConfigError, StorageError
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.histories import completed, read_histories, rule_name
+from plateau_train.run.histories import completed, find_replica, read_histories, rule_name
 from plateau_train.run.metrics import Drop, History
 from plateau_train.run.scales import Drawn, draw_scale, finish, list_reasons, number_drops
 
@@ -46,13 +46,7 @@ def plot_run(path: Path, output: Path | None = None, replica: int | None = None)
     histories = read_histories(run)
     place = run.plot
     if replica is not None:
-        numbers = [history.replica for history in histories]
-        if replica not in numbers:
-            raise ConfigError(
-                f"{run} has no replica {replica}",
-                hint=f"its replicas are {', '.join(map(str, numbers))}",
-            )
-        histories = [history for history in histories if history.replica == replica]
+        histories = [find_replica(histories, replica, run)]
         place = run.path / f"plot-replica-{replica}.png"
     return place_figure(draw(histories, settings), run, place, output)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from plateau_train import config
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.run.directory import RunDirectory
+from plateau_train.run.histories import find_replica
 from plateau_train.run.metrics import Drop, History
 from plateau_train.run.report import Column, Report
 
@@ -118,17 +119,12 @@ def describe_rule(rule: config.Plateau) -> str:
 
 def choose(histories: Sequence[History], replica: int | None, run: RunDirectory) -> History:
     """Return the replica that is asked for; a run of one training needs no word."""
-    numbers = [history.replica for history in histories]
     if replica is None and len(histories) > 1:
         raise ConfigError(
             f"{run} has {len(histories)} replicas, and one can be replayed at a time",
-            hint=f"choose one, such as --replica {numbers[0]}",
+            hint=f"choose one, such as --replica {histories[0].replica}",
         )
-    if replica is not None and replica not in numbers:
-        raise ConfigError(
-            f"{run} has no replica {replica}", hint=f"it has {', '.join(map(str, numbers))}"
-        )
-    return histories[0 if replica is None else numbers.index(replica)]
+    return histories[0] if replica is None else find_replica(histories, replica, run)
 
 
 def check_values(series: Series, report: Report) -> None:
