@@ -6,7 +6,7 @@ import sys
 from typing import NoReturn
 
 from plateau_train.errors import ClusterError, InterruptedRunError, PlateauTrainError
-from plateau_train.run import interruption, streams
+from plateau_train.process import signals, stdio
 
 # Objects made, less those freed, after which Python looks for garbage; its own 700 are for programs
 # that make cycles. What is imported here stays, and is not worth looking through at every start.
@@ -16,13 +16,13 @@ GARBAGE_THRESHOLD = 100_000
 def main() -> NoReturn:
     """Run the command line and leave with the exit code of the design."""
     gc.set_threshold(GARBAGE_THRESHOLD)
-    streams.secure()
-    interruption.watch()
+    stdio.secure()
+    signals.watch()
     try:
         from plateau_train import cli  # late: a signal is heard from here on
 
         code = cli.main()
-        streams.refuse_loss()
+        stdio.refuse_loss()
     except PlateauTrainError as error:
         _tell(error)
         code = error.exit_code
@@ -32,16 +32,16 @@ def main() -> NoReturn:
 
 def _tell(error: PlateauTrainError) -> None:
     if isinstance(error, InterruptedRunError):
-        interruption.claim()
+        signals.claim()
     if os.environ.get("PLATEAU_TRAIN_DEBUG") == "1":
         import traceback
 
         traceback.print_exception(error)
-    from plateau_train.run.report import show_error
+    from plateau_train.report.console import show_error
 
     show_error(error)
     if isinstance(error, InterruptedRunError | ClusterError):
-        interruption.leave(error.exit_code)
+        signals.leave(error.exit_code)
 
 
 if __name__ == "__main__":

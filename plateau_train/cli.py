@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from plateau_train import config
-from plateau_train.config import KNOBS, Given, Knob, Resolved
+from plateau_train.config import SETTINGS, RawValue, Resolved, Setting
 from plateau_train.errors import ConfigError
 
-ALL = tuple(knob.key for knob in KNOBS)
+ALL = tuple(knob.key for knob in SETTINGS)
 
 ConfigFile = Annotated[
     Path | None,
@@ -78,7 +78,7 @@ def _takes(
     *keys: str, resolve: Callable[..., Any] = config.resolve
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command these knobs as flags, and call it with the resolved configuration."""
-    knobs = [knob for knob in KNOBS if knob.key in keys]
+    knobs = [knob for knob in SETTINGS if knob.key in keys]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
@@ -87,7 +87,7 @@ def _takes(
                 _refuse_flags_before(context)
                 return
             given = {
-                knob.key: Given(config.as_text(value), _origin(context, knob))
+                knob.key: RawValue(config.as_text(value), _origin(context, knob))
                 for knob in knobs
                 if (value := values.pop(knob.key)) is not None
             }
@@ -113,7 +113,7 @@ def _keyword(name: str, annotation: Any, **default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, **default)
 
 
-def _option(knob: Knob) -> Any:
+def _option(knob: Setting) -> Any:
     """Describe one knob to Typer. All are text to it: ``config`` validates, all at once."""
     choices = knob.choices
     return Annotated[
@@ -130,20 +130,20 @@ def _option(knob: Knob) -> Any:
     ]
 
 
-def _help(knob: Knob) -> str:
+def _help(knob: Setting) -> str:
     choices = f": {', '.join(knob.choices)}" if knob.choices else ""
     default = "" if knob.is_switch else f" [dim]\\[default: {knob.default}][/dim]"
     return knob.help.replace("[", r"\[") + choices + default
 
 
-def _origin(context: typer.Context, knob: Knob) -> str:
+def _origin(context: typer.Context, knob: Setting) -> str:
     source = context.get_parameter_source(knob.key)
     return knob.variable if knob.variable and source and source.name == "ENVIRONMENT" else "flag"
 
 
 def _refuse_flags_before(context: typer.Context) -> None:
     """Refuse a flag of the training that stands before another command's name."""
-    flags = {"config_file": "--config"} | {knob.key: knob.flag for knob in KNOBS}
+    flags = {"config_file": "--config"} | {knob.key: knob.flag for knob in SETTINGS}
     for name, flag in flags.items():
         source = context.get_parameter_source(name)
         if source and source.name == "COMMANDLINE":
@@ -186,10 +186,10 @@ def train(resolved: Resolved) -> None:
 
 
 def _train(resolved: Resolved) -> None:
-    from plateau_train import launching
-    from plateau_train.run.report import Report
+    from plateau_train.report.console import Report
+    from plateau_train.training import setup
 
-    launching.start(resolved, Report(quiet=resolved.config.run.quiet))
+    setup.start(resolved, Report(quiet=resolved.settings.run.quiet))
 
 
 # Where the folder is and what it is called is the run's own.
@@ -206,20 +206,21 @@ def resume(
 
     Takes the settings of the training so that it can say which of them a run cannot change.
     """
-    from plateau_train import launching, sweeping
-    from plateau_train.run.report import Report
+    from plateau_train.commands import sweep
+    from plateau_train.report.console import Report
+    from plateau_train.training import setup
 
-    room = sweeping if sweeping.is_sweep(run) else launching
+    room = sweep if sweep.is_sweep(run) else setup
     if check:
         for line in room.check(run, resolved):
             typer.echo(line)
         return
-    room.resume(run, resolved, Report(quiet=resolved.config.run.quiet))
+    room.resume(run, resolved, Report(quiet=resolved.settings.run.quiet))
 
 
 @app.command()
 @_takes(
-    *(key for key in ALL if key not in {knob.key for knob in KNOBS if knob.table == "cluster"}),
+    *(key for key in ALL if key not in {knob.key for knob in SETTINGS if knob.table == "cluster"}),
     resolve=config.resolve_sweep,
 )
 def sweep(
@@ -238,10 +239,10 @@ def sweep(
 
     A sweep that was stopped goes on with plateau-train resume.
     """
-    from plateau_train import sweeping
-    from plateau_train.run.report import Report
+    from plateau_train.commands import sweep
+    from plateau_train.report.console import Report
 
-    sweeping.start(plan, metric, Report(quiet=plan.cells[0].config.run.quiet))
+    sweep.start(plan, metric, Report(quiet=plan.cells[0].settings.run.quiet))
 
 
 @app.command()
@@ -251,7 +252,7 @@ def plot(
     replica: Annotated[int | None, _replica("all are drawn")] = None,
 ) -> None:
     """Draw the five panels of a run again."""
-    from plateau_train.run.plots import plot_run
+    from plateau_train.plots.panels import plot_run
 
     typer.echo(plot_run(run, output, replica))
 
@@ -280,8 +281,8 @@ def compare_runs(
 
     A row a run; the differences from the first one with 95 % intervals; the settings that differ.
     """
-    from plateau_train import comparing
-    from plateau_train.run.report import Report
+    from plateau_train.commands import compare as comparing
+    from plateau_train.report.console import Report
 
     comparing.compare(runs, picture, level, Report())
 
@@ -294,10 +295,10 @@ def runs(resolved: Resolved) -> None:
     The accuracies are those on the split beside them, the best one at its epoch. States: running,
     done, failed, stopped (plateau-train resume continues it), damaged.
     """
-    from plateau_train.run import listing
-    from plateau_train.run.report import Report
+    from plateau_train.commands import runs as listing
+    from plateau_train.report.console import Report
 
-    listing.show_runs(resolved.config.run.runs_dir.expanduser(), Report())
+    listing.show_runs(resolved.settings.run.runs_dir.expanduser(), Report())
 
 
 @app.command()
@@ -319,10 +320,10 @@ def evaluate(
 
     Takes the run's own data: the test images, and those that were held out for validation.
     """
-    from plateau_train import evaluation
-    from plateau_train.run.report import Report
+    from plateau_train.commands import evaluate
+    from plateau_train.report.console import Report
 
-    evaluation.evaluate_run(run, checkpoint, output, resolved, Report(), replica=replica)
+    evaluate.evaluate_run(run, checkpoint, output, resolved, Report(), replica=replica)
 
 
 SCHEDULE_EXAMPLES = """\
@@ -340,7 +341,9 @@ plateau-train schedule --from-torch patience=10,threshold=1e-3
 
 @app.command(epilog=SCHEDULE_EXAMPLES)
 # The mode is judged together with the run's other settings.
-@_takes(*({knob.key for knob in KNOBS if knob.table == "plateau"} - {"mode"} | {"learning_rate"}))
+@_takes(
+    *({knob.key for knob in SETTINGS if knob.table == "plateau"} - {"mode"} | {"learning_rate"})
+)
 def schedule(
     resolved: Resolved,
     source: Annotated[
@@ -395,8 +398,8 @@ def schedule(
     Over a run the settings are the run's own, those that are given outrank them; elsewhere an
     observation is one value. What follows the first drop that did not happen is counterfactual.
     """
-    from plateau_train import schedule as room
-    from plateau_train.run.report import Report
+    from plateau_train.commands import schedule as room
+    from plateau_train.report.console import Report
 
     asked = room.Asked(source, values, column, mode, replica, compare, from_torch, from_keras, plot)
     for line in room.answer(resolved, asked, Report(), wants_json=json):
@@ -412,7 +415,9 @@ def show_config(
     ] = False,
 ) -> None:
     """Print the resolved settings as TOML, and where each value came from."""
-    typer.echo(config.to_toml(*resolved, describe=describe), nl=False)
+    from plateau_train.config.toml import to_toml
+
+    typer.echo(to_toml(*resolved, describe=describe), nl=False)
 
 
 @data_app.command()
@@ -431,9 +436,9 @@ def prepare(
 ) -> None:
     """Download a data set, or take its original files from a folder, and prepare it."""
     from plateau_train import data
-    from plateau_train.run.report import Report
+    from plateau_train.report.console import Report
 
-    typer.echo(data.prepare(resolved.config.data, manual_dir, say=Report().say))
+    typer.echo(data.prepare(resolved.settings.data, manual_dir, say=Report().say))
 
 
 @data_app.command()
@@ -441,7 +446,7 @@ def prepare(
 def info(resolved: Resolved) -> None:
     """Describe a prepared data set: images, classes, pixels."""
     from plateau_train import data
-    from plateau_train.run.report import Report
+    from plateau_train.report.console import Report
 
-    for name, text in data.describe(resolved.config.data, say=Report().say).items():
+    for name, text in data.describe(resolved.settings.data, say=Report().say).items():
         typer.echo(f"{name:<10} {text}")

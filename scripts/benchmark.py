@@ -461,10 +461,10 @@ def decode(path: str) -> None:
 
     from plateau_train import config, data
 
-    asked = {"dataset": config.Given(data.PREFERRED, "")}
+    asked = {"dataset": config.RawValue(data.PREFERRED, "")}
     if folder := os.environ.get("TFDS_DATA_DIR"):
-        asked["data_dir"] = config.Given(folder, "")
-    dataset = data.load(config.resolve(asked).config.data, say=say)
+        asked["data_dir"] = config.RawValue(folder, "")
+    dataset = data.load(config.resolve(asked).settings.data, say=say)
     arrays = {
         f"{split}_{column}": array
         for split in ("train", "test")
@@ -476,7 +476,7 @@ def decode(path: str) -> None:
 def take_first_step(*arguments: str) -> None:
     """Run plateau-train, and leave when the first training step has come back."""
     from plateau_train.__main__ import main as run
-    from plateau_train.run.report import Report
+    from plateau_train.report.console import Report
 
     def leave(self: Report, step: int, loss: float) -> NoReturn:
         del self, loss

@@ -19,11 +19,12 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-from plateau_train import config, launching
+from plateau_train import config
 from plateau_train.errors import RunError
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import read_drops
+from plateau_train.run.records import read_drops
+from plateau_train.training import setup
 
 CRASHED = 99
 FILES = ("stdout", "stderr", "operations")  # of a process
@@ -244,7 +245,7 @@ def strike(
                 assert safe in lines[-1] or further in lines[-1], f"{where}: {lines[-1]}"
     if not resume:
         for run in runs_in(folder):
-            assert list(launching.check(run, config.resolve({}))), where
+            assert list(setup.check(run, config.resolve({}))), where
         return
     again = resume_or_start(processes, folder, SHORT)
     assert again.code == 0, f"{where}, then {again.stderr}"
@@ -338,9 +339,9 @@ def serve() -> None:
     """Fork a process for each line of stdin, and answer with what became of it."""
     import rich.progress  # noqa: F401
 
-    from plateau_train import __main__, cli, launching, training  # noqa: F401
     from plateau_train.data import garments  # noqa: F401
-    from plateau_train.run import plots  # noqa: F401
+    from plateau_train.plots import panels  # noqa: F401
+    from plateau_train.training import loop, setup  # noqa: F401
 
     for line in sys.stdin:
         task = json.loads(line)
@@ -387,9 +388,10 @@ def _become(task, arguments, place) -> None:
         from matplotlib.figure import Figure
 
         from plateau_train.__main__ import main
-        from plateau_train.run import plots, storage
+        from plateau_train.plots import panels
+        from plateau_train.run import storage
 
-        plots.draw = lambda *_: Figure(figsize=(1, 1))  # as many files, in a tenth of the time
+        panels.draw = lambda *_: Figure(figsize=(1, 1))  # as many files, in a tenth of the time
         storage.os = FaultyOs(task["fault"], task["at"], log)  # pyright: ignore
         main()
     except SystemExit as ended:

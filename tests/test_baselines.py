@@ -13,17 +13,18 @@ from conftest import SMALL
 from matplotlib.figure import Figure
 from test_program import IMAGE_SHAPE, examples, make_program
 
-from plateau_train import config, data, launching, training
-from plateau_train.config import Given, resolve
+from plateau_train import config, data
+from plateau_train.config import RawValue, resolve
 from plateau_train.errors import ChangedSettingsError
 from plateau_train.numerics import program as numerics
 from plateau_train.numerics.program import Baseline
-from plateau_train.run import plots
+from plateau_train.plots import panels
+from plateau_train.report.console import Report
 from plateau_train.run.checkpoint import Checkpoint, Manifest, read_checkpoint
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import describe_environment
-from plateau_train.run.metrics import EPOCHS, EVENTS, read_records
-from plateau_train.run.report import Report
+from plateau_train.run.records import EPOCHS, EVENTS, read_records
+from plateau_train.training import loop, setup
 
 STEPS = 12  # an epoch, of the 600 images of a small run
 STAIRS = {"schedule": "step", "step_epochs": "2", "min_scale": "0.2", "epochs": "6"}
@@ -36,14 +37,14 @@ COSINE = {
 def small(folder="unused", **values):
     given = dict(flag.removeprefix("--").replace("-", "_").split("=") for flag in SMALL)
     given |= {"patience": "1", "rtol": "0.3", "runs_dir": str(folder)} | values
-    return resolve({key: Given(text, "flag") for key, text in given.items()})
+    return resolve({key: RawValue(text, "flag") for key, text in given.items()})
 
 
 def retrained(found=(), **values):
     """Train without a folder; return the data and each epoch."""
-    settings = small(**values).config
+    settings = small(**values).settings
     dataset = data.load(settings.data, say=lambda _: None)
-    epochs = training.train(dataset, [settings], Report(quiet=True), found)
+    epochs = loop.train(dataset, [settings], Report(quiet=True), found)
     return dataset, [outcome for (outcome,) in epochs]
 
 
@@ -54,12 +55,12 @@ def records_of(epochs):
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """Train in this process; return the folder of the run, and what was printed and told."""
-    monkeypatch.setattr(plots, "draw", lambda *_: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(panels, "draw", lambda *_: Figure(figsize=(1, 1)))
 
     def start(**values):
         out, talk = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(talk):
-            path = launching.start(small(tmp_path, **values), Report())
+            path = setup.start(small(tmp_path, **values), Report())
         return RunDirectory(path), out.getvalue(), talk.getvalue()
 
     return start
@@ -67,7 +68,7 @@ def start(tmp_path, monkeypatch):
 
 def scales(steps, **values):
     """Return the scales that act on some steps of runs of 100 steps an epoch."""
-    baseline = Baseline.from_config(small(**values).config)
+    baseline = Baseline.from_config(small(**values).settings)
     assert baseline is not None
     return [float(baseline.scale(jnp.asarray(step), 100)) for step in steps]
 
@@ -98,12 +99,12 @@ def test_stairs_longer_than_any_run_are_none():
 def test_a_constant_stays_1_and_the_plateau_rule_has_no_baseline():
     values = {"schedule": "constant", "min_scale": "0.2"}
     assert scales([0, 1, 10_000], **values) == [1, 1, 1]
-    assert Baseline.from_config(small(schedule="plateau").config) is None
+    assert Baseline.from_config(small(schedule="plateau").settings) is None
 
 
 def test_half_the_scale_is_half_the_update():
     program = make_program(
-        hidden_sizes=(), optimizer=config.Optimizer(optimizer="sgd", momentum=0.0)
+        hidden_sizes=(), optimizer=config.OptimizerSettings(optimizer="sgd", momentum=0.0)
     )
     baseline = Baseline("step", epochs=9, step_epochs=1, factor=0.5, min_scale=0.0)
     program, split = program._replace(baseline=baseline), examples(8)
@@ -167,20 +168,20 @@ def test_an_evaluation_that_is_a_plateau_leaves_a_baseline_as_it_is():
 def test_a_baseline_goes_on_from_a_checkpoint_bit_for_bit(values):
     dataset, whole = retrained(**values)
     settings, origins = small(**values)
-    environment = describe_environment(["cpu:0"], launching.describe_data(dataset))
+    environment = describe_environment(["cpu:0"], setup.describe_data(dataset))
     manifest = Manifest(
         settings=settings, origins=origins, environment=environment, records=records_of(whole[:3])
     )
     state = jax.tree.map(lambda rows: rows[0], whole[2].state)
-    _, rest = retrained([Checkpoint(manifest, training._named(state))], **values)
+    _, rest = retrained([Checkpoint(manifest, loop._named(state))], **values)
     assert records_of(rest) == records_of(whole[3:])
     for ours, theirs in zip(*map(jax.tree.leaves, (rest[-1].state, whole[-1].state)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def resume(run, **values):
-    asked = resolve({key: Given(text, "flag") for key, text in values.items()})
-    launching.resume(run.path, asked, Report(quiet=True))
+    asked = resolve({key: RawValue(text, "flag") for key, text in values.items()})
+    setup.resume(run.path, asked, Report(quiet=True))
     return read_records(run.metrics, EPOCHS)
 
 
@@ -218,7 +219,7 @@ def test_a_run_from_before_there_were_schedules_is_one_of_the_plateau_rule(start
     old = [line for line in lines if not line.startswith(("schedule", "step_epochs", "# seeds"))]
     assert len(old) == len(lines) - 3
     run.config.write_text("\n".join(old) + "\n")
-    read = run.settings().config
+    read = run.settings().settings
     assert (read.optimizer.schedule, read.run.replica_seeds) == ("plateau", (0,))
     manifest = read_checkpoint(run.checkpoints / "best.npz").manifest
     former = manifest.model_dump(mode="json")

@@ -255,7 +255,7 @@ def test_garments_are_drawn_once_when_all_are_asked_for_and_until_their_code_cha
 
     def load(**settings):
         said.clear()
-        settings = config.Data(dataset="garments", cache_dir=tmp_path / "cache", **settings)
+        settings = config.DataSettings(dataset="garments", cache_dir=tmp_path / "cache", **settings)
         return data.load(settings, say=said.append)
 
     few = load(test_examples=50)

@@ -14,7 +14,7 @@ from plateau_train.errors import RunError, StorageError
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint, Manifest, read_checkpoint, save_checkpoint
 from plateau_train.run.environment import DatasetFacts, describe_environment
-from plateau_train.run.metrics import Notice, Timing
+from plateau_train.run.records import Notice, Timing
 
 ARRAYS = {
     "params/Dense_0/kernel": np.random.default_rng(0).random((7, 5), np.float32),
@@ -33,7 +33,7 @@ def manifest(epoch, *, best=None):
         for number in range(epoch + 1)
     ]
     return Manifest(
-        settings=config.Config(),
+        settings=config.Settings(),
         origins={},
         environment=describe_environment(["cpu:0"], facts),
         records=tuple(records),

@@ -11,7 +11,7 @@ import typer
 from conftest import SMALL, command
 
 from plateau_train.cli import app
-from plateau_train.config import KNOBS
+from plateau_train.config import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 
@@ -127,7 +127,7 @@ def test_the_debug_variable_shows_the_traceback(tmp_path):
 def test_help_groups_every_knob_with_its_default_and_ends_with_examples(top_help):
     for group in ("Data", "Model", "Optimizer", "Plateau", "Run", "Commands"):
         assert f"─ {group} ─" in top_help
-    for knob in KNOBS:
+    for knob in SETTINGS:
         assert knob.flag in top_help
     words = re.sub(r"[\s│]+", " ", top_help)
     assert "[default: 200 in the train modes, 1 otherwise]" in words
@@ -138,7 +138,7 @@ def test_help_groups_every_knob_with_its_default_and_ends_with_examples(top_help
 
 def test_help_of_a_command_that_trains_is_the_same_list(top_help, tmp_path):
     shown = command("train", "--help", cwd=tmp_path).stdout
-    assert all(knob.flag in shown for knob in KNOBS)
+    assert all(knob.flag in shown for knob in SETTINGS)
 
 
 def test_config_prints_toml_that_can_be_used_and_says_where_values_come_from(tmp_path):

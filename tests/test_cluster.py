@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import SMALL, command
 
-from plateau_train.run.metrics import EPOCHS, read_drops, read_records
+from plateau_train.run.records import EPOCHS, read_drops, read_records
 
 # Of sums in another order, after some dozen steps.
 TOLERANCE = 1e-4

@@ -5,14 +5,16 @@ import scipy.stats
 from conftest import command
 from test_plots import history
 
-from plateau_train import config, differences
-from plateau_train.comparing import compare
-from plateau_train.config import Given
+from plateau_train import config
+from plateau_train.commands.compare import compare
+from plateau_train.config import RawValue
+from plateau_train.config.toml import to_toml
 from plateau_train.errors import ConfigError, RunError, StorageError
+from plateau_train.report import stats as differences
+from plateau_train.report.console import Report
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import Timing
-from plateau_train.run.report import Report
+from plateau_train.run.records import Timing
 
 
 def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None, **values):
@@ -22,8 +24,8 @@ def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None,
     values = {"dataset": "garments", "epochs": f"{len(accuracies[0]) - 1}"} | values
     if len(accuracies) > 1:
         values = {"seeds": f"0-{len(accuracies) - 1}"} | values
-    resolved = config.resolve({key: Given(text, "flag") for key, text in values.items()})
-    storage.write_text(run.config, config.to_toml(*resolved))
+    resolved = config.resolve({key: RawValue(text, "flag") for key, text in values.items()})
+    storage.write_text(run.config, to_toml(*resolved))
     template = history(1, drop_every=1)
     records, drops = [], []
     for replica, of_seed in enumerate(accuracies):

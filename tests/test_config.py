@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from plateau_train import config
-from plateau_train.config import KNOBS, Given, resolve
+from plateau_train.config import SETTINGS, RawValue, resolve
+from plateau_train.config.toml import to_toml
 from plateau_train.errors import ConfigError
 from scripts import reproduce
 
@@ -12,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def flags(**values):
-    return {key: Given(text, "flag") for key, text in values.items()}
+    return {key: RawValue(text, "flag") for key, text in values.items()}
 
 
 def problems(*, file=None, **values):
@@ -32,7 +33,7 @@ def toml(tmp_path):
 
 
 def test_the_defaults_are_the_published_experiment():
-    settings = resolve({}).config
+    settings = resolve({}).settings
     assert settings.model.hidden_sizes == (1000, 1000)
     assert (settings.optimizer.optimizer, settings.optimizer.learning_rate) == ("adam", 0.01)
     assert settings.data.batch_size == 128
@@ -51,7 +52,7 @@ def test_the_defaults_are_the_published_experiment():
 
 @pytest.mark.parametrize("mode", config.Mode.__args__)
 def test_a_window_is_200_steps_in_the_train_modes_and_one_evaluation_otherwise(mode):
-    settings = resolve(flags(mode=mode, val_fraction="0.1")).config
+    settings = resolve(flags(mode=mode, val_fraction="0.1")).settings
     assert settings.plateau.accumulation_size == (200 if mode.startswith("train") else 1)
     assert settings.plateau.observation_epochs(468) == pytest.approx(
         200 / 468 if mode.startswith("train") else 1
@@ -68,7 +69,7 @@ def test_a_flag_outranks_the_file_and_the_file_outranks_the_default(toml):
 
 
 def test_the_defaults_of_weight_decay_and_momentum_follow_the_optimizer():
-    decays = {name: resolve(flags(optimizer=name)).config.optimizer for name in ("adamw", "sgd")}
+    decays = {name: resolve(flags(optimizer=name)).settings.optimizer for name in ("adamw", "sgd")}
     assert decays["adamw"].weight_decay == 1e-4
     assert decays["sgd"].momentum == 0.9
 
@@ -123,7 +124,7 @@ def test_a_name_that_could_lead_out_of_the_runs_folder_is_refused(name):
 
 
 def test_a_name_may_hold_spaces_brackets_and_letters_of_any_script():
-    assert resolve(flags(name="a [b] Größe 数")).config.run.name == "a [b] Größe 数"
+    assert resolve(flags(name="a [b] Größe 数")).settings.run.name == "a [b] Größe 数"
 
 
 def test_what_is_written_as_toml_reads_back_as_the_same_settings(toml):
@@ -131,39 +132,39 @@ def test_what_is_written_as_toml_reads_back_as_the_same_settings(toml):
         mode="val-accuracy", val_fraction="0.2", hidden_sizes="32,16", train_examples="100",
         learning_rate="3e-5", name='quote " and \\u0041', quiet="true", optimizer="lion",
     )  # fmt: skip
-    given["data_dir"] = Given("/a b/ü", "TFDS_DATA_DIR")
-    given["name"] = Given('quote " [x]', "flag")
+    given["data_dir"] = RawValue("/a b/ü", "TFDS_DATA_DIR")
+    given["name"] = RawValue('quote " [x]', "flag")
     settings, origins = resolve(given)
-    file = toml(config.to_toml(settings, origins))
-    assert resolve({}, file=file).config == settings
+    file = toml(to_toml(settings, origins))
+    assert resolve({}, file=file).settings == settings
     assert "# flag" in file.read_text()
     assert 'data_dir = "/a b/ü" # TFDS_DATA_DIR' in file.read_text()
     assert "# test_examples = all  # default" in file.read_text()
 
 
 def test_a_written_default_that_follows_the_mode_or_the_optimizer_still_follows_it(toml):
-    file = toml(config.to_toml(*resolve({})))
+    file = toml(to_toml(*resolve({})))
     assert "# accumulation_size = 200  # default" in file.read_text()
-    changed = resolve(flags(mode="test-loss", optimizer="sgd"), file=file).config
+    changed = resolve(flags(mode="test-loss", optimizer="sgd"), file=file).settings
     assert changed.plateau.accumulation_size == 1
     assert changed.optimizer.momentum == 0.9
-    given = toml(config.to_toml(*resolve(flags(accumulation_size="7"))))
-    assert resolve(flags(mode="test-loss"), file=given).config.plateau.accumulation_size == 7
+    given = toml(to_toml(*resolve(flags(accumulation_size="7"))))
+    assert resolve(flags(mode="test-loss"), file=given).settings.plateau.accumulation_size == 7
 
 
 def test_an_origin_cannot_break_out_of_its_comment(toml):
     settings, origins = resolve({})
-    file = toml(config.to_toml(settings, origins | {"seed": "cr\nepochs = 7\udcff\x1b[2J"}))
-    assert resolve({}, file=file).config == settings
+    file = toml(to_toml(settings, origins | {"seed": "cr\nepochs = 7\udcff\x1b[2J"}))
+    assert resolve({}, file=file).settings == settings
 
 
 def test_no_hidden_sizes_make_a_linear_model():
-    assert resolve(flags(hidden_sizes="")).config.model.hidden_sizes == ()
+    assert resolve(flags(hidden_sizes="")).settings.model.hidden_sizes == ()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.toml")), ids=lambda f: f.name)
 def test_the_configs_are_valid_and_those_of_the_reference_never_fall_back(file):
-    settings = resolve({}, file=file).config
+    settings = resolve({}, file=file).settings
     expected = {"default.toml": "auto", "smoke.toml": "garments"}
     assert settings.data.dataset == expected.get(file.name, "fashion_mnist")
 
@@ -181,7 +182,7 @@ def test_every_knob_is_in_the_default_file_and_in_the_readme_as_the_code_says():
 
 
 def test_every_knob_has_a_help_that_begins_with_a_capital_and_ends_without_a_full_stop():
-    for knob in KNOBS:
+    for knob in SETTINGS:
         assert knob.help[0].isupper(), knob.flag
         assert not knob.help.endswith("."), knob.flag
         assert knob.default, knob.flag

@@ -18,11 +18,12 @@ import pytest
 import tensorflow_datasets
 from conftest import ORIGINALS
 
-from plateau_train import config, data, launching
+from plateau_train import config, data
 from plateau_train.data import tfds
 from plateau_train.data.splits import Dataset, Split, share_out
 from plateau_train.errors import ConfigError, DataError, DataUnavailableError, StorageError
-from plateau_train.run.report import Report
+from plateau_train.report.console import Report
+from plateau_train.training import setup
 
 needs_originals = pytest.mark.skipif(
     not ORIGINALS.is_dir(), reason="the original files of Fashion-MNIST are not beside the project"
@@ -51,7 +52,7 @@ def no_network(monkeypatch):
 
 
 def test_held_out_images_are_taken_from_the_training_images_and_from_nowhere_else():
-    shared = share_out(numbered(), config.Data(val_fraction=0.25, batch_size=10))
+    shared = share_out(numbered(), config.DataSettings(val_fraction=0.25, batch_size=10))
     assert shared.val is not None
     train, val = set(shared.train.labels.tolist()), set(shared.val.labels.tolist())
     assert (len(train), len(val)) == (75, 25)
@@ -61,7 +62,7 @@ def test_held_out_images_are_taken_from_the_training_images_and_from_nowhere_els
 
 
 def test_the_first_examples_are_used_when_fewer_are_asked_for():
-    settings = config.Data(train_examples=30, test_examples=7, batch_size=10)
+    settings = config.DataSettings(train_examples=30, test_examples=7, batch_size=10)
     shared = share_out(numbered(), settings)
     assert shared.train.labels.tolist() == list(range(30))
     assert shared.test.labels.tolist() == list(range(7))
@@ -69,21 +70,21 @@ def test_the_first_examples_are_used_when_fewer_are_asked_for():
 
 def test_a_batch_that_is_larger_than_the_training_set_is_refused_with_both_numbers():
     with pytest.raises(ConfigError, match=r"--batch-size 70,000 is larger than the 75 training"):
-        share_out(numbered(), config.Data(batch_size=70_000, val_fraction=0.25))
+        share_out(numbered(), config.DataSettings(batch_size=70_000, val_fraction=0.25))
 
 
 @pytest.mark.parametrize(("fraction", "said"), [(0.001, "none"), (0.999, "all of them")])
 def test_a_fraction_that_holds_out_nothing_or_everything_is_refused(fraction, said):
     with pytest.raises(ConfigError, match=rf"--val-fraction {fraction} of 100 .* holds out {said}"):
-        share_out(numbered(), config.Data(val_fraction=fraction, batch_size=10))
+        share_out(numbered(), config.DataSettings(val_fraction=fraction, batch_size=10))
 
 
 def test_garments_can_be_loaded_in_part_and_begin_alike():
     few = data.load(
-        config.Data(dataset="garments", train_examples=150, test_examples=10), say=silent
+        config.DataSettings(dataset="garments", train_examples=150, test_examples=10), say=silent
     )
     more = data.load(
-        config.Data(dataset="garments", train_examples=300, test_examples=10), say=silent
+        config.DataSettings(dataset="garments", train_examples=300, test_examples=10), say=silent
     )
     assert len(few.train.labels) == 150
     assert np.array_equal(few.train.images, more.train.images[:150])
@@ -91,7 +92,9 @@ def test_garments_can_be_loaded_in_part_and_begin_alike():
 
 
 def test_auto_falls_back_to_garments_and_says_what_was_tried(tmp_path, no_network):
-    settings = config.Data(dataset="auto", data_dir=tmp_path, train_examples=200, test_examples=10)
+    settings = config.DataSettings(
+        dataset="auto", data_dir=tmp_path, train_examples=200, test_examples=10
+    )
     started = time.monotonic()
     dataset = data.load(settings, say=silent)
     assert time.monotonic() - started < 10
@@ -101,7 +104,7 @@ def test_auto_falls_back_to_garments_and_says_what_was_tried(tmp_path, no_networ
 
 
 def test_a_named_set_never_falls_back(tmp_path, no_network):
-    settings = config.Data(dataset="fashion_mnist", data_dir=tmp_path)
+    settings = config.DataSettings(dataset="fashion_mnist", data_dir=tmp_path)
     started = time.monotonic()
     with pytest.raises(DataUnavailableError) as refused:
         data.load(settings, say=silent)
@@ -115,7 +118,7 @@ def test_a_server_that_never_answers_is_given_up_in_time(tmp_path, monkeypatch):
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{mute.server_port}")
         started = time.monotonic()
         with pytest.raises(DataUnavailableError, match=r"timed out|no answer"):
-            data.load(config.Data(dataset="fashion_mnist", data_dir=tmp_path), say=silent)
+            data.load(config.DataSettings(dataset="fashion_mnist", data_dir=tmp_path), say=silent)
         assert time.monotonic() - started < 10
 
 
@@ -132,7 +135,7 @@ def test_a_server_that_never_answers_is_given_up_in_time(tmp_path, monkeypatch):
 )
 def test_a_set_that_cannot_be_trained_on_is_refused_before_any_download(name, said, tmp_path):
     with pytest.raises(DataError) as refused:
-        data.load(config.Data(dataset=name, data_dir=tmp_path), say=silent)
+        data.load(config.DataSettings(dataset=name, data_dir=tmp_path), say=silent)
     assert said in refused.value.problems[0]
 
 
@@ -140,7 +143,7 @@ def test_original_files_that_are_missing_or_cut_short_are_refused_by_name(tmp_pa
     cut = tmp_path / "train-labels-idx1-ubyte.gz"
     cut.write_bytes(b"\0" * 100)
     with pytest.raises(DataError) as refused:
-        data.prepare(config.Data(data_dir=tmp_path / "data"), tmp_path, say=silent)
+        data.prepare(config.DataSettings(data_dir=tmp_path / "data"), tmp_path, say=silent)
     said = "\n".join(refused.value.problems)
     assert f"{cut} has 100 bytes, the original has 29,515" in said
     assert f"{tmp_path / 'train-images-idx3-ubyte.gz'} does not exist" in said
@@ -151,7 +154,7 @@ def test_an_original_file_of_the_right_size_with_other_bytes_is_refused_by_name(
     wrong = tmp_path / "t10k-labels-idx1-ubyte.gz"
     wrong.write_bytes(b"\0" * 5148)
     with pytest.raises(DataError) as refused:
-        data.prepare(config.Data(data_dir=tmp_path / "data"), tmp_path, say=silent)
+        data.prepare(config.DataSettings(data_dir=tmp_path / "data"), tmp_path, say=silent)
     assert f"{wrong} is damaged" in "\n".join(refused.value.problems)
 
 
@@ -338,7 +341,7 @@ def test_a_damaged_file_of_a_set_is_named_with_the_command_that_mends_it(
 def settings(prepared, tmp_path):
     """Of a run on a prepared set, and a cache of its own."""
     shutil.copytree(prepared, tmp_path / "data" / "tiny" / "1.0.0")
-    return config.Data(
+    return config.DataSettings(
         dataset="tiny", data_dir=tmp_path / "data", cache_dir=tmp_path / "cache", batch_size=10
     )
 
@@ -346,7 +349,7 @@ def settings(prepared, tmp_path):
 START = """
 import sys
 from plateau_train import config, data
-dataset = data.load(config.Data.model_validate_json(sys.argv[1]), say=print)
+dataset = data.load(config.DataSettings.model_validate_json(sys.argv[1]), say=print)
 assert not set(sys.argv[2:]) & set(sys.modules)
 print(dataset.sha256(), dataset.source)
 """
@@ -420,7 +423,7 @@ def test_the_cache_hides_neither_damage_nor_other_data(settings, monkeypatch, tm
     assert_is_tiny(data.load(settings, say=silent))
     run: Any = SimpleNamespace(path=tmp_path)
     with pytest.raises(DataError, match="was trained on tiny of SHA-256"):
-        launching.load_again(run, settings, launching.describe_data(before), Report())
+        setup.load_again(run, settings, setup.describe_data(before), Report())
 
 
 def test_a_number_of_examples_that_would_abort_tensorflow_is_refused(prepared, tmp_path):
@@ -566,7 +569,7 @@ def test_fashion_mnist_is_downloaded_verified_and_prepared_where_there_is_a_netw
         def handle_error(self, *_):  # the probe hangs up without reading the file
             pass
 
-    settings = config.Data(data_dir=tmp_path, cache_dir=tmp_path / "cache")
+    settings = config.DataSettings(data_dir=tmp_path, cache_dir=tmp_path / "cache")
     with QuietServer(("127.0.0.1", 0), Proxy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")

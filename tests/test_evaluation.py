@@ -13,17 +13,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_program import IMAGE_SHAPE, examples, make_program
 from test_run import RECORD
 
-from plateau_train import config, data, evaluation
-from plateau_train.config import Given
+from plateau_train import config, data
+from plateau_train.commands import evaluate as evaluation
+from plateau_train.commands.evaluate import Score, evaluate_run, find_checkpoint
+from plateau_train.config import RawValue
 from plateau_train.data.splits import Split
 from plateau_train.errors import ConfigError, DataError, RunError, StorageError
-from plateau_train.evaluation import Score, evaluate_run, find_checkpoint
 from plateau_train.numerics import program as numerics
-from plateau_train.run import checkpoint, environment, matrices, plots, storage
+from plateau_train.plots import heatmaps, panels
+from plateau_train.report.console import Report
+from plateau_train.run import checkpoint, environment, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import read_history
-from plateau_train.run.report import Report
+from plateau_train.run.records import read_history
 
 KEPT = (5, 6)  # the epochs that a run of 6 epochs keeps, beside its best
 
@@ -41,7 +43,7 @@ def evaluate(monkeypatch):
     monkeypatch.setattr(environment, "pin_threads", lambda _: None)
 
     def call(run, which="best", output=None, **given):
-        asked = config.resolve({key: Given(text, "flag") for key, text in given.items()})
+        asked = config.resolve({key: RawValue(text, "flag") for key, text in given.items()})
         evaluate_run(run.path, which, output, asked, Report())
 
     return call
@@ -254,12 +256,12 @@ def test_a_run_that_cannot_be_written_to_leaves_its_pictures_in_the_working_dire
     monkeypatch.chdir(tmp_path / "here")
     evaluate(copy)
     assert "plot      copy-confusion.png" in capsys.readouterr().out
-    assert str(plots.plot_run(copy.path)) == "copy-plot.png"
+    assert str(panels.plot_run(copy.path)) == "copy-plot.png"
     here = sorted(path.name for path in (tmp_path / "here").iterdir())
     assert here == ["copy-confusion.png", "copy-plot.png"]
     # Where it was asked for it must be, or nowhere.
     with pytest.raises(StorageError):
-        plots.plot_run(copy.path, copy.path / "other.png")
+        panels.plot_run(copy.path, copy.path / "other.png")
     assert len(list((tmp_path / "here").iterdir())) == 2
 
 
@@ -307,7 +309,7 @@ def drawn(num_classes, heading="run\nepoch 1", names=None):
     confusion += np.diag(random.integers(1000, 9999, num_classes)).astype(np.int32)
     confusion[-1] = 0
     names = names or [f"class number {number}" for number in range(num_classes)]
-    figure = matrices.draw_confusion(confusion, names, heading)
+    figure = heatmaps.draw_confusion(confusion, names, heading)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return figure, confusion, canvas.get_renderer()

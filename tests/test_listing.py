@@ -10,22 +10,23 @@ from rich.text import Text
 from test_run import RECORD
 
 from plateau_train import config
-from plateau_train.config import Given
+from plateau_train.commands.runs import TITLES, show_runs
+from plateau_train.config import RawValue
+from plateau_train.config.toml import to_toml
 from plateau_train.errors import RunError
-from plateau_train.run import report as reporting
+from plateau_train.report import console as reporting
+from plateau_train.report.console import Report
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.listing import TITLES, show_runs
-from plateau_train.run.metrics import Notice
-from plateau_train.run.report import Report
+from plateau_train.run.records import Notice
 
 
 def make_run(runs_dir, name, *, accuracies=(0.1, 0.5, 0.4), done=False, notices=(), **values):
     """Write the files of a run that has come to its last accuracy, of 50 epochs."""
     run = RunDirectory(runs_dir / name)
     storage.make_folder(run.path)
-    resolved = config.resolve({key: Given(text, "flag") for key, text in values.items()})
-    storage.write_text(run.config, config.to_toml(*resolved))
+    resolved = config.resolve({key: RawValue(text, "flag") for key, text in values.items()})
+    storage.write_text(run.config, to_toml(*resolved))
     storage.write_lines(
         run.metrics,
         [

@@ -17,7 +17,7 @@ SEQUENCES = json.loads((Path(__file__).parent / "plateau_sequences.json").read_t
 
 
 def rule(**settings):
-    return PlateauRule.from_settings(config.Plateau(**{"mode": "test-loss", **settings}))
+    return PlateauRule.from_settings(config.PlateauSettings(**{"mode": "test-loss", **settings}))
 
 
 @jax.jit(static_argnums=0)
@@ -129,7 +129,7 @@ def test_an_observation_says_what_the_rule_weighed():
 def test_settings_that_optax_accepts_and_inverts_are_refused_by_flag_and_range(setting, value):
     flag = "--" + setting.replace("_", "-")
     with pytest.raises(ConfigError) as refused:
-        config.resolve({setting: config.Given(str(value), "flag")})
+        config.resolve({setting: config.RawValue(str(value), "flag")})
     assert len(refused.value.problems) == 1
     assert refused.value.problems[0].startswith(f"{flag} must be a ")
     assert refused.value.problems[0].endswith(f", got {value}")

@@ -7,10 +7,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from plateau_train import config
 from plateau_train.errors import ConfigError
-from plateau_train.run.matrices import Grid, draw_heat_map
-from plateau_train.run.metrics import Drop, EpochRecord, History
-from plateau_train.run.plots import draw, draw_together, plot_run, save_plot
-from plateau_train.run.scales import MOST_LISTED, Drawn
+from plateau_train.plots.heatmaps import Grid, draw_heat_map
+from plateau_train.plots.panels import draw, draw_together, plot_run, save_plot
+from plateau_train.plots.scale import MOST_LISTED, Drawn
+from plateau_train.run.records import Drop, EpochRecord, History
 
 TITLES = ["LR scale", "train loss", "train accuracy", "test loss", "test accuracy"]
 
@@ -66,7 +66,7 @@ def test_five_panels_start_at_epoch_0_and_every_marker_lies_on_its_curve(
 ):
     single = history(num_epochs, val=val, drop_every=drop_every)
     records = single.records
-    figure = draw([single], config.Config())
+    figure = draw([single], config.Settings())
     width, height = figure.get_size_inches()
     assert width == 20
     assert height > 4.5 if single.drops else height == 4.5
@@ -98,7 +98,7 @@ def test_five_panels_start_at_epoch_0_and_every_marker_lies_on_its_curve(
 def test_each_drop_is_a_line_through_all_panels_and_a_step_of_the_scale():
     single = history(50, drop_every=7)
     drops = single.drops
-    figure = draw([single], config.Config())
+    figure = draw([single], config.Settings())
     positions = [drop.position for drop in drops]
     for panel in figure.axes:
         vertical = [line.get_xdata()[0] for line in panel.lines if line.get_linestyle() == ":"]
@@ -113,7 +113,7 @@ def test_each_drop_is_a_line_through_all_panels_and_a_step_of_the_scale():
 def test_what_the_first_epochs_flatten_is_shown_again_larger():
     single = history(50, drop_every=7, val=True)
     drops = single.drops
-    figure = draw([single], config.Config())
+    figure = draw([single], config.Settings())
     for panel in figure.axes[1:]:
         (zoom,) = panel.child_axes
         for curve, whole in zip(zoom.lines[::2], panel.lines[::2], strict=False):
@@ -124,13 +124,15 @@ def test_what_the_first_epochs_flatten_is_shown_again_larger():
         assert vertical == [drop.position for drop in drops if drop.position >= 5]
         values = zoom.lines[0].get_ydata()
         assert low < min(values) <= max(values) < high
-    assert not any(panel.child_axes for panel in draw([history(3)], config.Config()).axes)
+    assert not any(panel.child_axes for panel in draw([history(3)], config.Settings()).axes)
 
 
 @pytest.mark.parametrize(("num_epochs", "drop_every", "val"), CASES)
 def test_nothing_is_cut_off_and_no_texts_overlap(num_epochs, drop_every, val):
     single = history(num_epochs, val=val, drop_every=drop_every)
-    long = config.Config(data=config.Data(dataset="garments"), run=config.Run(seed=2**32 - 1))
+    long = config.Settings(
+        data=config.DataSettings(dataset="garments"), run=config.RunSettings(seed=2**32 - 1)
+    )
     figure = draw([single], long)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # lays it out
@@ -170,22 +172,22 @@ def _shown(panel, text):
 
 def test_the_title_says_when_the_data_are_not_fashion_mnist():
     single = history(3)
-    garments = config.Config(data=config.Data(dataset="garments"))
+    garments = config.Settings(data=config.DataSettings(dataset="garments"))
     assert "not Fashion-MNIST" in draw([single], garments)._suptitle.get_text()
-    assert "not Fashion-MNIST" not in draw([single], config.Config())._suptitle.get_text()
+    assert "not Fashion-MNIST" not in draw([single], config.Settings())._suptitle.get_text()
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_equal_runs_give_equal_files_in_every_format(tmp_path, ending):
     files = [tmp_path / f"{name}.{ending}" for name in ("one", "two")]
     for file in files:
-        save_plot(file, [history(3, drop_every=2)], config.Config())
+        save_plot(file, [history(3, drop_every=2)], config.Settings())
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_an_unknown_format_is_refused_with_those_that_are_known(tmp_path):
     with pytest.raises(ConfigError) as refused:
-        save_plot(tmp_path / "plot.gif", [history(1)], config.Config())
+        save_plot(tmp_path / "plot.gif", [history(1)], config.Settings())
     assert ".png, .svg or .pdf" in refused.value.hint
     assert not list(tmp_path.iterdir())
 
@@ -195,7 +197,7 @@ def test_every_drop_has_its_number_at_its_step_and_its_reason_under_the_panels(
     drop_every, num_listed
 ):
     single = history(50, drop_every=drop_every)
-    figure = draw([single], config.Config())
+    figure = draw([single], config.Settings())
     lines = [text.get_text().split(maxsplit=1) for text in figure.texts[1:]]
     assert lines[:num_listed] == [
         [f"{number}", drop.describe()]
@@ -216,7 +218,7 @@ def test_every_drop_has_its_number_at_its_step_and_its_reason_under_the_panels(
 def test_replicas_are_drawn_as_their_mean_with_a_band_and_thin_lines():
     three = replicas(20, 4, 6, 9)
     early = history(12, drop_every=5, replica=7)
-    garments = config.Config(data=config.Data(dataset="garments"))
+    garments = config.Settings(data=config.DataSettings(dataset="garments"))
     figure = draw([*three, early], garments)
     for panel, metric in zip(
         figure.axes[1:], ["train_loss", "train_accuracy", "test_loss", "test_accuracy"], strict=True
@@ -246,7 +248,7 @@ def test_replicas_are_drawn_as_their_mean_with_a_band_and_thin_lines():
 @pytest.mark.parametrize(("count", "num_rows"), [(3, 3), (30, 1)])
 def test_ticks_show_where_the_drops_of_each_replica_fell(count, num_rows):
     several = replicas(20, *range(4, 4 + count))
-    panel = draw(several, config.Config()).axes[0]
+    panel = draw(several, config.Settings()).axes[0]
     rows = {}
     for ticks in panel.collections:
         segments = getattr(ticks, "get_segments", list)()  # the band has none
@@ -265,8 +267,8 @@ def scheduled(schedule, scales):
         record.model_copy(update={"scale": scale})
         for record, scale in zip(single.records, scales, strict=True)
     ]
-    return single._replace(records=records), config.Config(
-        optimizer=config.Optimizer(schedule=schedule, step_epochs=2)
+    return single._replace(records=records), config.Settings(
+        optimizer=config.OptimizerSettings(schedule=schedule, step_epochs=2)
     )
 
 
@@ -294,7 +296,7 @@ def test_a_replica_is_drawn_as_if_it_were_alone(small_run, tmp_path):
     with pytest.raises(ConfigError, match="has no replica 1"):
         plot_run(small_run, tmp_path / "plot.png", replica=1)
     assert plot_run(small_run, tmp_path / "plot.svg", replica=0).stat().st_size > 0
-    two = config.Config(run=config.Run(seeds=(10, 11)))
+    two = config.Settings(run=config.RunSettings(seeds=(10, 11)))
     assert "seed 11 (replica 1)" in draw(replicas(5, 2, 2)[1:], two)._suptitle.get_text()
 
 
@@ -302,8 +304,8 @@ def test_runs_are_laid_over_each_other_and_named_once():
     cosine, its_settings = scheduled("cosine", [1.0, 0.75, 0.25, 0.0])
     names = ["_a $b$", "b", "c" * 60]
     runs = [
-        Drawn(config.Config(), replicas(20, 4, 6, 9), names[0]),
-        Drawn(config.Config(), [history(10, drop_every=3)], names[1]),
+        Drawn(config.Settings(), replicas(20, 4, 6, 9), names[0]),
+        Drawn(config.Settings(), [history(10, drop_every=3)], names[1]),
         Drawn(its_settings, [cosine], names[2]),
     ]
     figure = draw_together(runs, "3 runs")

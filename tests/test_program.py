@@ -24,11 +24,11 @@ def examples(num_examples, seed=0):
 
 
 def make_program(*, batch_size=8, hidden_sizes=(16,), optimizer=None, **plateau):
-    settings = config.Config(
-        data=config.Data(batch_size=batch_size),
-        model=config.Model(hidden_sizes=hidden_sizes),
-        optimizer=optimizer or config.Optimizer(),
-        plateau=config.Plateau(**plateau),
+    settings = config.Settings(
+        data=config.DataSettings(batch_size=batch_size),
+        model=config.ModelSettings(hidden_sizes=hidden_sizes),
+        optimizer=optimizer or config.OptimizerSettings(),
+        plateau=config.PlateauSettings(**plateau),
     )
     return Program.from_config(settings, num_classes=3)
 
@@ -98,7 +98,9 @@ def test_steps_agree_with_a_chain_of_adam_and_reduce_on_plateau(jitted, num_step
 
 
 def test_a_new_scale_already_acts_on_the_step_that_closed_the_window():
-    program = make_program(patience=1, optimizer=config.Optimizer(optimizer="sgd", momentum=0.0))
+    program = make_program(
+        patience=1, optimizer=config.OptimizerSettings(optimizer="sgd", momentum=0.0)
+    )
     program = program._replace(rule=program.rule._replace(accumulation_size=1, rtol=0.9))
     split = examples(8)
     state = numerics.init_state(program, 0, IMAGE_SHAPE)
@@ -125,11 +127,11 @@ def test_in_train_accuracy_mode_the_rule_is_fed_one_minus_the_accuracy_of_the_st
     ("settings", "plain"),
     [
         (
-            config.Optimizer(optimizer="adamw", weight_decay=0.5),
+            config.OptimizerSettings(optimizer="adamw", weight_decay=0.5),
             optax.adamw(0.01, weight_decay=0.5),
         ),
-        (config.Optimizer(optimizer="sgd", momentum=0.5), optax.sgd(0.01, momentum=0.5)),
-        (config.Optimizer(optimizer="sgd", momentum=0.0), optax.sgd(0.01)),
+        (config.OptimizerSettings(optimizer="sgd", momentum=0.5), optax.sgd(0.01, momentum=0.5)),
+        (config.OptimizerSettings(optimizer="sgd", momentum=0.0), optax.sgd(0.01)),
     ],
 )
 def test_weight_decay_and_momentum_reach_the_optimizer(settings, plain):
@@ -152,7 +154,7 @@ def test_the_streams_of_random_numbers_are_those_that_published_runs_were_made_w
     assert numerics.INIT_STREAM != numerics.SHUFFLE_STREAM
     order = numerics.epoch_order(0, 1, num_examples=60_000, batch_size=128)
     assert order[0, :4].tolist() == GOLDEN_ORDER
-    program = Program.from_config(config.Config(), num_classes=10)
+    program = Program.from_config(config.Settings(), num_classes=10)
     kernel = numerics.init_state(program, 0, (28, 28, 1)).params["Dense_0"]["kernel"]
     np.testing.assert_allclose(kernel[0, :3], GOLDEN_KERNEL, rtol=1e-5)
 
@@ -187,7 +189,7 @@ def test_pixels_are_divided_by_255():
 
 
 def test_the_default_model_has_two_hidden_layers_of_1000_units():
-    program = Program.from_config(config.Config(), num_classes=10)
+    program = Program.from_config(config.Settings(), num_classes=10)
     shapes = jax.eval_shape(lambda: numerics.init_state(program, 0, (28, 28, 1)).params)
     assert {name: layer["kernel"].shape for name, layer in shapes.items()} == {
         "Dense_0": (784, 1000),
@@ -296,7 +298,7 @@ def test_under_bfloat16_parameters_the_updates_stay_bfloat16_and_the_rule_float3
 
 @pytest.mark.parametrize("name", config.OptimizerName.__args__)
 def test_every_optimizer_on_offer_trains(name):
-    program = make_program(optimizer=config.Optimizer(optimizer=name, learning_rate=0.003))
+    program = make_program(optimizer=config.OptimizerSettings(optimizer=name, learning_rate=0.003))
     split = examples(80)
     state = numerics.init_state(program, 0, IMAGE_SHAPE)
     before = float(numerics.evaluate(program, state.params, split).loss)

@@ -15,18 +15,21 @@ from conftest import SMALL, command
 from matplotlib.figure import Figure
 from test_program import IMAGE_SHAPE, examples, make_program
 
-from plateau_train import config, data, evaluation, groups, launching, training
-from plateau_train.config import Given, resolve
+from plateau_train import config, data
+from plateau_train.commands import evaluate
+from plateau_train.config import RawValue, resolve
 from plateau_train.errors import ConfigError, NonFiniteLossError, RunError
-from plateau_train.groups import plan_memory
 from plateau_train.numerics import replicas as numerics
 from plateau_train.numerics.mesh import REPLICA_AXIS, make_mesh
 from plateau_train.numerics.program import Program
 from plateau_train.numerics.replicas import Ensemble, Solo, estimate_memory
-from plateau_train.run import environment, plots
+from plateau_train.plots import panels
+from plateau_train.report.console import Report
+from plateau_train.run import environment
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import EPOCHS, EVENTS, best_of, read_drops, read_records
-from plateau_train.run.report import Report
+from plateau_train.run.records import EPOCHS, EVENTS, best_of, read_drops, read_records
+from plateau_train.training import groups, loop, setup
+from plateau_train.training.groups import plan_memory
 
 # A replica and a single run multiply arrays of other shapes, whose sums are in another order: after
 # some dozen steps a loss differs by a few units in the last places of float32, relatively. It is
@@ -41,23 +44,23 @@ EAGER = {"patience": "1", "rtol": "0.3", "epochs": "3"}
 def small(folder, **values):
     given = dict(flag.removeprefix("--").replace("-", "_").split("=") for flag in SMALL)
     given |= EAGER | {"runs_dir": str(folder)} | values
-    return resolve({key: Given(text, "flag") for key, text in given.items()})
+    return resolve({key: RawValue(text, "flag") for key, text in given.items()})
 
 
 def start(folder, **values):
     """Train in this process; return the folder of the run, and what was printed and told."""
     out, talk = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(talk):
-        path = launching.start(small(folder, **values), Report())
+        path = setup.start(small(folder, **values), Report())
     return RunDirectory(path), out.getvalue(), talk.getvalue()
 
 
 def retrained(report=None, **values):
     """Train without a folder; return all records and all drops."""
-    settings = small("unused", **values).config
+    settings = small("unused", **values).settings
     dataset = data.load(settings.data, say=lambda _: None)
     outcomes = [
-        outcome for (outcome,) in training.train(dataset, [settings], report or Report(quiet=True))
+        outcome for (outcome,) in loop.train(dataset, [settings], report or Report(quiet=True))
     ]
     records = [record for outcome in outcomes for record in outcome.records]
     return records, [drop for outcome in outcomes for drop in outcome.drops]
@@ -97,7 +100,7 @@ def assert_same(ours, theirs):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out the drawing, which takes longer than these runs."""
-    monkeypatch.setattr(plots, "draw", lambda *_: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(panels, "draw", lambda *_: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +148,7 @@ def test_what_can_be_traced_may_differ_and_each_is_as_alone_in_one_compiled_prog
         [(0.01, 1, 0, 0.0), (0.02, 2, 1, 0.3)]
     ):
         program = make_program(
-            hidden_sizes=(), optimizer=config.Optimizer(learning_rate=learning_rate),
+            hidden_sizes=(), optimizer=config.OptimizerSettings(learning_rate=learning_rate),
             accumulation_size=1, rtol=0.3, patience=patience, cooldown=cooldown,
             min_scale=min_scale,
         )  # fmt: skip
@@ -200,7 +203,7 @@ class Parts(Report):
 
 def needed(num_trainings, at_once):
     """Return the free memory in which some trainings of ``small`` fit, so many at once."""
-    program = Program.from_config(small("unused").config, num_classes=10)
+    program = Program.from_config(small("unused").settings, num_classes=10)
     per_device, held = estimate_memory(program, (28, 28, 1))
     return (groups.HOST_COPIES * held * num_trainings + at_once * per_device) / groups.USABLE
 
@@ -246,9 +249,9 @@ def test_the_more_trainings_there_are_the_fewer_of_them_fit_at_once(monkeypatch)
 
 
 def test_the_estimate_is_not_below_what_a_state_really_takes(trio):
-    found = evaluation.find_checkpoint(trio[0], "last", Report())
+    found = evaluate.find_checkpoint(trio[0], "last", Report())
     sizes = {name: array.nbytes / 3 for name, array in found.arrays.items()}
-    program = Program.from_config(small("unused").config, num_classes=10)
+    program = Program.from_config(small("unused").settings, num_classes=10)
     per_device, held = estimate_memory(program, (28, 28, 1))
     assert held >= sum(sizes.values())
     # A step also has the gradients and the updates beside the state, each as large as parameters.
@@ -310,13 +313,13 @@ def test_a_replica_that_diverges_is_told_and_left_out_and_the_others_go_on(
     assert np.isfinite(shown).all(), "the live bar shows those that go on"
     assert shown[-1][0] == 12
 
-    launching.resume(run.path, resolve({"epochs": Given("4", "flag")}), Report(quiet=True))
+    setup.resume(run.path, resolve({"epochs": RawValue("4", "flag")}), Report(quiet=True))
     last = [record.replica for record in history(run)[0] if record.epoch == 4]
     assert last == [0, 2]
     assert sum(event.event == "diverged" for event in read_records(run.events, EVENTS)) == 1
-    found = evaluation.find_checkpoint(run, "last", Report())
+    found = evaluate.find_checkpoint(run, "last", Report())
     with pytest.raises(RunError, match=r"replica 1 \(seed 1\) had diverged by epoch 4"):
-        evaluation.take_replica(found, 1)
+        evaluate.take_replica(found, 1)
 
 
 def test_when_all_replicas_diverge_the_run_ends_with_exit_code_6(tmp_path):
@@ -405,30 +408,28 @@ def test_replicas_that_were_stopped_go_on_as_if_they_had_not_been(processes, pai
 
 def test_a_replicas_scores_are_those_that_were_recorded_for_it(trio, capsys):
     run, *_ = trio
-    found = evaluation.find_checkpoint(run, "last", Report())
-    settings = small("unused").config
+    found = evaluate.find_checkpoint(run, "last", Report())
+    settings = small("unused").settings
     dataset = data.load(settings.data, say=lambda _: None)
     final = [record for record in history(run)[0] if record.epoch == 3]
     for replica in range(3):
-        taken, which = evaluation.take_replica(found, replica)
+        taken, which = evaluate.take_replica(found, replica)
         assert which == f"replica {replica}, seed {replica}: "
-        scores, _ = evaluation.score(taken, dataset)
+        scores, _ = evaluate.score(taken, dataset)
         assert scores["test"].loss == pytest.approx(final[replica].test_loss, rel=1e-6)
         assert scores["test"].accuracy == pytest.approx(final[replica].test_accuracy)
     assert len({record.test_loss for record in final}) == 3
     best = best_of(final).replica
     said = "alone it is summed in another order than among the replicas, or the machine"
-    evaluation._compare(
-        taken, {"test": scores["test"]._replace(loss=0.0)}, Report(), is_replica=True
-    )
+    evaluate._compare(taken, {"test": scores["test"]._replace(loss=0.0)}, Report(), is_replica=True)
     assert said in capsys.readouterr().err
-    _, which = evaluation.take_replica(found, None)
+    _, which = evaluate.take_replica(found, None)
     assert which == f"replica {best}, seed {best}, the best of 3: "
 
 
 def test_evaluate_takes_the_best_replica_and_says_which(trio, tmp_path, capsys):
     run, *_ = trio
-    evaluation.evaluate_run(run.path, "last", tmp_path / "c.png", resolve({}), Report())
+    evaluate.evaluate_run(run.path, "last", tmp_path / "c.png", resolve({}), Report())
     shown = capsys.readouterr()
     best = best_of([record for record in history(run)[0] if record.epoch == 3])
     assert f"replica {best.replica}, seed {best.replica}, the best of 3: last" in shown.out
@@ -437,34 +438,33 @@ def test_evaluate_takes_the_best_replica_and_says_which(trio, tmp_path, capsys):
 
 
 def test_a_replica_that_is_not_there_is_refused(trio):
-    found = evaluation.find_checkpoint(trio[0], "last", Report())
+    found = evaluate.find_checkpoint(trio[0], "last", Report())
     with pytest.raises(ConfigError, match="--replica 3, and the run has 3, counted from 0"):
-        evaluation.take_replica(found, 3)
-    single, _ = evaluation.take_replica(found, 2)  # as a run of one training has it
+        evaluate.take_replica(found, 3)
+    single, _ = evaluate.take_replica(found, 2)  # as a run of one training has it
     with pytest.raises(ConfigError, match="--replica 1, and the run has 1"):
-        evaluation.take_replica(single, 1)
-    assert evaluation.take_replica(single, 0) == evaluation.take_replica(single, None)
+        evaluate.take_replica(single, 1)
+    assert evaluate.take_replica(single, 0) == evaluate.take_replica(single, None)
 
 
 @pytest.mark.parametrize("text", ["0-", "7-0", "1,1", "0-3,2", "a", "0-99999", "", "4294967296"])
 def test_seeds_that_are_no_list_of_different_seeds_are_refused(text):
     with pytest.raises(ConfigError, match="--seeds must be up to 10,000 different seeds like 0-7"):
-        resolve({"seeds": Given(text, "flag")})
+        resolve({"seeds": RawValue(text, "flag")})
 
 
 def test_seeds_are_single_ones_and_ranges_and_outrank_no_seed():
-    run = resolve({"seeds": Given("0-3, 8,6 - 7", "flag")}).config.run
+    run = resolve({"seeds": RawValue("0-3, 8,6 - 7", "flag")}).settings.run
     assert run.replica_seeds == (0, 1, 2, 3, 8, 6, 7)
     with pytest.raises(ConfigError, match="--seed and --seeds are both given"):
-        resolve({"seed": Given("1", "flag"), "seeds": Given("0-3", "flag")})
+        resolve({"seed": RawValue("1", "flag"), "seeds": RawValue("0-3", "flag")})
 
 
 def test_several_processes_are_refused_before_a_folder_is_made(tmp_path, monkeypatch):
     several = SimpleNamespace(
-        **vars(training.cluster)
-        | {"is_several": lambda: True, "describe": lambda: "process 0 of 2"}
+        **vars(loop.cluster) | {"is_several": lambda: True, "describe": lambda: "process 0 of 2"}
     )
-    monkeypatch.setattr(training, "cluster", several)
+    monkeypatch.setattr(loop, "cluster", several)
     with pytest.raises(ConfigError, match="--seeds trains in one process, and this is process 0"):
         start(tmp_path, seeds="0-1")
     assert list(tmp_path.iterdir()) == []

@@ -6,8 +6,8 @@ from rich.text import Text
 from test_run import DROP, RECORD
 
 from plateau_train.errors import ConfigError
-from plateau_train.run import report as module
-from plateau_train.run.report import Report, printable, show_error
+from plateau_train.report import console as module
+from plateau_train.report.console import Report, printable, show_error
 
 
 @pytest.fixture

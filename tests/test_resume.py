@@ -13,7 +13,7 @@ from plateau_train import config
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import EPOCHS, EVENTS, Notice, read_records
+from plateau_train.run.records import EPOCHS, EVENTS, Notice, read_records
 
 # So long that there are epochs before the end, a wait, and a window half full.
 SETTINGS = (*faults.TINY, "--patience=3", "--cooldown=2", "--rtol=0.05", "--epochs=7")
@@ -416,6 +416,6 @@ def test_an_old_state_is_refused_by_the_name_of_what_it_lacks(processes, run):
 
 def test_every_setting_is_either_free_or_compared():
     """A knob that is new must be thought about: may a run go on with another value of it?"""
-    from plateau_train.launching import FREE
+    from plateau_train.training.setup import FREE
 
-    assert {knob.key for knob in config.KNOBS} >= FREE
+    assert {knob.key for knob in config.SETTINGS} >= FREE

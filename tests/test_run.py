@@ -7,7 +7,7 @@ import pytest
 from plateau_train.errors import RunError, StorageError
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import (
+from plateau_train.run.records import (
     EPOCHS,
     EVENTS,
     Drop,

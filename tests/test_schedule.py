@@ -12,23 +12,23 @@ from conftest import command
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from plateau_train import config
-from plateau_train.config import Given
+from plateau_train.commands.schedule import Asked, answer, step
+from plateau_train.config import RawValue
+from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
-from plateau_train.run import columns
+from plateau_train.plots.replay import draw_replay
+from plateau_train.report.console import Report
+from plateau_train.report.replays import Place, Series
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import read_drops
-from plateau_train.run.replay_plot import draw_replay
-from plateau_train.run.replays import Place, Series
-from plateau_train.run.report import Report
-from plateau_train.schedule import Asked, answer, step
+from plateau_train.run.records import read_drops
 
 SEQUENCES = json.loads((Path(__file__).parent / "plateau_sequences.json").read_text())["rows"]
 
 
 def ask(capsys, settings=None, *, file=None, wants_json=False, **asked):
     """Call what the command calls; return the lines of standard output, and what was told."""
-    given = {key: Given(str(value), "flag") for key, value in (settings or {}).items()}
+    given = {key: RawValue(str(value), "flag") for key, value in (settings or {}).items()}
     resolved = config.resolve(given, file=file)
     lines = list(answer(resolved, Asked(**asked), Report(), wants_json=wants_json))
     printed = capsys.readouterr()
@@ -83,7 +83,7 @@ def test_the_command_reads_standard_input_and_prints_a_table_with_reasons(tmp_pa
         descriptor = os.dup(0)
         os.dup2(losses.fileno(), 0)
         try:
-            read = columns.read_column("-", None)
+            read = csv_files.read_column("-", None)
         finally:
             os.dup2(descriptor, 0)
             os.close(descriptor)
@@ -149,7 +149,7 @@ def test_settings_come_from_a_file_too_and_flags_outrank_it(tmp_path, capsys):
 def test_a_column_is_found_in_the_files_that_programs_write(tmp_path, content, column, values):
     path = tmp_path / "log.csv"
     path.write_bytes(content)
-    read = columns.read_column(str(path), column)
+    read = csv_files.read_column(str(path), column)
     assert read.values == values
     assert read.num_empty == (2 if b",\n" in content else 0)
 
@@ -178,11 +178,11 @@ def test_a_column_is_found_in_the_files_that_programs_write(tmp_path, content, c
 def test_a_file_that_cannot_be_used_is_refused_with_its_line_and_a_way_out(
     tmp_path, monkeypatch, content, column, problem, hint
 ):
-    monkeypatch.setattr(columns, "MOST_VALUES", 1000)
+    monkeypatch.setattr(csv_files, "MOST_VALUES", 1000)
     path = tmp_path / "log.csv"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as refused:
-        columns.read_column(str(path), column)
+        csv_files.read_column(str(path), column)
     (said,) = refused.value.problems
     assert said.startswith(str(path))
     assert problem in said
@@ -196,7 +196,7 @@ def test_what_is_no_file_or_without_end_is_refused_before_memory_is_full(tmp_pat
         (str(tmp_path / ("x" * 300)), "cannot be read: File name too long"),
     ):
         with pytest.raises(ConfigError, match=problem):
-            columns.read_column(source, None)
+            csv_files.read_column(source, None)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def translated(library, parameters):
     """Return our rule for what a library's is called with, at a learning rate of 1."""
     text = ",".join(f"{name}={value}" for name, value in parameters.items())
     whole = translation.read_parameters(library, text)
-    return config.Plateau(
+    return config.PlateauSettings(
         mode="test-loss", **translation.translate(library, whole, learning_rate=1.0)
     )
 
@@ -433,10 +433,10 @@ def test_a_translation_is_a_line_of_flags_that_are_read_back(asked, settings, fl
         assert note in told
     words = line.split()
     given = {
-        flag[2:].replace("-", "_"): Given(value, "flag")
+        flag[2:].replace("-", "_"): RawValue(value, "flag")
         for flag, value in zip(words[::2], words[1::2], strict=True)
     }
-    assert config.resolve(given).config.plateau.patience >= 1
+    assert config.resolve(given).settings.plateau.patience >= 1
 
 
 def test_a_translation_is_stepped_over_values_where_there_are_some(capsys):
@@ -568,7 +568,7 @@ def test_of_several_replicas_one_is_replayed_at_a_time(small_run, tmp_path, caps
 
 @pytest.mark.parametrize("num_values", [1, 6, 400])
 def test_the_picture_marks_each_drop_on_the_curve_and_fits(num_values):
-    rule = config.Plateau(mode="test-loss", patience=2, min_scale=2**-20)
+    rule = config.PlateauSettings(mode="test-loss", patience=2, min_scale=2**-20)
     values = [0.5 + 3 / number + number % 3 / 50 for number in range(1, num_values + 1)]
     rows = step(rule, values, "val_loss")
     places = [Place(number, number * 10, number) for number in range(1, num_values + 1)]

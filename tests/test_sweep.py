@@ -9,10 +9,10 @@ import faults
 import pytest
 
 from plateau_train import config
-from plateau_train.config import Given
+from plateau_train.config import RawValue
 from plateau_train.errors import ConfigError
 from plateau_train.run import checkpoint
-from plateau_train.run.metrics import EPOCHS, read_drops, read_records
+from plateau_train.run.records import EPOCHS, read_drops, read_records
 
 # Two programs, for the factor cannot be traced, of two runs with two seeds each.
 GRID = (
@@ -26,7 +26,7 @@ CELLS = [
 
 
 def resolve(**values):
-    return config.resolve_sweep({key: Given(text, "flag") for key, text in values.items()})
+    return config.resolve_sweep({key: RawValue(text, "flag") for key, text in values.items()})
 
 
 def sweep_in(folder):
@@ -50,7 +50,7 @@ def unbroken(processes, tmp_path_factory):
 def test_a_grid_has_every_combination_of_the_values_that_commas_separate():
     plan = resolve(patience="2,5,10", factor="0.1, 0.5", seeds="0-3", hidden_sizes="8,4;16")
     assert [knob.key for knob in plan.varied] == ["hidden_sizes", "patience", "factor"]
-    cells = [cell.config for cell in plan.cells]
+    cells = [cell.settings for cell in plan.cells]
     assert len({(c.model.hidden_sizes, c.plateau.patience, c.plateau.factor) for c in cells}) == 12
     assert {cell.run.seeds for cell in cells} == {(0, 1, 2, 3)}
     assert {cell.model.hidden_sizes for cell in cells} == {(8, 4), (16,)}
@@ -58,9 +58,11 @@ def test_a_grid_has_every_combination_of_the_values_that_commas_separate():
 
 def test_a_default_that_follows_from_another_knob_follows_it_in_each_cell():
     cells = resolve(mode="train-loss,test-loss", optimizer="adam,adamw").cells
-    sizes = {cell.config.plateau.mode: cell.config.plateau.accumulation_size for cell in cells}
+    sizes = {cell.settings.plateau.mode: cell.settings.plateau.accumulation_size for cell in cells}
     assert sizes == {"train-loss": 200, "test-loss": 1}
-    decays = {cell.config.optimizer.optimizer: cell.config.optimizer.weight_decay for cell in cells}
+    decays = {
+        cell.settings.optimizer.optimizer: cell.settings.optimizer.weight_decay for cell in cells
+    }
     assert decays == {"adam": 0.0, "adamw": 1e-4}
 
 
@@ -79,15 +81,19 @@ def test_a_value_that_is_written_in_two_ways_is_one_value():
 def test_a_seed_on_the_command_line_outranks_the_seeds_of_a_file(tmp_path):
     file = tmp_path / "my.toml"
     file.write_text("[run]\nseeds = [1, 2]\n")
-    alone = config.resolve({"seed": Given("0", "flag")}, file=file).config.run
+    alone = config.resolve({"seed": RawValue("0", "flag")}, file=file).settings.run
     assert (alone.seed, alone.seeds) == (0, None)
     with pytest.raises(ConfigError, match="both given"):
-        config.resolve({"seed": Given("0", "flag"), "seeds": Given("1,2", "flag")})
+        config.resolve({"seed": RawValue("0", "flag"), "seeds": RawValue("1,2", "flag")})
 
 
 def test_one_seed_is_a_replica_too_and_names_are_not_taken_apart():
     (cell,) = resolve(seed="7", name="a,b").cells
-    assert (cell.config.run.seeds, cell.config.run.seed, cell.config.run.name) == ((7,), 0, "a,b")
+    assert (cell.settings.run.seeds, cell.settings.run.seed, cell.settings.run.name) == (
+        (7,),
+        0,
+        "a,b",
+    )
 
 
 def test_a_sweep_leaves_a_run_for_each_cell_and_a_table_with_the_best_first(unbroken):

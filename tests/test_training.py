@@ -11,31 +11,32 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from plateau_train import config, data, groups, launching, training
-from plateau_train.config import Given, resolve
+from plateau_train import config, data
+from plateau_train.config import RawValue, resolve
 from plateau_train.errors import ConfigError, NonFiniteLossError
 from plateau_train.numerics import program as numerics
 from plateau_train.numerics.replicas import Solo
+from plateau_train.report.console import Report
 from plateau_train.run.checkpoint import read_checkpoint
-from plateau_train.run.metrics import EPOCHS, EVENTS, Notice, read_drops, read_records
-from plateau_train.run.report import Report
+from plateau_train.run.records import EPOCHS, EVENTS, Notice, read_drops, read_records
+from plateau_train.training import groups, loop, setup
 
 
 def small(tmp_path, **values):
     given = dict(flag.removeprefix("--").replace("-", "_").split("=") for flag in SMALL)
     given |= {"epochs": "4", "runs_dir": str(tmp_path), "quiet": "true"} | values
-    return resolve({key: Given(text, "flag") for key, text in given.items()})
+    return resolve({key: RawValue(text, "flag") for key, text in given.items()})
 
 
 def fit(tmp_path, **values):
-    path = launching.start(small(tmp_path, **values), Report(quiet=True))
+    path = setup.start(small(tmp_path, **values), Report(quiet=True))
     return path, read_records(path / "metrics.jsonl", EPOCHS), read_drops(path / "events.jsonl")
 
 
 def retrained(resolved):
     """Return the data, and the record and the state of each epoch."""
-    dataset = data.load(resolved.config.data, say=lambda _: None)
-    epochs = training.train(dataset, [resolved.config], Report(quiet=True))
+    dataset = data.load(resolved.settings.data, say=lambda _: None)
+    epochs = loop.train(dataset, [resolved.settings], Report(quiet=True))
     return dataset, [
         SimpleNamespace(
             record=outcome.records[0],
@@ -48,7 +49,7 @@ def retrained(resolved):
 
 def exact_scores(resolved, params, split):
     """Score every image of a split in one batch, in NumPy."""
-    program = numerics.Program.from_config(resolved.config, num_classes=10)
+    program = numerics.Program.from_config(resolved.settings, num_classes=10)
     images = jnp.asarray(split.images)
     logits = np.asarray(program.model.apply({"params": params}, images), np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -144,7 +145,7 @@ def test_the_order_of_the_images_follows_the_seed_and_the_epoch(tmp_path, monkey
 def test_what_is_recorded_follows_from_the_observations_alone(tmp_path, settings):
     """Replay the rule in plain Python over the recorded observations."""
     path, records, drops = fit(tmp_path, epochs="9", **settings)
-    rule = resolve({}, file=path / "config.toml").config.plateau
+    rule = resolve({}, file=path / "config.toml").settings.plateau
     scale, best, wait, cooldown, expected = 1.0, math.inf, 0, 0, []
     for record in records:
         for value in record.observations:
@@ -301,7 +302,7 @@ def test_a_finished_run_holds_all_its_files_and_says_in_words_what_it_was(tmp_pa
         "config.toml", "environment.json", "metrics.jsonl", "timings.jsonl", "checkpoints",
         "plot.png", "summary.json",
     }  # fmt: skip
-    assert resolve({}, file=path / "config.toml").config.plateau.mode == "val-accuracy"
+    assert resolve({}, file=path / "config.toml").settings.plateau.mode == "val-accuracy"
     summary = json.loads((path / "summary.json").read_text())
     best = max(records, key=lambda record: record.val_accuracy)
     assert (summary["best"]["epoch"], summary["best_by"]) == (best.epoch, "val accuracy")
@@ -315,14 +316,14 @@ def test_the_last_checkpoint_holds_the_whole_state_of_the_last_epoch(tmp_path):
     path, records, _ = fit(tmp_path)
     _, epochs = retrained(small(tmp_path))
     manifest, arrays = read_checkpoint(path / "checkpoints" / "epoch-000004.npz")
-    expected = training._named(epochs[-1].state)
+    expected = loop._named(epochs[-1].state)
     assert (manifest.epoch, list(manifest.records)) == (4, records)
     assert arrays.keys() == expected.keys()
     assert {"plateau/plateau_count", "plateau/count", "plateau/avg_value"} <= arrays.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array)
     best = max(records, key=lambda record: record.test_accuracy).epoch
-    expected = training._named(epochs[best].state)
+    expected = loop._named(epochs[best].state)
     _, arrays = read_checkpoint(path / "checkpoints" / "best.npz")
     np.testing.assert_array_equal(arrays["params/Dense_1/bias"], expected["params/Dense_1/bias"])
 
@@ -330,7 +331,7 @@ def test_the_last_checkpoint_holds_the_whole_state_of_the_last_epoch(tmp_path):
 def test_a_fallback_is_written_in_the_name_the_config_the_events_and_the_summary(
     tmp_path, monkeypatch, capsys
 ):
-    dataset = data.load(small(tmp_path).config.data, say=lambda _: None)
+    dataset = data.load(small(tmp_path).settings.data, say=lambda _: None)
     fallen = dataclasses.replace(dataset, fallback="fashion_mnist is not here")
     monkeypatch.setattr(data, "load", lambda *_, **__: fallen)
     path, _, _ = fit(tmp_path, dataset="auto")
@@ -344,4 +345,4 @@ def test_a_fallback_is_written_in_the_name_the_config_the_events_and_the_summary
     summary = json.loads((path / "summary.json").read_text())
     assert summary["fallback"] == "fashion_mnist is not here"
     assert "NOT on Fashion-MNIST" in capsys.readouterr().err
-    assert config.Config().data.dataset == "auto"
+    assert config.Settings().data.dataset == "auto"

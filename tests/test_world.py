@@ -154,10 +154,10 @@ def test_a_second_signal_does_not_wait(tmp_path):
 # Its grace is a minute, and its main thread never looks.
 STUBBORN = """
 import time
-from plateau_train.run import interruption
+from plateau_train.process import signals
 
-interruption.watch()
-with interruption.asked_first(60):
+signals.watch()
+with signals.asked_first(60):
     print("ready", flush=True)
     time.sleep(100)
 """

@@ -22,7 +22,7 @@ from plateau_train.errors import DataUnavailableError
 AUTO, PREFERRED, BUILT_IN = "auto", "fashion_mnist", "garments"
 
 
-def load(settings: config.Data, *, say: Callable[[str], None]) -> Dataset:
+def load(settings: config.DataSettings, *, say: Callable[[str], None]) -> Dataset:
     """Load the data set that the settings name, shared out as they say.
 
     ``say`` is told in a sentence what takes long. Raises ``DataError``; only ``auto`` falls back
@@ -37,7 +37,9 @@ def load(settings: config.Data, *, say: Callable[[str], None]) -> Dataset:
     return share_out(dataset, settings)
 
 
-def prepare(settings: config.Data, manual_dir: Path | None, *, say: Callable[[str], None]) -> str:
+def prepare(
+    settings: config.DataSettings, manual_dir: Path | None, *, say: Callable[[str], None]
+) -> str:
     """Prepare the data set that the settings name; return a sentence about what was done."""
     if settings.dataset == BUILT_IN:
         return f"{BUILT_IN} is built in and needs no preparation"
@@ -46,7 +48,7 @@ def prepare(settings: config.Data, manual_dir: Path | None, *, say: Callable[[st
     return tfds.prepare(_named(settings), settings.data_dir, say=say, manual_dir=manual_dir)
 
 
-def describe(settings: config.Data, *, say: Callable[[str], None]) -> dict[str, str]:
+def describe(settings: config.DataSettings, *, say: Callable[[str], None]) -> dict[str, str]:
     """Describe the data set that the settings name, which must be prepared."""
     dataset = _whole(settings, say, download=False)
     # From the counts of the 256 values, in parts: to count in one go would take eight copies.
@@ -74,11 +76,13 @@ def _range(split: Split) -> str:
     return f"{low:,} images" if low == high else f"{low:,} to {high:,} images"
 
 
-def _named(settings: config.Data) -> str:
+def _named(settings: config.DataSettings) -> str:
     return PREFERRED if settings.dataset == AUTO else settings.dataset
 
 
-def _whole(settings: config.Data, say: Callable[[str], None], *, download: bool = True) -> Dataset:
+def _whole(
+    settings: config.DataSettings, say: Callable[[str], None], *, download: bool = True
+) -> Dataset:
     """Load the set that is named, from the cache where no file of it has changed since."""
     if settings.dataset == BUILT_IN:
         return _built_in(settings, say)
@@ -95,7 +99,7 @@ def _whole(settings: config.Data, say: Callable[[str], None], *, download: bool 
     return replace(dataset, source=f"{dataset.source} in {settings.data_dir}")
 
 
-def _place(settings: config.Data) -> tuple[Path, Path]:
+def _place(settings: config.DataSettings) -> tuple[Path, Path]:
     """Return the file of the cache for the set that is named, and the folder that it is of."""
     name = _named(settings)
     # With all versions and configurations: when one is added, the name may mean that one.
@@ -103,12 +107,12 @@ def _place(settings: config.Data) -> tuple[Path, Path]:
     return cache.place(settings.cache_dir.expanduser(), name, folder), folder
 
 
-def _kept(settings: config.Data) -> Dataset | None:
+def _kept(settings: config.DataSettings) -> Dataset | None:
     path, folder = _place(settings)
     return cache.read(path, partial(cache.fingerprint_of_files, folder))
 
 
-def decode(settings: config.Data) -> Dataset:
+def decode(settings: config.DataSettings) -> Dataset:
     """Decode the set that is named, which must be prepared, and keep it; raises ``DataError``."""
     from plateau_train.data import tfds
 
@@ -119,7 +123,7 @@ def decode(settings: config.Data) -> Dataset:
     return dataset
 
 
-def _decode_apart(settings: config.Data) -> None:
+def _decode_apart(settings: config.DataSettings) -> None:
     """Decode in a process whose end frees the memory that tensorflow never gives back.
 
     What it cannot do it leaves: this process tries again, and tells what is wrong.
@@ -136,7 +140,7 @@ def _decode_apart(settings: config.Data) -> None:
         apart.wait()
 
 
-def _built_in(settings: config.Data, say: Callable[[str], None]) -> Dataset:
+def _built_in(settings: config.DataSettings, say: Callable[[str], None]) -> Dataset:
     """Draw the built-in set, no more of it than is asked for: its beginning stays the same.
 
     All of it takes seconds, and is kept in the cache until the code that draws it changes.

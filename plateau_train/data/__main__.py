@@ -14,7 +14,7 @@ from plateau_train import config, data
 def main() -> None:
     """Decode the set; what fails here fails again in the process that waits, which tells it."""
     threading.Thread(target=_end_with_the_other, daemon=True).start()
-    data.decode(config.Data.model_validate_json(sys.argv[1]))
+    data.decode(config.DataSettings.model_validate_json(sys.argv[1]))
     os._exit(0)  # without the time that tensorflow takes to shut down
 
 

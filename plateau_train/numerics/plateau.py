@@ -30,7 +30,7 @@ class Observation(NamedTuple):
 
 
 class PlateauRule(NamedTuple):
-    """The settings of the rule, as ``config.Plateau`` holds them: plain numbers, hashable.
+    """The settings of the rule, as ``config.PlateauSettings`` holds them: plain numbers, hashable.
 
     Those of several trainings in one program are traced; optax takes no others so.
     """
@@ -44,7 +44,7 @@ class PlateauRule(NamedTuple):
     min_scale: Float32[Array, ""] | float
 
     @classmethod
-    def from_settings(cls, settings: config.Plateau) -> "PlateauRule":
+    def from_settings(cls, settings: config.PlateauSettings) -> "PlateauRule":
         return cls(**{name: getattr(settings, name) for name in cls._fields})
 
     def init(self) -> ReduceLROnPlateauState:

@@ -74,7 +74,7 @@ class Optimizer(NamedTuple):
     options: tuple[tuple[str, float], ...]
 
     @classmethod
-    def from_settings(cls, settings: config.Optimizer) -> "Optimizer":
+    def from_settings(cls, settings: config.OptimizerSettings) -> "Optimizer":
         options = {}
         if settings.optimizer in config.DEFAULT_WEIGHT_DECAY:
             options["weight_decay"] = settings.weight_decay
@@ -105,7 +105,7 @@ class Baseline(NamedTuple):
     min_scale: Float32[Array, ""] | float
 
     @classmethod
-    def from_config(cls, settings: config.Config) -> "Baseline | None":
+    def from_config(cls, settings: config.Settings) -> "Baseline | None":
         """Return None where the plateau rule moves the scale."""
         if settings.optimizer.schedule == "plateau":
             return None
@@ -154,7 +154,7 @@ class Program(NamedTuple):
 
     @classmethod
     def from_config(
-        cls, settings: config.Config, *, num_classes: int, mesh: Mesh | None = None
+        cls, settings: config.Settings, *, num_classes: int, mesh: Mesh | None = None
     ) -> "Program":
         rule, baseline = PlateauRule.from_settings(settings.plateau), Baseline.from_config(settings)
         return cls(

@@ -89,7 +89,7 @@ def translate(
     }
 
 
-def same_numbers(library: str, rule: config.Plateau) -> tuple[dict[str, Any], str]:
+def same_numbers(library: str, rule: config.PlateauSettings) -> tuple[dict[str, Any], str]:
     """Return a library's parameters with the numbers of a rule, and what of it they cannot say.
 
     The learning rate is 1, so that ``min_lr`` is the floor of the scale.

@@ -24,11 +24,11 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from plateau_train.config import Config
+from plateau_train.config import Settings
 from plateau_train.errors import ForeignCheckpointError, RunError
 from plateau_train.run import storage
 from plateau_train.run.environment import Environment
-from plateau_train.run.metrics import (
+from plateau_train.run.records import (
     Drop,
     EpochRecord,
     Event,
@@ -57,7 +57,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    settings: Config
+    settings: Settings
     origins: dict[str, str]
     environment: Environment
     records: tuple[EpochRecord, ...] = ()

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from plateau_train.config import KNOBS
+from plateau_train.config import SETTINGS
 from plateau_train.errors import RunError
 
 PACKAGES = ("plateau-train", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 # What XLA reads, when its devices start, as the number of its threads; the last bits depend on it.
-THREADS_VARIABLE = next(knob.variable for knob in KNOBS if knob.key == "threads") or ""
+THREADS_VARIABLE = next(knob.variable for knob in SETTINGS if knob.key == "threads") or ""
 
 
 CGROUP = Path("/sys/fs/cgroup")

@@ -14,7 +14,7 @@ from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint, Manifest
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import read_environment
-from plateau_train.run.metrics import Drop, EpochRecord, Notice, Timing, read_notices
+from plateau_train.run.records import Drop, EpochRecord, Notice, Timing, read_notices
 
 
 class Journal:

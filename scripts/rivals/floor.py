@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plateau_train import config, training
+from plateau_train import config
 from plateau_train.data.splits import Split
 from plateau_train.numerics.mesh import put_everywhere
 from plateau_train.numerics.program import (
@@ -32,6 +32,7 @@ from plateau_train.numerics.program import (
     train_steps,
 )
 from plateau_train.run.environment import available_cores
+from plateau_train.training import loop
 
 # The threads of a library wait for more work, busily at first, after what they were given.
 SETTLE_SECONDS = 0.5
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help=".npz with the decoded arrays")
     parser.add_argument("--rounds", type=int, required=True)
     arguments = parser.parse_args()
-    settings = config.resolve({}).config
+    settings = config.resolve({}).settings
     with np.load(arguments.data) as arrays:
         train = Split(arrays["train_images"], arrays["train_labels"])
     num_steps = len(train.labels) // settings.data.batch_size
@@ -78,13 +79,13 @@ def repeat(step: Work, times: int) -> None:
     jax.block_until_ready(result)
 
 
-def our_epoch(settings: config.Config, train: Split) -> Work:
+def our_epoch(settings: config.Settings, train: Split) -> Work:
     """Train one epoch after the other as a run does, but all steps of it in one call."""
-    mesh = training.find_mesh(settings)
+    mesh = loop.find_mesh(settings)
     program = Program.from_config(settings, num_classes=10, mesh=mesh)
     seed, batch_size = np.uint32(settings.run.seed), settings.data.batch_size
     order = epoch_order(seed, 1, num_examples=len(train.labels), batch_size=batch_size, mesh=mesh)
-    split = training.on_device(train, mesh)
+    split = loop.on_device(train, mesh)
     state = put_everywhere(mesh, init_state(program, seed, (28, 28, 1)))
     records = empty_records(program, state, split, len(order))
 
@@ -96,7 +97,7 @@ def our_epoch(settings: config.Config, train: Split) -> Work:
     return run
 
 
-def draw_operands(settings: config.Config) -> tuple[Products, Moments]:
+def draw_operands(settings: config.Settings) -> tuple[Products, Moments]:
     """Draw arrays of the shapes that the default model has."""
     draw = partial(np.random.default_rng(0).standard_normal, dtype=np.float32)
     batch_size, sizes = settings.data.batch_size, (28 * 28, *settings.model.hidden_sizes, 10)

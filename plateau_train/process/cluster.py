@@ -16,8 +16,8 @@ import numpy as np
 
 from plateau_train import config
 from plateau_train.errors import ClusterError, PlateauTrainError
-from plateau_train.run import interruption
-from plateau_train.run.report import show_error
+from plateau_train.process import signals
+from plateau_train.report.console import show_error
 
 # How long a process may be silent before the others end.
 HEARTBEAT_SECONDS = 15
@@ -43,7 +43,7 @@ Tree = TypeVar("Tree")
 
 
 @contextlib.contextmanager
-def joined(settings: config.Cluster, say: Callable[[str], None]) -> Iterator[None]:
+def joined(settings: config.ClusterSettings, say: Callable[[str], None]) -> Iterator[None]:
     """Be one of the processes of a cluster in the block, if there is one.
 
     Raises ``ClusterError`` where the others cannot be reached, or are lost on the way. Must come
@@ -90,7 +90,7 @@ def describe() -> str:
 
 def grace_seconds() -> float:
     """Return how long a process may take to end in its own way after a signal."""
-    return GRACE_SECONDS if is_several() else interruption.GRACE_SECONDS
+    return GRACE_SECONDS if is_several() else signals.GRACE_SECONDS
 
 
 def from_leader(tree: Tree) -> Tree:
@@ -152,7 +152,7 @@ def _leave() -> None:
         jax.distributed.shutdown()
 
 
-def _join(settings: config.Cluster, say: Callable[[str], None]) -> bool:
+def _join(settings: config.ClusterSettings, say: Callable[[str], None]) -> bool:
     """Join the cluster that was asked for or that JAX finds; return False if there is none."""
     import jax
 
@@ -198,7 +198,7 @@ def _ends_within(seconds: float, error: PlateauTrainError) -> Iterator[None]:
 
     def give_up() -> None:
         show_error(error)
-        interruption.leave(error.exit_code)
+        signals.leave(error.exit_code)
 
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plateau_train.errors import ChangedSettingsError, PlateauTrainError
-from plateau_train.run.metrics import Drop, EpochRecord, spread_scores
+from plateau_train.run.records import Drop, EpochRecord, spread_scores
 
 
 def printable(text: object) -> str:

@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plateau_train import config
-from plateau_train.config import KNOBS, Given, Resolved, nearest
+from plateau_train.config import SETTINGS, RawValue, Resolved, nearest
+from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
-from plateau_train.run import columns, environment
-from plateau_train.run.directory import RunDirectory
-from plateau_train.run.histories import read_histories
-from plateau_train.run.metrics import tell_reason
-from plateau_train.run.replays import (
+from plateau_train.report.console import Report
+from plateau_train.report.replays import (
     OTHER_MODES,
     Row,
     Series,
@@ -33,10 +31,13 @@ from plateau_train.run.replays import (
     show,
     tell_change,
 )
-from plateau_train.run.report import Report
+from plateau_train.run import environment
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.history import read_histories
+from plateau_train.run.records import tell_reason
 
 # The settings of the rule itself; the mode says what it is fed.
-RULE = tuple(knob for knob in KNOBS if knob.table == "plateau" and knob.key != "mode")
+RULE = tuple(knob for knob in SETTINGS if knob.table == "plateau" and knob.key != "mode")
 
 NAMES = {"optax": "optax", "torch": "PyTorch", "keras": "Keras"}
 
@@ -80,14 +81,14 @@ def answer(resolved: Resolved, asked: Asked, report: Report, *, wants_json: bool
     libraries = _read_libraries(asked.compare)
     run = RunDirectory.open(Path(asked.source or "")) if asked.is_run else None
     given = {
-        knob.key: Given(config.as_text(resolved.value(knob)), resolved.origins[knob.key])
+        knob.key: RawValue(config.as_text(resolved.value(knob)), resolved.origins[knob.key])
         for knob in RULE
-        if resolved.is_asked(knob.key)
+        if resolved.is_explicit(knob.key)
     }
     for library, text in asked.translations.items():
-        if run is not None and not resolved.is_asked("learning_rate"):
-            resolved = resolved.settle(
-                "learning_rate", run.settings().config.optimizer.learning_rate, str(run.config)
+        if run is not None and not resolved.is_explicit("learning_rate"):
+            resolved = resolved.replace(
+                "learning_rate", run.settings().settings.optimizer.learning_rate, str(run.config)
             )
         settings = translate_flags(library, text, resolved, report)
         flags = _write_flags(settings)
@@ -95,7 +96,7 @@ def answer(resolved: Resolved, asked: Asked, report: Report, *, wants_json: bool
             yield flags
             return
         report.say(f"in flags: {flags}")
-        given |= {key: Given(_exact(value), "flag") for key, value in settings.items()}
+        given |= {key: RawValue(_exact(value), "flag") for key, value in settings.items()}
     if run is not None:
         series = _read_run(run, given, resolved, asked)
     else:
@@ -149,7 +150,7 @@ def _check(asked: Asked) -> None:
         if is_given is not None and not has_meaning:
             raise ConfigError(f"{flag} is for {what}", hint=f"leave out {flag}")
     if asked.plot is not None:
-        from plateau_train.run.plots import picture_format
+        from plateau_train.plots.panels import picture_format
 
         picture_format(asked.plot)
 
@@ -185,12 +186,12 @@ def translate_flags(
             f"{flag} mode=max has no counterpart: the rule waits for lower values",
             hint="leave it out, and feed 1 - accuracy, as --mode test-accuracy and its like do",
         )
-    learning_rate = resolved.config.optimizer.learning_rate
+    learning_rate = resolved.settings.optimizer.learning_rate
     settings = translation.translate(library, parameters, learning_rate=learning_rate)
     if both := next((key for key in settings if resolved.origins[key] == "flag"), None):
         raise ConfigError(f"{flag} and {_flag(both)} both set the rule", hint="leave out one")
     try:
-        config.resolve({key: Given(_exact(value), "flag") for key, value in settings.items()})
+        config.resolve({key: RawValue(_exact(value), "flag") for key, value in settings.items()})
     except ConfigError as error:
         raise ConfigError(
             *(f"{flag} {text}: {problem}" for problem in error.problems),
@@ -215,18 +216,18 @@ def translate_flags(
     return settings
 
 
-def _read_list(given: Mapping[str, Given], asked: Asked, report: Report) -> Series:
+def _read_list(given: Mapping[str, RawValue], asked: Asked, report: Report) -> Series:
     """Read values that belong to no run."""
-    rule = config.resolve({"accumulation_size": Given("1", "default"), **given}).config.plateau
+    rule = config.resolve({"accumulation_size": RawValue("1", "default"), **given}).settings.plateau
     if asked.source is not None:
-        name, values, num_empty = columns.read_column(asked.source, asked.column)
-        title = "standard input" if asked.source == columns.STANDARD_INPUT else asked.source
+        name, values, num_empty = csv_files.read_column(asked.source, asked.column)
+        title = "standard input" if asked.source == csv_files.STANDARD_INPUT else asked.source
         if num_empty:
             report.say(f"{num_empty:,} lines without {name} were passed over")
     else:
         name, parts = "value", (asked.values or "").split(",")
         values = [
-            columns.parse_number(text, f"--values: number {number}")
+            csv_files.parse_number(text, f"--values: number {number}")
             for number, text in enumerate(parts, start=1)
         ]
         title = "the command line"
@@ -235,25 +236,25 @@ def _read_list(given: Mapping[str, Given], asked: Asked, report: Report) -> Seri
 
 
 def _read_run(
-    run: RunDirectory, given: Mapping[str, Given], resolved: Resolved, asked: Asked
+    run: RunDirectory, given: Mapping[str, RawValue], resolved: Resolved, asked: Asked
 ) -> Series:
     """Read what the rule of a run was fed, or another metric that was recorded."""
     from plateau_train.numerics.replay import as_losses
-    from plateau_train.wording import describe_observation
+    from plateau_train.report.text import describe_observation
 
-    own = run.settings().config
-    if asked.mode is not None or resolved.is_asked("mode"):
-        mode = asked.mode or resolved.config.plateau.mode
+    own = run.settings().settings
+    if asked.mode is not None or resolved.is_explicit("mode"):
+        mode = asked.mode or resolved.settings.plateau.mode
         if mode.startswith("val") and own.data.val_fraction == 0:
             raise RunError(
                 f"{run} held no images out for {mode}",
                 hint=OTHER_MODES,
             )
         was_other = mode.startswith("train") != (own.plateau.split == "train")
-        window = {"accumulation_size": Given("1", "default")} if was_other else {}
-        given = {"mode": Given(mode, "flag"), **window, **given}
+        window = {"accumulation_size": RawValue("1", "default")} if was_other else {}
+        given = {"mode": RawValue(mode, "flag"), **window, **given}
     # The run's own settings are the file that what is given outranks.
-    rule = config.resolve(given, file=run.config).config.plateau
+    rule = config.resolve(given, file=run.config).settings.plateau
     history = choose(read_histories(run), asked.replica, run)
     title = f"{run}"
     if own.run.seeds is not None:
@@ -271,7 +272,9 @@ def _read_run(
     )  # fmt: skip
 
 
-def step(rule: config.Plateau, values: Sequence[float], observed: str = "value") -> list[Row]:
+def step(
+    rule: config.PlateauSettings, values: Sequence[float], observed: str = "value"
+) -> list[Row]:
     """Feed the values to the rule, one by one; ``observed`` is an observation in words."""
     from plateau_train.numerics.plateau import PlateauRule
     from plateau_train.numerics.replay import replay
@@ -303,8 +306,8 @@ def step(rule: config.Plateau, values: Sequence[float], observed: str = "value")
 
 
 def _draw(series: Series, rules: Mapping[str, Sequence[Row]], path: Path) -> None:
-    from plateau_train.run.plots import save_figure
-    from plateau_train.run.replay_plot import draw_replay
+    from plateau_train.plots.panels import save_figure
+    from plateau_train.plots.replay import draw_replay
 
     save_figure(draw_replay(series, rules), path)
 

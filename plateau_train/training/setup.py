@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from plateau_train import config, data
-from plateau_train.config import KNOBS, Config, Resolved
+from plateau_train.config import SETTINGS, Resolved, Settings
+from plateau_train.config.toml import to_toml
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import (
     ChangedSettingsError,
@@ -22,17 +23,18 @@ from plateau_train.errors import (
     RunError,
     StorageError,
 )
-from plateau_train.run import checkpoint, cluster, environment, interruption, storage
+from plateau_train.process import cluster, signals
+from plateau_train.report.console import Report
+from plateau_train.run import checkpoint, environment, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.environment import DatasetFacts
-from plateau_train.run.histories import rule_name
-from plateau_train.run.metrics import read_drops
-from plateau_train.run.report import Report
+from plateau_train.run.history import rule_name
+from plateau_train.run.records import read_drops
 
 # What may differ when a run is resumed: nothing of it moves a result. Epochs may only be added.
 FREE = {"data_dir", "cache_dir", "epochs", "runs_dir", "name", "quiet", "devices"} | {
-    knob.key for knob in KNOBS if knob.table == "cluster"
+    knob.key for knob in SETTINGS if knob.table == "cluster"
 }
 
 # What each process of a cluster has of its own; the rest is that of process 0.
@@ -48,18 +50,18 @@ def start(resolved: Resolved, report: Report) -> Path | None:
     Everything that can be refused is refused before the folder is made. Raises
     ``NonFiniteLossError`` when a loss is NaN or infinite; the epochs before it stay in the folder.
     """
-    with cluster.joined(resolved.config.cluster, report.say):
+    with cluster.joined(resolved.settings.cluster, report.say):
         resolved = settle(resolved)
         if not cluster.is_leader():
             _follow(resolved, report)
             return None
         with cluster.together():  # where the others wait for a run to be opened, as in a resume
             pin_threads(resolved)
-        cluster.text_from_leader(resolved.config.model_dump_json())
-        dataset, facts = _load_together(lambda: resolved.config, partial(load, report=report))
+        cluster.text_from_leader(resolved.settings.model_dump_json())
+        dataset, facts = _load_together(lambda: resolved.settings, partial(load, report=report))
         resolved = name_dataset(resolved, dataset)
-        settings = resolved.config.run
-        name = settings.name or rule_name(resolved.config)
+        settings = resolved.settings.run
+        name = settings.name or rule_name(resolved.settings)
         with contextlib.ExitStack() as held:
             with cluster.together():
                 run = RunDirectory.create(
@@ -68,7 +70,7 @@ def start(resolved: Resolved, report: Report) -> Path | None:
                 )
                 held.enter_context(run.locked())
                 try:
-                    storage.write_text(run.config, config.to_toml(*resolved))
+                    storage.write_text(run.config, to_toml(*resolved))
                 except StorageError:
                     run.discard()
                     raise
@@ -84,8 +86,8 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
     checkpoints and none is sound, ``ChangedSettingsError`` for settings that it did not begin
     with, and ``DataError`` for other data.
     """
-    with cluster.joined(asked.config.cluster, report.say), contextlib.ExitStack() as held:
-        asked = asked.alone()
+    with cluster.joined(asked.settings.cluster, report.say), contextlib.ExitStack() as held:
+        asked = asked.without_cluster()
         if not cluster.is_leader():
             _follow(asked, report)
             return
@@ -95,7 +97,7 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
             found, reasons = checkpoint.read_newest(run.checkpoints)
             refuse_a_lost_run(run, found, reasons)
             resolved = continue_settings(run, asked, found)
-            settings = resolved.config
+            settings = resolved.settings
             pin_threads(resolved)
         if found and is_done(run, found, settings) and not list(_damage(run, found)):
             cluster.text_from_leader(NOTHING)
@@ -112,9 +114,9 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
         dataset, facts = _load_together(lambda: settings, load)
         with cluster.together():
             if found is not None:
-                from plateau_train import training
+                from plateau_train.training import loop
 
-                training.restore(found)  # what cannot be used is refused before anything is written
+                loop.restore(found)  # what cannot be used is refused before anything is written
             write_settings(run, resolved)
         _train(run, dataset, facts, resolved, report, found)
 
@@ -122,45 +124,46 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
 def _follow(asked: Resolved, report: Report) -> None:
     """Train what process 0 trains, and write nothing."""
     report.say(f"this is {cluster.describe()}; process 0 prints and writes")
-    interruption.hint = "process 0 says how the run is continued"
+    signals.hint = "process 0 says how the run is continued"
     pin_threads(asked)
     with cluster.together():
         pass  # process 0 opens the run to resume
     plan = cluster.text_from_leader(NOTHING)
     if plan == NOTHING:
         return
-    settings = Config.model_validate_json(plan)
+    settings = Settings.model_validate_json(plan)
     dataset, _ = _load_together(lambda: _adopted(asked, settings), partial(load, report=report))
-    from plateau_train import training
+    from plateau_train.training import loop
 
     with cluster.together():
         pass  # process 0 makes the folder
-    training.follow(dataset, settings)
+    loop.follow(dataset, settings)
 
 
-def _adopted(asked: Resolved, settings: Config) -> Config:
+def _adopted(asked: Resolved, settings: Settings) -> Settings:
     """Return the settings of process 0 with what is this process's own.
 
     Raises ``ConfigError`` for what was given here and is another value there.
     """
     theirs = Resolved(settings, asked.origins)
     problems = []
-    for knob in KNOBS:
+    for knob in SETTINGS:
         value = asked.value(knob)
         if knob.key in OWN:
-            theirs = theirs.settle(knob.key, value, asked.origins[knob.key])
-        elif asked.is_asked(knob.key) and value != theirs.value(knob):
+            theirs = theirs.replace(knob.key, value, asked.origins[knob.key])
+        elif asked.is_explicit(knob.key) and value != theirs.value(knob):
             problems.append(
                 f"{knob.flag} is {config.as_text(value)} in {cluster.describe()}, and "
                 f"{config.as_text(theirs.value(knob))} in process 0"
             )
     if problems:
         raise ConfigError(*problems, hint="start all processes with the same settings")
-    return theirs.config
+    return theirs.settings
 
 
 def _load_together(
-    choose: Callable[[], Config], load: Callable[[config.Data], tuple[Dataset, DatasetFacts]]
+    choose: Callable[[], Settings],
+    load: Callable[[config.DataSettings], tuple[Dataset, DatasetFacts]],
 ) -> tuple[Dataset, DatasetFacts]:
     """Load the data, and look whether the devices and their memory are as wanted.
 
@@ -169,12 +172,12 @@ def _load_together(
     with cluster.together():
         settings = choose()
         dataset, facts = load(settings.data)
-        from plateau_train import training
+        from plateau_train.training import loop
 
-        training.keep_compiled(settings.data.cache_dir)
-        training.find_mesh(settings)
+        loop.keep_compiled(settings.data.cache_dir)
+        loop.find_mesh(settings)
         if settings.run.seeds is not None:
-            training.plan_replicas(dataset, [settings])
+            loop.plan_replicas(dataset, [settings])
     for what, text in (
         ("data", facts.sha256),
         ("versions", json.dumps(environment.describe_versions())),
@@ -187,7 +190,7 @@ def _load_together(
     return dataset, facts
 
 
-def load(settings: config.Data, report: Report) -> tuple[Dataset, DatasetFacts]:
+def load(settings: config.DataSettings, report: Report) -> tuple[Dataset, DatasetFacts]:
     """Load the data of a new run, and say so if it stands in for what was wanted."""
     dataset = data.load(settings, say=report.say)
     if dataset.fallback:
@@ -201,7 +204,7 @@ def load(settings: config.Data, report: Report) -> tuple[Dataset, DatasetFacts]:
 
 
 def load_again(
-    run: RunDirectory, settings: config.Data, before: DatasetFacts | None, report: Report
+    run: RunDirectory, settings: config.DataSettings, before: DatasetFacts | None, report: Report
 ) -> tuple[Dataset, DatasetFacts]:
     """Load the data that a run began with, if it is known; raises ``DataError`` for other data."""
     try:
@@ -239,12 +242,12 @@ def check(path: Path, asked: Resolved) -> Iterator[str]:
     problems: list[str] = []
     newest: Checkpoint | None = None
     with run.locked():
-        from plateau_train import training
+        from plateau_train.training import loop
 
         for file in checkpoint.candidates(run.checkpoints):
             try:
                 found = checkpoint.read_checkpoint(file)
-                training.restore(found)
+                loop.restore(found)
             except RunError as error:
                 problems += error.problems
                 continue
@@ -259,7 +262,7 @@ def check(path: Path, asked: Resolved) -> Iterator[str]:
                 continue
             yield f"{file}: sound, epoch {found.manifest.epoch}"
         refuse_a_lost_run(run, newest, problems)
-        settings = continue_settings(run, asked, newest).config
+        settings = continue_settings(run, asked, newest).settings
         problems += (damage := list(_damage(run, newest)))
         if not damage:
             yield f"{run.path}: sound, its settings, history and events"
@@ -283,26 +286,26 @@ def _train(
     found: Checkpoint | None = None,
 ) -> None:
     """Train into a folder, and say of a failing disk what is safe on it."""
-    from plateau_train import training
+    from plateau_train.training import loop
 
-    interruption.hint = f"plateau-train resume {run} continues it"
+    signals.hint = f"plateau-train resume {run} continues it"
     try:
-        training.fit([training.Place(run, resolved, found)], dataset, facts, report)
+        loop.fit([loop.Place(run, resolved, found)], dataset, facts, report)
     except StorageError as error:
         if not run.path.is_dir():
             error.hint = "the folder was moved or removed: resume the run where it is now"
             raise
         epoch = checkpoint.last_epoch(run.checkpoints)
         safe = "no epoch is done yet" if epoch is None else f"epoch {epoch} is safe"
-        error.hint = f"{safe}: make room or give access, then {interruption.hint}"
+        error.hint = f"{safe}: make room or give access, then {signals.hint}"
         raise
 
 
 def pin_threads(resolved: Resolved) -> None:
-    environment.pin_threads(resolved.config.run.threads or environment.available_cores())
+    environment.pin_threads(resolved.settings.run.threads or environment.available_cores())
 
 
-def is_done(run: RunDirectory, found: Checkpoint, settings: Config) -> bool:
+def is_done(run: RunDirectory, found: Checkpoint, settings: Settings) -> bool:
     return run.summary.exists() and found.manifest.epoch == settings.run.epochs
 
 
@@ -338,28 +341,28 @@ def _damage(run: RunDirectory, found: Checkpoint | None) -> Iterator[str]:
 def write_settings(run: RunDirectory, resolved: Resolved) -> None:
     """Write ``config.toml`` unless it says the same already, perhaps with other origins."""
     with contextlib.suppress(RunError):
-        if run.config.exists() and run.settings().config == resolved.config:
+        if run.config.exists() and run.settings().settings == resolved.settings:
             return
-    storage.write_text(run.config, config.to_toml(*resolved))
+    storage.write_text(run.config, to_toml(*resolved))
 
 
 def settle(resolved: Resolved) -> Resolved:
     """Write down the number of threads and where the data are, and not what others are there."""
-    if resolved.config.run.threads is None:
+    if resolved.settings.run.threads is None:
         cores = environment.available_cores()
-        resolved = resolved.settle("threads", cores, "the cores at the start")
-    data_dir = resolved.config.data.data_dir.expanduser()
+        resolved = resolved.replace("threads", cores, "the cores at the start")
+    data_dir = resolved.settings.data.data_dir.expanduser()
     if not data_dir.is_absolute():  # or it would be another one for a resume elsewhere
-        resolved = resolved.settle("data_dir", data_dir.absolute(), resolved.origins["data_dir"])
-    return resolved.alone()
+        resolved = resolved.replace("data_dir", data_dir.absolute(), resolved.origins["data_dir"])
+    return resolved.without_cluster()
 
 
 def name_dataset(resolved: Resolved, dataset: Dataset) -> Resolved:
     """Write down the data set that was found in the place of ``auto``."""
-    if resolved.config.data.dataset != data.AUTO:
+    if resolved.settings.data.dataset != data.AUTO:
         return resolved
     why = f"auto: {dataset.fallback}" if dataset.fallback else "auto"
-    return resolved.settle("dataset", dataset.name, why)
+    return resolved.replace("dataset", dataset.name, why)
 
 
 def describe_data(dataset: Dataset) -> DatasetFacts:
@@ -416,16 +419,16 @@ def continue_settings(run: RunDirectory, asked: Resolved, found: Checkpoint | No
         with contextlib.suppress(RunError):  # it is written anew
             sources = (run.settings(), asked)
     # These are of this machine, and not of the one where the run began.
-    resolved = begun.settle("cache_dir", asked.config.data.cache_dir, asked.origins["cache_dir"])
-    resolved = resolved.settle("devices", asked.config.run.devices, asked.origins["devices"])
+    resolved = begun.replace("cache_dir", asked.settings.data.cache_dir, asked.origins["cache_dir"])
+    resolved = resolved.replace("devices", asked.settings.run.devices, asked.origins["devices"])
     table = []
     for source in sources:
-        for knob in KNOBS:
+        for knob in SETTINGS:
             before, value = begun.value(knob), source.value(knob)
-            if value == before or not source.is_asked(knob.key):
+            if value == before or not source.is_explicit(knob.key):
                 continue
             if knob.key in FREE and (knob.key != "epochs" or _may_grow(begun, value)):
-                resolved = resolved.settle(knob.key, value, source.origins[knob.key])
+                resolved = resolved.replace(knob.key, value, source.origins[knob.key])
             else:
                 why = _why_not(begun, knob.key, value, found)
                 table.append((knob.flag, config.as_text(before), config.as_text(value), why))
@@ -442,7 +445,9 @@ def _whole_settings(run: RunDirectory) -> Resolved:
     """Read a ``config.toml`` that nothing else vouches for; raises ``RunError`` if it was cut."""
     begun = run.settings()
     missing = [
-        knob.key for knob in KNOBS if begun.origins[knob.key] == "default" and not knob.may_be_unset
+        knob.key
+        for knob in SETTINGS
+        if begun.origins[knob.key] == "default" and not knob.may_be_unset
     ]
     if missing:
         raise RunError(
@@ -454,13 +459,13 @@ def _whole_settings(run: RunDirectory) -> Resolved:
 
 def _may_grow(begun: Resolved, epochs: int) -> bool:
     """Tell whether a run can go on to so many epochs: a cosine is laid over those it began with."""
-    return epochs > begun.config.run.epochs and begun.config.optimizer.schedule != "cosine"
+    return epochs > begun.settings.run.epochs and begun.settings.optimizer.schedule != "cosine"
 
 
 def _why_not(begun: Resolved, key: str, value: int, found: Checkpoint | None) -> str:
     """Say why a setting of a run cannot change."""
     if key == "epochs":
-        is_longer = value > begun.config.run.epochs
+        is_longer = value > begun.settings.run.epochs
         return "the cosine was laid over these" if is_longer else "a run goes further, not back"
     if found is not None and key == "patience":
         waited = max(record.wait for record in found.manifest.final)

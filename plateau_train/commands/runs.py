@@ -6,12 +6,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal, NamedTuple
 
-from plateau_train.config import Config
+from plateau_train.config import Settings
 from plateau_train.errors import RunError
+from plateau_train.report.console import Column, Report
 from plateau_train.run.directory import LATEST, SWEEP, RunDirectory
-from plateau_train.run.histories import rule_name
-from plateau_train.run.metrics import EpochRecord, best_epoch, read_history, read_notices
-from plateau_train.run.report import Column, Report
+from plateau_train.run.history import rule_name
+from plateau_train.run.records import EpochRecord, best_epoch, read_history, read_notices
 
 State = Literal["running", "done", "failed", "stopped", "damaged"]
 
@@ -31,7 +31,7 @@ class Listed(NamedTuple):
 
     name: str
     state: State
-    settings: Config | None
+    settings: Settings | None
     records: Sequence[EpochRecord]
     problems: Sequence[str]
 
@@ -87,7 +87,7 @@ def _read(run: RunDirectory) -> Listed | None:
     if not is_run:
         return None
     with _noting(problems, run):
-        settings = run.settings().config
+        settings = run.settings().settings
     with _noting(problems, run):
         records = read_history(run.metrics)
     with _noting(problems, run):

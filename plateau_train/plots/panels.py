@@ -17,11 +17,11 @@ from matplotlib.patches import Rectangle
 
 from plateau_train import config
 from plateau_train.errors import ConfigError, StorageError
+from plateau_train.plots.scale import Drawn, draw_scale, finish, list_reasons, number_drops
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.histories import completed, find_replica, read_histories, rule_name
-from plateau_train.run.metrics import Drop, History
-from plateau_train.run.scales import Drawn, draw_scale, finish, list_reasons, number_drops
+from plateau_train.run.history import completed, find_replica, read_histories, rule_name
+from plateau_train.run.records import Drop, History
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -42,7 +42,7 @@ def plot_run(path: Path, output: Path | None = None, replica: int | None = None)
     ``replica`` draws that one as if it were alone. Raises ``ConfigError`` where there is none.
     """
     run = RunDirectory.open(path)
-    settings = run.settings().config
+    settings = run.settings().settings
     histories = read_histories(run)
     place = run.plot
     if replica is not None:
@@ -67,7 +67,7 @@ def place_figure(figure: Figure, run: RunDirectory, path: Path, output: Path | N
     return path
 
 
-def save_plot(path: Path, histories: Sequence[History], settings: config.Config) -> None:
+def save_plot(path: Path, histories: Sequence[History], settings: config.Settings) -> None:
     """Draw a run into a PNG, SVG or PDF file, by the ending of its name."""
     save_figure(draw(histories, settings), path)
 
@@ -96,7 +96,7 @@ def picture_format(path: Path) -> str:
     return kind
 
 
-def draw(histories: Sequence[History], settings: config.Config) -> Figure:
+def draw(histories: Sequence[History], settings: config.Settings) -> Figure:
     """Draw the five panels of a run; the records begin with epoch 0, the untrained network.
 
     Of one training with its drops and their reasons, of several as means with bands of one
@@ -167,7 +167,7 @@ def draw_together(runs: Sequence[Drawn], heading: str) -> Figure:
     return figure
 
 
-def title(histories: Sequence[History], settings: config.Config) -> str:
+def title(histories: Sequence[History], settings: config.Settings) -> str:
     """Say in a line what was trained, on what, under which rule."""
     plateau, data, optimizer = settings.plateau, settings.data, settings.optimizer
     unit = "steps" if plateau.split == "train" else "epochs"
@@ -190,7 +190,7 @@ def title(histories: Sequence[History], settings: config.Config) -> str:
     return f"{rule_name(settings)} on {data_title(data)}: {', '.join(filter(None, parts))}"
 
 
-def data_title(settings: config.Data) -> str:
+def data_title(settings: config.DataSettings) -> str:
     """Name a data set so that the built-in one is taken for no other."""
     name = settings.dataset
     return f"{name} (built-in drawings, not Fashion-MNIST)" if name == "garments" else name

@@ -8,15 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from plateau_train import launching
 from plateau_train.config import Resolved
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError, RunError
-from plateau_train.run import checkpoint, environment, matrices, plots
+from plateau_train.plots import heatmaps, panels
+from plateau_train.report.console import Column, Report, printable
+from plateau_train.run import checkpoint, environment
 from plateau_train.run.checkpoint import BEST, Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
-from plateau_train.run.metrics import best_of
-from plateau_train.run.report import Column, Report, printable
+from plateau_train.run.records import best_of
+from plateau_train.training import setup
 
 # The confusion matrix of more classes is in the picture alone.
 MOST_COLUMNS = 20
@@ -62,37 +63,37 @@ def evaluate_run(
             hint="leave it out to take the best one",
         )
     if output is not None:
-        plots.picture_format(output)  # now, not after all the work
+        panels.picture_format(output)  # now, not after all the work
     run = RunDirectory.find(path)
     found = find_checkpoint(run, which, report)
     found, chosen = take_replica(found, replica)
     manifest = found.manifest
-    cache_dir = asked.config.data.cache_dir
+    cache_dir = asked.settings.data.cache_dir
     settings = manifest.settings.data.model_copy(update={"cache_dir": cache_dir})
-    if asked.is_asked("data_dir"):
-        settings = settings.model_copy(update={"data_dir": asked.config.data.data_dir})
-    dataset, _ = launching.load_again(run, settings, manifest.environment.dataset, report)
+    if asked.is_explicit("data_dir"):
+        settings = settings.model_copy(update={"data_dir": asked.settings.data.data_dir})
+    dataset, _ = setup.load_again(run, settings, manifest.environment.dataset, report)
     if manifest.environment.threads is not None:
         environment.pin_threads(manifest.environment.threads)
-    from plateau_train import training  # only now, when the number of threads is fixed
+    from plateau_train.training import loop  # only now, when the number of threads is fixed
 
-    training.keep_compiled(cache_dir)
+    loop.keep_compiled(cache_dir)
     scores, confusion = score(found, dataset)
     _compare(found, scores, report, is_replica=bool(chosen))
 
     title = f"{chosen}{'' if which.isdecimal() else f'{which} checkpoint, '}epoch {manifest.epoch}"
     names = [printable(name) for name in dataset.class_names]
-    figure = matrices.draw_confusion(
+    figure = heatmaps.draw_confusion(
         confusion,
         names,
         f"{printable(run.path.resolve().name)}\n{title}: "
-        f"test accuracy {scores['test'].accuracy:.4f} on {plots.data_title(settings)}",
+        f"test accuracy {scores['test'].accuracy:.4f} on {panels.data_title(settings)}",
     )
-    picture = plots.place_figure(figure, run, run.confusion, output)
+    picture = panels.place_figure(figure, run, run.confusion, output)
     report.rows(
         {
             "run": f"{run.path}, {title}",
-            "data": f"{plots.data_title(settings)}; {dataset.source}",
+            "data": f"{panels.data_title(settings)}; {dataset.source}",
             **{
                 split: f"loss {loss:.4f}, accuracy {accuracy:.4f} ({num_images:,} images)"
                 for split, (loss, accuracy, num_images) in scores.items()
@@ -185,16 +186,16 @@ def _of_epoch(run: RunDirectory, epoch: int, kept: Sequence[Path]) -> Checkpoint
 
 def score(found: Checkpoint, dataset: Dataset) -> tuple[dict[str, Score], Confusion]:
     """Score the held-out images, if there are any, and the test images; count the confusions."""
-    from plateau_train import training
     from plateau_train.numerics.program import Program, count_confusion, evaluate
+    from plateau_train.training import loop
 
     settings = found.manifest.settings
     program = Program.from_config(settings, num_classes=len(dataset.class_names))
-    params = training.restore_params(found)
-    test = training.on_device(dataset.test)
+    params = loop.restore_params(found)
+    test = loop.on_device(dataset.test)
     splits = {"test": test}
     if dataset.val is not None:
-        splits = {"val": training.on_device(dataset.val), "test": test}
+        splits = {"val": loop.on_device(dataset.val), "test": test}
     scores = {}
     for name, split in splits.items():
         loss, accuracy = map(float, evaluate(program, params, split))

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from plateau_train import config
-from plateau_train.config import Config
+from plateau_train.config import Settings
 from plateau_train.data.splits import Dataset
 from plateau_train.run.checkpoint import Manifest
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import EpochRecord, History, Spread, best_of, spread_scores
+from plateau_train.run.records import EpochRecord, History, Spread, best_of, spread_scores
 
 
-def count_steps(dataset: Dataset, settings: Config) -> int:
+def count_steps(dataset: Dataset, settings: Settings) -> int:
     """Count the whole batches of the training images: the steps of an epoch."""
     return len(dataset.train.labels) // settings.data.batch_size
 
 
-def describe_observation(plateau: config.Plateau) -> str:
+def describe_observation(plateau: config.PlateauSettings) -> str:
     """Say what one observation is."""
     what = f"{'1 - ' if plateau.metric == 'accuracy' else ''}{plateau.split} {plateau.metric}"
     if plateau.accumulation_size == 1:
@@ -30,7 +30,7 @@ def describe_observation(plateau: config.Plateau) -> str:
     return f"{what}, mean of {plateau.accumulation_size} {unit}"
 
 
-def describe_header(dataset: Dataset, settings: Config, devices: str) -> dict[str, str]:
+def describe_header(dataset: Dataset, settings: Settings, devices: str) -> dict[str, str]:
     """Say what is about to be trained, and what patience means in epochs."""
     optimizer, num_steps = settings.optimizer, count_steps(dataset, settings)
     sizes = [math.prod(dataset.image_shape), *settings.model.hidden_sizes, len(dataset.class_names)]
@@ -53,12 +53,12 @@ def describe_header(dataset: Dataset, settings: Config, devices: str) -> dict[st
     }
 
 
-def _seeds(settings: Config) -> str:
+def _seeds(settings: Settings) -> str:
     seeds = settings.run.replica_seeds
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-def _describe_schedule(settings: Config, num_steps: int) -> dict[str, str]:
+def _describe_schedule(settings: Settings, num_steps: int) -> dict[str, str]:
     plateau, optimizer = settings.plateau, settings.optimizer
     floor = f"{plateau.min_scale:g}"
     baselines = {
@@ -84,7 +84,7 @@ def in_epochs(epochs: float) -> str:
     return f"{shown} epoch{'' if shown == '1' else 's'}"
 
 
-def warn_of_a_run_without_drops(dataset: Dataset, settings: Config) -> str | None:
+def warn_of_a_run_without_drops(dataset: Dataset, settings: Settings) -> str | None:
     """Say so if the run is over before patience can run out."""
     plateau = settings.plateau
     if settings.optimizer.schedule != "plateau":

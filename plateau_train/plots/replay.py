@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from plateau_train.run.replays import Row, Series, describe_rule, find_change, where
+from plateau_train.report.replays import Row, Series, describe_rule, find_change, where
 
 # So many observations have a dot each, and so many reasons, of so many characters, stand below.
 MOST_DOTS, MOST_REASONS, MOST_CHARACTERS = 120, 10, 175

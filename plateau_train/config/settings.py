@@ -1,27 +1,19 @@
-"""Every knob, said once: name, type, default, bounds, unit and help.
+"""Every setting, declared once: name, type, default, bounds, unit and help.
 
 A field of a table below is at once a flag (``--patience``), a TOML key (``patience`` under
 ``[plateau]``) and a row of the README's table. Defaults live here and nowhere else.
-
-``resolve`` turns defaults < TOML file < environment < flags into one frozen ``Config`` and says of
-each value where it came from. All problems are reported at once.
 """
 
 import difflib
-import itertools
-import json
 import os
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import annotated_types
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-
-from plateau_train.errors import ConfigError
 
 Split = Literal["train", "test", "val"]
 Metric = Literal["loss", "accuracy"]
@@ -136,7 +128,7 @@ class _Table(BaseModel):
     )
 
 
-class Data(_Table):
+class DataSettings(_Table):
     dataset: str = _knob(
         "auto",
         "Data set: any image classification set of tensorflow-datasets by its name "
@@ -174,7 +166,7 @@ class Data(_Table):
     )
 
 
-class Model(_Table):
+class ModelSettings(_Table):
     hidden_sizes: Annotated[
         tuple[Annotated[int, Field(ge=1, le=100_000)], ...], BeforeValidator(_as_tuple)
     ] = _knob(
@@ -189,7 +181,7 @@ class Model(_Table):
     )
 
 
-class Optimizer(_Table):
+class OptimizerSettings(_Table):
     optimizer: OptimizerName = _knob("adam", "Optimizer, as optax defines it")
     learning_rate: float = _knob(
         0.01, "Base learning rate, which the scale multiplies", ge=1e-30, le=1e30
@@ -220,7 +212,7 @@ class Optimizer(_Table):
     )
 
 
-class Plateau(_Table):
+class PlateauSettings(_Table):
     mode: Mode = _knob(
         "train-loss",
         "Metric that the rule observes, the train modes in windows of steps, the test and val "
@@ -271,7 +263,7 @@ class Plateau(_Table):
         return self.accumulation_size * per_value
 
 
-class Run(_Table):
+class RunSettings(_Table):
     epochs: int = _knob(50, "Passes over the training images", ge=1, le=1_000_000)
     seed: int = _knob(0, "Seed of the parameters and of the order of images", ge=0, le=LARGEST_SEED)
     seeds: Annotated[Seeds | None, BeforeValidator(_as_seeds)] = _knob(
@@ -312,7 +304,7 @@ class Run(_Table):
         return (self.seed,) if self.seeds is None else self.seeds
 
 
-class Cluster(_Table):
+class ClusterSettings(_Table):
     """How a process finds the others; a run can be resumed in another way, or alone."""
 
     coordinator: str | None = _knob(
@@ -357,15 +349,15 @@ class Cluster(_Table):
             )
 
 
-class Config(_Table):
+class Settings(_Table):
     """One training, completely described."""
 
-    data: Data = Field(default_factory=Data)
-    model: Model = Field(default_factory=Model)
-    optimizer: Optimizer = Field(default_factory=Optimizer)
-    plateau: Plateau = Field(default_factory=Plateau)
-    run: Run = Field(default_factory=Run)
-    cluster: Cluster = Field(default_factory=Cluster)
+    data: DataSettings = Field(default_factory=DataSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    plateau: PlateauSettings = Field(default_factory=PlateauSettings)
+    run: RunSettings = Field(default_factory=RunSettings)
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with settings that are fine one by one."""
@@ -388,7 +380,7 @@ class Config(_Table):
                 )
 
 
-class Knob(NamedTuple):
+class Setting(NamedTuple):
     """One field of one table, as the command line, the TOML files and the README see it."""
 
     table: str
@@ -460,9 +452,9 @@ class Knob(NamedTuple):
         return " ".join([types[member], *bounds])
 
 
-KNOBS = tuple(
-    Knob(table, key, field)
-    for table, model in ((name, info.annotation) for name, info in Config.model_fields.items())
+SETTINGS = tuple(
+    Setting(table, key, field)
+    for table, model in ((name, info.annotation) for name, info in Settings.model_fields.items())
     if isinstance(model, type) and issubclass(model, _Table)
     for key, field in model.model_fields.items()
 )
@@ -475,241 +467,6 @@ def as_text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-class Given(NamedTuple):
-    """What a user gave for a knob: the text, and whether a flag or which variable holds it."""
-
-    text: str
-    origin: str
-
-
-class Resolved(NamedTuple):
-    """A configuration, and for each knob's key where its value came from."""
-
-    config: Config
-    origins: dict[str, str]
-
-    def value(self, knob: Knob) -> Any:
-        return getattr(getattr(self.config, knob.table), knob.key)
-
-    def is_asked(self, key: str) -> bool:
-        """Whether a flag or a file gave the value: a variable of the shell is meant for no run."""
-        variables = (knob.variable for knob in KNOBS if knob.key == key)
-        return self.origin(key) not in ("default", *variables)
-
-    def origin(self, key: str) -> str:
-        """Return where a value came from; what an older version knew nothing of is a default."""
-        return self.origins.get(key, "default")
-
-    def settle(self, key: str, value: Any, origin: str) -> "Resolved":
-        """Put a value that is known to be right in the place of a knob's."""
-        (table,) = (knob.table for knob in KNOBS if knob.key == key)
-        changed = getattr(self.config, table).model_copy(update={key: value})
-        return Resolved(
-            self.config.model_copy(update={table: changed}), self.origins | {key: origin}
-        )
-
-    def alone(self) -> "Resolved":
-        """Leave out how this process finds others: that is of this time, and not of the run."""
-        keys = (knob.key for knob in KNOBS if knob.table == "cluster")
-        return Resolved(
-            self.config.model_copy(update={"cluster": Cluster()}),
-            self.origins | dict.fromkeys(keys, "default"),
-        )
-
-
-def resolve(given: Mapping[str, Given], *, file: Path | None = None) -> Resolved:
-    """Merge defaults, a TOML file, and what was given for single knobs, which outranks the file.
-
-    Raises ``ConfigError`` with every problem in every source.
-    """
-    origins = {knob.key: "default" for knob in KNOBS}
-    nested: dict[str, dict[str, str]] = {}
-    for knob in KNOBS:
-        if knob.key in given:
-            nested.setdefault(knob.table, {})[knob.key] = given[knob.key].text
-    content = {} if file is None else read_toml(file)
-    merged: dict[str, dict[str, Any]] = {table: {} for table in Config.model_fields}
-    problems: list[str] = []
-    for validate, source, name in (
-        (Config.model_validate, content, file),
-        (Config.model_validate_strings, nested, None),
-    ):
-        try:
-            values = validate(source).model_dump(exclude_unset=True)
-        except ValidationError as error:
-            problems += _problems(error, given, file=name)
-            continue
-        for table in values:
-            merged[table] |= values[table]
-            origins |= dict.fromkeys(values[table], str(name))
-    origins |= {key: origin for key, (_, origin) in given.items()}
-    if {"seed", "seeds"} <= given.keys():
-        problems.append("--seed and --seeds are both given: write one of them")
-    elif "seed" in given:  # which outranks the file
-        merged["run"].pop("seeds", None)
-        origins["seeds"] = "default"
-    if not problems:
-        config = Config.model_validate(merged)
-        problems += config.problems()
-        if not problems:
-            return Resolved(config, origins)
-    raise ConfigError(*problems, hint="plateau-train --help says what each setting means")
-
-
-class Sweep(NamedTuple):
-    """Every combination of some values of some knobs."""
-
-    varied: tuple[Knob, ...]  # those with more than one value
-    cells: tuple[Resolved, ...]
-
-
-def can_vary(knob: Knob) -> bool:
-    """Tell whether a sweep can go over several values of a knob: what a result depends on."""
-    is_folder = knob.key.endswith("_dir")
-    return knob.key == "epochs" or (
-        knob.table in ("data", "model", "optimizer", "plateau") and not is_folder
-    )
-
-
-def resolve_sweep(given: Mapping[str, Given], *, file: Path | None = None) -> Sweep:
-    """Resolve each combination of the values that flags have, separated by commas.
-
-    Those of a knob that is a list itself are separated by semicolons. Each cell has ``seeds``, be
-    it a single one. Raises ``ConfigError`` with every problem of every cell.
-    """
-    values: dict[str, list[Given]] = {}
-    for knob in KNOBS:
-        if knob.key not in given:
-            continue
-        text, origin = given[knob.key]
-        separator = ";" if get_origin(knob.field.annotation) is tuple else ","
-        texts = text.split(separator) if can_vary(knob) and origin == "flag" else [text]
-        values[knob.key] = [Given(part, origin) for part in dict.fromkeys(map(str.strip, texts))]
-    problems: dict[str, str] = {}
-    cells: dict[Config, Resolved] = {}
-    for combination in itertools.product(*values.values()):
-        try:
-            cell = resolve(dict(zip(values, combination, strict=True)), file=file)
-        except ConfigError as error:
-            problems |= dict.fromkeys(error.problems, error.hint)
-            continue
-        seeds = cell.config.run.replica_seeds
-        cell = cell.settle("seed", 0, "default").settle("seeds", seeds, "the sweep's seeds")
-        cells.setdefault(cell.config, cell)  # a value can be written in two ways
-    if problems:
-        raise ConfigError(*problems, hint=next(iter(problems.values())))
-    varied = [
-        knob
-        for knob in KNOBS
-        if knob.key in values and len({cell.value(knob) for cell in cells.values()}) > 1
-    ]
-    return Sweep(tuple(varied), tuple(cells.values()))
-
-
-def _problems(
-    error: ValidationError, given: Mapping[str, Given], *, file: Path | None
-) -> Iterator[str]:
-    """Yield one sentence for each knob of one source that is unknown or out of its range."""
-    seen = set()
-    for problem in error.errors():
-        table, *rest = map(str, problem["loc"])
-        key = rest[0] if rest else None
-        # The second comes of a default that depends on a field with a problem of its own.
-        if (table, key) in seen or problem["type"] == "default_factory_not_called":
-            continue
-        seen.add((table, key))
-        knob = next((knob for knob in KNOBS if (knob.table, knob.key) == (table, key)), None)
-        if knob is None:
-            yield f"{file}: {_misplaced(table, key, problem['type'])}"
-            continue
-        value = problem["input"]
-        shown = as_text(value) or "nothing" if file is None else json.dumps(value, default=str)
-        name = f"{file}: {knob.key} in [{knob.table}]"
-        if file is None:
-            origin = given[knob.key].origin
-            name = origin if origin == knob.variable else knob.flag
-        near = f" (did you mean {match}?)" if (match := nearest(value, knob.choices)) else ""
-        yield f"{name} must be {knob.expected}, got {shown}{near}"
-
-
-def _misplaced(table: str, key: str | None, kind: str) -> str:
-    """Say where a key that is unknown in its place belongs."""
-    home = {knob.key: knob.table for knob in KNOBS}
-    if table not in Config.model_fields:
-        if table in home:
-            return f"{table} stands outside its table: put it under [{home[table]}]"
-        near = nearest(table, [*Config.model_fields, *home])
-        return f"unknown table or key {table}" + (f", did you mean {near}?" if near else "")
-    if key is None:
-        return f"{table} must be a table: write [{table}] above its keys"
-    if kind == "extra_forbidden" and key in home:
-        return f"{key} belongs in [{home[key]}], not in [{table}]"
-    near = nearest(key, home)
-    return f"unknown key {key} in [{table}]" + (f", did you mean {near}?" if near else "")
-
-
 def nearest(word: object, known: Iterable[str]) -> str | None:
     """Return the known word that a mistyped one is closest to, if any is close."""
     return next(iter(difflib.get_close_matches(str(word), list(known), n=1)), None)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; a file that is missing or does not parse is a ``ConfigError``."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist",
-            hint="plateau-train config > my.toml writes a file to start from",
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}", hint="give a readable TOML file"
-        ) from error
-    # tomllib's own error is a ValueError, as are those of bytes that are no text and of integers
-    # with thousands of digits; thousands of brackets exhaust the stack.
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}",
-            hint="text stands in quotes, lists in [ ], and each key once in its table",
-        ) from None
-
-
-def to_toml(config: Config, origins: Mapping[str, str], *, describe: bool = False) -> str:
-    """Write a configuration as TOML that ``--config`` reads back, with a comment for each knob.
-
-    The comment says where the value came from, or, to ``describe`` it, what it means. A default
-    that is unset or that follows from other knobs is commented out: were it a value, it would
-    stay when the file is used with another mode or another optimizer.
-    """
-    import tomlkit
-
-    document = tomlkit.document()
-    for name in Config.model_fields:
-        table = tomlkit.table()
-        for knob in KNOBS:
-            if knob.table != name:
-                continue
-            value = getattr(getattr(config, name), knob.key)
-            origin = origins.get(knob.key, "default")
-            origin = "".join(char if char.isprintable() else "?" for char in origin)
-            if describe:
-                table.add(tomlkit.comment(knob.help))
-            if value is None or (origin == "default" and knob.may_be_unset):
-                shown = knob.default if describe or value is None else as_text(value)
-                line = f"{knob.key} = {shown}"
-                table.add(tomlkit.comment(line if describe else f"{line}  # {origin}"))
-                continue
-            item = tomlkit.item(_plain(value))
-            if not describe:
-                item.comment(origin)
-            table.add(knob.key, item)
-        document.add(name, table)
-    return tomlkit.dumps(document)
-
-
-def _plain(value: object) -> object:
-    """Return a knob's value as one of TOML's own types."""
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value

@@ -14,9 +14,10 @@ from plateau_train.errors import ConfigError, NonFiniteLossError
 from plateau_train.numerics.plateau import Observation
 from plateau_train.numerics.program import Examples, Metrics, Program, StepRecord, TrainState
 from plateau_train.numerics.replicas import Ensemble, Solo, estimate_memory
-from plateau_train.run import cluster, environment, interruption
-from plateau_train.run.metrics import Notice
-from plateau_train.run.report import Report
+from plateau_train.process import cluster, signals
+from plateau_train.report.console import Report
+from plateau_train.run import environment
+from plateau_train.run.records import Notice
 
 # An epoch is cut into chunks of about this long: that often the bar moves, a loss that is not
 # finite is seen and a signal is heard. The cuts leave the bits unchanged.
@@ -236,9 +237,9 @@ class Group:
             rate = (stop - start) / (time.perf_counter() - began)
             # Not more than eight times as long as the last: a short one says little of the rate.
             chunk = max(1, min(int(rate * CHUNK_SECONDS), 8 * self._chunk, num_steps))
-            signal_number, self._chunk = cluster.agree(interruption.received(), chunk)
+            signal_number, self._chunk = cluster.agree(signals.received(), chunk)
             if signal_number:
-                interruption.stop(signal_number)
+                signals.stop(signal_number)
             start = stop
         return trainer.fetch(self._records)
 

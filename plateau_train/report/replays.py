@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from plateau_train import config
 from plateau_train.errors import ConfigError, RunError
+from plateau_train.report.console import Column, Report
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.histories import find_replica
-from plateau_train.run.metrics import Drop, History
-from plateau_train.run.report import Column, Report
+from plateau_train.run.history import find_replica
+from plateau_train.run.records import Drop, History
 
 # Of more observations the table shows those that lowered a scale, and the last.
 MOST_ROWS = 1000
@@ -46,7 +46,7 @@ class Series(NamedTuple):
     title: str  # where they come from
     observed: str  # one observation, in words
     values: Sequence[float]
-    rule: config.Plateau  # its windows are those that are still to be averaged
+    rule: config.PlateauSettings  # its windows are those that are still to be averaged
     schedule: config.Schedule | None = None  # of a run
     places: Sequence[Place] = ()  # of a run's values
     drops: Sequence[Drop] = ()  # that the run made
@@ -68,7 +68,7 @@ class Row(NamedTuple):
 
 
 def read_windows(
-    run: RunDirectory, history: History, own: config.Plateau, rule: config.Plateau
+    run: RunDirectory, history: History, own: config.PlateauSettings, rule: config.PlateauSettings
 ) -> tuple[Sequence[float], Sequence[Place]]:
     """Return the means of steps that a run's rule was fed."""
     if rule.mode != own.mode:
@@ -97,7 +97,7 @@ def read_windows(
 
 
 def read_evaluations(
-    run: RunDirectory, history: History, rule: config.Plateau
+    run: RunDirectory, history: History, rule: config.PlateauSettings
 ) -> tuple[Sequence[float], Sequence[Place]]:
     """Return a metric at each epoch's end."""
     records = history.records[1:]
@@ -107,7 +107,7 @@ def read_evaluations(
     return scores, [Place(record.epoch, record.step, record.epoch) for record in records]
 
 
-def describe_rule(rule: config.Plateau) -> str:
+def describe_rule(rule: config.PlateauSettings) -> str:
     """Write the settings of a rule in a line."""
     windows = f", windows of {rule.accumulation_size:,}" if rule.accumulation_size > 1 else ""
     floor = f", min scale {rule.min_scale:g}" if rule.min_scale > 0 else ""

@@ -13,20 +13,23 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from plateau_train import config, launching
-from plateau_train.config import KNOBS, Config, Knob, Resolved
+from plateau_train import config
+from plateau_train.config import SETTINGS, Resolved, Setting, Settings
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError, NonFiniteLossError, RunError, StorageError
-from plateau_train.run import checkpoint, interruption, metrics, results, storage
+from plateau_train.process import signals
+from plateau_train.report import results
+from plateau_train.report.console import Report
+from plateau_train.run import checkpoint, records, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import SWEEP, RunDirectory
-from plateau_train.run.report import Report
+from plateau_train.training import setup
 
 # Of a knob in the name of a folder.
 LONGEST_NAME = 120
 
 
-Loaded = dict[config.Data, Dataset]
+Loaded = dict[config.DataSettings, Dataset]
 
 
 class Cell(BaseModel):
@@ -35,7 +38,7 @@ class Cell(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     folder: str
-    settings: Config
+    settings: Settings
     origins: dict[str, str]
     fallback: str  # why its data stand in for others, or empty
 
@@ -54,8 +57,8 @@ class Plan(BaseModel):
     cells: tuple[Cell, ...]
 
     @property
-    def knobs(self) -> list[Knob]:
-        return [knob for knob in KNOBS if knob.key in self.varied]
+    def knobs(self) -> list[Setting]:
+        return [knob for knob in SETTINGS if knob.key in self.varied]
 
 
 def start(sweep: config.Sweep, metric: str | None, report: Report) -> None:
@@ -65,16 +68,16 @@ def start(sweep: config.Sweep, metric: str | None, report: Report) -> None:
     whose trainings all diverge is told and does not end the others; raises ``NonFiniteLossError``
     where none is left.
     """
-    cells = [launching.settle(cell) for cell in sweep.cells]
-    metric = results.choose_metric(metric, [cell.config for cell in cells])
-    launching.pin_threads(cells[0])
+    cells = [setup.settle(cell) for cell in sweep.cells]
+    metric = results.choose_metric(metric, [cell.settings for cell in cells])
+    setup.pin_threads(cells[0])
     loaded: Loaded = {}
     plan = Plan(
         varied=tuple(knob.key for knob in sweep.varied),
         metric=metric,
         cells=_check(cells, sweep.varied, loaded, report),
     )
-    run = cells[0].config.run
+    run = cells[0].settings.run
     name = run.name or "sweep"
     if any(cell.fallback for cell in plan.cells):
         name += f"-{plan.cells[0].settings.data.dataset}"
@@ -90,23 +93,23 @@ def start(sweep: config.Sweep, metric: str | None, report: Report) -> None:
 
 
 def _check(
-    resolved: Sequence[Resolved], varied: Sequence[Knob], loaded: Loaded, report: Report
+    resolved: Sequence[Resolved], varied: Sequence[Setting], loaded: Loaded, report: Report
 ) -> tuple[Cell, ...]:
     """Return the cells with the data that were found; refuse data, devices and too many of them."""
-    from plateau_train import training  # only now, when the number of threads is fixed
+    from plateau_train.training import loop  # only now, when the number of threads is fixed
 
     cells = []
-    programs: dict[Config, list[Config]] = {}
+    programs: dict[Settings, list[Settings]] = {}
     for number, cell in enumerate(resolved, start=1):
-        dataset = _load(cell.config.data, loaded, report)
-        training.keep_compiled(cell.config.data.cache_dir)
-        named = launching.name_dataset(cell, dataset)
-        programs.setdefault(_program_of(named), []).append(named.config)
-        training.plan_replicas(dataset, programs[_program_of(named)])
+        dataset = _load(cell.settings.data, loaded, report)
+        loop.keep_compiled(cell.settings.data.cache_dir)
+        named = setup.name_dataset(cell, dataset)
+        programs.setdefault(_program_of(named), []).append(named.settings)
+        loop.plan_replicas(dataset, programs[_program_of(named)])
         cells.append(
             Cell(
                 folder=_name_cell(number, named, varied),
-                settings=named.config,
+                settings=named.settings,
                 origins=named.origins,
                 fallback=dataset.fallback,
             )
@@ -125,16 +128,16 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
     """Go on with a sweep where it was stopped, and show its results."""
     folder, plan = RunDirectory.find(path), read_plan(path)
     with folder.locked():
-        launching.pin_threads(plan.cells[0].resolved)
+        setup.pin_threads(plan.cells[0].resolved)
         settings = {cell.folder: _continued(folder, cell, asked) for cell in plan.cells}
         _train(folder, plan, settings, {}, report)
 
 
 def check(path: Path, asked: Resolved) -> Iterator[str]:
-    """Verify every run of a sweep that has begun; see ``launching.check``."""
+    """Verify every run of a sweep that has begun; see ``setup.check``."""
     for cell in read_plan(path).cells:
         if RunDirectory(path / cell.folder).config.exists():
-            yield from launching.check(path / cell.folder, asked)
+            yield from setup.check(path / cell.folder, asked)
 
 
 def read_plan(path: Path) -> Plan:
@@ -148,7 +151,7 @@ def read_plan(path: Path) -> Plan:
         ) from error
 
 
-def _name_cell(number: int, resolved: Resolved, varied: Sequence[Knob]) -> str:
+def _name_cell(number: int, resolved: Resolved, varied: Sequence[Setting]) -> str:
     """Name the folder of a cell by its place in the grid and by what it varies."""
     values = {knob.key: config.as_text(resolved.value(knob)) for knob in varied}
     words = ",".join(f"{key}={value.replace(',', 'x')}" for key, value in values.items())
@@ -161,11 +164,13 @@ def _continued(folder: RunDirectory, cell: Cell, asked: Resolved) -> Resolved:
     Raises ``ConfigError`` where anything else is asked for that is another value there.
     """
     resolved = cell.resolved
-    for knob in KNOBS:
-        value, is_asked = asked.value(knob), asked.is_asked(knob.key)
-        if knob.key in ("cache_dir", "devices") or (is_asked and knob.key in ("data_dir", "quiet")):
-            resolved = resolved.settle(knob.key, value, asked.origins[knob.key])
-        elif is_asked and value != resolved.value(knob):
+    for knob in SETTINGS:
+        value, is_explicit = asked.value(knob), asked.is_explicit(knob.key)
+        if knob.key in ("cache_dir", "devices") or (
+            is_explicit and knob.key in ("data_dir", "quiet")
+        ):
+            resolved = resolved.replace(knob.key, value, asked.origins[knob.key])
+        elif is_explicit and value != resolved.value(knob):
             raise ConfigError(
                 f"{knob.flag} {config.as_text(value)} cannot be given to {folder.path}: a sweep "
                 "goes on with the settings that it began with",
@@ -178,7 +183,7 @@ def _train(
     folder: RunDirectory, plan: Plan, settings: dict[str, Resolved], loaded: Loaded, report: Report
 ) -> None:
     """Train all cells that are not done, group by group, and show the results."""
-    interruption.hint = f"plateau-train resume {folder} continues it"
+    signals.hint = f"plateau-train resume {folder} continues it"
     groups = _group(folder, plan, settings, report)
     seeds = config.as_text(plan.cells[0].settings.run.replica_seeds)
     report.header(
@@ -196,7 +201,7 @@ def _train(
         except NonFiniteLossError as error:
             report.warn(f"All trainings of {names} diverged; the last: {error.problems[0]}")
         except StorageError as error:
-            error.hint = f"make room or give access, then {interruption.hint}"
+            error.hint = f"make room or give access, then {signals.hint}"
             raise
     found = results.read_results(
         [(RunDirectory(folder.path / cell.folder), cell.settings) for cell in plan.cells],
@@ -238,7 +243,7 @@ def _group(
     A crash may have come when some cells of a group had written an epoch and others had not: those
     go back to the epoch that all have.
     """
-    programs: dict[Config, list[Unit]] = {}
+    programs: dict[Settings, list[Unit]] = {}
     for cell in plan.cells:
         run, resolved = RunDirectory(folder.path / cell.folder), settings[cell.folder]
         if run.summary.exists() or _is_lost(run, resolved):
@@ -251,10 +256,10 @@ def _group(
             continue
         found, reasons = checkpoint.read_newest(run.checkpoints)
         if run.config.exists():
-            launching.refuse_a_lost_run(run, found, reasons)
+            setup.refuse_a_lost_run(run, found, reasons)
         unit = Unit(run, resolved, found, cell.fallback)
         programs.setdefault(_program_of(resolved), []).append(unit)
-    groups: dict[tuple[Config, int], list[Unit]] = {}
+    groups: dict[tuple[Settings, int], list[Unit]] = {}
     for program, units in programs.items():
         first = min(_epoch_of(unit.found) for unit in units)
         for unit in units:
@@ -267,24 +272,24 @@ def _goes_further(run: RunDirectory, resolved: Resolved) -> bool:
     """Tell whether a run has been resumed by itself, with more epochs than the sweep has."""
     with contextlib.suppress(RunError):
         if run.config.exists():
-            return run.settings().config.run.epochs > resolved.config.run.epochs
+            return run.settings().settings.run.epochs > resolved.settings.run.epochs
     return False
 
 
 def _is_lost(run: RunDirectory, resolved: Resolved) -> bool:
     """Tell whether all trainings of a run have diverged: they would do so again."""
-    notices = metrics.read_notices(run.events)
+    notices = records.read_notices(run.events)
     lost = {notice.replica for notice in notices if notice.event == "diverged"}
-    return len(lost) == len(resolved.config.run.replica_seeds)
+    return len(lost) == len(resolved.settings.run.replica_seeds)
 
 
-def _program_of(resolved: Resolved) -> Config:
+def _program_of(resolved: Resolved) -> Settings:
     """Return the settings without what one program is given as values."""
     from plateau_train.numerics.replicas import Replicas
 
     for key in {*Replicas._fields} - {"seed"}:
-        resolved = resolved.settle(key, None, "the replica's own")
-    return resolved.config
+        resolved = resolved.replace(key, None, "the replica's own")
+    return resolved.settings
 
 
 def _epoch_of(found: Checkpoint | None) -> int:
@@ -302,10 +307,10 @@ def _back_to(epoch: int, run: RunDirectory, found: Checkpoint | None) -> Checkpo
     return found
 
 
-def _load(settings: config.Data, loaded: Loaded, report: Report) -> Dataset:
+def _load(settings: config.DataSettings, loaded: Loaded, report: Report) -> Dataset:
     """Load data unless they are those that were loaded last."""
     if settings not in loaded:
-        dataset, _ = launching.load(settings, report)
+        dataset, _ = setup.load(settings, report)
         loaded.clear()
         # By the name that it has from now on, it is the same.
         loaded[settings] = loaded[settings.model_copy(update={"dataset": dataset.name})] = dataset
@@ -314,21 +319,21 @@ def _load(settings: config.Data, loaded: Loaded, report: Report) -> Dataset:
 
 def _train_group(units: Sequence[Unit], loaded: Loaded, report: Report) -> None:
     """Train some cells together, in their folders."""
-    from plateau_train import training
+    from plateau_train.training import loop
 
     first = units[0]
-    dataset = replace(_load(first.resolved.config.data, loaded, report), fallback=first.fallback)
-    facts = launching.describe_data(dataset)
+    dataset = replace(_load(first.resolved.settings.data, loaded, report), fallback=first.fallback)
+    facts = setup.describe_data(dataset)
     for unit in units:  # what cannot be gone on with is refused before anything is written
         if unit.found is not None:
             before = unit.found.manifest.environment.dataset
-            launching.refuse_other_data(unit.run, before, facts, dataset)
-            training.restore(unit.found)
+            setup.refuse_other_data(unit.run, before, facts, dataset)
+            loop.restore(unit.found)
     with contextlib.ExitStack() as held:
         places = []
         for run, resolved, found, _ in units:
             storage.make_folder(run.path)
             held.enter_context(run.locked())
-            launching.write_settings(run, resolved)
-            places.append(training.Place(run, resolved, found))
-        training.fit(places, dataset, facts, report, in_sweep=True)
+            setup.write_settings(run, resolved)
+            places.append(loop.Place(run, resolved, found))
+        loop.fit(places, dataset, facts, report, in_sweep=True)

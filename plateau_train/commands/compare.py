@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
-from plateau_train.config import KNOBS, Config, Knob, as_text
-from plateau_train.differences import CONFIDENCE, difference
+from plateau_train.config import SETTINGS, Setting, Settings, as_text
 from plateau_train.errors import ConfigError
+from plateau_train.report.console import Column, Report, printable
+from plateau_train.report.stats import CONFIDENCE, difference
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.histories import completed, read_histories, rule_name
-from plateau_train.run.metrics import EpochRecord, History, Spread, Timing, best_of, read_records
-from plateau_train.run.report import Column, Report, printable
+from plateau_train.run.history import completed, read_histories, rule_name
+from plateau_train.run.records import EpochRecord, History, Spread, Timing, best_of, read_records
 
 TIMINGS = TypeAdapter(Timing)
 
@@ -23,11 +23,11 @@ ROUNDING = 1e-6
 # Settings of which no result depends on, but for the last bits.
 CIRCUMSTANCES = {
     *("data_dir", "cache_dir", "name", "runs_dir", "quiet", "threads", "devices", "seed"),
-    *(knob.key for knob in KNOBS if knob.table == "cluster"),
+    *(knob.key for knob in SETTINGS if knob.table == "cluster"),
 }
 
 # What runs should have in common to be compared, in the words for when they have not.
-SHARED: Mapping[str, Callable[[Config], object]] = {
+SHARED: Mapping[str, Callable[[Settings], object]] = {
     "on different data sets": lambda settings: settings.data.dataset,
     "scored on different test images": lambda settings: settings.data.test_examples or "all",
     "of different lengths in epochs": lambda settings: settings.run.epochs,
@@ -47,7 +47,7 @@ class Compared(NamedTuple):
 
     name: str
     run: RunDirectory
-    settings: Config
+    settings: Settings
     histories: Sequence[History]  # without those that ended before the others
     num_early: int  # how many did
     seconds: float | None
@@ -72,9 +72,9 @@ def compare(
     ``RunError`` for what is no run or damaged.
     """
     if picture is not None:
-        from plateau_train.run import plots
+        from plateau_train.plots import panels
 
-        plots.picture_format(picture)  # now, not after all the work
+        panels.picture_format(picture)  # now, not after all the work
     if level is not None and not 0 < level <= 1:
         raise ConfigError(
             f"--level must be an accuracy above 0 and at most 1, got {level:g}",
@@ -111,7 +111,9 @@ def read_runs(paths: Sequence[Path]) -> list[Compared]:
         histories = read_histories(run)
         whole = completed(histories)
         early = len(histories) - len(whole)
-        runs.append(Compared(name, run, run.settings().config, whole, early, _seconds(run.timings)))
+        runs.append(
+            Compared(name, run, run.settings().settings, whole, early, _seconds(run.timings))
+        )
     return runs
 
 
@@ -275,7 +277,7 @@ def _show_settings(runs: Sequence[Compared], report: Report) -> None:
     """Print the settings that are not the same in all runs."""
     cells = {
         knob.flag: [_setting(run.settings, knob) for run in runs]
-        for knob in KNOBS
+        for knob in SETTINGS
         if knob.key not in CIRCUMSTANCES
     }
     differing = {flag: values for flag, values in cells.items() if len(set(values)) > 1}
@@ -293,7 +295,7 @@ def _show_settings(runs: Sequence[Compared], report: Report) -> None:
     report.table(columns, caption="settings that differ")
 
 
-def _setting(settings: Config, knob: Knob) -> str:
+def _setting(settings: Settings, knob: Setting) -> str:
     """Write a value as it is typed, several seeds in a row as their ends."""
     value = getattr(getattr(settings, knob.table), knob.key)
     if knob.key == "seeds":
@@ -305,16 +307,16 @@ def _setting(settings: Config, knob: Knob) -> str:
 
 def _draw(runs: Sequence[Compared], picture: Path) -> None:
     """Draw the five panels with all runs."""
-    from plateau_train.run import plots
-    from plateau_train.run.scales import Drawn
+    from plateau_train.plots import panels
+    from plateau_train.plots.scale import Drawn
 
     drawn = []
     for run in runs:
         count = len(run.histories)
         label = f"{run.name} ({count} seeds)" if count > 1 else run.name
         drawn.append(Drawn(run.settings, run.histories, label))
-    names = dict.fromkeys(plots.data_title(run.settings.data) for run in runs)
+    names = dict.fromkeys(panels.data_title(run.settings.data) for run in runs)
     are_several = any(len(run.histories) > 1 for run in runs)
     bands = ": means and one standard deviation of the seeds" if are_several else ""
     heading = f"{len(runs)} runs on {' and '.join(names)}{bands}"
-    plots.save_figure(plots.draw_together(drawn, heading), picture)
+    panels.save_figure(panels.draw_together(drawn, heading), picture)

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from plateau_train import wording
-from plateau_train.config import Config, Resolved
+from plateau_train.config import Resolved, Settings
 from plateau_train.data.splits import Dataset, Split
 from plateau_train.errors import (
     ConfigError,
@@ -26,7 +25,25 @@ from plateau_train.errors import (
     RunError,
     StorageError,
 )
-from plateau_train.groups import (
+from plateau_train.numerics.mesh import BATCH_AXIS, REPLICA_AXIS, make_mesh, put_everywhere
+from plateau_train.numerics.plateau import PlateauRule
+from plateau_train.numerics.program import Examples, Params, Program, TrainState, init_state
+from plateau_train.numerics.replicas import Ensemble, Solo
+from plateau_train.process import cluster, signals
+from plateau_train.report import text as wording
+from plateau_train.report.console import Report
+from plateau_train.run import storage
+from plateau_train.run.checkpoint import Checkpoint, Manifest
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.environment import (
+    DatasetFacts,
+    Environment,
+    describe_environment,
+    identify_code,
+)
+from plateau_train.run.journal import Journal
+from plateau_train.run.records import Drop, EpochRecord, Notice, Timing
+from plateau_train.training.groups import (
     Group,
     LostTrainingsError,
     Member,
@@ -40,22 +57,6 @@ from plateau_train.groups import (
     plan_memory,
     stack,
 )
-from plateau_train.numerics.mesh import BATCH_AXIS, REPLICA_AXIS, make_mesh, put_everywhere
-from plateau_train.numerics.plateau import PlateauRule
-from plateau_train.numerics.program import Examples, Params, Program, TrainState, init_state
-from plateau_train.numerics.replicas import Ensemble, Solo
-from plateau_train.run import cluster, interruption, storage
-from plateau_train.run.checkpoint import Checkpoint, Manifest
-from plateau_train.run.directory import RunDirectory
-from plateau_train.run.environment import (
-    DatasetFacts,
-    Environment,
-    describe_environment,
-    identify_code,
-)
-from plateau_train.run.journal import Journal
-from plateau_train.run.metrics import Drop, EpochRecord, Notice, Timing
-from plateau_train.run.report import Report
 
 # What is kept of compiled programs at the most: those of many trainings.
 COMPILED_BYTES = 100_000_000
@@ -93,7 +94,7 @@ def fit(
     is left that is finite.
     """
     started = time.perf_counter()
-    settings = [place.resolved.config for place in places]
+    settings = [place.resolved.settings for place in places]
     found = [place.found for place in places if place.found is not None]
     mesh = find_mesh(settings[0])
     environment = describe_environment(_device_names(mesh), facts)
@@ -104,7 +105,7 @@ def fit(
         for journal, place in zip(journals, places, strict=True):
             _note_the_circumstances(journal, place.found, report)
     try:
-        with interruption.asked_first(cluster.grace_seconds()):
+        with signals.asked_first(cluster.grace_seconds()):
             for outcomes in train(dataset, settings, report, found):
                 with cluster.together():
                     for journal, outcome in zip(journals, outcomes, strict=True):
@@ -134,11 +135,11 @@ def fit(
         report.end(ending, journals[0].run.path)
 
 
-def follow(dataset: Dataset, settings: Config) -> None:
+def follow(dataset: Dataset, settings: Settings) -> None:
     """Train the same network beside process 0 of a cluster, which alone keeps what comes of it."""
     with cluster.together():
         pass  # process 0 opens its journal
-    with interruption.asked_first(cluster.grace_seconds()):
+    with signals.asked_first(cluster.grace_seconds()):
         for _ in train(dataset, [settings], Report(quiet=True)):
             with cluster.together():
                 pass  # process 0 commits the epoch
@@ -214,12 +215,12 @@ def _tell(
 
 def _conclude(journal: Journal, dataset: Dataset) -> None:
     """Leave the plot and the summary of a run that has come to its end."""
-    from plateau_train.run import plots  # matplotlib can wait until here
+    from plateau_train.plots import panels  # matplotlib can wait until here
 
     run, manifest = journal.run, journal.manifest
     if manifest.epoch < manifest.settings.run.epochs:
         return  # all of its trainings have diverged
-    plots.save_plot(run.plot, manifest.histories, manifest.settings)
+    panels.save_plot(run.plot, manifest.histories, manifest.settings)
     journal.write_whole()
     summary = wording.summarize(dataset, manifest)
     storage.write_text(run.summary, json.dumps(summary, indent=2) + "\n")
@@ -245,7 +246,7 @@ def keep_compiled(cache_dir: Path) -> None:
         jax.config.update(key, value)
 
 
-def find_mesh(settings: Config) -> Mesh:
+def find_mesh(settings: Settings) -> Mesh:
     """Find the devices to train on: all of them, or the first of each process.
 
     They share the batch of a single training; of several each device takes some. Raises
@@ -299,7 +300,7 @@ def _note_the_circumstances(journal: Journal, found: Checkpoint | None, report: 
 
 def train(
     dataset: Dataset,
-    settings: Sequence[Config],
+    settings: Sequence[Settings],
     report: Report,
     found: Sequence[Checkpoint] = (),
 ) -> Iterator[list[Outcome]]:
@@ -332,7 +333,7 @@ def train(
 
 def _form_groups(
     dataset: Dataset,
-    settings: Sequence[Config],
+    settings: Sequence[Settings],
     members: Sequence[Member],
     found: Sequence[Checkpoint],
 ) -> tuple[int, list[Group]]:
@@ -359,7 +360,7 @@ def _form_groups(
 
 
 def _make_trainers(
-    dataset: Dataset, settings: Sequence[Config], members: Sequence[Member], mesh: Mesh
+    dataset: Dataset, settings: Sequence[Settings], members: Sequence[Member], mesh: Mesh
 ) -> Sequence[Solo | Ensemble]:
     """Make one of a single training, and of replicas as few as there is memory for."""
     make = partial(Program.from_config, num_classes=len(dataset.class_names))
@@ -369,7 +370,7 @@ def _make_trainers(
     return make_ensembles(programs, members, mesh, plan_replicas(dataset, settings).at_once)
 
 
-def plan_replicas(dataset: Dataset, settings: Sequence[Config]) -> MemoryPlan:
+def plan_replicas(dataset: Dataset, settings: Sequence[Settings]) -> MemoryPlan:
     """Decide how many of the replicas of runs are trained at once; see ``plan_memory``."""
     program = Program.from_config(settings[0], num_classes=len(dataset.class_names))
     num_trainings = sum(len(choice.run.replica_seeds) for choice in settings)
@@ -388,7 +389,7 @@ def _outcomes(
     trained: Trained,
     epoch: int,
     num_steps: int,
-    settings: Sequence[Config],
+    settings: Sequence[Settings],
     members: Sequence[Member],
     survivors: Survivors,
 ) -> list[Outcome]:
@@ -417,7 +418,7 @@ def _outcomes(
 
 
 def _explain(
-    trained: Trained, member: Member, epoch: int, num_steps: int, settings: Config
+    trained: Trained, member: Member, epoch: int, num_steps: int, settings: Settings
 ) -> tuple[list[float], list[Drop]]:
     """Return the observations of an epoch of one training and the drops among them."""
     observations: list[float] = []
@@ -461,7 +462,7 @@ def _record(
     epoch: int,
     num_steps: int,
     observations: Sequence[float],
-    settings: Config,
+    settings: Settings,
 ) -> EpochRecord:
     """Put the metrics of one training and the state of the rule after them into one line."""
     plateau = jax.device_get(trained.state.plateau)  # optax's types are too wide for numbers

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from plateau_train import config
-from plateau_train.config import Config, Knob, Resolved
+from plateau_train.config import Resolved, Setting, Settings
 from plateau_train.errors import ConfigError, RunError
+from plateau_train.report.console import Column, Report
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.histories import read_histories
-from plateau_train.run.metrics import History, Spread, best_of
-from plateau_train.run.report import Column, Report
+from plateau_train.run.history import read_histories
+from plateau_train.run.records import History, Spread, best_of
 
 METRICS = (
     "test-accuracy", "test-loss", "val-accuracy", "val-loss", "train-accuracy", "train-loss",
@@ -57,7 +57,7 @@ class Result(NamedTuple):
         return Spread.of([history.records[-1].scale for history in self.histories])
 
 
-def choose_metric(asked: str | None, cells: Sequence[Config]) -> str:
+def choose_metric(asked: str | None, cells: Sequence[Settings]) -> str:
     """Return the metric to sort by: of what is held out, should all cells hold something out.
 
     Raises ``ConfigError`` for a word that is none, and for one of images that nobody holds out.
@@ -80,7 +80,7 @@ def choose_metric(asked: str | None, cells: Sequence[Config]) -> str:
 
 
 def read_results(
-    cells: Sequence[tuple[RunDirectory, Config]], knobs: Sequence[Knob], report: Report
+    cells: Sequence[tuple[RunDirectory, Settings]], knobs: Sequence[Setting], report: Report
 ) -> list[Result]:
     """Read what became of the runs of a sweep, and tell of those that are damaged."""
     return [
@@ -119,7 +119,7 @@ def _finished(run: RunDirectory, epochs: int, report: Report) -> Sequence[Histor
 def show_results(
     folder: RunDirectory,
     found: Sequence[Result],
-    knobs: Sequence[Knob],
+    knobs: Sequence[Setting],
     metric: str,
     report: Report,
 ) -> None:
@@ -148,7 +148,7 @@ def show_results(
     report.end(ends, folder.path)
 
 
-def _columns(found: Sequence[Result], knobs: Sequence[Knob], metric: str) -> Iterator[Column]:
+def _columns(found: Sequence[Result], knobs: Sequence[Setting], metric: str) -> Iterator[Column]:
     """Lay the results out; the metric is that after the last epoch."""
 
     def cells(write: Callable[[Result], str]) -> list[str]:
@@ -164,7 +164,7 @@ def _columns(found: Sequence[Result], knobs: Sequence[Knob], metric: str) -> Ite
     yield Column("run", [result.run.path.name for result in found], is_number=False)
 
 
-def _rows(found: Sequence[Result], knobs: Sequence[Knob]) -> Iterator[dict[str, str]]:
+def _rows(found: Sequence[Result], knobs: Sequence[Setting]) -> Iterator[dict[str, str]]:
     """Write each result with mean and deviation of everything, for other programs."""
     has_val = any(history.records[0].val_loss is not None for one in found for history in one[2])
     measures: dict[str, Callable[[Result], Spread | None]] = {
@@ -189,10 +189,10 @@ def _rows(found: Sequence[Result], knobs: Sequence[Knob]) -> Iterator[dict[str, 
 
 
 def _draw(
-    folder: RunDirectory, found: Sequence[Result], knobs: Sequence[Knob], metric: str
+    folder: RunDirectory, found: Sequence[Result], knobs: Sequence[Setting], metric: str
 ) -> Path:
     """Draw a heat map, the first knob down and the second across."""
-    from plateau_train.run import matrices, plots  # matplotlib can wait until here
+    from plateau_train.plots import heatmaps, panels  # matplotlib can wait until here
 
     rows, columns = (
         list(dict.fromkeys(result.values[axis] for result in found)) for axis in (0, 1)
@@ -205,11 +205,11 @@ def _draw(
         if spread := result.final(metric):
             means[place] = spread.mean
             spreads[place] = spread.sd if spread.num_replicas > 1 else np.nan
-    grid = matrices.Grid(
+    grid = heatmaps.Grid(
         knobs[0].flag, rows, knobs[1].flag, columns, means, spreads, diverged,
         metric.replace("-", " "),
     )  # fmt: skip
     path = folder.path / "heat_map.png"
     heading = f"{grid.metric} after the last epoch, {found[0].num_seeds} seeds"
-    plots.save_figure(matrices.draw_heat_map(grid, heading), path)
+    panels.save_figure(heatmaps.draw_heat_map(grid, heading), path)
     return path

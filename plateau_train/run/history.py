@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from plateau_train.config import Config
+from plateau_train.config import Settings
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.metrics import History, read_drops, read_history, split_replicas
+from plateau_train.run.records import History, read_drops, read_history, split_replicas
 
 
 def read_histories(run: RunDirectory) -> list[History]:
@@ -14,7 +14,7 @@ def read_histories(run: RunDirectory) -> list[History]:
     Reads ``config.toml``, ``metrics.jsonl`` and ``events.jsonl`` and nothing else. Raises
     ``RunError`` for a file that is damaged, and where there is no epoch at all.
     """
-    seeds = run.settings().config.run.replica_seeds
+    seeds = run.settings().settings.run.replica_seeds
     histories = split_replicas(seeds, read_history(run.metrics), read_drops(run.events))
     begun = [history for history in histories if history.records]
     if not begun:
@@ -43,7 +43,7 @@ def completed(histories: Sequence[History]) -> list[History]:
     return [history for history in histories if history.records[-1].epoch == last_epoch]
 
 
-def rule_name(settings: Config) -> str:
+def rule_name(settings: Settings) -> str:
     """Name what moves the scale: the metric that the plateau rule watches, or a schedule."""
     schedule = settings.optimizer.schedule
     return settings.plateau.mode if schedule == "plateau" else schedule

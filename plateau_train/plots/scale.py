@@ -9,8 +9,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from plateau_train import config
-from plateau_train.run.histories import completed
-from plateau_train.run.metrics import Drop, History
+from plateau_train.run.history import completed
+from plateau_train.run.records import Drop, History
 
 # So many drops have their reasons under the panels, and so many trainings a row of ticks each.
 MOST_LISTED, MOST_ROWS = 12, 24
@@ -22,7 +22,7 @@ STRIP = 0.26
 class Drawn(NamedTuple):
     """A run as it is drawn beside others, or alone."""
 
-    settings: config.Config
+    settings: config.Settings
     histories: Sequence[History]
     label: str = ""
     color: str = "black"
