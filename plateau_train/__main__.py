@@ -16,8 +16,8 @@ GARBAGE_THRESHOLD = 100_000
 def main() -> NoReturn:
     """Run the command line and leave with the exit code of the design."""
     gc.set_threshold(GARBAGE_THRESHOLD)
-    stdio.secure()
-    signals.watch()
+    stdio.install()
+    signals.install()
     try:
         from plateau_train import cli  # late: a signal is heard from here on
 
@@ -32,7 +32,7 @@ def main() -> NoReturn:
 
 def _tell(error: PlateauTrainError) -> None:
     if isinstance(error, InterruptedRunError):
-        signals.claim()
+        signals.lock_output()
     if os.environ.get("PLATEAU_TRAIN_DEBUG") == "1":
         import traceback
 
@@ -41,7 +41,7 @@ def _tell(error: PlateauTrainError) -> None:
 
     show_error(error)
     if isinstance(error, InterruptedRunError | ClusterError):
-        signals.leave(error.exit_code)
+        signals.exit_now(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -322,7 +322,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-class Spread(NamedTuple):
+class MeanStd(NamedTuple):
     """Median and range of the rounds."""
 
     median: float
@@ -330,12 +330,12 @@ class Spread(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> "Spread":
+    def of(cls, values: Iterable[float]) -> "MeanStd":
         values = list(values)
         return cls(statistics.median(values), min(values), max(values))
 
     @classmethod
-    def of_ratios(cls, dividends: Iterable[float], divisors: Iterable[float]) -> "Spread":
+    def of_ratios(cls, dividends: Iterable[float], divisors: Iterable[float]) -> "MeanStd":
         """Divide within each round: what slows a machine down for a while slows both."""
         return cls.of(up / down for up, down in zip(dividends, divisors, strict=True))
 
@@ -394,8 +394,8 @@ def describe_commands(
         )
         cells = (
             what.format(epochs=epochs),
-            Spread.of(seconds).show(".1f"),
-            "" if goal is None else Spread.of_ratios(seconds, ours).show(".2f"),
+            MeanStd.of(seconds).show(".1f"),
+            "" if goal is None else MeanStd.of_ratios(seconds, ours).show(".2f"),
             "" if goal is None else f"at least {goal}",
             show_megabytes(peaks),
             f"{statistics.median(accuracies):.3f}",
@@ -421,14 +421,14 @@ def describe_parts(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]
             f"training epoch, times the floor: the five large matrix products of each step "
             f"({statistics.median(products):.2f} s, {by['products']}) and one pass over Adam's "
             f"bytes ({statistics.median(adam):.2f} s, {by['adam']})",
-            Spread.of_ratios(columns["ours"], floor).show(".2f")
+            MeanStd.of_ratios(columns["ours"], floor).show(".2f")
             + f"; {statistics.median(columns['ours']):.2f} s",
             "at most 1.25",
         )
     if overhead := figures.get("overhead"):
         yield (
             "evaluation, metrics, checkpoint and printing, of an epoch's training time",
-            Spread.of(100 * statistics.median(shares) for shares in overhead).show(".1f", " %"),
+            MeanStd.of(100 * statistics.median(shares) for shares in overhead).show(".1f", " %"),
             "below 8 %",
         )
     if memory := figures.get("memory"):
@@ -441,11 +441,11 @@ def describe_parts(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]
         ("cold", "the same with empty caches", ""),
     ):
         if start := figures.get("start"):
-            yield what, Spread.of(start[name]).show(".2f", " s"), goal
+            yield what, MeanStd.of(start[name]).show(".2f", " s"), goal
 
 
 def show_megabytes(peaks: Sequence[float]) -> str:
-    return Spread.of(peak / 1e6 for peak in peaks).show(",.0f", " MB")
+    return MeanStd.of(peak / 1e6 for peak in peaks).show(",.0f", " MB")
 
 
 def say(what: str) -> None:

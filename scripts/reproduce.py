@@ -28,7 +28,7 @@ from plateau_train.report.console import Report
 from plateau_train.report.stats import difference
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import describe_processor
-from plateau_train.run.records import EPOCHS, Spread, read_drops, read_records
+from plateau_train.run.records import EPOCHS, MeanStd, read_drops, read_records
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -116,13 +116,13 @@ def helps_table(runs: Sequence[RunDirectory]) -> str:
         drops = [len(history.drops) for history in run.histories]
         cells = (
             name,
-            f"{Spread.of(list(accuracies.values())):.4f}",
+            f"{MeanStd.of(list(accuracies.values())):.4f}",
             "" if run is compared[0] else str(gain),
-            f"{Spread.of(list(run.finals('test_loss').values())):.4f}",
-            f"{Spread.of(chosen):.4f}",
-            f"{Spread.of(best):.4f}",
-            f"{Spread.of(flattery):.4f}",
-            f"{Spread.of(drops):.1f}" if any(drops) else "",
+            f"{MeanStd.of(list(run.finals('test_loss').values())):.4f}",
+            f"{MeanStd.of(chosen):.4f}",
+            f"{MeanStd.of(best):.4f}",
+            f"{MeanStd.of(flattery):.4f}",
+            f"{MeanStd.of(drops):.1f}" if any(drops) else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
     of = {name: run.finals("test_accuracy") for name, run in zip(SCHEDULES, compared, strict=True)}

@@ -20,7 +20,7 @@ from conftest import ORIGINALS
 
 from plateau_train import config, data
 from plateau_train.data import tfds
-from plateau_train.data.splits import Dataset, Split, share_out
+from plateau_train.data.splits import Dataset, Split, split_dataset
 from plateau_train.errors import ConfigError, DataError, DataUnavailableError, StorageError
 from plateau_train.report.console import Report
 from plateau_train.training import setup
@@ -52,7 +52,7 @@ def no_network(monkeypatch):
 
 
 def test_held_out_images_are_taken_from_the_training_images_and_from_nowhere_else():
-    shared = share_out(numbered(), config.DataSettings(val_fraction=0.25, batch_size=10))
+    shared = split_dataset(numbered(), config.DataSettings(val_fraction=0.25, batch_size=10))
     assert shared.val is not None
     train, val = set(shared.train.labels.tolist()), set(shared.val.labels.tolist())
     assert (len(train), len(val)) == (75, 25)
@@ -63,20 +63,20 @@ def test_held_out_images_are_taken_from_the_training_images_and_from_nowhere_els
 
 def test_the_first_examples_are_used_when_fewer_are_asked_for():
     settings = config.DataSettings(train_examples=30, test_examples=7, batch_size=10)
-    shared = share_out(numbered(), settings)
+    shared = split_dataset(numbered(), settings)
     assert shared.train.labels.tolist() == list(range(30))
     assert shared.test.labels.tolist() == list(range(7))
 
 
 def test_a_batch_that_is_larger_than_the_training_set_is_refused_with_both_numbers():
     with pytest.raises(ConfigError, match=r"--batch-size 70,000 is larger than the 75 training"):
-        share_out(numbered(), config.DataSettings(batch_size=70_000, val_fraction=0.25))
+        split_dataset(numbered(), config.DataSettings(batch_size=70_000, val_fraction=0.25))
 
 
 @pytest.mark.parametrize(("fraction", "said"), [(0.001, "none"), (0.999, "all of them")])
 def test_a_fraction_that_holds_out_nothing_or_everything_is_refused(fraction, said):
     with pytest.raises(ConfigError, match=rf"--val-fraction {fraction} of 100 .* holds out {said}"):
-        share_out(numbered(), config.DataSettings(val_fraction=fraction, batch_size=10))
+        split_dataset(numbered(), config.DataSettings(val_fraction=fraction, batch_size=10))
 
 
 def test_garments_can_be_loaded_in_part_and_begin_alike():

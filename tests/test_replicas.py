@@ -462,7 +462,8 @@ def test_seeds_are_single_ones_and_ranges_and_outrank_no_seed():
 
 def test_several_processes_are_refused_before_a_folder_is_made(tmp_path, monkeypatch):
     several = SimpleNamespace(
-        **vars(loop.cluster) | {"is_several": lambda: True, "describe": lambda: "process 0 of 2"}
+        **vars(loop.cluster)
+        | {"is_multiprocess": lambda: True, "describe": lambda: "process 0 of 2"}
     )
     monkeypatch.setattr(loop, "cluster", several)
     with pytest.raises(ConfigError, match="--seeds trains in one process, and this is process 0"):

@@ -156,8 +156,8 @@ STUBBORN = """
 import time
 from plateau_train.process import signals
 
-signals.watch()
-with signals.asked_first(60):
+signals.install()
+with signals.graceful_shutdown(60):
     print("ready", flush=True)
     time.sleep(100)
 """

@@ -12,8 +12,8 @@ from plateau_train.errors import ConfigError
 from plateau_train.report.console import Column, Report, printable
 from plateau_train.report.stats import CONFIDENCE, difference
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.history import completed, read_histories, rule_name
-from plateau_train.run.records import EpochRecord, History, Spread, Timing, best_of, read_records
+from plateau_train.run.history import completed, read_histories
+from plateau_train.run.records import EpochRecord, History, MeanStd, Timing, best_of, read_records
 
 TIMINGS = TypeAdapter(Timing)
 
@@ -39,7 +39,7 @@ BY_VAL = "by val"
 WORDS = ("run", "rule", "in epochs")  # the others are numbers
 
 # Columns that a narrow terminal goes without, the first one first.
-SACRIFICES = ("in epochs", "seconds", "rule", "seeds", "drops", "at")
+DROP_ORDER = ("in epochs", "seconds", "rule", "seeds", "drops", "at")
 
 
 class Compared(NamedTuple):
@@ -206,7 +206,7 @@ def _show_results(runs: Sequence[Compared], level: float | None, report: Report)
             Column(title, [row[title] for row in rows], is_number=title not in WORDS)
             for title in titles
         ],
-        sacrifices=SACRIFICES,
+        drop_order=DROP_ORDER,
     )
 
 
@@ -220,7 +220,7 @@ def _row(run: Compared, level: float) -> dict[str, str]:
     follows = run.settings.optimizer.schedule == "plateau"
     return {
         "run": run.name,
-        "rule": rule_name(run.settings),
+        "rule": run.settings.schedule_name,
         "seeds": f"{len(figures)}",
         "best": _spread([each.best.test_accuracy for each in figures], ".4f"),
         "at": _epochs([each.best.epoch for each in figures]),
@@ -234,7 +234,7 @@ def _row(run: Compared, level: float) -> dict[str, str]:
 
 
 def _spread(values: Sequence[float], form: str) -> str:
-    return f"{Spread.of(values):{form}}" if values else NONE
+    return f"{MeanStd.of(values):{form}}" if values else NONE
 
 
 def _epochs(counts: Sequence[int]) -> str:
@@ -269,7 +269,7 @@ def _show_differences(runs: Sequence[Compared], report: Report) -> None:
         ],
         caption=f"difference from {first.name}, and the {100 * CONFIDENCE:.0f} % confidence "
         "interval of its mean over seeds",
-        sacrifices=("final test loss",),
+        drop_order=("final test loss",),
     )
 
 

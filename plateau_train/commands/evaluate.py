@@ -25,7 +25,7 @@ MOST_COLUMNS = 20
 # Two accuracies that differ by less are shares of the same number of images.
 ROUNDING = 1e-6
 
-SACRIFICES = ("images", "precision")
+DROP_ORDER = ("images", "precision")
 
 NONE = "-"
 
@@ -77,7 +77,7 @@ def evaluate_run(
         environment.pin_threads(manifest.environment.threads)
     from plateau_train.training import loop  # only now, when the number of threads is fixed
 
-    loop.keep_compiled(cache_dir)
+    loop.enable_compilation_cache(cache_dir)
     scores, confusion = score(found, dataset)
     _compare(found, scores, report, is_replica=bool(chosen))
 
@@ -102,7 +102,7 @@ def evaluate_run(
         }
     )
     report.table(
-        per_class(confusion, names), caption="test images of each class", sacrifices=SACRIFICES
+        per_class(confusion, names), caption="test images of each class", drop_order=DROP_ORDER
     )
     _show_confusion(confusion, names, report)
 

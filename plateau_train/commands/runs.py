@@ -10,13 +10,12 @@ from plateau_train.config import Settings
 from plateau_train.errors import RunError
 from plateau_train.report.console import Column, Report
 from plateau_train.run.directory import LATEST, SWEEP, RunDirectory
-from plateau_train.run.history import rule_name
 from plateau_train.run.records import EpochRecord, best_epoch, read_history, read_notices
 
 State = Literal["running", "done", "failed", "stopped", "damaged"]
 
 # Columns that a narrow terminal goes without, the first one first: the name says most of them.
-SACRIFICES = ("split", "at", "seeds", "scale", "data", "rule", "final", "epochs")
+DROP_ORDER = ("split", "at", "seeds", "scale", "data", "rule", "final", "epochs")
 
 TITLES = (
     "name", "rule", "seeds", "data", "epochs", "best", "at", "final", "split", "scale", "state",
@@ -55,7 +54,7 @@ def show_runs(runs_dir: Path, report: Report) -> None:
             Column(title, [row[title] for row in rows], is_number=title not in WORDS)
             for title in TITLES
         ],
-        sacrifices=SACRIFICES,
+        drop_order=DROP_ORDER,
     )
     if problems := [problem for run in runs for problem in run.problems]:
         report.warn(*problems)
@@ -124,7 +123,7 @@ def _row(run: Listed) -> dict[str, str]:
     if run.settings is not None:
         seeds = len(run.settings.run.replica_seeds)
         row |= {
-            "rule": rule_name(run.settings),
+            "rule": run.settings.schedule_name,
             "seeds": f"{seeds}",
             "data": run.settings.data.dataset,
         }

@@ -34,7 +34,7 @@ from plateau_train.report.replays import (
 from plateau_train.run import environment
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import read_histories
-from plateau_train.run.records import tell_reason
+from plateau_train.run.records import drop_reason
 
 # The settings of the rule itself; the mode says what it is fed.
 RULE = tuple(knob for knob in SETTINGS if knob.table == "plateau" and knob.key != "mode")
@@ -298,7 +298,7 @@ def step(
                 cooldown=cooldown,
                 scale_before=before,
                 scale=scale,
-                reason=tell_reason(observed, mean, best, to_beat, waited) if dropped else None,
+                reason=drop_reason(observed, mean, best, to_beat, waited) if dropped else None,
             )
         )
         before = scale

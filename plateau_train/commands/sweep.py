@@ -102,7 +102,7 @@ def _check(
     programs: dict[Settings, list[Settings]] = {}
     for number, cell in enumerate(resolved, start=1):
         dataset = _load(cell.settings.data, loaded, report)
-        loop.keep_compiled(cell.settings.data.cache_dir)
+        loop.enable_compilation_cache(cell.settings.data.cache_dir)
         named = setup.name_dataset(cell, dataset)
         programs.setdefault(_program_of(named), []).append(named.settings)
         loop.plan_replicas(dataset, programs[_program_of(named)])

@@ -359,6 +359,12 @@ class Settings(_Table):
     run: RunSettings = Field(default_factory=RunSettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 
+    @property
+    def schedule_name(self) -> str:
+        """What moves the scale: the mode of the plateau rule, or another schedule."""
+        schedule = self.optimizer.schedule
+        return self.plateau.mode if schedule == "plateau" else schedule
+
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with settings that are fine one by one."""
         if self.plateau.rtol == 0 and self.plateau.atol == 0:

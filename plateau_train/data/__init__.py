@@ -15,7 +15,7 @@ import numpy as np
 
 from plateau_train import config
 from plateau_train.data import cache
-from plateau_train.data.splits import Dataset, Split, share_out
+from plateau_train.data.splits import Dataset, Split, split_dataset
 from plateau_train.errors import DataUnavailableError
 
 # What --dataset auto looks for, and what it takes where that cannot be had.
@@ -34,7 +34,7 @@ def load(settings: config.DataSettings, *, say: Callable[[str], None]) -> Datase
         if settings.dataset != AUTO:
             raise
         dataset = replace(_built_in(settings, say), fallback="; ".join(error.problems))
-    return share_out(dataset, settings)
+    return split_dataset(dataset, settings)
 
 
 def prepare(

@@ -49,7 +49,7 @@ class Dataset:
         return digest.hexdigest()
 
 
-def share_out(dataset: Dataset, settings: config.DataSettings) -> Dataset:
+def split_dataset(dataset: Dataset, settings: config.DataSettings) -> Dataset:
     """Cut a data set to the examples asked for, and hold out the validation split.
 
     The held-out images are drawn without regard to the run's seed, so that runs with different

@@ -20,7 +20,7 @@ from plateau_train.errors import ConfigError, StorageError
 from plateau_train.plots.scale import Drawn, draw_scale, finish, list_reasons, number_drops
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.history import completed, find_replica, read_histories, rule_name
+from plateau_train.run.history import completed, find_replica, read_histories
 from plateau_train.run.records import Drop, History
 
 FORMATS = ("png", "svg", "pdf")
@@ -187,7 +187,7 @@ def title(histories: Sequence[History], settings: config.Settings) -> str:
     elif len(settings.run.replica_seeds) > 1:
         seeds += f" (replica {histories[0].replica})"
     parts = [f"{optimizer.optimizer} at {optimizer.learning_rate:g}", rule, seeds]
-    return f"{rule_name(settings)} on {data_title(data)}: {', '.join(filter(None, parts))}"
+    return f"{settings.schedule_name} on {data_title(data)}: {', '.join(filter(None, parts))}"
 
 
 def data_title(settings: config.DataSettings) -> str:

@@ -72,7 +72,7 @@ def joined(settings: config.ClusterSettings, say: Callable[[str], None]) -> Iter
     _leave()
 
 
-def is_several() -> bool:
+def is_multiprocess() -> bool:
     """Tell whether this process has others beside it."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized() and _state().num_processes > 1
@@ -80,22 +80,22 @@ def is_several() -> bool:
 
 def is_leader() -> bool:
     """Tell whether this is the process that prints and writes."""
-    return not is_several() or _state().process_id == 0
+    return not is_multiprocess() or _state().process_id == 0
 
 
 def describe() -> str:
     """Say which process this is; empty where it is alone."""
-    return f"process {_state().process_id} of {_state().num_processes}" if is_several() else ""
+    return f"process {_state().process_id} of {_state().num_processes}" if is_multiprocess() else ""
 
 
 def grace_seconds() -> float:
     """Return how long a process may take to end in its own way after a signal."""
-    return GRACE_SECONDS if is_several() else signals.GRACE_SECONDS
+    return GRACE_SECONDS if is_multiprocess() else signals.GRACE_SECONDS
 
 
 def from_leader(tree: Tree) -> Tree:
     """Return what process 0 holds; the arrays of the others must have the same shapes."""
-    if not is_several():
+    if not is_multiprocess():
         return tree
     from jax.experimental import multihost_utils
 
@@ -119,7 +119,7 @@ def is_same(text: str) -> bool:
 
 def agree(code: int = 0, value: int = 0) -> tuple[int, int]:
     """Return the highest code of all processes, and the value of process 0."""
-    if not is_several():
+    if not is_multiprocess():
         return code, value
     from jax.experimental import multihost_utils
 
@@ -128,7 +128,7 @@ def agree(code: int = 0, value: int = 0) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     """Let one process fail in the block without leaving the others to wait for it.
 
     The block holds no collective. Raises ``ClusterError`` in the others, with the exit code of the
@@ -198,7 +198,7 @@ def _ends_within(seconds: float, error: PlateauTrainError) -> Iterator[None]:
 
     def give_up() -> None:
         show_error(error)
-        signals.leave(error.exit_code)
+        signals.exit_now(error.exit_code)
 
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True

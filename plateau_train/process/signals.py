@@ -29,7 +29,7 @@ _grace = 0.0  # seconds that the main thread has, from the signal on
 _told = threading.Lock()  # taken by whoever tells the user, once
 
 
-def watch() -> None:
+def install() -> None:
     """Take over the signals of this process; called once, by the main thread."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -40,7 +40,7 @@ def watch() -> None:
 
 
 @contextlib.contextmanager
-def asked_first(grace: float = GRACE_SECONDS) -> Iterator[None]:
+def graceful_shutdown(grace: float = GRACE_SECONDS) -> Iterator[None]:
     """Let the block end in its own way, by looking at ``received`` again and again.
 
     ``grace`` is how many seconds it may take from a signal until it does.
@@ -64,12 +64,12 @@ def stop(number: int) -> NoReturn:
     raise InterruptedRunError(_message(number) + where, hint=hint, signal_number=number)
 
 
-def claim() -> None:
+def lock_output() -> None:
     """Let the caller tell the user; it waits for the end where the thread tells already."""
     _told.acquire()
 
 
-def leave(exit_code: int) -> NoReturn:
+def exit_now(exit_code: int) -> NoReturn:
     """End the process at once, without the time that libraries take to shut down."""
     sys.stdout.flush()
     sys.stderr.flush()

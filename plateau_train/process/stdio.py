@@ -29,7 +29,7 @@ class _Unbreakable(io.FileIO):
 _outputs: list[_Unbreakable] = []
 
 
-def secure() -> None:
+def install() -> None:
     """Replace ``sys.stdout`` and ``sys.stderr``, and open whatever of 0, 1, 2 is closed.
 
     A closed one would be given to the next file that is opened, and prints would go into that.

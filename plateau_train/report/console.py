@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plateau_train.errors import ChangedSettingsError, PlateauTrainError
-from plateau_train.run.records import Drop, EpochRecord, spread_scores
+from plateau_train.run.records import Drop, EpochRecord, mean_scores
 
 
 def printable(text: object) -> str:
@@ -86,7 +86,7 @@ class Column(NamedTuple):
 
 
 # Columns that a narrow terminal goes without, the first one first: what follows from others.
-SACRIFICES = ("time", "lr", "lowest", "acc", "to beat", "scale")
+DROP_ORDER = ("time", "lr", "lowest", "acc", "to beat", "scale")
 
 SD = "\N{PLUS-MINUS SIGN}"  # the title of a deviation, behind the mean that it belongs to
 
@@ -165,7 +165,7 @@ class Report:
             _print(self._out, _line(records, num_epochs, patience if num_trainings == 1 else None))
         else:
             cells = _cells(records, num_epochs, patience, num_trainings, seconds)
-            cells = _fitting(cells, SACRIFICES, self._out.width)
+            cells = _fitting(cells, DROP_ORDER, self._out.width)
             gap = "  " if _width(cells, gap=2) <= self._out.width else " "
             titles = gap.join(f"{cell.title:>{cell.width}}" for cell in cells)
             if titles != self._titles:
@@ -198,9 +198,9 @@ class Report:
         return not self._out.is_terminal or _width(columns, gap=1) <= self._out.width
 
     def table(
-        self, columns: Sequence[Column], *, caption: str = "", sacrifices: Sequence[str] = ()
+        self, columns: Sequence[Column], *, caption: str = "", drop_order: Sequence[str] = ()
     ) -> None:
-        """Print a table, which a narrow terminal gets without the sacrifices, the first one first.
+        """Print a table, which a narrow terminal gets without the drop_order, the first one first.
 
         Where that is not enough, words are folded. Without a terminal each row is one plain line.
         """
@@ -216,7 +216,7 @@ class Report:
             rows = zip(*(column.lines() for column in columns), strict=True)
             _print(self._out, "\n".join("  ".join(row).rstrip() for row in rows))
             return
-        columns = _fitting(columns, sacrifices, self._out.width)
+        columns = _fitting(columns, drop_order, self._out.width)
         gap = 2 if _width(columns, gap=2) <= self._out.width else 1
         table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
         for column in columns:
@@ -241,7 +241,7 @@ def _line(records: Sequence[EpochRecord], num_epochs: int, patience: int | None)
     """Write an epoch as one plain line."""
     first = records[0]
     parts = [f"epoch {first.epoch}/{num_epochs}"]
-    parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in spread_scores(records)]
+    parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in mean_scores(records)]
     parts.append(f"scale {_range([record.scale for record in records], '.6g')}")
     parts.append(f"lr {_range([record.learning_rate for record in records], '.6g')}")
     if patience is not None:
@@ -265,10 +265,10 @@ def _width(columns: Sequence[_Cell | Column], *, gap: int) -> int:
 
 
 def _fitting(
-    columns: Sequence[ColumnType], sacrifices: Sequence[str], width: int
+    columns: Sequence[ColumnType], drop_order: Sequence[str], width: int
 ) -> Sequence[ColumnType]:
-    """Leave out as many of the sacrifices, in their order, as it takes to fit into a width."""
-    for title in sacrifices:
+    """Leave out as many of the drop_order, in their order, as it takes to fit into a width."""
+    for title in drop_order:
         if _width(columns, gap=1) > width:
             columns = [column for column in columns if column.title != title]
     return columns
@@ -284,7 +284,7 @@ def _cells(
     """Lay an epoch out as a row of a table that fits 80 columns without validation."""
     first, are_several = records[0], num_trainings > 1
     cells = [_Cell("epoch", len(f"{num_epochs}") * 2 + 1, f"{first.epoch}/{num_epochs}")]
-    for name, loss, accuracy in spread_scores(records):
+    for name, loss, accuracy in mean_scores(records):
         cells.append(_Cell(f"{name} loss", len(name) + 5, f"{loss.mean:.4f}"))
         if are_several:
             cells.append(_Cell(SD, 6, f"{loss.sd:.4f}"))

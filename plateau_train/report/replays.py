@@ -22,7 +22,7 @@ LARGEST = (2 - 2**-23) * 2.0**127
 MOST_LISTED = 20
 
 # Columns that a narrow terminal goes without, the first one first: what follows from others.
-SACRIFICES = ("step", "best", "cooldown", "epoch")
+DROP_ORDER = ("step", "best", "cooldown", "epoch")
 
 
 # Schedules under which the rate falls whatever is observed.
@@ -227,7 +227,7 @@ def show(series: Series, rules: Mapping[str, Sequence[Row]], report: Report) -> 
                 for other, table in others
             ),
         ],
-        sacrifices=SACRIFICES,
+        drop_order=DROP_ORDER,
     )
     report.rows(
         {

@@ -17,7 +17,7 @@ from plateau_train.report.console import Column, Report
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import read_histories
-from plateau_train.run.records import History, Spread, best_of
+from plateau_train.run.records import History, MeanStd, best_of
 
 METRICS = (
     "test-accuracy", "test-loss", "val-accuracy", "val-loss", "train-accuracy", "train-loss",
@@ -26,7 +26,7 @@ METRICS = (
 NONE = "-"
 
 # Columns that a narrow terminal goes without, the first one first.
-SACRIFICES = ("run", "scale", "best")
+DROP_ORDER = ("run", "scale", "best")
 
 
 class Result(NamedTuple):
@@ -37,24 +37,24 @@ class Result(NamedTuple):
     histories: Sequence[History]
     num_seeds: int
 
-    def final(self, metric: str) -> Spread | None:
+    def final(self, metric: str) -> MeanStd | None:
         """Return a metric after the last epoch, over the seeds, if there is any."""
         field = metric.replace("-", "_")
         values = [getattr(history.records[-1], field) for history in self.histories]
-        return Spread.of(values) if values and None not in values else None
+        return MeanStd.of(values) if values and None not in values else None
 
     @property
-    def best(self) -> Spread:
+    def best(self) -> MeanStd:
         """The highest accuracy of each training, on what is held out if anything is."""
-        return Spread.of([best_of(history.records).score for history in self.histories])
+        return MeanStd.of([best_of(history.records).score for history in self.histories])
 
     @property
-    def num_drops(self) -> Spread:
-        return Spread.of([len(history.drops) for history in self.histories])
+    def num_drops(self) -> MeanStd:
+        return MeanStd.of([len(history.drops) for history in self.histories])
 
     @property
-    def scale(self) -> Spread:
-        return Spread.of([history.records[-1].scale for history in self.histories])
+    def scale(self) -> MeanStd:
+        return MeanStd.of([history.records[-1].scale for history in self.histories])
 
 
 def choose_metric(asked: str | None, cells: Sequence[Settings]) -> str:
@@ -138,7 +138,7 @@ def show_results(
     writer.writerows(rows)
     table = folder.path / "results.csv"
     storage.write_text(table, text.getvalue())
-    report.table(list(_columns(ordered, knobs, metric)), sacrifices=SACRIFICES)
+    report.table(list(_columns(ordered, knobs, metric)), drop_order=DROP_ORDER)
     ends = {"results": str(table)}
     if len(knobs) == 2:
         ends["heat map"] = str(_draw(folder, found, knobs, metric))
@@ -167,7 +167,7 @@ def _columns(found: Sequence[Result], knobs: Sequence[Setting], metric: str) -> 
 def _rows(found: Sequence[Result], knobs: Sequence[Setting]) -> Iterator[dict[str, str]]:
     """Write each result with mean and deviation of everything, for other programs."""
     has_val = any(history.records[0].val_loss is not None for one in found for history in one[2])
-    measures: dict[str, Callable[[Result], Spread | None]] = {
+    measures: dict[str, Callable[[Result], MeanStd | None]] = {
         f"final_{metric.replace('-', '_')}": partial(Result.final, metric=metric)
         for metric in METRICS
         if has_val or not metric.startswith("val")

@@ -13,7 +13,7 @@ from plateau_train.config import Settings
 from plateau_train.data.splits import Dataset
 from plateau_train.run.checkpoint import Manifest
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.records import EpochRecord, History, Spread, best_of, spread_scores
+from plateau_train.run.records import EpochRecord, History, MeanStd, best_of, mean_scores
 
 
 def count_steps(dataset: Dataset, settings: Settings) -> int:
@@ -147,7 +147,7 @@ def _without_observations(record: EpochRecord) -> dict[str, Any]:
 def _named_spread(records: Sequence[EpochRecord]) -> dict[str, Any]:
     return {
         f"{split}_{metric}": spread._asdict()
-        for split, *spreads in spread_scores(records)
+        for split, *spreads in mean_scores(records)
         for metric, spread in zip(("loss", "accuracy"), spreads, strict=True)
     }
 
@@ -157,13 +157,13 @@ def describe_end(
 ) -> dict[str, str]:
     """Say how a run ended, and what to type next."""
     best_epoch, mean = manifest.best_epoch, "mean " * (len(manifest.histories) > 1)
-    best = spread_scores(manifest.at(best_epoch))
+    best = mean_scores(manifest.at(best_epoch))
     return {
         "done": f"{in_epochs(manifest.epoch)} in {took}"
         + (f", on {dataset.name}, NOT on Fashion-MNIST" if dataset.fallback else ""),
         **{
             split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
-            for split, loss, accuracy in spread_scores(manifest.final)
+            for split, loss, accuracy in mean_scores(manifest.final)
         },
         "best": f"epoch {best_epoch}, of the highest {mean}{manifest.final[0].scored_by}: "
         + ", ".join(f"{split} {accuracy:.4f}" for split, _, accuracy in best),
@@ -177,7 +177,7 @@ def _describe_drops(histories: Sequence[History]) -> str:
     scales = sorted({history.records[-1].scale for history in histories})
     final = f"final scale {' to '.join(f'{scale:.6g}' for scale in {scales[0]: 0, scales[-1]: 0})}"
     if len(histories) > 1:
-        return f"{Spread.of([len(drops) for *_, drops in histories]):.1f} a replica, {final}"
+        return f"{MeanStd.of([len(drops) for *_, drops in histories]):.1f} a replica, {final}"
     drops = histories[0].drops
     fell = ", ".join(str(drop.epoch) for drop in drops) or "none"
     return f"{len(drops)} (epochs: {fell}), {final}"

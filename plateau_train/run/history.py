@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from plateau_train.config import Settings
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.records import History, read_drops, read_history, split_replicas
@@ -41,9 +40,3 @@ def completed(histories: Sequence[History]) -> list[History]:
     """
     last_epoch = max(history.records[-1].epoch for history in histories)
     return [history for history in histories if history.records[-1].epoch == last_epoch]
-
-
-def rule_name(settings: Settings) -> str:
-    """Name what moves the scale: the metric that the plateau rule watches, or a schedule."""
-    schedule = settings.optimizer.schedule
-    return settings.plateau.mode if schedule == "plateau" else schedule

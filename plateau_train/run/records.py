@@ -60,7 +60,7 @@ class EpochRecord(_Record):
         return [*scores, ("test", self.test_loss, self.test_accuracy)]
 
 
-def tell_reason(observed: str, value: float, best: float, to_beat: float, waited: int) -> str:
+def drop_reason(observed: str, value: float, best: float, to_beat: float, waited: int) -> str:
     """Say why an observation lowered the scale, in one sentence without a full stop."""
     times = "1 observation" if waited == 1 else f"{waited} observations in a row"
     verb = "was" if waited == 1 else "were"
@@ -92,7 +92,7 @@ class Drop(_Record):
     @property
     def reason(self) -> str:
         """The reason in one sentence, without a full stop."""
-        return tell_reason(self.observed, self.value, self.best, self.to_beat, self.waited)
+        return drop_reason(self.observed, self.value, self.best, self.to_beat, self.waited)
 
     def describe(self) -> str:
         """Say when and why the scale dropped, from what to what."""
@@ -116,7 +116,7 @@ class History(NamedTuple):
     drops: Sequence[Drop]
 
 
-class Spread(NamedTuple):
+class MeanStd(NamedTuple):
     """Mean of a value over replicas and its sample standard deviation, which is 0 for one."""
 
     mean: float
@@ -124,7 +124,7 @@ class Spread(NamedTuple):
     num_replicas: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def of(cls, values: Sequence[float]) -> "MeanStd":
         return cls(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
 
     def __format__(self, form: str) -> str:
@@ -133,10 +133,14 @@ class Spread(NamedTuple):
         return f"{self.mean:{form}}{sd}"
 
 
-def spread_scores(records: Sequence[EpochRecord]) -> list[tuple[str, Spread, Spread]]:
+def mean_scores(records: Sequence[EpochRecord]) -> list[tuple[str, MeanStd, MeanStd]]:
     """List loss and accuracy of each split over the replicas of one epoch."""
     return [
-        (rows[0][0], Spread.of([loss for _, loss, _ in rows]), Spread.of([acc for *_, acc in rows]))
+        (
+            rows[0][0],
+            MeanStd.of([loss for _, loss, _ in rows]),
+            MeanStd.of([acc for *_, acc in rows]),
+        )
         for rows in zip(*(record.scores() for record in records), strict=True)
     ]
 
@@ -164,6 +168,7 @@ class Notice(_Record):
 Event = Annotated[Drop | Notice, Field(discriminator="event")]
 
 EPOCHS = TypeAdapter(EpochRecord)
+TIMINGS = TypeAdapter(Timing)
 EVENTS: TypeAdapter[Drop | Notice] = TypeAdapter(Event)
 
 RecordType = TypeVar("RecordType")

@@ -98,16 +98,16 @@ def fit(
     found = [place.found for place in places if place.found is not None]
     mesh = find_mesh(settings[0])
     environment = describe_environment(_device_names(mesh), facts)
-    with cluster.together():
+    with cluster.fail_together():
         journals = [_open_journal(place, environment) for place in places]
         if not in_sweep:
             _introduce(journals[0], dataset, mesh, report, is_resumed=bool(found))
         for journal, place in zip(journals, places, strict=True):
             _note_the_circumstances(journal, place.found, report)
     try:
-        with signals.asked_first(cluster.grace_seconds()):
+        with signals.graceful_shutdown(cluster.grace_seconds()):
             for outcomes in train(dataset, settings, report, found):
-                with cluster.together():
+                with cluster.fail_together():
                     for journal, outcome in zip(journals, outcomes, strict=True):
                         _keep(journal, outcome)
                 _tell(outcomes, journals, report, in_sweep=in_sweep)
@@ -137,11 +137,11 @@ def fit(
 
 def follow(dataset: Dataset, settings: Settings) -> None:
     """Train the same network beside process 0 of a cluster, which alone keeps what comes of it."""
-    with cluster.together():
+    with cluster.fail_together():
         pass  # process 0 opens its journal
-    with signals.asked_first(cluster.grace_seconds()):
+    with signals.graceful_shutdown(cluster.grace_seconds()):
         for _ in train(dataset, [settings], Report(quiet=True)):
-            with cluster.together():
+            with cluster.fail_together():
                 pass  # process 0 commits the epoch
 
 
@@ -226,14 +226,14 @@ def _conclude(journal: Journal, dataset: Dataset) -> None:
     storage.write_text(run.summary, json.dumps(summary, indent=2) + "\n")
 
 
-def keep_compiled(cache_dir: Path) -> None:
+def enable_compilation_cache(cache_dir: Path) -> None:
     """Have JAX keep what it compiles, and take what it has kept, in the cache of the user.
 
     The folder is that of this processor and number of threads, which JAX does not tell apart.
     A damaged entry is compiled anew. In a cluster nothing is kept: JAX has process 0 alone write,
     and processes that compile may wait for those that need not.
     """
-    if cluster.is_several() or jax.config.values["jax_compilation_cache_dir"] is not None:
+    if cluster.is_multiprocess() or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     folder = cache_dir.expanduser() / "compiled" / identify_code()
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
@@ -265,7 +265,7 @@ def find_mesh(settings: Settings) -> Mesh:
         for device in jax.local_devices(process)[:wanted]
     ]
     if settings.run.seeds is not None:
-        if cluster.is_several():
+        if cluster.is_multiprocess():
             raise ConfigError(
                 f"--seeds trains in one process, and this is {cluster.describe()}",
                 hint="start a run for some of the seeds in each process: --num-processes 1",
@@ -353,7 +353,7 @@ def _form_groups(
             state = trainer.fetch(trainer.init(dataset.image_shape))
         else:
             state = cut(whole, which)
-        if cluster.is_several():  # only process 0 has read the checkpoint
+        if cluster.is_multiprocess():  # only process 0 has read the checkpoint
             first, state = cluster.from_leader((first, state))
         groups.append(Group(trainer, state, splits, which, takes_turns=len(trainers) > 1))
     return int(first), groups
@@ -543,4 +543,4 @@ def _devices(mesh: Mesh) -> str:
         return _device_names(mesh)[0]
     kinds = Counter(f"{device.platform} ({device.device_kind})" for device in mesh.devices)
     shown = ", ".join(f"{number} x {kind}" for kind, number in kinds.items())
-    return shown + (f" in {jax.process_count()} processes" if cluster.is_several() else "")
+    return shown + (f" in {jax.process_count()} processes" if cluster.is_multiprocess() else "")

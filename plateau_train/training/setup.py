@@ -29,7 +29,6 @@ from plateau_train.run import checkpoint, environment, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.environment import DatasetFacts
-from plateau_train.run.history import rule_name
 from plateau_train.run.records import read_drops
 
 # What may differ when a run is resumed: nothing of it moves a result. Epochs may only be added.
@@ -55,15 +54,17 @@ def start(resolved: Resolved, report: Report) -> Path | None:
         if not cluster.is_leader():
             _follow(resolved, report)
             return None
-        with cluster.together():  # where the others wait for a run to be opened, as in a resume
+        with (
+            cluster.fail_together()
+        ):  # where the others wait for a run to be opened, as in a resume
             pin_threads(resolved)
         cluster.text_from_leader(resolved.settings.model_dump_json())
         dataset, facts = _load_together(lambda: resolved.settings, partial(load, report=report))
         resolved = name_dataset(resolved, dataset)
         settings = resolved.settings.run
-        name = settings.name or rule_name(resolved.settings)
+        name = settings.name or resolved.settings.schedule_name
         with contextlib.ExitStack() as held:
-            with cluster.together():
+            with cluster.fail_together():
                 run = RunDirectory.create(
                     settings.runs_dir.expanduser(),
                     f"{name}-{dataset.name}" if dataset.fallback else name,
@@ -91,7 +92,7 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
         if not cluster.is_leader():
             _follow(asked, report)
             return
-        with cluster.together():
+        with cluster.fail_together():
             run = RunDirectory.find(path)
             held.enter_context(run.locked())
             found, reasons = checkpoint.read_newest(run.checkpoints)
@@ -112,7 +113,7 @@ def resume(path: Path, asked: Resolved, report: Report) -> None:
         cluster.text_from_leader(settings.model_dump_json())
         load = partial(load_again, run, before=_dataset_of(run, found), report=report)
         dataset, facts = _load_together(lambda: settings, load)
-        with cluster.together():
+        with cluster.fail_together():
             if found is not None:
                 from plateau_train.training import loop
 
@@ -126,7 +127,7 @@ def _follow(asked: Resolved, report: Report) -> None:
     report.say(f"this is {cluster.describe()}; process 0 prints and writes")
     signals.hint = "process 0 says how the run is continued"
     pin_threads(asked)
-    with cluster.together():
+    with cluster.fail_together():
         pass  # process 0 opens the run to resume
     plan = cluster.text_from_leader(NOTHING)
     if plan == NOTHING:
@@ -135,7 +136,7 @@ def _follow(asked: Resolved, report: Report) -> None:
     dataset, _ = _load_together(lambda: _adopted(asked, settings), partial(load, report=report))
     from plateau_train.training import loop
 
-    with cluster.together():
+    with cluster.fail_together():
         pass  # process 0 makes the folder
     loop.follow(dataset, settings)
 
@@ -169,12 +170,12 @@ def _load_together(
 
     Raises ``ClusterError`` where processes differ in what they found.
     """
-    with cluster.together():
+    with cluster.fail_together():
         settings = choose()
         dataset, facts = load(settings.data)
         from plateau_train.training import loop
 
-        loop.keep_compiled(settings.data.cache_dir)
+        loop.enable_compilation_cache(settings.data.cache_dir)
         loop.find_mesh(settings)
         if settings.run.seeds is not None:
             loop.plan_replicas(dataset, [settings])
