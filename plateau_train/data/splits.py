@@ -39,6 +39,19 @@ class Dataset:
         height, width, channel = self.train.images.shape[1:]
         return height, width, channel
 
+    def describe(self) -> str:
+        """Return the counts, the shape and the source in one line."""
+        counts = [f"{len(self.train.labels):,} training"]
+        if self.val is not None:
+            counts.append(f"{len(self.val.labels):,} validation")
+        counts.append(f"{len(self.test.labels):,} test images")
+        shape = "x".join(map(str, self.image_shape))
+        text = (
+            f"{self.name}: {', '.join(counts)} of {shape}, {len(self.class_names)} classes; "
+            f"{self.source}"
+        )
+        return text + ("; NOT Fashion-MNIST" if self.fallback else "")
+
     def sha256(self) -> str:
         """Return the digest of all images and labels as they are shared out."""
         digest = hashlib.sha256()
