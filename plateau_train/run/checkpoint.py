@@ -86,7 +86,7 @@ class Manifest(BaseModel):
 
     @property
     def histories(self) -> list[History]:
-        return split_replicas(self.settings.run.replica_seeds, self.records, self.drops)
+        return split_replicas(self.settings.run.seeds, self.records, self.drops)
 
 
 class Checkpoint(NamedTuple):

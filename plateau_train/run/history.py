@@ -13,7 +13,7 @@ def read_histories(run: RunDirectory) -> list[History]:
     Reads ``config.toml``, ``metrics.jsonl`` and ``events.jsonl`` and nothing else. Raises
     ``RunError`` for a file that is damaged, and where there is no epoch at all.
     """
-    seeds = run.settings().settings.run.replica_seeds
+    seeds = run.settings().settings.run.seeds
     histories = split_replicas(seeds, read_history(run.metrics), read_drops(run.events))
     begun = [history for history in histories if history.records]
     if not begun:

@@ -96,7 +96,7 @@ def fit(
     started = time.perf_counter()
     settings = [place.resolved.settings for place in places]
     found = [place.found for place in places if place.found is not None]
-    mesh = find_mesh(settings[0])
+    mesh = find_mesh(*settings)
     environment = describe_environment(_device_names(mesh), facts)
     with cluster.fail_together():
         journals = [_open_journal(place, environment) for place in places]
@@ -116,7 +116,7 @@ def fit(
     except PlateauTrainError as error:
         kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
         # Of a single training the failure of the run says it all.
-        has_replicas = settings[0].run.seeds is not None
+        has_replicas = in_sweep or _num_replicas(settings) > 1
         lost = error.lost if isinstance(error, LostTrainingsError) and has_replicas else ()
         for number, journal in enumerate(journals):
             with contextlib.suppress(StorageError):
@@ -168,7 +168,7 @@ def _introduce(
         report.warn(*error.problems)
     devices = f"{_devices(mesh)}, {settings.model.precision}, jax {jax.__version__}"
     header = wording.describe_header(dataset, settings, devices) | {"run": str(run.path)}
-    if settings.run.seeds is not None:
+    if len(settings.run.seeds) > 1:
         plan = plan_replicas(dataset, [settings])
         header |= {"replicas": describe_plan(plan, len(settings.run.seeds))}
     if is_resumed:
@@ -182,7 +182,7 @@ def _keep(journal: Journal, outcome: Outcome) -> None:
     """Write down an epoch of a run, some or all of whose trainings may have diverged in it."""
     if outcome.records:
         state = outcome.state
-        if journal.manifest.settings.run.seeds is None:
+        if len(journal.manifest.settings.run.seeds) == 1:
             state = jax.tree.map(lambda rows: rows[0], state)
         events = (*outcome.drops, *outcome.diverged)
         journal.commit(outcome.records, outcome.timing, events, _named(state))
@@ -206,7 +206,7 @@ def _tell(
         () if in_sweep else outcomes[0].drops,
         num_epochs=settings.run.epochs,
         patience=settings.plateau.patience if settings.optimizer.schedule == "plateau" else None,
-        num_trainings=len(journals) * len(settings.run.replica_seeds),
+        num_trainings=len(journals) * len(settings.run.seeds),
         seconds=sum(
             outcome.timing.train_seconds + outcome.timing.evaluate_seconds for outcome in outcomes
         ),
@@ -246,12 +246,17 @@ def enable_compilation_cache(cache_dir: Path) -> None:
         jax.config.update(key, value)
 
 
-def find_mesh(settings: Settings) -> Mesh:
+def _num_replicas(settings: Sequence[Settings]) -> int:
+    return sum(len(choice.run.seeds) for choice in settings)
+
+
+def find_mesh(*runs: Settings) -> Mesh:
     """Find the devices to train on: all of them, or the first of each process.
 
     They share the batch of a single training; of several each device takes some. Raises
     ``ConfigError`` where there are fewer than asked for, or they cannot share a batch.
     """
+    settings = runs[0]
     wanted = settings.run.devices
     if wanted is not None and wanted > jax.local_device_count():
         raise ConfigError(
@@ -264,10 +269,10 @@ def find_mesh(settings: Settings) -> Mesh:
         for process in range(jax.process_count())
         for device in jax.local_devices(process)[:wanted]
     ]
-    if settings.run.seeds is not None:
+    if _num_replicas(runs) > 1:
         if cluster.is_multiprocess():
             raise ConfigError(
-                f"--seeds trains in one process, and this is {cluster.describe()}",
+                f"several seeds train in one process, and this is {cluster.describe()}",
                 hint="start a run for some of the seeds in each process: --num-processes 1",
             )
         return make_mesh(devices, REPLICA_AXIS)
@@ -314,7 +319,7 @@ def train(
     members = [
         Member(run, replica, seed, choice.optimizer.learning_rate)
         for run, choice in enumerate(settings)
-        for replica, seed in enumerate(choice.run.replica_seeds)
+        for replica, seed in enumerate(choice.run.seeds)
     ]
     first, groups = _form_groups(dataset, settings, members, found)
     survivors = Survivors(members, _are_alive(members, found))
@@ -338,7 +343,7 @@ def _form_groups(
     found: Sequence[Checkpoint],
 ) -> tuple[int, list[Group]]:
     """Return the epoch to begin with, and the trainings as they fit together."""
-    mesh, first, whole = find_mesh(settings[0]), 0, None
+    mesh, first, whole = find_mesh(*settings), 0, None
     trainers = _make_trainers(dataset, settings, members, mesh)
     splits = {"train": on_device(dataset.train, mesh)}
     if dataset.val is not None:
@@ -364,7 +369,7 @@ def _make_trainers(
 ) -> Sequence[Solo | Ensemble]:
     """Make one of a single training, and of replicas as few as there is memory for."""
     make = partial(Program.from_config, num_classes=len(dataset.class_names))
-    if settings[0].run.seeds is None:
+    if _num_replicas(settings) == 1:
         return [Solo(make(settings[0], mesh=mesh), members[0].seed)]
     programs = [make(settings[member.run]) for member in members]
     return make_ensembles(programs, members, mesh, plan_replicas(dataset, settings).at_once)
@@ -373,8 +378,8 @@ def _make_trainers(
 def plan_replicas(dataset: Dataset, settings: Sequence[Settings]) -> MemoryPlan:
     """Decide how many of the replicas of runs are trained at once; see ``plan_memory``."""
     program = Program.from_config(settings[0], num_classes=len(dataset.class_names))
-    num_trainings = sum(len(choice.run.replica_seeds) for choice in settings)
-    return plan_memory(program, num_trainings, find_mesh(settings[0]), dataset.image_shape)
+    mesh = find_mesh(*settings)
+    return plan_memory(program, _num_replicas(settings), mesh, dataset.image_shape)
 
 
 def _are_alive(members: Sequence[Member], found: Sequence[Checkpoint]) -> list[bool]:
@@ -505,7 +510,7 @@ def restore(found: Checkpoint) -> TrainState:
     state = jax.eval_shape(
         partial(init_state, program, image_shape=dataset.image_shape), np.uint32(0)
     )
-    axes = () if settings.run.seeds is None else (len(settings.run.seeds),)
+    axes = () if len(settings.run.seeds) == 1 else (len(settings.run.seeds),)
     expected = {name: ((*axes, *leaf.shape), leaf.dtype) for name, leaf in _named(state).items()}
     present = {name: (array.shape, array.dtype) for name, array in found.arrays.items()}
     if present != expected:
