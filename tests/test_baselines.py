@@ -220,7 +220,7 @@ def test_a_run_from_before_there_were_schedules_is_one_of_the_plateau_rule(start
     assert len(old) == len(lines) - 3
     run.config.write_text("\n".join(old) + "\n")
     read = run.settings().settings
-    assert (read.optimizer.schedule, read.run.replica_seeds) == ("plateau", (0,))
+    assert (read.optimizer.schedule, read.run.seeds) == ("plateau", (0,))
     manifest = read_checkpoint(run.checkpoints / "best.npz").manifest
     former = manifest.model_dump(mode="json")
     for key in ("schedule", "step_epochs"):

@@ -455,7 +455,7 @@ def test_seeds_that_are_no_list_of_different_seeds_are_refused(text):
 
 def test_seeds_are_single_ones_and_ranges_and_outrank_no_seed():
     run = resolve({"seeds": RawValue("0-3, 8,6 - 7", "flag")}).settings.run
-    assert run.replica_seeds == (0, 1, 2, 3, 8, 6, 7)
+    assert run.seeds == (0, 1, 2, 3, 8, 6, 7)
     with pytest.raises(ConfigError, match="--seed and --seeds are both given"):
         resolve({"seed": RawValue("1", "flag"), "seeds": RawValue("0-3", "flag")})
 

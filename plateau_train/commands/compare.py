@@ -296,12 +296,8 @@ def _show_settings(runs: Sequence[Compared], report: Report) -> None:
 
 
 def _setting(settings: Settings, knob: Setting) -> str:
-    """Write a value as it is typed, several seeds in a row as their ends."""
+    """Write a value as it is typed."""
     value = getattr(getattr(settings, knob.table), knob.key)
-    if knob.key == "seeds":
-        value = settings.run.replica_seeds
-        if len(value) > 2 and value == tuple(range(value[0], value[-1] + 1)):
-            return f"{value[0]}-{value[-1]}"
     return knob.default if value is None else as_text(value)
 
 

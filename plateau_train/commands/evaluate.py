@@ -136,9 +136,8 @@ def take_replica(found: Checkpoint, replica: int | None) -> tuple[Checkpoint, st
     """
     manifest = found.manifest
     seeds, final = manifest.settings.run.seeds, {row.replica: row for row in manifest.final}
-    if seeds is None and not replica:
+    if len(seeds) == 1 and not replica:
         return found, ""
-    seeds = manifest.settings.run.replica_seeds
     if replica is not None and replica >= len(seeds):
         raise ConfigError(
             f"--replica {replica}, and the run has {len(seeds)}, counted from 0",
@@ -151,7 +150,7 @@ def take_replica(found: Checkpoint, replica: int | None) -> tuple[Checkpoint, st
             f"replica {number} (seed {seeds[number]}) had diverged by epoch {manifest.epoch}",
             hint=f"give another --replica, such as {best}, the best one",
         )
-    alone = manifest.settings.run.model_copy(update={"seed": seeds[number], "seeds": None})
+    alone = manifest.settings.run.model_copy(update={"seed": (seeds[number],)})
     manifest = manifest.model_copy(
         update={
             "settings": manifest.settings.model_copy(update={"run": alone}),

@@ -257,7 +257,7 @@ def _read_run(
     rule = config.resolve(given, file=run.config).settings.plateau
     history = choose(read_histories(run), asked.replica, run)
     title = f"{run}"
-    if own.run.seeds is not None:
+    if len(own.run.seeds) > 1:
         title += f", replica {history.replica} with seed {history.seed}"
     if rule.split == "train":
         values, places = read_windows(run, history, own.plateau, rule)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from plateau_train import config
 from plateau_train.config import SETTINGS, Resolved, Setting, Settings
 from plateau_train.data.splits import Dataset
-from plateau_train.errors import ConfigError, NonFiniteLossError, RunError, StorageError
+from plateau_train.errors import NonFiniteLossError, RunError, StorageError
 from plateau_train.process import signals
 from plateau_train.report import results
 from plateau_train.report.console import Report
@@ -161,22 +161,15 @@ def _name_cell(number: int, resolved: Resolved, varied: Sequence[Setting]) -> st
 def _continued(folder: RunDirectory, cell: Cell, asked: Resolved) -> Resolved:
     """Return the settings of a cell with what is of this machine, and not of its beginning.
 
-    Raises ``ConfigError`` where anything else is asked for that is another value there.
+    Raises ``ChangedSettingsError`` where anything else is asked for that is another value there.
     """
-    resolved = cell.resolved
-    for knob in SETTINGS:
-        value, is_explicit = asked.value(knob), asked.is_explicit(knob.key)
-        if knob.key in ("cache_dir", "devices") or (
-            is_explicit and knob.key in ("data_dir", "quiet")
-        ):
-            resolved = resolved.replace(knob.key, value, asked.origins[knob.key])
-        elif is_explicit and value != resolved.value(knob):
-            raise ConfigError(
-                f"{knob.flag} {config.as_text(value)} cannot be given to {folder.path}: a sweep "
-                "goes on with the settings that it began with",
-                hint="leave it out; one run of it can go on by itself, with more --epochs",
-            )
-    return resolved
+    return config.merge(
+        cell.resolved,
+        asked,
+        problem=f"{folder.path}: a sweep goes on with the settings that it began with",
+        hint="leave these out; one run of it can go on by itself, with more --epochs",
+        policy=config.sweep_policy,
+    )
 
 
 def _train(
@@ -185,10 +178,10 @@ def _train(
     """Train all cells that are not done, group by group, and show the results."""
     signals.hint = f"plateau-train resume {folder} continues it"
     groups = _group(folder, plan, settings, report)
-    seeds = config.as_text(plan.cells[0].settings.run.replica_seeds)
+    seeds = config.as_text(plan.cells[0].settings.run.seeds)
     report.header(
         {
-            "sweep": f"{_describe(plan)}, each with --seeds {seeds}",
+            "sweep": f"{_describe(plan)}, each with --seed {seeds}",
             "programs": f"{len(groups)} to train, one after the other",
             "folder": str(folder.path),
         }
@@ -280,14 +273,12 @@ def _is_lost(run: RunDirectory, resolved: Resolved) -> bool:
     """Tell whether all trainings of a run have diverged: they would do so again."""
     notices = records.read_notices(run.events)
     lost = {notice.replica for notice in notices if notice.event == "diverged"}
-    return len(lost) == len(resolved.settings.run.replica_seeds)
+    return len(lost) == len(resolved.settings.run.seeds)
 
 
 def _program_of(resolved: Resolved) -> Settings:
     """Return the settings without what one program is given as values."""
-    from plateau_train.numerics.replicas import Replicas
-
-    for key in {*Replicas._fields} - {"seed"}:
+    for key in {setting.key for setting in SETTINGS if setting.is_traced} - {"seed"}:
         resolved = resolved.replace(key, None, "the replica's own")
     return resolved.settings
 

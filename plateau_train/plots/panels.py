@@ -184,7 +184,7 @@ def title(histories: Sequence[History], settings: config.Settings) -> str:
         seeds = f"{len(histories)} seeds (mean and one standard deviation)"
         if early := len(histories) - len(completed(histories)):
             seeds += f", without {early} that ended early"
-    elif len(settings.run.replica_seeds) > 1:
+    elif len(settings.run.seeds) > 1:
         seeds += f" (replica {histories[0].replica})"
     parts = [f"{optimizer.optimizer} at {optimizer.learning_rate:g}", rule, seeds]
     return f"{settings.schedule_name} on {data_title(data)}: {', '.join(filter(None, parts))}"

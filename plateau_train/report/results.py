@@ -88,7 +88,7 @@ def read_results(
             tuple(config.as_text(Resolved(settings, {}).value(knob)) for knob in knobs),
             run,
             _finished(run, settings.run.epochs, report),
-            len(settings.run.replica_seeds),
+            len(settings.run.seeds),
         )
         for run, settings in cells
     ]

@@ -54,7 +54,7 @@ def describe_header(dataset: Dataset, settings: Settings, devices: str) -> dict[
 
 
 def _seeds(settings: Settings) -> str:
-    seeds = settings.run.replica_seeds
+    seeds = settings.run.seeds
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
@@ -114,7 +114,7 @@ def summarize(dataset: Dataset, manifest: Manifest) -> dict[str, Any]:
         "epochs": manifest.epoch,
         "best_by": final[0].scored_by,
     }
-    if settings.run.seeds is None:
+    if len(settings.run.seeds) == 1:
         return summary | {
             "final": _without_observations(final[0]),
             "best": _without_observations(best[0]),

@@ -13,7 +13,13 @@ from pathlib import Path
 
 from plateau_train import config
 from plateau_train.config import Resolved
-from plateau_train.errors import BusyRunError, ConfigError, RunError, StorageError
+from plateau_train.errors import (
+    BusyRunError,
+    ConfigError,
+    ForeignConfigError,
+    RunError,
+    StorageError,
+)
 from plateau_train.run import storage
 
 LATEST = "latest"
@@ -79,7 +85,9 @@ class RunDirectory:
     def settings(self) -> Resolved:
         """Read what the run was configured to be; raises ``RunError`` where that is damaged."""
         try:
-            return config.resolve({}, file=self.config)
+            return config.resolve_whole(self.config)
+        except ForeignConfigError as error:
+            raise RunError(*error.problems, hint=error.hint) from error
         except ConfigError as error:
             raise RunError(*error.problems, hint="restore the file from a copy") from error
 

@@ -11,13 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from plateau_train import config, data
-from plateau_train.config import SETTINGS, Resolved, Settings
+from plateau_train.config import Resolved, Setting, Settings
 from plateau_train.config.toml import to_toml
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import (
-    ChangedSettingsError,
     ClusterError,
-    ConfigError,
     DataError,
     DataUnavailableError,
     RunError,
@@ -30,14 +28,6 @@ from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.environment import DatasetFacts
 from plateau_train.run.records import read_drops
-
-# What may differ when a run is resumed: nothing of it moves a result. Epochs may only be added.
-FREE = {"data_dir", "cache_dir", "epochs", "runs_dir", "name", "quiet", "devices"} | {
-    knob.key for knob in SETTINGS if knob.table == "cluster"
-}
-
-# What each process of a cluster has of its own; the rest is that of process 0.
-OWN = {"data_dir", "cache_dir", "runs_dir", "name", "quiet", "threads"}
 
 # What process 0 tells the others where there is nothing to train.
 NOTHING = ""
@@ -144,22 +134,16 @@ def _follow(asked: Resolved, report: Report) -> None:
 def _adopted(asked: Resolved, settings: Settings) -> Settings:
     """Return the settings of process 0 with what is this process's own.
 
-    Raises ``ConfigError`` for what was given here and is another value there.
+    Raises ``ChangedSettingsError`` for what was given here and is another value there.
     """
-    theirs = Resolved(settings, asked.origins)
-    problems = []
-    for knob in SETTINGS:
-        value = asked.value(knob)
-        if knob.key in OWN:
-            theirs = theirs.replace(knob.key, value, asked.origins[knob.key])
-        elif asked.is_explicit(knob.key) and value != theirs.value(knob):
-            problems.append(
-                f"{knob.flag} is {config.as_text(value)} in {cluster.describe()}, and "
-                f"{config.as_text(theirs.value(knob))} in process 0"
-            )
-    if problems:
-        raise ConfigError(*problems, hint="start all processes with the same settings")
-    return theirs.settings
+    return config.merge(
+        Resolved(settings, {}),
+        asked,
+        problem=f"{cluster.describe()} has other settings than process 0",
+        hint="start all processes with the same settings",
+        policy=config.cluster_policy,
+        why_not=lambda _setting, _value: "all processes share it",
+    ).settings
 
 
 def _load_together(
@@ -177,7 +161,7 @@ def _load_together(
 
         loop.enable_compilation_cache(settings.data.cache_dir)
         loop.find_mesh(settings)
-        if settings.run.seeds is not None:
+        if len(settings.run.seeds) > 1:
             loop.plan_replicas(dataset, [settings])
     for what, text in (
         ("data", facts.sha256),
@@ -414,66 +398,28 @@ def continue_settings(run: RunDirectory, asked: Resolved, found: Checkpoint | No
     """
     sources = (asked,)
     if found is None:
-        begun = _whole_settings(run)
+        begun = run.settings()
     else:
         begun = Resolved(found.manifest.settings, found.manifest.origins)
         with contextlib.suppress(RunError):  # it is written anew
             sources = (run.settings(), asked)
-    # These are of this machine, and not of the one where the run began.
-    resolved = begun.replace("cache_dir", asked.settings.data.cache_dir, asked.origins["cache_dir"])
-    resolved = resolved.replace("devices", asked.settings.run.devices, asked.origins["devices"])
-    table = []
-    for source in sources:
-        for knob in SETTINGS:
-            before, value = begun.value(knob), source.value(knob)
-            if value == before or not source.is_explicit(knob.key):
-                continue
-            if knob.key in FREE and (knob.key != "epochs" or _may_grow(begun, value)):
-                resolved = resolved.replace(knob.key, value, source.origins[knob.key])
-            else:
-                why = _why_not(begun, knob.key, value, found)
-                table.append((knob.flag, config.as_text(before), config.as_text(value), why))
-    if table:
-        raise ChangedSettingsError(
-            f"{run.path} goes on with the settings that it began with",
-            hint=f"leave these out, also in {run.config}, or train anew; --epochs may grow",
-            table=[("setting", "run", "asked", "why not"), *table],
-        )
-    return resolved
+    return config.merge(
+        begun,
+        *sources,
+        problem=f"{run.path} goes on with the settings that it began with",
+        hint=f"leave these out, also in {run.config}, or train anew; --epochs may grow",
+        why_not=partial(_why_not, found),
+    )
 
 
-def _whole_settings(run: RunDirectory) -> Resolved:
-    """Read a ``config.toml`` that nothing else vouches for; raises ``RunError`` if it was cut."""
-    begun = run.settings()
-    missing = [
-        knob.key
-        for knob in SETTINGS
-        if begun.origins[knob.key] == "default" and not knob.may_be_unset
-    ]
-    if missing:
-        raise RunError(
-            f"{run.config} is not whole: it lacks {', '.join(missing)}",
-            hint="restore the file from a copy, or train anew",
-        )
-    return begun
-
-
-def _may_grow(begun: Resolved, epochs: int) -> bool:
-    """Tell whether a run can go on to so many epochs: a cosine is laid over those it began with."""
-    return epochs > begun.settings.run.epochs and begun.settings.optimizer.schedule != "cosine"
-
-
-def _why_not(begun: Resolved, key: str, value: int, found: Checkpoint | None) -> str:
-    """Say why a setting of a run cannot change."""
-    if key == "epochs":
-        is_longer = value > begun.settings.run.epochs
-        return "the cosine was laid over these" if is_longer else "a run goes further, not back"
-    if found is not None and key == "patience":
+def _why_not(found: Checkpoint | None, setting: Setting, value: int) -> str:
+    """Say why the state of a checkpoint keeps a setting from changing, if it does."""
+    if found is not None and setting.key == "patience":
         waited = max(record.wait for record in found.manifest.final)
         if value <= waited:
             return f"the wait is {waited} already: the rule would pass {value} by and never drop"
-    if found is not None and key == "accumulation_size":
+    if found is not None and setting.key == "accumulation_size":
         count = int(found.arrays["plateau/count"].max())
         if value <= count:
             return f"the window holds {count} already: it would never be full"
-    return "it moves the result"
+    return ""
