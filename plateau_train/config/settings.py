@@ -343,6 +343,14 @@ class PlateauSettings(_Table):
         per_value = 1 / steps_per_epoch if self.split == "train" else 1
         return self.accumulation_size * per_value
 
+    def describe_observation(self) -> str:
+        """Return what one observation is."""
+        what = f"{'1 - ' if self.metric == 'accuracy' else ''}{self.split} {self.metric}"
+        if self.accumulation_size == 1:
+            return what
+        unit = "steps" if self.split == "train" else "epochs"
+        return f"{what}, mean of {self.accumulation_size} {unit}"
+
 
 class RunSettings(_Table):
     epochs: int = _setting(
