@@ -1,8 +1,8 @@
-"""The devices of a run as a mesh with two axes: they share the replicas, and the rest each batch."""
+"""The devices of a run as a mesh with two axes, one for the replicas and one for each batch."""
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ REPLICA_AXIS, BATCH_AXIS = "replica", "batch"
 Tree = TypeVar("Tree")
 
 
-def make_mesh(devices: Sequence[jax.Device], num_replicas: int) -> Mesh:
+def make_mesh(devices: Sequence[Any], num_replicas: int) -> Mesh:
     """Arrange devices, those of other processes included, as (replica, batch).
 
     As many devices as divide both numbers share the replicas; the rest share each batch.

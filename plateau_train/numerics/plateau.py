@@ -11,7 +11,6 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float32, Int32
 from optax.contrib import ReduceLROnPlateauState
@@ -52,9 +51,7 @@ class PlateauRule(NamedTuple):
         """Return the state before the first value: scale 1, float32."""
         return cast(ReduceLROnPlateauState, self._transform.init(jnp.zeros((), jnp.float32)))
 
-    def threshold(
-        self, best: Float32[Array | np.ndarray, "*n"]
-    ) -> Float32[Array | np.ndarray, "*n"]:
+    def threshold(self, best: Float32[Array, "*n"]) -> Float32[Array, "*n"]:
         """Return the value that an observation must be below to count as an improvement."""
         return (1 - self.rtol) * best - self.atol
 

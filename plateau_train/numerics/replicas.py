@@ -5,7 +5,7 @@ seed, and many seeds a ``vmap``, is purejaxrl's (Lu et al. 2022).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -48,7 +48,6 @@ def _vmap(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
     return apply
 
 
-
 class Replicas(NamedTuple):
     """The replicas of one program on a mesh; every array has a leading replica axis."""
 
@@ -64,7 +63,7 @@ class Replicas(NamedTuple):
         """Bring host arrays with a replica axis to the devices."""
         return put(self.mesh, tree, REPLICA_AXIS)
 
-    def put_split(self, split: tuple[np.ndarray, np.ndarray]) -> Examples:
+    def put_split(self, split: Iterable[Any]) -> Examples:
         """Bring the images and labels of a split to every device."""
         return Examples(*put(self.mesh, tuple(split)))
 
@@ -121,7 +120,8 @@ class Replicas(NamedTuple):
         num_examples, num_devices = len(split.labels), self.mesh.shape[BATCH_AXIS]
         batch_size = _round_up(min(EVALUATION_BATCH, num_examples), num_devices)
         indices = np.arange(_round_up(num_examples, batch_size), dtype=np.int32)
-        return put(self.mesh, indices.reshape(-1, batch_size), None, BATCH_AXIS)
+        batches: Any = indices.reshape(-1, batch_size)
+        return put(self.mesh, batches, None, BATCH_AXIS)
 
 
 def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -130,7 +130,8 @@ def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int,
     Beside the state there are gradients and updates of the parameters, and the activations of a
     batch, forward and backward.
     """
-    hyperparams = Hyperparams(*(np.zeros((), dtype) for dtype in Hyperparams.DTYPES))
+    zeros: Any = (np.zeros((), dtype) for dtype in Hyperparams.DTYPES)
+    hyperparams = Hyperparams(*zeros)
     state = jax.eval_shape(partial(single.init_state, spec, hyperparams, image_shape))
     state_bytes = count_bytes(state)
     num_rows = max(2 * spec.batch_size, EVALUATION_BATCH)

@@ -1,7 +1,7 @@
 """What a training is: ``Spec`` is static and hashable, ``Hyperparams`` is traced."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import optax
@@ -13,15 +13,14 @@ from plateau_train.numerics.plateau import PlateauRule
 from plateau_train.numerics.schedules import Schedule, make_schedule
 
 
-
 class Hyperparams(NamedTuple):
-    """What the replicas of one compiled program can differ in: one row each, or the values of one."""
+    """What the replicas of one program can differ in: a row each, or the values of one."""
 
-    seed: UInt32[Array | np.ndarray, "*replicas"]
-    learning_rate: Float32[Array | np.ndarray, "*replicas"]
-    patience: Int32[Array | np.ndarray, "*replicas"]
-    cooldown: Int32[Array | np.ndarray, "*replicas"]
-    min_scale: Float32[Array | np.ndarray, "*replicas"]
+    seed: UInt32[Array, "*replicas"]
+    learning_rate: Float32[Array, "*replicas"]
+    patience: Int32[Array, "*replicas"]
+    cooldown: Int32[Array, "*replicas"]
+    min_scale: Float32[Array, "*replicas"]
 
     DTYPES = (np.uint32, np.float32, np.int32, np.int32, np.float32)
 
@@ -34,7 +33,8 @@ class Hyperparams(NamedTuple):
             for rule in [run.plateau]
             for seed in run.run.seeds
         ]
-        return cls(*map(np.array, zip(*rows, strict=True), cls.DTYPES))
+        columns: Any = map(np.array, zip(*rows, strict=True), cls.DTYPES)
+        return cls(*columns)
 
 
 class Optimizer(NamedTuple):
@@ -79,7 +79,7 @@ class Spec(NamedTuple):
     schedule: Schedule
     static_rule: StaticRule
     metric: config.Metric  # of an observation
-    observes_steps: bool  # whether the rule observes steps, or evaluations
+    split: config.Split  # that the rule observes: the steps of train, or evaluations
     batch_size: int  # over all devices
 
     @classmethod
@@ -93,9 +93,13 @@ class Spec(NamedTuple):
             schedule=make_schedule(settings, steps_per_epoch),
             static_rule=StaticRule(*(getattr(plateau, name) for name in StaticRule._fields)),
             metric=plateau.metric,
-            observes_steps=plateau.split == "train",
+            split=plateau.split,
             batch_size=settings.data.batch_size,
         )
+
+    @property
+    def observes_steps(self) -> bool:
+        return self.split == "train"
 
     def rule(self, hyperparams: Hyperparams) -> PlateauRule:
         """Return the plateau rule with its traced arguments."""

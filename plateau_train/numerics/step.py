@@ -135,7 +135,8 @@ def train_step(
     plateau, observation = state.plateau, None
     if spec.observes_steps:
         plateau, observation = _observe(spec, hyperparams, plateau, metrics, step)
-    scale = spec.schedule.scale(jnp.asarray(step), plateau.scale, hyperparams.min_scale)
+    rule_scale = jnp.asarray(plateau.scale)
+    scale = spec.schedule.scale(jnp.asarray(step), rule_scale, hyperparams.min_scale)
     optimizer = spec.optimizer.make(scale * hyperparams.learning_rate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -160,7 +161,7 @@ def _observe(
 
 def empty_records(spec: Spec, num_steps: int) -> StepRecord:
     """Return the arrays that ``train_steps`` fills in."""
-    zeros = partial(np.zeros, num_steps)
+    zeros: Any = partial(np.zeros, num_steps)
     metrics = Metrics(zeros(np.float32), zeros(np.float32))
     if not spec.observes_steps:
         return StepRecord(metrics, None)
@@ -258,5 +259,6 @@ def observe_evaluation(
     A new scale acts from the next step on.
     """
     plateau, observation = _observe(spec, hyperparams, state.plateau, metrics, step)
-    scale = spec.schedule.scale(jnp.asarray(step), plateau.scale, hyperparams.min_scale)
+    rule_scale = jnp.asarray(plateau.scale)
+    scale = spec.schedule.scale(jnp.asarray(step), rule_scale, hyperparams.min_scale)
     return state._replace(plateau=plateau, scale=scale), observation

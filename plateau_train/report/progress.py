@@ -18,6 +18,8 @@ log = logging.getLogger("plateau_train")
 class RunReport:
     """Print the training of one run."""
 
+    prints_drops = True
+
     def __init__(self, *, is_quiet: bool) -> None:
         self._report = TrainingReport(is_quiet=is_quiet)
         self._last_epoch = -1
@@ -41,7 +43,7 @@ class RunReport:
         is_plateau = settings.optimizer.schedule == "plateau"
         self._report.epoch(
             [record for written in lines for record in written.records],
-            self._drops(lines),
+            self._drops(lines) if self.prints_drops else (),
             num_replicas=num_replicas,
             num_epochs=settings.run.epochs,
             patience=settings.plateau.patience if is_plateau else None,
@@ -70,11 +72,10 @@ class RunReport:
 class ProgramReport(RunReport):
     """Print the training of several runs together: means over all, without their drops."""
 
+    prints_drops = False
+
     def on_start(self, info: TrainingInfo) -> None:
         """Print nothing: a sweep prints what its programs have in common."""
 
     def on_finish(self, run: Run, seconds: float) -> None:
         """Print nothing: a sweep ends with a table of all runs."""
-
-    def _drops(self, lines: Sequence[EpochLines]) -> list[Drop]:
-        return []

@@ -101,7 +101,7 @@ class Journal:
         return digest
 
     def commit(self, lines: EpochLines, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write an epoch of all replicas; once this returns, only the loss of the disk undoes it."""
+        """Write an epoch of all replicas; after this only the loss of the disk undoes it."""
         self._append("metrics.jsonl", lines.records)
         self._append("events.jsonl", lines.events)
         self._append("timings.jsonl", [lines.timing])
@@ -164,7 +164,9 @@ def _parse_events(content: bytes) -> list[Notice | Ending]:
     return [event for event in events if not isinstance(event, Drop)]
 
 
-RESTORE_HINT = "restore the file from a copy; the checkpoints are untouched, and nothing was deleted"
+RESTORE_HINT = (
+    "restore the file from a copy; the checkpoints are untouched, and nothing was deleted"
+)
 
 
 def verify(directory: RunDirectory, manifest: Manifest | None) -> Iterator[str]:

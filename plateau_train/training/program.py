@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from plateau_train.numerics.mesh import BATCH_AXIS, make_mesh
 from plateau_train.numerics.plateau import Observation
 from plateau_train.numerics.replicas import Replicas
 from plateau_train.numerics.spec import Hyperparams
-from plateau_train.numerics.step import Examples, Metrics, StepRecord, TrainState, training_losses
+from plateau_train.numerics.step import Metrics, StepRecord, TrainState, training_losses
 from plateau_train.process import cluster, signals
 from plateau_train.run.environment import identify_code
 from plateau_train.training.divergence import DivergenceMonitor, Member
@@ -120,10 +120,13 @@ class Program:
             for name, split in self._splits.items()
             if name != "train"
         }
-        metrics: dict[str, Metrics] = cluster.gather({"train": train} | scores)
-        monitor.check_evaluation({name: scores.loss for name, scores in metrics.items()}, epoch)
+        if epoch == 0:
+            train = cluster.gather(train)
+        metrics: dict[str, Metrics] = {"train": train} | cluster.gather(scores)
+        losses: dict[str, Any] = {name: scores.loss for name, scores in metrics.items()}
+        monitor.check_evaluation(losses, epoch)
         if epoch > 0 and not self.replicas.spec.observes_steps:
-            observed = self.replicas.put(metrics[self.runs[0].plateau.split])
+            observed = self.replicas.put(metrics[self.replicas.spec.split])
             last_step = epoch * self.steps_per_epoch - 1
             self._state, seen = self.replicas.observe_evaluation(self._state, observed, last_step)
             observation = cluster.gather(seen)

@@ -1,11 +1,12 @@
 """The arrays of an epoch as records and drops."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
-from plateau_train.config import PlateauSettings, Settings
+from plateau_train.config import Settings
 from plateau_train.numerics.plateau import Observation, PlateauRule
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.records import Drop, Ending, EpochRecord, ObservedValue, Timing
@@ -73,7 +74,8 @@ def _observations(
     if arrays.observation is None:
         return
     # Rows of the epoch's steps, or one of its evaluation.
-    columns = Observation(*(np.atleast_1d(column[row]) for column in arrays.observation))
+    rows: Any = (np.atleast_1d(column[row]) for column in arrays.observation)
+    columns = Observation(*rows)
     last_step, num_rows = epoch * steps_per_epoch, len(columns.is_complete)
     for index in np.flatnonzero(columns.is_complete).tolist():
         step = last_step - num_rows + index + 1
@@ -120,11 +122,11 @@ def _record(
 ) -> EpochRecord:
     """Return the metrics of a replica and the state of its rule after an epoch."""
     member, plateau = program.members[row], arrays.state.plateau
-    rule: PlateauSettings = program.runs[member.run].plateau
-    best = np.asarray(plateau.best_value)[row : row + 1]
-    has_best = bool(np.isfinite(best[0]))
+    rule = PlateauRule.from_settings(program.runs[member.run].plateau)
+    best: Any = np.asarray(plateau.best_value)[row]
+    has_best = bool(np.isfinite(best))
     scale = float(arrays.state.scale[row])
-    scores = {
+    scores: dict[str, Any] = {
         f"{split}_{name}": float(values[row])
         for split, metrics in arrays.metrics.items()
         for name, values in metrics._asdict().items()
@@ -139,8 +141,8 @@ def _record(
         learning_rate=member.learning_rate * scale,
         wait=int(np.asarray(plateau.plateau_count)[row]),
         cooldown=int(np.asarray(plateau.cooldown_count)[row]),
-        best_value=float(best[0]) if has_best else None,
-        to_beat=float(PlateauRule.from_settings(rule).threshold(best)[0]) if has_best else None,
+        best_value=float(best) if has_best else None,
+        to_beat=float(rule.threshold(jnp.asarray(best))) if has_best else None,
         observations=tuple(
             ObservedValue(step=step, value=float(observation.value))
             for step, observation in observed

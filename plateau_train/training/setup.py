@@ -112,17 +112,23 @@ def load_data_again(
     except DataUnavailableError as error:
         error.hint = "give the folder that it is in now: --data-dir DIR"
         raise
-    if before is None:
-        return LoadedData(dataset, describe_data(dataset))
-    dataset = replace(dataset, fallback=before.fallback)
+    if before is not None:
+        dataset = replace(dataset, fallback=before.fallback)
     facts = describe_data(dataset)
-    if before.sha256 != facts.sha256:
+    refuse_other_data(directory, before, facts, dataset)
+    return LoadedData(dataset, facts)
+
+
+def refuse_other_data(
+    directory: RunDirectory, before: DatasetFacts | None, facts: DatasetFacts, dataset: Dataset
+) -> None:
+    """Raise ``DataError`` where the data are not those that a run began with."""
+    if before is not None and before.sha256 != facts.sha256:
         raise DataError(
             f"{directory.path} was trained on {before.name} of SHA-256 {before.sha256[:12]}..., "
             f"and {dataset.name} ({dataset.source}) has {facts.sha256[:12]}...",
             hint="give the folder of the data that it began with: --data-dir DIR",
         )
-    return LoadedData(dataset, facts)
 
 
 def describe_data(dataset: Dataset) -> DatasetFacts:
@@ -250,7 +256,7 @@ def refuse_lost_run(
 def merge_settings(
     directory: RunDirectory, overrides: Resolved, previous: Checkpoint | None
 ) -> Resolved:
-    """Merge the settings of a run with its ``config.toml``, which may be edited, and with overrides."""
+    """Merge the settings of a run with its ``config.toml``, perhaps edited, and with overrides."""
     sources = (overrides,)
     if previous is None:
         begun = directory.settings()
