@@ -9,7 +9,6 @@ import time
 import faults
 import pytest
 
-from plateau_train import config
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
