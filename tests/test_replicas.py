@@ -395,7 +395,7 @@ def test_replicas_that_were_stopped_go_on_as_if_they_had_not_been(processes, pai
     (path,) = faults.runs_in(folder)
     refused = processes.run(folder, "resume", path, "--seeds=3,6")
     assert refused.code == 2
-    assert "--seeds 3,5 3,6 it moves the result" in " ".join(refused.stderr.split())
+    assert "--seed 3,5 3,6 the results depend on it" in " ".join(refused.stderr.split())
     checked = processes.run(folder, "resume", path, "--check")
     assert checked.code == 0, checked.stderr
     assert "continues it from epoch 1" in checked.stdout

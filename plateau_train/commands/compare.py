@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
-from plateau_train.config import SETTINGS, Setting, Settings, as_text
+from plateau_train.config import SETTINGS, Setting, Settings
 from plateau_train.errors import ConfigError
 from plateau_train.report.console import Column, Report, printable
 from plateau_train.report.stats import CONFIDENCE, difference
@@ -298,7 +298,7 @@ def _show_settings(runs: Sequence[Compared], report: Report) -> None:
 def _setting(settings: Settings, knob: Setting) -> str:
     """Write a value as it is typed."""
     value = getattr(getattr(settings, knob.table), knob.key)
-    return knob.default if value is None else as_text(value)
+    return knob.text(value)
 
 
 def _draw(runs: Sequence[Compared], picture: Path) -> None:

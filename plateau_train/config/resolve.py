@@ -142,7 +142,7 @@ def merge(
             if not override.is_explicit(setting.key) or value == merged.value(setting):
                 continue
             if reason := _refusal(begun, setting, policy(setting), value):
-                texts = as_text(begun.value(setting)), as_text(value)
+                texts = setting.text(begun.value(setting)), setting.text(value)
                 refused[setting] = (setting.flag, *texts, why_not(setting, value) or reason)
                 continue
         merged = merged.replace(setting.key, value, origin)
@@ -248,24 +248,20 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist",
-            hint="plateau-train config > my.toml writes a file to start from",
-        ) from None
+        problem, hint = (
+            "does not exist",
+            "plateau-train config > my.toml writes a file to start from",
+        )
     except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}", hint="give a readable TOML file"
-        ) from error
+        problem, hint = f"cannot be read: {error.strerror}", "give a readable TOML file"
     # tomllib's own error is a ValueError, as are those of bytes that are no text and of integers
     # with thousands of digits; thousands of brackets exhaust the stack.
     except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}",
-            hint="write texts in quotes, lists in [ ], and each key once in its table",
-        ) from None
-    if content.get("format", FORMAT) != FORMAT:
-        raise ForeignConfigError(
-            f"{path} is of another version: it has format {content['format']}, not {FORMAT}",
-            hint="install the version that wrote it",
-        )
-    return content
+        problem = f"is not valid TOML: {error}"
+        hint = "write texts in quotes, lists in [ ], and each key once in its table"
+    else:
+        if (number := content.get("format", FORMAT)) == FORMAT:
+            return content
+        problem = f"{path} is of another version: it has format {number}, not {FORMAT}"
+        raise ForeignConfigError(problem, hint="install the version that wrote it")
+    raise ConfigError(f"{path} {problem}", hint=hint)

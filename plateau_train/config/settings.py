@@ -34,16 +34,10 @@ OnResume = Literal["fixed", "free", "grow", "local"]
 DEFAULT_WEIGHT_DECAY = {"adamw": 1e-4, "nadamw": 1e-4, "lamb": 0.0, "lion": 1e-3}
 DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
 
-# The format of config.toml. A later version that changes what a file means counts it up.
-FORMAT = 1
-
-# Counts enter the compiled program as 32-bit integers.
-LARGEST_COUNT = 1_000_000_000
-
+FORMAT = 1  # of config.toml; a version that changes the meaning of a file increments it
+LARGEST_COUNT = 1_000_000_000  # counts enter the compiled program as 32-bit integers
 LARGEST_SEED = 2**32 - 1
-
-# More replicas than any plot or table could show; catches a typing error such as 0-70000.
-MOST_SEEDS = 10_000
+MOST_SEEDS = 10_000  # catches a typing error such as 0-70000
 
 
 class Setting(NamedTuple):
@@ -99,6 +93,10 @@ class Setting(NamedTuple):
     def default(self) -> str:
         """The default, as a user would type it or in words."""
         return self.default_text or as_text(self.field.default)
+
+    def text(self, value: object) -> str:
+        """Write a value as a user would type it, or the words for one that is unset."""
+        return self.default if value is None else as_text(value)
 
     @property
     def expected(self) -> str:
@@ -430,15 +428,12 @@ class ClusterSettings(_Table):
 
     def problems(self) -> Iterator[str]:
         """Yield one sentence per combination of valid settings that cannot be used."""
-        together = {
-            "--coordinator": self.coordinator,
-            "--num-processes": self.num_processes,
-            "--process-id": self.process_id,
-        }
-        missing = [flag for flag, value in together.items() if value is None]
+        flags = ("--coordinator", "--num-processes", "--process-id")
+        values = (self.coordinator, self.num_processes, self.process_id)
+        missing = [flag for flag, value in zip(flags, values, strict=True) if value is None]
         is_alone = self.num_processes == 1 and len(missing) == 2
-        if 0 < len(missing) < len(together) and not is_alone:
-            yield f"{', '.join(together)} belong together: {' and '.join(missing)} is missing"
+        if missing and len(missing) < len(flags) and not is_alone:
+            yield f"{', '.join(flags)} belong together: {' and '.join(missing)} is missing"
         number, count = self.process_id, self.num_processes
         if number is not None and count is not None and number >= count:
             yield (
@@ -448,7 +443,7 @@ class ClusterSettings(_Table):
 
 
 class Settings(_Table):
-    """One training, completely described."""
+    """All settings of one run."""
 
     data: DataSettings = Field(default_factory=DataSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
@@ -459,7 +454,7 @@ class Settings(_Table):
 
     @property
     def schedule_name(self) -> str:
-        """What moves the scale: the mode of the plateau rule, or another schedule."""
+        """The mode of the plateau rule, or the name of another schedule."""
         schedule = self.optimizer.schedule
         return self.plateau.mode if schedule == "plateau" else schedule
 
