@@ -76,7 +76,7 @@ def measure(model: MLP, image_shape: tuple[int, int, int]) -> ModelSize:
         return variables["params"], outputs
 
     params, outputs = jax.eval_shape(apply, jax.random.key(0))
-    pixels = math.prod(image_shape) * jnp.float32().nbytes
+    pixels = math.prod(image_shape) * 4  # float32
     return ModelSize(
         sum(leaf.size for leaf in jax.tree.leaves(params)), pixels + count_bytes(outputs)
     )
