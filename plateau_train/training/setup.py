@@ -193,7 +193,7 @@ def _load_together(
 
 def load(settings: config.DataSettings, report: Report) -> tuple[Dataset, DatasetFacts]:
     """Load the data of a new run, and say so if it stands in for what was wanted."""
-    dataset = data.load(settings, say=report.say)
+    dataset = data.load(settings)
     if dataset.fallback:
         report.warn(
             f"Training on {dataset.name} ({dataset.source}), NOT on Fashion-MNIST:",
@@ -209,7 +209,7 @@ def load_again(
 ) -> tuple[Dataset, DatasetFacts]:
     """Load the data that a run began with, if it is known; raises ``DataError`` for other data."""
     try:
-        dataset = data.load(settings, say=report.say)
+        dataset = data.load(settings)
     except DataUnavailableError as error:
         error.hint = "give the folder that it is in now: --data-dir DIR"
         raise
