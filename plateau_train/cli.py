@@ -433,24 +433,21 @@ def prepare(
         typer.Option(
             "--from",
             metavar="DIR",
-            help="Folder with the set's original files, whose checksums are verified; "
+            help="Folder with the original files of the data set, whose checksums are verified; "
             "without it they are downloaded",
         ),
     ] = None,
 ) -> None:
-    """Download a data set, or take its original files from a folder, and prepare it."""
-    from plateau_train import data
-    from plateau_train.report.console import Report
+    """Prepare a data set from downloaded files, or from its original files in a folder."""
+    from plateau_train.commands import data
 
-    typer.echo(data.prepare(resolved.settings.data, manual_dir, say=Report().say))
+    data.prepare(resolved.settings.data, manual_dir)
 
 
 @data_app.command()
 @_takes("dataset", "data_dir", "cache_dir")
 def info(resolved: Resolved) -> None:
-    """Describe a prepared data set: images, classes, pixels."""
-    from plateau_train import data
-    from plateau_train.report.console import Report
+    """Describe a prepared data set: its images, classes and pixels."""
+    from plateau_train.commands import data
 
-    for name, text in data.describe(resolved.settings.data, say=Report().say).items():
-        typer.echo(f"{name:<10} {text}")
+    data.info(resolved.settings.data)

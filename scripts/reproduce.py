@@ -217,7 +217,7 @@ def contact_sheet() -> Figure:
     given = {"dataset": config.RawValue(data.PREFERRED, "")}
     if "TFDS_DATA_DIR" in os.environ:
         given["data_dir"] = config.RawValue(os.environ["TFDS_DATA_DIR"], "")
-    real = data.load(config.resolve(given).settings.data, say=print)
+    real = data.load(config.resolve(given).settings.data)
     drawn = garments.draw(1000, seed=garments.TEST_SEED)
     figure = Figure(figsize=(13.6, 5.567), dpi=150, facecolor="white")
     panels = figure.subplots(1, 2)

@@ -43,7 +43,7 @@ def small(folder="unused", **values):
 def retrained(found=(), **values):
     """Train without a folder; return the data and each epoch."""
     settings = small(**values).settings
-    dataset = data.load(settings.data, say=lambda _: None)
+    dataset = data.load(settings.data)
     epochs = loop.train(dataset, [settings], Report(quiet=True), found)
     return dataset, [outcome for (outcome,) in epochs]
 

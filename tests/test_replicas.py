@@ -58,7 +58,7 @@ def start(folder, **values):
 def retrained(report=None, **values):
     """Train without a folder; return all records and all drops."""
     settings = small("unused", **values).settings
-    dataset = data.load(settings.data, say=lambda _: None)
+    dataset = data.load(settings.data)
     outcomes = [
         outcome for (outcome,) in loop.train(dataset, [settings], report or Report(quiet=True))
     ]
@@ -410,7 +410,7 @@ def test_a_replicas_scores_are_those_that_were_recorded_for_it(trio, capsys):
     run, *_ = trio
     found = evaluate.find_checkpoint(run, "last", Report())
     settings = small("unused").settings
-    dataset = data.load(settings.data, say=lambda _: None)
+    dataset = data.load(settings.data)
     final = [record for record in history(run)[0] if record.epoch == 3]
     for replica in range(3):
         taken, which = evaluate.take_replica(found, replica)
