@@ -492,7 +492,7 @@ def test_a_replay_with_the_settings_of_a_run_reproduces_its_drops(small_run, sch
     ]
     assert [each["position"] for each in fell] == [drop.position for drop in drops]
     assert [each["reason"] for each in fell] == [drop.reason for drop in drops]
-    assert f"all {len(drops)} drops are those of the run" in output.log
+    assert f"all drops are those of the run: {len(drops)}" in output.log
     assert "WARNING" not in output.log
 
 
@@ -573,7 +573,7 @@ def test_one_replica_is_replayed_at_a_time(small_run, tmp_path, schedule):
         schedule(source=str(run), replica=2)
     output = schedule(source=str(run), replica=1)
     assert "replica 1 with seed 4" in output.log
-    assert "drops are those of the run" in output.log
+    assert "all drops are those of the run: " in output.log
 
 
 # The plot

@@ -27,7 +27,6 @@ from plateau_train.report.console import Report
 from plateau_train.report.text import describe_observation
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
-from plateau_train.run.records import History
 from plateau_train.run.series import (
     OTHER_MODES,
     Series,
@@ -239,8 +238,14 @@ def read_run(
         window = {"accumulation_size": RawValue("1", "default")} if is_other else {}
         overrides = {"mode": RawValue(mode, "flag"), **window, **overrides}
     rule = config.resolve(overrides, file=run.directory.config).settings.plateau
-    history = choose_replica(run, replica)
-    title = f"{run.directory}"
+    histories, title = run.histories, f"{run.directory}"
+    if replica is None and len(histories) > 1:
+        raise ConfigError(
+            f"{title} has {len(histories)} replicas, and one can be replayed at a time",
+            hint=f"choose one, such as --replica {histories[0].replica}",
+        )
+    number = histories[0].replica if replica is None else replica
+    history = find_replica(histories, number, run.directory)
     if len(own.run.replica_seeds) > 1:
         title += f", replica {history.replica} with seed {history.seed}"
     if rule.split == "train":
@@ -253,19 +258,6 @@ def read_run(
     observed, rule = describe_observation(rule), rule.model_copy(update={"accumulation_size": size})
     schedule = own.optimizer.schedule
     return Series(title, observed, values, rule, positions, history.drops, schedule)
-
-
-def choose_replica(run: Run, replica: int | None) -> History:
-    """Return one replica; raises ``ConfigError`` if there are several and none is chosen."""
-    histories = run.histories
-    if replica is not None:
-        return find_replica(histories, replica, run.directory)
-    if len(histories) > 1:
-        raise ConfigError(
-            f"{run.directory} has {len(histories)} replicas, and one can be replayed at a time",
-            hint=f"choose one, such as --replica {histories[0].replica}",
-        )
-    return histories[0]
 
 
 def check_values(series: Series) -> None:

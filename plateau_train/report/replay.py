@@ -72,7 +72,7 @@ def report_counterfactual(series: Series, change: Row | None) -> None:
             f"{because}."
         )
     elif series.drops:
-        log.info(f"all {len(series.drops)} drops are those of the run")
+        log.info(f"all drops are those of the run: {len(series.drops)}")
     else:
         log.info("there is no drop, as in the run")
 
