@@ -195,10 +195,9 @@ def train(resolved: Resolved) -> None:
 
 
 def _train(resolved: Resolved) -> None:
-    from plateau_train.report.console import Report
-    from plateau_train.training import setup
+    from plateau_train.commands.train import train
 
-    setup.start(resolved, Report(quiet=resolved.settings.run.quiet))
+    train(resolved)
 
 
 # Where the folder is and what it is called is the run's own.
@@ -215,16 +214,11 @@ def resume(
 
     Takes the settings of the training so that it can say which of them a run cannot change.
     """
-    from plateau_train.commands import sweep
-    from plateau_train.report.console import Report
-    from plateau_train.training import setup
+    from plateau_train.commands import resume, sweep
+    from plateau_train.run.directory import is_sweep
 
-    room = sweep if sweep.is_sweep(run) else setup
-    if check:
-        for line in room.check(run, resolved):
-            typer.echo(line)
-        return
-    room.resume(run, resolved, Report(quiet=resolved.settings.run.quiet))
+    command = sweep if is_sweep(run) else resume
+    (command.check if check else command.resume)(run, resolved)
 
 
 @app.command()
@@ -246,9 +240,8 @@ def sweep(
     A sweep that was stopped goes on with plateau-train resume.
     """
     from plateau_train.commands import sweep
-    from plateau_train.report.console import Report
 
-    sweep.start(plan, metric, Report(quiet=plan.cells[0].settings.run.quiet))
+    sweep.start(plan, metric)
 
 
 @app.command()
@@ -365,14 +358,14 @@ def schedule(
     mode: Annotated[
         str | None,
         typer.Option(
-            help="Metric of the run, if not the one that its rule observed", metavar="MODE"
+            help="Metric of the run, instead of the one that its rule observed", metavar="MODE"
         ),
     ] = None,
     replica: Annotated[int | None, _replica("there must be a single one")] = None,
     compare: Annotated[
         str | None,
         typer.Option(
-            help="Step other libraries' rules with the same numbers beside it: optax, torch, keras",
+            help="Compare with other libraries' rules of the same numbers: optax, torch, keras",
             metavar="LIBRARIES",
         ),
     ] = None,
@@ -380,34 +373,34 @@ def schedule(
         str | None,
         typer.Option(
             help="Translate PyTorch's ReduceLROnPlateau, such as patience=10,threshold=1e-3, "
-            "and step it if there are values; what is not given has its default",
+            "and replay it over the values, if any; other parameters have their defaults",
             metavar="PARAMETERS",
         ),
     ] = None,
     from_keras: Annotated[
         str | None,
         typer.Option(
-            help="The same for that of Keras, such as patience=10,min_delta=1e-4",
+            help="The same for Keras, such as patience=10,min_delta=1e-4",
             metavar="PARAMETERS",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object a value")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per value")] = False,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw values and scale into a PNG, SVG or PDF file", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Step the plateau rule over values, and show when it would lower the rate and why.
+    """Replay the plateau rule over values, and show when it would lower the rate and why.
 
-    Over a run the settings are the run's own, those that are given outrank them; elsewhere an
-    observation is one value. What follows the first drop that did not happen is counterfactual.
+    For a run the defaults are the run's own settings; otherwise an observation is one value.
+    Values after the first drop that differs from the run's are counterfactual.
     """
-    from plateau_train.commands import schedule as room
-    from plateau_train.report.console import Report
+    from plateau_train.commands.schedule import ScheduleOptions, run_schedule
 
-    asked = room.Asked(source, values, column, mode, replica, compare, from_torch, from_keras, plot)
-    for line in room.answer(resolved, asked, Report(), wants_json=json):
-        typer.echo(line)
+    options = ScheduleOptions(
+        source, values, column, mode, replica, compare, from_torch, from_keras, plot, json
+    )
+    run_schedule(resolved, options)
 
 
 @app.command("config")

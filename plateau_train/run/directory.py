@@ -32,6 +32,13 @@ FIND_HINT = "give a run folder, such as runs/latest; plateau-train runs lists th
 LOCK_SECONDS = 0.1
 
 
+def is_sweep(path: Path) -> bool:
+    """Return whether a folder is a sweep."""
+    with contextlib.suppress(OSError):
+        return (path / SWEEP).is_file()
+    return False
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """One run's folder. Its files are made by whoever writes them."""
