@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
+from plateau_train import plots
 from plateau_train.config import SETTINGS, Setting, Settings, as_text
 from plateau_train.errors import ConfigError
 from plateau_train.report.console import Column, Report, printable
@@ -72,9 +73,7 @@ def compare(
     ``RunError`` for what is no run or damaged.
     """
     if picture is not None:
-        from plateau_train.plots import panels
-
-        panels.picture_format(picture)  # now, not after all the work
+        plots.check_format(picture)  # now, not after all the work
     if level is not None and not 0 < level <= 1:
         raise ConfigError(
             f"--level must be an accuracy above 0 and at most 1, got {level:g}",
@@ -307,16 +306,13 @@ def _setting(settings: Settings, knob: Setting) -> str:
 
 def _draw(runs: Sequence[Compared], picture: Path) -> None:
     """Draw the five panels with all runs."""
-    from plateau_train.plots import panels
-    from plateau_train.plots.scale import Drawn
-
     drawn = []
     for run in runs:
         count = len(run.histories)
         label = f"{run.name} ({count} seeds)" if count > 1 else run.name
-        drawn.append(Drawn(run.settings, run.histories, label))
-    names = dict.fromkeys(panels.data_title(run.settings.data) for run in runs)
+        drawn.append(plots.PlottedRun(run.settings, run.histories, label))
+    names = dict.fromkeys(run.settings.data.title for run in runs)
     are_several = any(len(run.histories) > 1 for run in runs)
     bands = ": means and one standard deviation of the seeds" if are_several else ""
     heading = f"{len(runs)} runs on {' and '.join(names)}{bands}"
-    panels.save_figure(panels.draw_together(drawn, heading), picture)
+    plots.save_comparison(picture, drawn, heading)

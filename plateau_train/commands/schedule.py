@@ -17,6 +17,7 @@ from plateau_train.config import SETTINGS, RawValue, Resolved, nearest
 from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
+from plateau_train.plots import check_format
 from plateau_train.report.console import Report
 from plateau_train.report.replays import (
     OTHER_MODES,
@@ -150,9 +151,7 @@ def _check(asked: Asked) -> None:
         if is_given is not None and not has_meaning:
             raise ConfigError(f"{flag} is for {what}", hint=f"leave out {flag}")
     if asked.plot is not None:
-        from plateau_train.plots.panels import picture_format
-
-        picture_format(asked.plot)
+        check_format(asked.plot)
 
 
 def _read_libraries(text: str | None) -> Sequence[str]:
@@ -306,10 +305,10 @@ def step(
 
 
 def _draw(series: Series, rules: Mapping[str, Sequence[Row]], path: Path) -> None:
-    from plateau_train.plots.panels import save_figure
     from plateau_train.plots.replay import draw_replay
+    from plateau_train.plots.style import save_figure
 
-    save_figure(draw_replay(series, rules), path)
+    save_figure(path, draw_replay(series, rules))
 
 
 def _flag(key: str) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plateau_train import config
+from plateau_train import config, plots
 from plateau_train.config import Resolved, Setting, Settings
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.report.console import Column, Report
@@ -192,8 +192,6 @@ def _draw(
     folder: RunDirectory, found: Sequence[Result], knobs: Sequence[Setting], metric: str
 ) -> Path:
     """Draw a heat map, the first knob down and the second across."""
-    from plateau_train.plots import heatmaps, panels  # matplotlib can wait until here
-
     rows, columns = (
         list(dict.fromkeys(result.values[axis] for result in found)) for axis in (0, 1)
     )
@@ -205,11 +203,11 @@ def _draw(
         if spread := result.final(metric):
             means[place] = spread.mean
             spreads[place] = spread.sd if spread.num_replicas > 1 else np.nan
-    grid = heatmaps.Grid(
+    grid = plots.Grid(
         knobs[0].flag, rows, knobs[1].flag, columns, means, spreads, diverged,
         metric.replace("-", " "),
     )  # fmt: skip
     path = folder.path / "heat_map.png"
     heading = f"{grid.metric} after the last epoch, {found[0].num_seeds} seeds"
-    panels.save_figure(heatmaps.draw_heat_map(grid, heading), path)
+    plots.save_heat_map(path, grid, heading)
     return path

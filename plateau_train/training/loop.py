@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from plateau_train import plots
 from plateau_train.config import Resolved, Settings
 from plateau_train.data.splits import Dataset, Split
 from plateau_train.errors import (
@@ -215,12 +216,10 @@ def _tell(
 
 def _conclude(journal: Journal, dataset: Dataset) -> None:
     """Leave the plot and the summary of a run that has come to its end."""
-    from plateau_train.plots import panels  # matplotlib can wait until here
-
     run, manifest = journal.run, journal.manifest
     if manifest.epoch < manifest.settings.run.epochs:
         return  # all of its trainings have diverged
-    panels.save_plot(run.plot, manifest.histories, manifest.settings)
+    plots.save_run_plot(run.plot, manifest.histories, manifest.settings)
     journal.write_whole()
     summary = wording.summarize(dataset, manifest)
     storage.write_text(run.summary, json.dumps(summary, indent=2) + "\n")
