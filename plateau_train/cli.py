@@ -251,9 +251,9 @@ def plot(
     replica: Annotated[int | None, _replica("all are drawn")] = None,
 ) -> None:
     """Draw the five panels of a run again."""
-    from plateau_train.plots.panels import plot_run
+    from plateau_train.commands import plot
 
-    typer.echo(plot_run(run, output, replica))
+    typer.echo(plot.plot(run, output, replica))
 
 
 @app.command("compare")

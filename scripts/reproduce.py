@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from plateau_train import config, data
 from plateau_train.commands import compare as comparing
+from plateau_train.commands.plot import plot
 from plateau_train.config import SETTINGS
 from plateau_train.config.toml import to_toml
 from plateau_train.data import garments
-from plateau_train.plots.panels import plot_run
 from plateau_train.report.console import Report
 from plateau_train.report.stats import difference
 from plateau_train.run.directory import RunDirectory
@@ -65,7 +65,7 @@ def main() -> None:
     }
     DOCS.mkdir(exist_ok=True)
     for mode in MODES:
-        plot_run(runs[mode, SEEDS[0]].path, DOCS / f"{mode}.png")
+        plot(runs[mode, SEEDS[0]].path, DOCS / f"{mode}.png", None)
     rewrite("results", results_table(runs))
     contact_sheet().savefig(DOCS / "garments.png")
     drawn = reference(arguments.runs_dir, "train-loss", 0, "--dataset", "garments")

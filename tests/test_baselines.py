@@ -55,7 +55,7 @@ def records_of(epochs):
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """Train in this process; return the folder of the run, and what was printed and told."""
-    monkeypatch.setattr(panels, "draw", lambda *_: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(panels, "draw_run", lambda *_: Figure(figsize=(1, 1)))
 
     def start(**values):
         out, talk = io.StringIO(), io.StringIO()

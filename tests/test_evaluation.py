@@ -16,11 +16,12 @@ from test_run import RECORD
 from plateau_train import config, data
 from plateau_train.commands import evaluate as evaluation
 from plateau_train.commands.evaluate import Score, evaluate_run, find_checkpoint
+from plateau_train.commands.plot import plot
 from plateau_train.config import RawValue
 from plateau_train.data.splits import Split
 from plateau_train.errors import ConfigError, DataError, RunError, StorageError
 from plateau_train.numerics import program as numerics
-from plateau_train.plots import heatmaps, panels
+from plateau_train.plots import heatmaps
 from plateau_train.report.console import Report
 from plateau_train.run import checkpoint, environment, storage
 from plateau_train.run.checkpoint import Checkpoint
@@ -256,12 +257,12 @@ def test_a_run_that_cannot_be_written_to_leaves_its_pictures_in_the_working_dire
     monkeypatch.chdir(tmp_path / "here")
     evaluate(copy)
     assert "plot      copy-confusion.png" in capsys.readouterr().out
-    assert str(panels.plot_run(copy.path)) == "copy-plot.png"
+    assert str(plot(copy.path, None, None)) == "copy-plot.png"
     here = sorted(path.name for path in (tmp_path / "here").iterdir())
     assert here == ["copy-confusion.png", "copy-plot.png"]
     # Where it was asked for it must be, or nowhere.
     with pytest.raises(StorageError):
-        panels.plot_run(copy.path, copy.path / "other.png")
+        plot(copy.path, copy.path / "other.png", None)
     assert len(list((tmp_path / "here").iterdir())) == 2
 
 

@@ -100,7 +100,7 @@ def assert_same(ours, theirs):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out the drawing, which takes longer than these runs."""
-    monkeypatch.setattr(panels, "draw", lambda *_: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(panels, "draw_run", lambda *_: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture(scope="module")

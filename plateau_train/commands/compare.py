@@ -13,7 +13,8 @@ from plateau_train.report.console import Column, Report, printable
 from plateau_train.report.stats import CONFIDENCE, difference
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import completed, read_histories
-from plateau_train.run.records import EpochRecord, History, MeanStd, Timing, best_of, read_records
+from plateau_train.run.history import History
+from plateau_train.run.records import EpochRecord, MeanStd, Timing, best_record, read_records
 
 TIMINGS = TypeAdapter(Timing)
 
@@ -178,7 +179,7 @@ class Figures(NamedTuple):
         reached = (record.epoch for record in records if record.test_accuracy > level - ROUNDING)
         return cls(
             best=_best_on_test(records),
-            chosen=best_of(records) if has_val else None,
+            chosen=best_record(records) if has_val else None,
             final=records[-1],
             reached=next(reached, None),
             drop_epochs=[drop.epoch for drop in history.drops],

@@ -2,21 +2,22 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
+from plateau_train import plots
 from plateau_train.config import Resolved
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError, RunError
-from plateau_train.plots import heatmaps, panels
 from plateau_train.report.console import Column, Report, printable
 from plateau_train.run import checkpoint, environment
 from plateau_train.run.checkpoint import BEST, Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
-from plateau_train.run.records import best_of
+from plateau_train.run.records import best_record
 from plateau_train.training import setup
 
 # The confusion matrix of more classes is in the picture alone.
@@ -63,7 +64,7 @@ def evaluate_run(
             hint="leave it out to take the best one",
         )
     if output is not None:
-        panels.picture_format(output)  # now, not after all the work
+        plots.check_format(output)  # now, not after all the work
     run = RunDirectory.find(path)
     found = find_checkpoint(run, which, report)
     found, chosen = take_replica(found, replica)
@@ -83,17 +84,16 @@ def evaluate_run(
 
     title = f"{chosen}{'' if which.isdecimal() else f'{which} checkpoint, '}epoch {manifest.epoch}"
     names = [printable(name) for name in dataset.class_names]
-    figure = heatmaps.draw_confusion(
-        confusion,
-        names,
+    heading = (
         f"{printable(run.path.resolve().name)}\n{title}: "
-        f"test accuracy {scores['test'].accuracy:.4f} on {panels.data_title(settings)}",
+        f"test accuracy {scores['test'].accuracy:.4f} on {settings.title}"
     )
-    picture = panels.place_figure(figure, run, run.confusion, output)
+    save = partial(plots.save_confusion, confusion=confusion, class_names=names, heading=heading)
+    picture = plots.place(run.confusion, output, save)
     report.rows(
         {
             "run": f"{run.path}, {title}",
-            "data": f"{panels.data_title(settings)}; {dataset.source}",
+            "data": f"{settings.title}; {dataset.source}",
             **{
                 split: f"loss {loss:.4f}, accuracy {accuracy:.4f} ({num_images:,} images)"
                 for split, (loss, accuracy, num_images) in scores.items()
@@ -143,7 +143,7 @@ def take_replica(found: Checkpoint, replica: int | None) -> tuple[Checkpoint, st
             f"--replica {replica}, and the run has {len(seeds)}, counted from 0",
             hint="leave it out to take the best one",
         )
-    best = best_of(manifest.final).replica
+    best = best_record(manifest.final).replica
     number = best if replica is None else replica
     if number not in final:
         raise RunError(

@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from plateau_train import config
+from plateau_train import config, plots
 from plateau_train.config import SETTINGS, RawValue, Resolved
 from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
 from plateau_train.numerics.replay import Row, as_losses, replay
-from plateau_train.plots.panels import picture_format, save_figure
-from plateau_train.plots.replay import draw_replay
 from plateau_train.report import replay as texts
 from plateau_train.report.console import Report
 from plateau_train.run.history import find_replica
@@ -139,7 +137,7 @@ def check_options(options: ScheduleOptions) -> None:
         if value is not None and not is_allowed:
             raise ConfigError(f"{flag} is for {purpose}", hint=f"leave out {flag}")
     if options.plot is not None:
-        picture_format(options.plot)
+        plots.check_format(options.plot)
 
 
 def read_libraries(text: str) -> list[str]:

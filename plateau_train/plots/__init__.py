@@ -1,0 +1,99 @@
+"""Pictures: each ``save_`` function draws one and writes it as PNG, SVG or PDF.
+
+The modules of this folder import matplotlib, which takes a second; the functions here import them
+when called, so that a command without a picture starts fast. Imports run, config and errors.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from plateau_train.config import Settings
+from plateau_train.errors import ConfigError, StorageError
+from plateau_train.run.history import History
+
+FORMATS = ("png", "svg", "pdf")
+
+
+class PlottedRun(NamedTuple):
+    """A run as it is drawn; beside others with its label, in a look that is chosen for it."""
+
+    settings: Settings
+    histories: Sequence[History]
+    label: str = ""
+    color: str = "black"
+    linestyle: Any = "-"
+    is_alone: bool = True
+
+
+class Grid(NamedTuple):
+    """A metric over two settings that vary: a row and a column for each of their values.
+
+    Mean and sample standard deviation are over seeds, and NaN where there are too few of them.
+    """
+
+    row_flag: str
+    rows: Sequence[str]
+    column_flag: str
+    columns: Sequence[str]
+    means: Float[np.ndarray, "rows columns"]
+    stds: Float[np.ndarray, "rows columns"]
+    num_diverged: Int[np.ndarray, "rows columns"]  # seeds that did not finish
+    metric: str  # such as "test accuracy"; the lowest loss or the highest accuracy is best
+
+
+def check_format(path: Path) -> str:
+    """Return the format of a picture by its suffix; raises ``ConfigError`` for an unknown one."""
+    suffix = path.suffix.removeprefix(".").lower()
+    if suffix not in FORMATS:
+        hint = f"end the name in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}"
+        raise ConfigError(f"a plot cannot be written as {path.name}", hint=hint)
+    return suffix
+
+
+def place(path: Path, output: Path | None, save: Callable[[Path], None]) -> Path:
+    """Save a picture to ``output``, or without one to ``path`` in a run; return where it is.
+
+    If the run cannot be written to, the picture is saved in the working directory, under the name
+    of the run. Raises ``StorageError`` if that or ``output`` cannot be written.
+    """
+    if output is not None:
+        save(output)
+        return output
+    try:
+        save(path)
+    except StorageError:
+        path = Path(f"{path.parent.resolve().name}-{path.name}")
+        save(path)
+    return path
+
+
+def save_run_plot(path: Path, histories: Sequence[History], settings: Settings) -> None:
+    """Save the five panels of a run, with all ``histories`` in them."""
+    from plateau_train.plots import panels, style
+
+    style.save_figure(path, panels.draw_run(histories, settings))
+
+
+def save_comparison(path: Path, runs: Sequence[PlottedRun], heading: str) -> None:
+    """Save the five panels with a curve for each run, whose color and line style are set here."""
+    from plateau_train.plots import panels, style
+
+    style.save_figure(path, panels.draw_comparison(runs, heading))
+
+
+def save_confusion(path: Path, confusion: Any, class_names: Sequence[str], heading: str) -> None:
+    """Save a confusion matrix of counts: true classes in rows, predicted ones in columns."""
+    from plateau_train.plots import heatmaps, style
+
+    style.save_figure(path, heatmaps.draw_confusion(confusion, class_names, heading))
+
+
+def save_heat_map(path: Path, grid: Grid, heading: str) -> None:
+    """Save a picture of a metric over two settings."""
+    from plateau_train.plots import heatmaps, style
+
+    style.save_figure(path, heatmaps.draw_heat_map(grid, heading))

@@ -1,172 +1,125 @@
-"""The panel of the scale: when it fell, of which training, and what the numbers stand for."""
+"""The panel of the scale: its value over the epochs, and the drops of each replica."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from itertools import compress
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from plateau_train import config
+from plateau_train.plots import PlottedRun, style
+from plateau_train.plots.style import LARGEST_SCALE, Curve, Look
 from plateau_train.run.history import completed
-from plateau_train.run.records import Drop, History
+from plateau_train.run.history import History
+from plateau_train.run.records import Drop
 
-# So many drops have their reasons under the panels, and so many trainings a row of ticks each.
+# At most so many reasons are listed below the panels, and so many rows of ticks are drawn.
 MOST_LISTED, MOST_ROWS = 12, 24
 
-# The height of the strip of these rows, as a share of the panel's.
-STRIP = 0.26
+STRIP = 0.26  # the height of the strip of these rows, as a share of the height of the panel
+
+Steps = tuple[Sequence[float], Sequence[float]]  # epochs, and the scale from each of them on
 
 
-class Drawn(NamedTuple):
-    """A run as it is drawn beside others, or alone."""
+def draw_scale(panel: Axes, runs: Sequence[PlottedRun], drops: Sequence[Drop]) -> None:
+    """Draw the factor on the base learning rate, of the plateau rule the mean of its logarithm.
 
-    settings: config.Settings
-    histories: Sequence[History]
-    label: str = ""
-    color: str = "black"
-    style: Any = "-"
-
-
-def draw_scale(panel: Axes, runs: Sequence[Drawn]) -> None:
-    """Draw what multiplies the learning rate: steps where drops fell, else a schedule.
-
-    Of replicas under the plateau rule it is the mean of the logarithm, with its band.
+    Marks and numbers ``drops``, which are those of a single replica. Without them, draws a tick for
+    each drop of every replica, in a strip below the curves.
     """
-    dropping = [run for run in runs if run.settings.optimizer.schedule in ("plateau", "step")]
-    paths = [_scales(run, each) for run in dropping for each in completed(run.histories)]
-    # A scale that has become 0 in float32 has no place on a log axis: draw it at the edge. A
-    # cosine ends near 0, and would press together what the others do.
-    lowest = min((scale for path in paths for scale in path.scales if scale > 0), default=1) / 1.5
-    for run in runs:
-        whole = completed(run.histories)
-        look: dict[str, Any] = {"color": run.color, "linestyle": run.style}
-        is_mean = len(whole) > 1 and run.settings.optimizer.schedule == "plateau"
-        paths = [_scales(run, each, lowest) for each in (whole if is_mean else whole[:1])]
-        if not is_mean:
-            (path,) = paths
-            panel.plot(path.positions, path.scales, drawstyle=path.drawstyle, **look)
-            continue
-        grid = np.unique(np.concatenate([path.positions for path in paths]))
-        powers = np.array(
-            [
-                np.log2(path.scales)[np.searchsorted(path.positions, grid, side="right") - 1]
-                for path in paths
-            ]
-        )
-        mean, spread = powers.mean(axis=0), powers.std(axis=0, ddof=1)
-        label = "mean of the logarithm" if len(runs) == 1 else None
-        panel.plot(grid, 2**mean, drawstyle="steps-post", label=label, **look)
-        band = (2 ** (mean - spread), 2 ** (mean + spread))
-        panel.fill_between(grid, *band, step="post", color=run.color, alpha=0.2, linewidth=0)
-        for path in paths if len(runs) == 1 else ():
-            panel.plot(
-                path.positions, path.scales, color=run.color, linewidth=0.6, alpha=0.35,
-                drawstyle="steps-post",
-            )  # fmt: skip
-    last_epoch = max(each.records[-1].epoch for run in runs for each in run.histories)
-    finish(panel, runs[0].histories[0].drops if _is_single(runs) else (), last_epoch)
-    if not dropping:
+    steps = [[_steps(run, history) for history in completed(run.histories)] for run in runs]
+    # A cosine schedule ends near 0. It is cut off, as it would compress the curves of the others.
+    has_drops = [run.settings.optimizer.schedule in ("plateau", "step") for run in runs]
+    scales = [
+        scale for each in compress(steps, has_drops) for _, scales in each for scale in scales
+    ]
+    lowest = min((scale for scale in scales if scale > 0), default=1) / 1.5
+    for run, replicas in zip(runs, steps, strict=True):
+        _draw_run(panel, run, replicas, lowest)
+    histories = [history for run in runs for history in run.histories]
+    last_epoch = max(history.records[-1].epoch for history in histories)
+    style.finish_epochs(panel, [drop.position for drop in drops], 0, last_epoch)
+    if not scales:
         panel.set_ylim(-0.03, 1.05)
         return
-    panel.set_yscale("log", base=2)
-    panel.set_ylim(lowest, 1.5)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())
-    if not _is_single(runs) and any(each.drops for run in runs for each in run.histories):
+    style.use_log_scale(panel, lowest)
+    if drops:
+        _number_drops(panel, drops)
+    elif any(history.drops for history in histories):
         _draw_ticks(panel, runs, lowest)
 
 
-def _is_single(runs: Sequence[Drawn]) -> bool:
-    return sum(len(run.histories) for run in runs) == 1
-
-
-class _Path(NamedTuple):
-    """What the scale of one training was, over positions in epochs."""
-
-    positions: list[float]
-    scales: list[float]
-    drawstyle: Any
-
-
-def _scales(run: Drawn, history: History, lowest: float = 0.0) -> _Path:
+def _steps(run: PlottedRun, history: History) -> Steps:
     records, drops = history.records, history.drops
+    if run.settings.optimizer.schedule != "plateau":
+        # A record holds the scale of the last step of its epoch.
+        return [record.epoch for record in records], [record.scale for record in records]
+    epochs = [records[0].epoch, *(drop.position for drop in drops), records[-1].epoch]
+    return epochs, [1.0, *(drop.scale_after for drop in drops), records[-1].scale]
+
+
+def _draw_run(panel: Axes, run: PlottedRun, replicas: Sequence[Steps], lowest: float) -> None:
+    """Draw the curve of a run, where a scale that has underflowed to 0 becomes ``lowest``."""
+    look: Look = {"color": run.color, "linestyle": run.linestyle, "alpha": 0.2}
     schedule = run.settings.optimizer.schedule
-    if schedule == "plateau":
-        positions = [records[0].epoch, *(drop.position for drop in drops), records[-1].epoch]
-        scales = [1.0, *(drop.scale_after for drop in drops), records[-1].scale]
-        return _Path(positions, [scale or lowest for scale in scales], "steps-post")
-    # A record has the scale of its epoch's last step.
-    style = "steps-pre" if schedule == "step" else "default"
-    return _Path([record.epoch for record in records], [record.scale for record in records], style)
+    if schedule != "plateau":  # a function of the step, the same for all replicas
+        curve = Curve.of(replicas[0][0], [replicas[0][1]], is_alone=run.is_alone)
+        curve.draw(panel, drawstyle="steps-pre" if schedule == "step" else "default", **look)
+        return
+    grid = np.unique(np.concatenate([epochs for epochs, _ in replicas]))
+    powers = [
+        np.log2(np.maximum(scales, lowest))[np.searchsorted(epochs, grid, side="right") - 1]
+        for epochs, scales in replicas
+    ]
+    epochs, *curves = Curve.of(grid, powers, is_alone=run.is_alone)
+    curve = Curve(epochs, *map(np.exp2, curves))
+    label = "mean of the logarithm" if len(curve.replicas) else None
+    curve.draw(panel, drawstyle="steps-post", label=label, **look)
 
 
-def _draw_ticks(panel: Axes, runs: Sequence[Drawn], lowest: float) -> None:
-    """Draw a tick for each drop in a strip under the scale, a row a training, or a run."""
-    panel.set_ylim(lowest * (lowest / 1.5) ** (STRIP / (1 - STRIP)), 1.5)
-    panel.set_yticks([tick for tick in panel.get_yticks() if lowest <= tick <= 1.5])
-    for line in panel.lines:  # a cosine would run on through the strip
+def _draw_ticks(panel: Axes, runs: Sequence[PlottedRun], lowest: float) -> None:
+    """Draw a tick for each drop in a strip below the curves, in a row for each replica or run."""
+    panel.set_ylim(lowest * (lowest / LARGEST_SCALE) ** (STRIP / (1 - STRIP)), LARGEST_SCALE)
+    panel.set_yticks([tick for tick in panel.get_yticks() if lowest <= tick <= LARGEST_SCALE])
+    for line in panel.lines:  # a cosine schedule would continue through the strip
         line.set_clip_path(Rectangle((0, STRIP), 1, 1 - STRIP, transform=panel.transAxes))
-    rows = [[(run, each)] for run in runs for each in run.histories]
+    rows = [(run.color, [history]) for run in runs for history in run.histories]
     if len(rows) > MOST_ROWS:
-        rows = [[(run, each) for each in run.histories] for run in runs]
-    of_each = "a run" if len(rows) == len(runs) else "a seed"
-    caption = f"drops, a row {of_each}" if len(rows) > 1 else "drops of all seeds"
-    panel.text(
-        0.01, STRIP - 0.01, caption, fontsize=8.5, va="top",
-        transform=panel.transAxes,
-    )  # fmt: skip
+        rows = [(run.color, list(run.histories)) for run in runs]
+    unit = "run" if len(rows) == len(runs) else "seed"
+    caption = f"drops, a row a {unit}" if len(rows) > 1 else "drops of all seeds"
+    look: Look = {"fontsize": style.NOTE, "va": "top", "transform": panel.transAxes}
+    panel.text(0.01, STRIP - 0.01, caption, **look)
     height = (STRIP - 0.07) / len(rows)
-    for number, row in enumerate(rows, start=1):
+    for number, (color, histories) in enumerate(rows, start=1):
         bottom = STRIP - 0.06 - number * height
-        for run, history in row:
-            panel.vlines(
-                [drop.position for drop in history.drops], bottom, bottom + 0.8 * height,
-                color=run.color, linewidth=1.2, alpha=1 if len(row) == 1 else 0.4,
-                transform=panel.get_xaxis_transform(),
-            )  # fmt: skip
+        positions = [drop.position for history in histories for drop in history.drops]
+        look = {"color": color, "linewidth": 1.2, "alpha": 1 if len(histories) == 1 else 0.4}
+        look |= {"transform": panel.get_xaxis_transform()}
+        panel.vlines(positions, bottom, bottom + 0.8 * height, **look)
 
 
-def number_drops(panel: Axes, drops: Sequence[Drop]) -> None:
-    """Write the number of each drop beside its step, as far as there is room."""
+def _number_drops(panel: Axes, drops: Sequence[Drop]) -> None:
+    """Write the number of each drop beside it, unless it would cover the number before."""
     to_shares = panel.transScale + panel.transLimits
+    look: Look = {"textcoords": "offset points", "va": "center", "in_layout": False}
     last = (-1.0, 2.0)
     for number, drop in enumerate(drops, start=1):
         height = (drop.scale_before * max(drop.scale_after, panel.get_ylim()[0])) ** 0.5
-        x, y = to_shares.transform((drop.position, height))
+        place = drop.position, height
+        x, y = to_shares.transform(place)
         if x - last[0] > 0.06 or last[1] - y > 0.05:
             last = (x, y)
-            panel.annotate(
-                f"{number}", (drop.position, height), xytext=(3, 0), textcoords="offset points",
-                fontsize=8.5, va="center", in_layout=False,
-            )  # fmt: skip
+            panel.annotate(f"{number}", place, xytext=(3, 0), fontsize=style.NOTE, **look)
 
 
 def list_reasons(drops: Sequence[Drop]) -> list[str]:
-    """Write why each drop fell, a line each, with its number on the panel of the scale."""
+    """Return a line for each drop, with its number in the panel and its reason."""
     shown = drops if len(drops) <= MOST_LISTED else drops[: MOST_LISTED - 1]
+    # A number of one digit is aligned by a space that is as wide as a digit.
     lines = [
-        # The space that is as wide as a figure.
-        f"{number:>2}".replace(" ", "\N{FIGURE SPACE}") + f"  {drop.describe()}"
-        for number, drop in enumerate(shown, start=1)
+        f"{row:\N{FIGURE SPACE}>2}  {drop.describe()}" for row, drop in enumerate(shown, start=1)
     ]
-    if len(shown) < len(drops):
-        more = f"{len(drops) - len(shown):,} more"
-        lines.append(f"and {more}, which events.jsonl has with their reasons")
+    if num_more := len(drops) - len(shown):
+        lines.append(f"and {num_more:,} more, which events.jsonl has with their reasons")
     return lines
-
-
-def finish(panel: Axes, drops: Sequence[Drop], last_epoch: int) -> None:
-    """Draw the drops through a panel, and lay out its axis of epochs."""
-    for drop in drops:
-        panel.axvline(
-            drop.position, color="#999999", linewidth=0.8, linestyle=":", zorder=0,
-            alpha=min(1, 30 / len(drops)),
-        )  # fmt: skip
-    margin = 0.03 * last_epoch or 0.1  # room for a marker on the first and on the last epoch
-    panel.set_xlim(-margin, last_epoch + margin)
-    panel.tick_params(labelsize=11)
-    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-    panel.grid(alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)

@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plateau_train import config
+from plateau_train import config, plots
 from plateau_train.config import Resolved, Setting, Settings
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.report.console import Column, Report
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import read_histories
-from plateau_train.run.records import History, MeanStd, best_of
+from plateau_train.run.history import History
+from plateau_train.run.records import MeanStd, best_record
 
 METRICS = (
     "test-accuracy", "test-loss", "val-accuracy", "val-loss", "train-accuracy", "train-loss",
@@ -46,7 +47,7 @@ class Result(NamedTuple):
     @property
     def best(self) -> MeanStd:
         """The highest accuracy of each training, on what is held out if anything is."""
-        return MeanStd.of([best_of(history.records).score for history in self.histories])
+        return MeanStd.of([best_record(history.records).score for history in self.histories])
 
     @property
     def num_drops(self) -> MeanStd:
@@ -192,8 +193,6 @@ def _draw(
     folder: RunDirectory, found: Sequence[Result], knobs: Sequence[Setting], metric: str
 ) -> Path:
     """Draw a heat map, the first knob down and the second across."""
-    from plateau_train.plots import heatmaps, panels  # matplotlib can wait until here
-
     rows, columns = (
         list(dict.fromkeys(result.values[axis] for result in found)) for axis in (0, 1)
     )
@@ -205,11 +204,11 @@ def _draw(
         if spread := result.final(metric):
             means[place] = spread.mean
             spreads[place] = spread.sd if spread.num_replicas > 1 else np.nan
-    grid = heatmaps.Grid(
+    grid = plots.Grid(
         knobs[0].flag, rows, knobs[1].flag, columns, means, spreads, diverged,
         metric.replace("-", " "),
     )  # fmt: skip
     path = folder.path / "heat_map.png"
     heading = f"{grid.metric} after the last epoch, {found[0].num_seeds} seeds"
-    panels.save_figure(heatmaps.draw_heat_map(grid, heading), path)
+    plots.save_heat_map(path, grid, heading)
     return path

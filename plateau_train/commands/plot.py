@@ -1,0 +1,24 @@
+"""plateau-train plot: draw the five panels of a run again."""
+
+from functools import partial
+from pathlib import Path
+
+from plateau_train.plots import check_format, place, save_run_plot
+from plateau_train.run.history import find_replica
+from plateau_train.run.reader import Run
+
+
+def plot(run: Path, output: Path | None, replica: int | None) -> Path:
+    """Draw all replicas of a run, or one as a run of its own; return the path of the picture.
+
+    Raises ``ConfigError`` for a replica that the run does not have and for an unknown format.
+    """
+    if output is not None:
+        check_format(output)
+    opened = Run.open(run)
+    histories, picture = opened.histories, opened.directory.plot
+    if replica is not None:
+        histories = [find_replica(histories, replica, opened.directory)]
+        picture = picture.with_name(f"plot-replica-{replica}.png")
+    save = partial(save_run_plot, histories=histories, settings=opened.settings)
+    return place(picture, output, save)

@@ -1,0 +1,122 @@
+"""What the pictures share: colors, font sizes, axes, curves, and how a file is written."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Num
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from plateau_train.plots import check_format
+from plateau_train.run import storage
+
+# The palette of Okabe and Ito, for color-blind readers; line styles differ as well.
+RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
+BLUE, VERMILION, GREEN, BLACK, PURPLE, ORANGE, SKY_BLUE = RUN_COLORS
+RUN_LINESTYLES = ("-", "--", "-.", (0, (1, 1)))
+SPLIT_STYLES = {"train": (BLUE, "-"), "test": (VERMILION, "-"), "val": (GREEN, "--")}
+
+# Font sizes in points: headings, titles and labels of panels, ticks and legends, reasons of drops,
+# numbers and captions within a panel.
+HEADING, TITLE, LABEL, TICK, REASON, NOTE = 14, 13, 12, 11, 9, 8.5
+
+Look = dict[str, Any]  # keyword arguments of matplotlib
+DROP_LINE: Look = {"color": "#999999", "linewidth": 0.8, "linestyle": ":", "zorder": 0}
+REPLICA_LINE: Look = {"linewidth": 0.6, "alpha": 0.35}
+BEST_MARKER: Look = {"marker": "o", "markersize": 6, "markeredgecolor": "white", "zorder": 4}
+COLOR_BAR: Look = {"fraction": 0.05, "pad": 0.02, "aspect": 25}
+ABOVE: Look = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}  # a legend covers no curve
+
+LARGEST_SCALE = 1.5  # the upper limit of a logarithmic axis of the scale
+
+
+class Curve(NamedTuple):
+    """The mean of a value over replicas, and one standard deviation below and above it."""
+
+    epochs: Num[np.ndarray, " points"]
+    mean: Float[np.ndarray, " points"]
+    low: Float[np.ndarray, " points"]
+    high: Float[np.ndarray, " points"]
+    replicas: Float[np.ndarray, "replicas points"]  # those that are drawn
+
+    @classmethod
+    def of(cls, epochs: Sequence[float], replicas: Sequence[Any], *, is_alone: bool) -> "Curve":
+        """Average over replicas. Several replicas of a run that ``is_alone`` are drawn as well."""
+        values = np.array(replicas)
+        mean, std = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
+        drawn = values if is_alone and len(values) > 1 else values[:0]
+        return cls(np.array(epochs), mean, mean - std, mean + std, drawn)
+
+    def since(self, epoch: int) -> "Curve":
+        """Leave out what is before an epoch."""
+        return Curve(*(values[..., self.epochs >= epoch] for values in self))
+
+    def draw(self, panel: Axes, *, color: str, alpha: float, drawstyle: Any, **line: Any) -> None:
+        """Draw the mean, the replicas as thin lines, and the band, whose opacity is ``alpha``."""
+        look: Look = {"color": color, "drawstyle": drawstyle}
+        panel.plot(self.epochs, self.mean, linewidth=1.5, zorder=3, **look, **line)
+        for replica in self.replicas:
+            panel.plot(self.epochs, replica, **look, **REPLICA_LINE)
+        step: Any = "post" if drawstyle == "steps-post" else None
+        band: Look = {"color": color, "alpha": alpha, "linewidth": 0, "step": step}
+        panel.fill_between(self.epochs, self.low, self.high, **band)
+
+
+def finish(panel: Axes) -> None:
+    """Draw a grid, no frame, and whole numbers on the horizontal axis."""
+    panel.tick_params(labelsize=TICK)
+    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def finish_epochs(panel: Axes, drops: Sequence[float], first: int, last: int) -> None:
+    """Show the epochs from ``first`` to ``last``, with a line at the position of each drop."""
+    drops = [position for position in drops if position >= first]
+    for position in drops:
+        panel.axvline(position, **DROP_LINE, alpha=min(1, 30 / len(drops)))
+    margin = 0.03 * last or 0.1  # space for half a marker
+    panel.set_xlim(first - margin, last + margin)
+    finish(panel)
+
+
+def use_log_scale(panel: Axes, lowest: float) -> None:
+    """Make the vertical axis that of the scale: logarithmic, with plain numbers."""
+    panel.set_yscale("log", base=2)
+    panel.set_ylim(lowest, LARGEST_SCALE)
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def fit_font(text: str, width: float, largest: float) -> float:
+    """Return the font size in points at which text fits into so many inches."""
+    longest = max(map(len, text.splitlines()))
+    return min(largest, 72 * width / (0.6 * longest))  # a character is 0.6 of the size wide
+
+
+def write_heading(figure: Figure, heading: str, largest: float) -> None:
+    """Write a heading above a figure, no wider than the figure."""
+    fontsize = fit_font(heading, figure.get_figwidth(), largest)
+    figure.suptitle(heading, fontsize=fontsize, parse_math=False)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, SVG or PDF, by the suffix of the path.
+
+    Equal figures give equal files, without a date or random names. Raises ``ConfigError`` for
+    another suffix and ``StorageError`` if the file cannot be written.
+    """
+    kind = check_format(path)
+    metadata: Look = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    picture = io.BytesIO()
+    with rc_context({"svg.hashsalt": "plateau-train"}), warnings.catch_warnings():
+        # Characters that the font lacks, in the name of a class or run, are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(picture, format=kind, dpi=150, metadata=metadata[kind])
+    storage.write_bytes(path, picture.getbuffer())
