@@ -12,8 +12,7 @@ from plateau_train.errors import ConfigError
 from plateau_train.report.console import Column, Report, printable
 from plateau_train.report.stats import CONFIDENCE, difference
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.history import completed, read_histories
-from plateau_train.run.history import History
+from plateau_train.run.history import History, completed, read_histories
 from plateau_train.run.records import EpochRecord, MeanStd, Timing, best_record, read_records
 
 TIMINGS = TypeAdapter(Timing)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from plateau_train import config, plots
 from plateau_train.config import Resolved
-from plateau_train.errors import NonFiniteLossError
 from plateau_train.report import console, results
 from plateau_train.report.progress import ProgramReport
 from plateau_train.run.directory import RunDirectory

@@ -15,8 +15,7 @@ from plateau_train.config import Settings
 from plateau_train.plots import PlottedRun, style
 from plateau_train.plots.scale import draw_scale, list_reasons
 from plateau_train.plots.style import Curve, Look
-from plateau_train.run.history import completed
-from plateau_train.run.history import History
+from plateau_train.run.history import History, completed
 
 METRICS = (("train", "loss"), ("train", "accuracy"), ("test", "loss"), ("test", "accuracy"))
 

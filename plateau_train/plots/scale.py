@@ -9,8 +9,7 @@ from matplotlib.patches import Rectangle
 
 from plateau_train.plots import PlottedRun, style
 from plateau_train.plots.style import LARGEST_SCALE, Curve, Look
-from plateau_train.run.history import completed
-from plateau_train.run.history import History
+from plateau_train.run.history import History, completed
 from plateau_train.run.records import Drop
 
 # At most so many reasons are listed below the panels, and so many rows of ticks are drawn.

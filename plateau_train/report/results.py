@@ -16,8 +16,7 @@ from plateau_train.errors import ConfigError, RunError
 from plateau_train.report.console import Column, Report
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.history import read_histories
-from plateau_train.run.history import History
+from plateau_train.run.history import History, read_histories
 from plateau_train.run.records import MeanStd, best_record
 
 METRICS = (

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from plateau_train.config import PlateauSettings, Schedule
 from plateau_train.errors import RunError
-from plateau_train.run.reader import Run
 from plateau_train.run.history import History
+from plateau_train.run.reader import Run
 from plateau_train.run.records import Drop
 
 # The hint where a run has not recorded the requested values.
