@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from plateau_train import config
+from plateau_train import config, plots
 from plateau_train.config import SETTINGS, Resolved, Setting, Settings
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError, NonFiniteLossError, RunError, StorageError
 from plateau_train.process import signals
 from plateau_train.report import results
-from plateau_train.report.console import Report
+from plateau_train.report.console import Report, print_table
+from plateau_train.report.results import SweepResult
 from plateau_train.run import checkpoint, records, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import SWEEP, RunDirectory
@@ -206,14 +207,32 @@ def _train(
     found = results.read_results(
         [(RunDirectory(folder.path / cell.folder), cell.settings) for cell in plan.cells],
         plan.knobs,
-        report,
     )
-    if not any(result.histories for result in found):
+    if not any(result.num_finished for result in found):
         raise NonFiniteLossError(
             f"all trainings of {folder} diverged",
             hint="train with smaller --learning-rate values",
         )
-    results.show_results(folder, found, plan.knobs, plan.metric, report)
+    _show_results(folder, found, plan, report)
+
+
+def _show_results(
+    folder: RunDirectory, found: Sequence[SweepResult], plan: Plan, report: Report
+) -> None:
+    """Print the results, the best first, and write ``results.csv`` and a heat map."""
+    ordered = results.sort_results(found, plan.metric)
+    table, picture = folder.path / "results.csv", folder.path / "heat_map.png"
+    storage.write_text(table, results.to_csv(ordered, plan.knobs))
+    if not report.is_quiet:
+        print_table(results.make_table(ordered, plan.knobs, plan.metric))
+    ends = {"results": str(table)}
+    if len(plan.knobs) == 2:
+        grid = plots.Grid(**results.grid_arguments(found, plan.knobs, plan.metric))
+        heading = f"{grid.metric} after the last epoch, {found[0].num_seeds} seeds"
+        plots.save_heat_map(picture, grid, heading)
+        ends["heat map"] = str(picture)
+    ends["next"] = f"plateau-train plot {RunDirectory(folder.path / ordered[0].run)}"
+    report.end(ends, folder.path)
 
 
 def _describe(plan: Plan) -> str:

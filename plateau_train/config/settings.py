@@ -165,6 +165,12 @@ class DataSettings(_Table):
         None, "Use only the first N test images", shown="all", ge=1, le=LARGEST_COUNT
     )
 
+    @property
+    def title(self) -> str:
+        """The name of the data set; the built-in drawings are not mistaken for Fashion-MNIST."""
+        drawn = " (built-in drawings, not Fashion-MNIST)" if self.dataset == "garments" else ""
+        return f"{self.dataset}{drawn}"
+
 
 class ModelSettings(_Table):
     hidden_sizes: Annotated[

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from plateau_train import config
 from plateau_train.errors import ConfigError, RunError
-from plateau_train.report.console import Column, Report
+from plateau_train.report.console import OldColumn as Column
+from plateau_train.report.console import Report
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import find_replica
 from plateau_train.run.records import Drop, History

@@ -33,10 +33,19 @@ def find_replica(histories: Sequence[History], replica: int, run: RunDirectory) 
     return found
 
 
-def completed(histories: Sequence[History]) -> list[History]:
-    """Leave out the trainings that ended before the others, such as one that diverged.
+def completed(histories: Sequence[History], num_epochs: int | None = None) -> list[History]:
+    """Return the replicas that reached an epoch, without their later epochs and drops.
 
-    A mean over them would jump where one ends.
+    The default is the last epoch that any of them reached: a mean over replicas would jump at the
+    epoch where one of them diverged.
     """
-    last_epoch = max(history.records[-1].epoch for history in histories)
-    return [history for history in histories if history.records[-1].epoch == last_epoch]
+    if num_epochs is None:
+        num_epochs = max(history.records[-1].epoch for history in histories)
+    return [
+        history._replace(
+            records=history.records[: num_epochs + 1],
+            drops=[drop for drop in history.drops if drop.epoch <= num_epochs],
+        )
+        for history in histories
+        if history.records[-1].epoch >= num_epochs
+    ]

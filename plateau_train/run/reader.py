@@ -7,8 +7,16 @@ from typing import Literal
 from plateau_train.config import Settings
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import Environment, read_environment
-from plateau_train.run.history import read_histories
-from plateau_train.run.records import TIMINGS, History, Timing, read_notices, read_records
+from plateau_train.run.history import completed, read_histories
+from plateau_train.run.records import (
+    TIMINGS,
+    EpochRecord,
+    History,
+    Timing,
+    read_history,
+    read_notices,
+    read_records,
+)
 
 State = Literal["running", "done", "failed", "stopped"]
 
@@ -32,9 +40,23 @@ class Run:
         return self.directory.settings().settings
 
     @cached_property
+    def records(self) -> list[EpochRecord]:
+        """The epochs of all replicas in the order of the file; empty if none is finished."""
+        return read_history(self.directory.metrics)
+
+    @cached_property
     def histories(self) -> list[History]:
         """The replicas that have finished epoch 0, each with its epochs and drops."""
         return read_histories(self.directory)
+
+    @cached_property
+    def completed(self) -> list[History]:
+        """The replicas that have reached the last epoch of the run."""
+        return completed(self.histories)
+
+    @property
+    def last_epoch(self) -> int:
+        return self.completed[0].records[-1].epoch
 
     @cached_property
     def environment(self) -> Environment:
@@ -44,6 +66,12 @@ class Run:
     def timings(self) -> list[Timing]:
         path = self.directory.timings
         return read_records(path, TIMINGS, torn=True) if path.exists() else []
+
+    @property
+    def seconds(self) -> float | None:
+        """The time that the epochs took; None if it is not recorded."""
+        seconds = [timing.train_seconds + timing.evaluate_seconds for timing in self.timings]
+        return sum(seconds) if seconds else None
 
     @property
     def state(self) -> State:

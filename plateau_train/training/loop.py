@@ -206,7 +206,7 @@ def _tell(
         () if in_sweep else outcomes[0].drops,
         num_epochs=settings.run.epochs,
         patience=settings.plateau.patience if settings.optimizer.schedule == "plateau" else None,
-        num_trainings=len(journals) * len(settings.run.replica_seeds),
+        num_replicas=len(journals) * len(settings.run.replica_seeds),
         seconds=sum(
             outcome.timing.train_seconds + outcome.timing.evaluate_seconds for outcome in outcomes
         ),
