@@ -17,7 +17,7 @@ from plateau_train.config import SETTINGS, RawValue, Resolved, nearest
 from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
-from plateau_train.plots import check_format
+from plateau_train.plots import check_format, save_replay
 from plateau_train.report.console import Report
 from plateau_train.report.replays import (
     OTHER_MODES,
@@ -305,10 +305,7 @@ def step(
 
 
 def _draw(series: Series, rules: Mapping[str, Sequence[Row]], path: Path) -> None:
-    from plateau_train.plots.replay import draw_replay
-    from plateau_train.plots.style import save_figure
-
-    save_figure(path, draw_replay(series, rules))
+    save_replay(path, series, rules)
 
 
 def _flag(key: str) -> str:
