@@ -1,4 +1,4 @@
-"""The command line: words in, one call, an exit code out. No logic."""
+"""The command line: options and arguments of each command, which then is one call."""
 
 import functools
 import inspect
@@ -12,7 +12,9 @@ from plateau_train import config
 from plateau_train.config import SETTINGS, RawValue, Resolved, Setting
 from plateau_train.errors import ConfigError
 
-ALL = tuple(knob.key for knob in SETTINGS)
+ALL = tuple(setting.key for setting in SETTINGS)
+PLATEAU = {setting.key for setting in SETTINGS if setting.table == "plateau"}
+CLUSTER = {setting.key for setting in SETTINGS if setting.table == "cluster"}
 
 ConfigFile = Annotated[
     Path | None,
@@ -31,7 +33,7 @@ def _picture(name: str) -> Any:
 
 def _replica(otherwise: str) -> Any:
     """Describe the option that takes one training of a run of several."""
-    help_text = f"Which replica, from 0, of a run with --seeds; without it {otherwise}"
+    help_text = f"Which replica, from 0, of a run with several seeds; without it {otherwise}"
     return typer.Option("--replica", metavar="N", min=0, help=help_text)
 
 
@@ -50,7 +52,7 @@ plateau-train evaluate runs/latest --checkpoint last
 
 plateau-train plot runs/latest -o plot.svg
 
-plateau-train sweep --patience 2,5,10 --factor 0.1,0.5 --seeds 0-3
+plateau-train sweep --patience 2,5,10 --factor 0.1,0.5 --seed 0-3
 
 plateau-train compare runs/ONE runs/TWO --plot compare.png
 """
@@ -64,6 +66,10 @@ data_app = typer.Typer()
 app.add_typer(data_app, name="data", help="Prepare and describe data sets.")
 
 
+# Hints for options that were renamed.
+RENAMED = {"--seeds": "write several seeds as --seed 0-7"}
+
+
 def main() -> int:
     """Run the command line and return its exit code."""
     try:
@@ -71,14 +77,15 @@ def main() -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "plateau-train"
-        raise ConfigError(error.format_message().rstrip("."), hint=f"see {path} --help") from error
+        hint = RENAMED.get(getattr(error, "option_name", ""), f"see {path} --help")
+        raise ConfigError(error.format_message().rstrip("."), hint=hint) from error
 
 
 def _takes(
     *keys: str, resolve: Callable[..., Any] = config.resolve
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these knobs as flags, and call it with the resolved configuration."""
-    knobs = [knob for knob in SETTINGS if knob.key in keys]
+    """Give a command these settings as options, and call it with the resolved settings."""
+    settings = [setting for setting in SETTINGS if setting.key in keys]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
@@ -87,9 +94,9 @@ def _takes(
                 _refuse_flags_before(context)
                 return
             given = {
-                knob.key: RawValue(config.as_text(value), _origin(context, knob))
-                for knob in knobs
-                if (value := values.pop(knob.key)) is not None
+                setting.key: RawValue(config.as_text(value), _origin(context, setting))
+                for setting in settings
+                if (value := values.pop(setting.key)) is not None
             }
             command(resolve(given, file=config_file), **values)
 
@@ -97,7 +104,7 @@ def _takes(
             _keyword("context", typer.Context),
             _keyword("config_file", ConfigFile, default=None),
             *list(inspect.signature(command).parameters.values())[1:],
-            *(_keyword(knob.key, _option(knob), default=None) for knob in knobs),
+            *(_keyword(setting.key, _option(setting), default=None) for setting in settings),
         ]
         # Typer reads both.
         call.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue]
@@ -113,43 +120,45 @@ def _keyword(name: str, annotation: Any, **default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, **default)
 
 
-def _option(knob: Setting) -> Any:
-    """Describe one knob to Typer. All are text to it: ``config`` validates, all at once."""
-    choices = knob.choices
+def _option(setting: Setting) -> Any:
+    """Describe a setting to Typer, as text: ``config`` validates all settings at once."""
+    choices = setting.choices
     return Annotated[
-        bool | None if knob.is_switch else str | None,
+        bool | None if setting.is_switch else str | None,
         typer.Option(
-            f"{knob.flag}/--no-{knob.key}" if knob.is_switch else knob.flag,
-            help=_help(knob),
+            f"{setting.flag}/--no-{setting.key}" if setting.is_switch else setting.flag,
+            help=_help(setting),
             show_default=False,
-            metavar=None if knob.is_switch else knob.key.split("_")[-1].upper(),
-            rich_help_panel=knob.table.capitalize(),
-            envvar=knob.variable,
+            metavar=None if setting.is_switch else setting.key.split("_")[-1].upper(),
+            rich_help_panel=setting.table.capitalize(),
+            envvar=setting.variable,
             autocompletion=(lambda: list(choices)) if choices else None,
         ),
     ]
 
 
-def _help(knob: Setting) -> str:
-    choices = f": {', '.join(knob.choices)}" if knob.choices else ""
-    default = "" if knob.is_switch else f" [dim]\\[default: {knob.default}][/dim]"
-    return knob.help.replace("[", r"\[") + choices + default
+def _help(setting: Setting) -> str:
+    choices = f": {', '.join(setting.choices)}" if setting.choices else ""
+    default = "" if setting.is_switch else f" [dim]\\[default: {setting.default}][/dim]"
+    return setting.help.replace("[", r"\[") + choices + default
 
 
-def _origin(context: typer.Context, knob: Setting) -> str:
-    source = context.get_parameter_source(knob.key)
-    return knob.variable if knob.variable and source and source.name == "ENVIRONMENT" else "flag"
+def _origin(context: typer.Context, setting: Setting) -> str:
+    source = context.get_parameter_source(setting.key)
+    is_variable = source is not None and source.name == "ENVIRONMENT"
+    return (setting.variable if is_variable else None) or "flag"
 
 
 def _refuse_flags_before(context: typer.Context) -> None:
-    """Refuse a flag of the training that stands before another command's name."""
-    flags = {"config_file": "--config"} | {knob.key: knob.flag for knob in SETTINGS}
+    """Refuse an option of the bare command that stands before the name of another command."""
+    flags = {"config_file": "--config"} | {setting.key: setting.flag for setting in SETTINGS}
     for name, flag in flags.items():
         source = context.get_parameter_source(name)
         if source and source.name == "COMMANDLINE":
+            command = context.invoked_subcommand
             raise ConfigError(
-                f"{flag} stands before the command {context.invoked_subcommand}",
-                hint=f"write it behind: plateau-train {context.invoked_subcommand} ... {flag} ...",
+                f"{flag} stands before the command {command}",
+                hint=f"write it after the command: plateau-train {command} ... {flag} ...",
             )
 
 
@@ -186,10 +195,9 @@ def train(resolved: Resolved) -> None:
 
 
 def _train(resolved: Resolved) -> None:
-    from plateau_train.report.console import Report
-    from plateau_train.training import setup
+    from plateau_train.commands.train import train
 
-    setup.start(resolved, Report(quiet=resolved.settings.run.quiet))
+    train(resolved)
 
 
 # Where the folder is and what it is called is the run's own.
@@ -206,23 +214,15 @@ def resume(
 
     Takes the settings of the training so that it can say which of them a run cannot change.
     """
-    from plateau_train.commands import sweep
-    from plateau_train.report.console import Report
-    from plateau_train.training import setup
+    from plateau_train.commands import resume, sweep
+    from plateau_train.run.directory import is_sweep
 
-    room = sweep if sweep.is_sweep(run) else setup
-    if check:
-        for line in room.check(run, resolved):
-            typer.echo(line)
-        return
-    room.resume(run, resolved, Report(quiet=resolved.settings.run.quiet))
+    command = sweep if is_sweep(run) else resume
+    (command.check if check else command.resume)(run, resolved)
 
 
 @app.command()
-@_takes(
-    *(key for key in ALL if key not in {knob.key for knob in SETTINGS if knob.table == "cluster"}),
-    resolve=config.resolve_sweep,
-)
+@_takes(*(key for key in ALL if key not in CLUSTER), resolve=config.resolve_sweep)
 def sweep(
     plan: config.Sweep,
     metric: Annotated[
@@ -233,16 +233,15 @@ def sweep(
         ),
     ] = None,
 ) -> None:
-    """Train every combination of settings that have several values, each with all --seeds.
+    """Train every combination of the settings that have several values, each with every --seed.
 
     Values are separated by commas, those of --hidden-sizes by semicolons.
 
     A sweep that was stopped goes on with plateau-train resume.
     """
     from plateau_train.commands import sweep
-    from plateau_train.report.console import Report
 
-    sweep.start(plan, metric, Report(quiet=plan.cells[0].settings.run.quiet))
+    sweep.start(plan, metric)
 
 
 @app.command()
@@ -340,10 +339,8 @@ plateau-train schedule --from-torch patience=10,threshold=1e-3
 
 
 @app.command(epilog=SCHEDULE_EXAMPLES)
-# The mode is judged together with the run's other settings.
-@_takes(
-    *({knob.key for knob in SETTINGS if knob.table == "plateau"} - {"mode"} | {"learning_rate"})
-)
+# The mode is checked together with the run's other settings.
+@_takes(*(PLATEAU - {"mode"} | {"learning_rate"}))
 def schedule(
     resolved: Resolved,
     source: Annotated[
@@ -361,14 +358,14 @@ def schedule(
     mode: Annotated[
         str | None,
         typer.Option(
-            help="Metric of the run, if not the one that its rule observed", metavar="MODE"
+            help="Metric of the run, instead of the one that its rule observed", metavar="MODE"
         ),
     ] = None,
     replica: Annotated[int | None, _replica("there must be a single one")] = None,
     compare: Annotated[
         str | None,
         typer.Option(
-            help="Step other libraries' rules with the same numbers beside it: optax, torch, keras",
+            help="Compare with other libraries' rules of the same numbers: optax, torch, keras",
             metavar="LIBRARIES",
         ),
     ] = None,
@@ -376,34 +373,34 @@ def schedule(
         str | None,
         typer.Option(
             help="Translate PyTorch's ReduceLROnPlateau, such as patience=10,threshold=1e-3, "
-            "and step it if there are values; what is not given has its default",
+            "and replay it over the values, if any; other parameters have their defaults",
             metavar="PARAMETERS",
         ),
     ] = None,
     from_keras: Annotated[
         str | None,
         typer.Option(
-            help="The same for that of Keras, such as patience=10,min_delta=1e-4",
+            help="The same for Keras, such as patience=10,min_delta=1e-4",
             metavar="PARAMETERS",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object a value")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per value")] = False,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw values and scale into a PNG, SVG or PDF file", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Step the plateau rule over values, and show when it would lower the rate and why.
+    """Replay the plateau rule over values, and show when it would lower the rate and why.
 
-    Over a run the settings are the run's own, those that are given outrank them; elsewhere an
-    observation is one value. What follows the first drop that did not happen is counterfactual.
+    For a run the defaults are the run's own settings; otherwise an observation is one value.
+    Values after the first drop that differs from the run's are counterfactual.
     """
-    from plateau_train.commands import schedule as room
-    from plateau_train.report.console import Report
+    from plateau_train.commands.schedule import ScheduleOptions, run_schedule
 
-    asked = room.Asked(source, values, column, mode, replica, compare, from_torch, from_keras, plot)
-    for line in room.answer(resolved, asked, Report(), wants_json=json):
-        typer.echo(line)
+    options = ScheduleOptions(
+        source, values, column, mode, replica, compare, from_torch, from_keras, plot, json
+    )
+    run_schedule(resolved, options)
 
 
 @app.command("config")
@@ -415,9 +412,9 @@ def show_config(
     ] = False,
 ) -> None:
     """Print the resolved settings as TOML, and where each value came from."""
-    from plateau_train.config.toml import to_toml
+    from plateau_train.commands.config import print_config
 
-    typer.echo(to_toml(*resolved, describe=describe), nl=False)
+    print_config(resolved, describe=describe)
 
 
 @data_app.command()
@@ -429,24 +426,21 @@ def prepare(
         typer.Option(
             "--from",
             metavar="DIR",
-            help="Folder with the set's original files, whose checksums are verified; "
+            help="Folder with the original files of the data set, whose checksums are verified; "
             "without it they are downloaded",
         ),
     ] = None,
 ) -> None:
-    """Download a data set, or take its original files from a folder, and prepare it."""
-    from plateau_train import data
-    from plateau_train.report.console import Report
+    """Prepare a data set from downloaded files, or from its original files in a folder."""
+    from plateau_train.commands import data
 
-    typer.echo(data.prepare(resolved.settings.data, manual_dir, say=Report().say))
+    data.prepare(resolved.settings.data, manual_dir)
 
 
 @data_app.command()
 @_takes("dataset", "data_dir", "cache_dir")
 def info(resolved: Resolved) -> None:
-    """Describe a prepared data set: images, classes, pixels."""
-    from plateau_train import data
-    from plateau_train.report.console import Report
+    """Describe a prepared data set: its images, classes and pixels."""
+    from plateau_train.commands import data
 
-    for name, text in data.describe(resolved.settings.data, say=Report().say).items():
-        typer.echo(f"{name:<10} {text}")
+    data.info(resolved.settings.data)

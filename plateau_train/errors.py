@@ -28,8 +28,12 @@ class ConfigError(PlateauTrainError):
     exit_code = 2
 
 
+class ForeignConfigError(ConfigError):
+    """A TOML file that another version has written."""
+
+
 class ChangedSettingsError(ConfigError):
-    """Settings that a run was not begun with; ``table`` has them, a row each under its heads."""
+    """Settings that a run cannot change; ``table`` has its heads, then a row for each setting."""
 
     def __init__(self, *problems: str, hint: str, table: Sequence[Sequence[str]]) -> None:
         super().__init__(*problems, hint=hint)

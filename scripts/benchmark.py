@@ -464,7 +464,7 @@ def decode(path: str) -> None:
     asked = {"dataset": config.RawValue(data.PREFERRED, "")}
     if folder := os.environ.get("TFDS_DATA_DIR"):
         asked["data_dir"] = config.RawValue(folder, "")
-    dataset = data.load(config.resolve(asked).settings.data, say=say)
+    dataset = data.load(config.resolve(asked).settings.data)
     arrays = {
         f"{split}_{column}": array
         for split in ("train", "test")

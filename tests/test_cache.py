@@ -1,4 +1,4 @@
-"""Decoded data sets are kept: a start finds them, or decodes anew, and never finds other data."""
+"""The cache of decoded data sets returns the same data or none, and never raises."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from plateau_train.data import cache, garments
 from plateau_train.data.splits import Dataset, Split
 
 
-def a_set(seed=0):
+def make_dataset(seed=0):
     bits = np.random.default_rng(seed)
 
     def split(num_examples):
@@ -29,69 +29,69 @@ def content(dataset):
     return dataset.name, dataset.source, dataset.class_names, dataset.sha256()
 
 
-def same():
+def fingerprint():
     return "the fingerprint"
 
 
 @pytest.fixture
-def kept(tmp_path):
-    """The file of a set that was kept."""
-    path = cache.place(tmp_path / "new" / "cache", "small", tmp_path)
-    cache.write(path, same(), a_set())
+def cached(tmp_path):
+    """Write a set to the cache, and return its file."""
+    path = cache.path_of(tmp_path / "new" / "cache", "small", tmp_path)
+    cache.write(path, fingerprint(), make_dataset())
     return path
 
 
-def test_what_is_kept_comes_back_and_is_a_plain_npz(kept):
-    found = cache.read(kept, same)
+def test_a_cached_set_is_read_back_from_a_plain_npz(cached):
+    found = cache.read(cached, fingerprint)
     assert found is not None
-    assert content(found) == content(a_set())
-    with np.load(kept, allow_pickle=False) as stored:
-        assert np.array_equal(stored["train/images"], a_set().train.images)
-    assert os.listdir(kept.parent) == [kept.name]
+    assert content(found) == content(make_dataset())
+    with np.load(cached, allow_pickle=False) as stored:
+        assert np.array_equal(stored["train/images"], make_dataset().train.images)
+    assert os.listdir(cached.parent) == [cached.name]
 
 
-def test_a_set_is_kept_for_each_name_and_each_folder(tmp_path):
+def test_each_name_and_each_folder_has_its_own_file(tmp_path):
     origin = tmp_path / "small"
-    places = {
-        cache.place(tmp_path, "small", origin),
-        cache.place(tmp_path, "small:1.0.0", origin),
-        cache.place(tmp_path, "small", tmp_path / "elsewhere" / "small"),
+    paths = {
+        cache.path_of(tmp_path, "small", origin),
+        cache.path_of(tmp_path, "small:1.0.0", origin),
+        cache.path_of(tmp_path, "small", tmp_path / "elsewhere" / "small"),
     }
-    assert len(places) == 3
-    assert {path.parent for path in places} == {tmp_path}
+    assert len(paths) == 3
+    assert {path.parent for path in paths} == {tmp_path}
 
 
-def test_what_was_made_from_other_files_is_not_taken(kept):
-    assert cache.read(kept, lambda: "another") is None
-    cache.write(kept, "another", a_set(1))
-    assert cache.read(kept, same) is None
-    assert os.listdir(kept.parent) == [kept.name], "the old one is replaced"
+def test_a_set_made_from_other_files_is_not_read(cached):
+    assert cache.read(cached, lambda: "another") is None
+    cache.write(cached, "another", make_dataset(1))
+    assert cache.read(cached, fingerprint) is None
+    assert os.listdir(cached.parent) == [cached.name], "the old file is replaced"
 
 
-def test_what_another_format_was_written_in_is_not_taken(kept, monkeypatch):
+def test_a_file_of_another_format_is_not_read(cached, monkeypatch):
     monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
-    assert cache.read(kept, same) is None
+    assert cache.read(cached, fingerprint) is None
 
 
-def test_no_flipped_bit_and_no_cut_brings_other_data(kept):
-    """Some bits of a zip mean nothing; then the data is what it was."""
-    whole, expected = kept.read_bytes(), content(a_set())
+def test_no_flipped_bit_and_no_truncation_changes_the_data(cached):
+    """Some bits of a zip file have no meaning; the data are then unchanged."""
+    whole, expected = cached.read_bytes(), content(make_dataset())
     misses = 0
     for position in range(len(whole)):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << position % 8
-        kept.write_bytes(damaged)
-        found = cache.read(kept, same)
+        cached.write_bytes(damaged)
+        found = cache.read(cached, fingerprint)
         assert found is None or content(found) == expected, position
         misses += found is None
     assert misses > len(whole) / 2
     for size in range(0, len(whole), 7):
-        kept.write_bytes(whole[:size])
-        assert cache.read(kept, same) is None, size
+        cached.write_bytes(whole[:size])
+        assert cache.read(cached, fingerprint) is None, size
 
 
 def with_other_arrays(path):
-    """What the digest is not of, though the zip and each array in it are sound."""
+    """Replace an array: the zip file stays valid, and the digest is that of the old array."""
     with np.load(path) as stored:
         arrays = dict(stored)
     arrays["test/labels"] = arrays["test/labels"][::-1].copy()
@@ -133,16 +133,16 @@ def a_pipe(path):
         Path.unlink,
         with_an_array,
         with_one_array,
-        lambda path: path.write_text("not ours"),
+        lambda path: path.write_text("not a cached set"),
     ],
     ids=["arrays", "objects", "folder", "pipe", "nothing", "npy", "npz", "text"],
 )
-def test_what_is_not_ours_is_not_taken_and_is_replaced(kept, damage):
-    damage(kept)
-    assert cache.read(kept, same) is None
-    cache.write(kept, same(), a_set())
-    assert kept.is_dir() or content(cache.read(kept, same)) == content(a_set())
-    assert os.listdir(kept.parent) == [kept.name]
+def test_a_foreign_or_damaged_file_is_not_read_and_is_replaced(cached, damage):
+    damage(cached)
+    assert cache.read(cached, fingerprint) is None
+    cache.write(cached, fingerprint(), make_dataset())
+    assert cached.is_dir() or content(cache.read(cached, fingerprint)) == content(make_dataset())
+    assert os.listdir(cached.parent) == [cached.name]
 
 
 @contextlib.contextmanager
@@ -154,78 +154,78 @@ def a_file_above(folder):
 
 
 @contextlib.contextmanager
-def no_right_to_write(folder):
-    """Root may write everywhere, hence a folder that the kernel keeps for itself."""
+def no_write_permission(folder):
+    """Use a folder of the kernel, because root may write to all others."""
     folder.parent.mkdir(parents=True)
     folder.symlink_to("/proc/self")
     yield
     folder.unlink()
 
 
-@pytest.mark.parametrize("refusing", [a_file_above, no_right_to_write])
-def test_where_nothing_can_be_written_nothing_is_kept_and_nothing_fails(tmp_path, refusing):
+@pytest.mark.parametrize("refusing", [a_file_above, no_write_permission])
+def test_an_unwritable_folder_leaves_a_set_uncached(tmp_path, refusing):
     path = tmp_path / "new" / "cache" / "small.npz"
     with refusing(path.parent):
-        cache.write(path, same(), a_set())
-        assert cache.read(path, same) is None
+        cache.write(path, fingerprint(), make_dataset())
+        assert cache.read(path, fingerprint) is None
         assert not path.parent.is_dir() or not list(path.parent.glob(".plateau-train-*"))
-    cache.write(path, same(), a_set())
-    assert cache.read(path, same) is not None
+    cache.write(path, fingerprint(), make_dataset())
+    assert cache.read(path, fingerprint) is not None
 
 
-def test_a_disk_that_is_full_at_any_moment_keeps_what_it_had(kept):
-    """A limit on the size of a file stands for the full disk."""
+def test_a_full_disk_keeps_the_old_file(cached):
+    """Limit the size of a file, which has the same effect as a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for num_bytes in range(0, kept.stat().st_size, 50):
+    for num_bytes in range(0, cached.stat().st_size, 50):
         resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
         try:
-            cache.write(kept, same(), a_set(1))
+            cache.write(cached, fingerprint(), make_dataset(1))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert os.listdir(kept.parent) == [kept.name]
-    assert content(cache.read(kept, same)) == content(a_set())
+        assert os.listdir(cached.parent) == [cached.name]
+    assert content(cache.read(cached, fingerprint)) == content(make_dataset())
 
 
-def test_many_that_fill_and_read_at_once_see_one_whole_set_or_none(tmp_path):
-    path, expected = tmp_path / "small.npz", {content(a_set(seed)) for seed in (0, 1)}
+def test_concurrent_writes_and_reads_always_find_a_complete_set(tmp_path):
+    path, expected = tmp_path / "small.npz", {content(make_dataset(seed)) for seed in (0, 1)}
     seen = []
 
-    def fill_and_read(seed):
+    def write_and_read(seed):
         for _ in range(30):
-            cache.write(path, same(), a_set(seed))
-            seen.append(cache.read(path, same))
+            cache.write(path, fingerprint(), make_dataset(seed))
+            seen.append(cache.read(path, fingerprint))
 
-    threads = [threading.Thread(target=fill_and_read, args=(seed,)) for seed in (0, 1) * 2]
+    threads = [threading.Thread(target=write_and_read, args=(seed,)) for seed in (0, 1) * 2]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
     assert len(seen) == 120
-    assert None not in seen, "a file that is replaced is there at every moment"
+    assert None not in seen, "the file was missing while it was replaced"
     assert {content(found) for found in seen} <= expected
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_what_a_killed_process_left_is_removed_and_what_others_write_is_not(kept):
+def test_old_temporary_files_are_removed_and_no_others(cached):
     left, young, foreign = (
-        kept.with_name(name) for name in (".plateau-train-1.tmp", ".plateau-train-2.tmp", "3.tmp")
+        cached.with_name(name) for name in (".plateau-train-1.tmp", ".plateau-train-2.tmp", "3.tmp")
     )
     for path in (left, young, foreign):
         path.touch()
     for path in (left, foreign):
         os.utime(path, (time.time() - 2 * cache.LEFTOVER_SECONDS,) * 2)
-    cache.write(kept, same(), a_set())
-    assert set(kept.parent.iterdir()) == {kept, young, foreign}
+    cache.write(cached, fingerprint(), make_dataset())
+    assert set(cached.parent.iterdir()) == {cached, young, foreign}
 
 
-def test_every_file_of_a_set_leaves_its_mark_on_the_fingerprint(tmp_path):
+def test_every_change_of_a_file_changes_the_fingerprint(tmp_path):
     inner = tmp_path / "fashion" / "3.0.1"
     inner.mkdir(parents=True)
-    marks = [cache.fingerprint_of_files(tmp_path)]
+    fingerprints = [cache.fingerprint_of_files(tmp_path)]
 
     def changed():
-        marks.append(cache.fingerprint_of_files(tmp_path))
-        return marks[-1] not in marks[:-1]
+        fingerprints.append(cache.fingerprint_of_files(tmp_path))
+        return fingerprints[-1] not in fingerprints[:-1]
 
     file = inner / "train"
     file.touch()
@@ -243,29 +243,27 @@ def test_every_file_of_a_set_leaves_its_mark_on_the_fingerprint(tmp_path):
     assert changed()
 
 
-def test_garments_are_drawn_once_when_all_are_asked_for_and_until_their_code_changes(
-    tmp_path, monkeypatch
-):
+def test_garments_are_drawn_again_only_when_their_code_changes(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "plateau_train")
     monkeypatch.setattr(garments, "TRAIN_EXAMPLES", 600)
     monkeypatch.setattr(garments, "TEST_EXAMPLES", 100)
     code = tmp_path / "garments.py"
-    code.write_bytes(b"as it is now")
+    code.write_bytes(b"the code now")
     monkeypatch.setattr(garments, "__file__", str(code))
-    said = []
 
     def load(**settings):
-        said.clear()
+        caplog.clear()
         settings = config.DataSettings(dataset="garments", cache_dir=tmp_path / "cache", **settings)
-        return data.load(settings, say=said.append)
+        return data.load(settings)
 
     few = load(test_examples=50)
-    assert not (tmp_path / "cache").exists(), "a part is drawn in no time"
+    assert not (tmp_path / "cache").exists(), "a part is drawn without the cache"
     drawn = load()
-    assert said == ["drawing 700 built-in garments"]
+    assert caplog.messages == ["drawing 700 built-in garments"]
     found = load()
-    assert said == []
+    assert caplog.messages == []
     assert content(found) == content(drawn)
     assert np.array_equal(found.test.images[:50], few.test.images)
-    code.write_bytes(b"as it is then")
+    code.write_bytes(b"the code later")
     load()
-    assert said == ["drawing 700 built-in garments"]
+    assert caplog.messages == ["drawing 700 built-in garments"]

@@ -68,6 +68,7 @@ BAD_TOML = {
         ("--name ..", "--name must be a folder name"),
         ("--mode val-loss", "add --val-fraction"),
         ("--patience 3 plot runs/latest", "--patience stands before the command plot"),
+        ("--seeds 0-7", "No such option: --seeds"),
         ("plott runs/latest", "plott"),
         ("plot", "RUN"),
     ],
@@ -77,6 +78,13 @@ def test_a_wrong_word_ends_with_exit_code_2_one_line_and_a_hint(tmp_path, argume
         (tmp_path / name).write_text(text)
     error = refused(tmp_path, *shlex.split(arguments), code=2)
     assert said.lower() in error.lower()
+
+
+def test_an_option_that_was_renamed_is_refused_with_its_new_name(tmp_path):
+    for words in (("--seeds", "0-7"), ("sweep", "--seeds=0-7")):
+        finished = command(*words, cwd=tmp_path)
+        assert finished.returncode == 2
+        assert finished.stderr.endswith("hint: write several seeds as --seed 0-7\n")
 
 
 def test_a_data_set_that_does_not_exist_ends_with_exit_code_3(tmp_path):
@@ -101,6 +109,10 @@ def test_a_folder_that_is_no_run_ends_with_exit_code_4(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     assert "config.toml is not valid TOML" in refused(tmp_path, "plot", tmp_path, code=4)
     (tmp_path / "config.toml").write_text("")
+    assert "config.toml is not whole: it lacks format" in refused(
+        tmp_path, "plot", tmp_path, code=4
+    )
+    (tmp_path / "config.toml").write_text((ROOT / "configs" / "default.toml").read_text())
     assert "no epoch was finished" in refused(tmp_path, "plot", tmp_path, code=4)
     assert "has no checkpoint" in refused(tmp_path, "evaluate", tmp_path, code=4)
 
@@ -124,11 +136,11 @@ def test_the_debug_variable_shows_the_traceback(tmp_path):
     assert finished.returncode == 2
 
 
-def test_help_groups_every_knob_with_its_default_and_ends_with_examples(top_help):
+def test_help_groups_every_setting_with_its_default_and_ends_with_examples(top_help):
     for group in ("Data", "Model", "Optimizer", "Plateau", "Run", "Commands"):
         assert f"─ {group} ─" in top_help
-    for knob in SETTINGS:
-        assert knob.flag in top_help
+    for setting in SETTINGS:
+        assert setting.flag in top_help
     words = re.sub(r"[\s│]+", " ", top_help)
     assert "[default: 200 in the train modes, 1 otherwise]" in words
     assert "[env var: TFDS_DATA_DIR]" in words
@@ -138,7 +150,7 @@ def test_help_groups_every_knob_with_its_default_and_ends_with_examples(top_help
 
 def test_help_of_a_command_that_trains_is_the_same_list(top_help, tmp_path):
     shown = command("train", "--help", cwd=tmp_path).stdout
-    assert all(knob.flag in shown for knob in SETTINGS)
+    assert all(setting.flag in shown for setting in SETTINGS)
 
 
 def test_config_prints_toml_that_can_be_used_and_says_where_values_come_from(tmp_path):

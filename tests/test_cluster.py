@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import SMALL, command
 
+from plateau_train.process import cluster
 from plateau_train.run.records import EPOCHS, read_drops, read_records
 
 # Of sums in another order, after some dozen steps.
@@ -201,7 +204,8 @@ def test_a_signal_to_one_process_stops_both_and_both_can_go_on(tmp_path):
 def test_what_one_process_refuses_ends_the_other_before_anything_is_written(tmp_path):
     leader, other = end(*start_two(tmp_path, *SETTINGS, others=("--patience=7",)))
     assert other[0] == 2
-    assert "--patience is 7 in process 1 of 2, and 2 in process 0" in other[2]
+    assert "process 1 of 2 has other settings than process 0" in other[2]
+    assert "--patience 2 7 all processes share it" in " ".join(other[2].split())
     assert leader[0] == 8
     assert "another process of this run ended with exit code 2" in leader[2]
     assert not (tmp_path / "0" / "runs").exists()
@@ -217,3 +221,84 @@ def test_a_process_that_cannot_reach_the_others_ends_and_does_not_train_alone(tm
     assert "the other processes could not be reached through 127.0.0.1:" in talk
     assert "--join-timeout waits longer" in talk
     assert not (tmp_path / "runs").exists()
+
+
+# Each process runs this with its port and its number.
+API = """
+import sys
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from plateau_train import config
+from plateau_train.errors import ClusterError, DataError
+from plateau_train.process import cluster
+
+
+def fail():
+    raise DataError("damaged", hint="none")
+
+
+port, number = sys.argv[1:]
+leads = number == "0"
+settings = config.ClusterSettings(
+    coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=int(number)
+)
+with cluster.join(settings):
+    assert (cluster.is_leader(), cluster.describe()) == (leads, f"process {number} of 2")
+    assert cluster.call_on_leader(lambda: f"é {number}") == "é 0"
+    try:
+        cluster.call_on_leader(fail)
+    except DataError if leads else ClusterError as error:
+        assert leads or "exit code 3" in str(error)
+    else:
+        raise AssertionError("nothing was raised")
+
+    exact = np.array([-0.0, 5e-324, 2**53 + 1, float(number)])
+    received = cluster.broadcast({"exact": exact, "epoch": 7 - int(number)})
+    assert received["exact"].tobytes() == np.array([-0.0, 5e-324, 2**53 + 1, 0]).tobytes()
+    assert (received["epoch"].dtype, received["epoch"]) == (np.int64, 7)
+
+    mesh = jax.make_mesh((4,), ("replica",))
+    rows = np.arange(12).reshape(4, 3)
+    sharded, replicated = (
+        jax.make_array_from_callback(
+            rows.shape, NamedSharding(mesh, PartitionSpec(*axes)), lambda index: rows[index]
+        )
+        for axes in (["replica"], [])
+    )
+    for gathered in cluster.gather((sharded, replicated, jax.numpy.array(rows))):
+        assert isinstance(gathered, np.ndarray) and np.array_equal(gathered, rows)
+
+    cluster.require_same("versions", "1")
+    try:
+        cluster.require_same("data", f"set {number}")
+    except ClusterError as error:
+        assert str(error).endswith(f"differ in their data: set {number} in process {number} of 2")
+    else:
+        raise AssertionError("nothing was raised")
+"""
+
+
+def test_values_and_errors_of_one_process_reach_the_other():
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", API, str(port), str(number)],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (0, 1)
+    ]
+    for code, _, error in end(*processes):
+        assert code == 0, error
+
+
+def test_a_single_process_communicates_nothing_and_gathers_copies():
+    array = jnp.arange(3)
+    assert cluster.call_on_leader(lambda: "text") == "text"
+    assert cluster.broadcast(array) is array
+    assert not np.shares_memory(cluster.gather(array), np.asarray(array))
+    assert (cluster.agree(3, 5), cluster.describe(), cluster.is_leader()) == ((3, 5), "", True)
+    cluster.require_same("data", "text")

@@ -192,8 +192,8 @@ def test_no_other_word_names_a_checkpoint(copy, evaluate, which):
 def test_other_data_are_refused_as_a_resumed_run_refuses_them(copy, evaluate, monkeypatch):
     load = data.load
 
-    def other(settings, *, say):
-        dataset = load(settings, say=say)
+    def other(settings):
+        dataset = load(settings)
         test = Split(dataset.test.images, dataset.test.labels[::-1].copy())
         return dataclasses.replace(dataset, test=test)
 
@@ -207,7 +207,7 @@ def test_the_folder_of_the_data_can_be_given_and_nothing_else_of_the_settings(
 ):
     asked = []
 
-    def load(settings, *, say):
+    def load(settings):
         asked.append(settings)
         raise DataError("enough", hint="none")
 

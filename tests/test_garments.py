@@ -5,10 +5,9 @@ import pytest
 
 from plateau_train.data import garments
 
-# What a difference means: the pictures are no longer the same for everyone. On one machine only,
-# an operation is not exact there (see the top of garments.py) and that is a defect. Everywhere, the
-# drawing changed: update the two values if that was intended, and say so in CHANGELOG.md, for every
-# published figure trained on this data set is then out of date.
+# If these differ on one machine only, an operation is not exact there, which is a defect (see the
+# top of garments.py). If they differ everywhere, the images have changed. If that was intended,
+# update both values and note it in CHANGELOG.md: all results on this data set are then outdated.
 SHA256_OF_600_WITH_SEED_7 = "da5e42d275c5d83497e58c98c15ee2f899f1533a5e4902ac04102e246ed85ae8"
 SHA256_OF_WHOLE_SET = "e3f5d973414137769b82b7d796847183edca48c57fd7f512342e19868bc98988"
 
@@ -53,7 +52,7 @@ def test_shapes_dtypes_and_balance_are_those_of_fashion_mnist(whole_set):
     assert len(garments.CLASS_NAMES) == 10
 
 
-def test_labels_come_in_no_order():
+def test_labels_are_in_random_order():
     _, labels = garments.draw(1000, seed=1)
     assert not np.array_equal(labels[:500], labels[500:])
     assert 50 < np.sum(labels[1:] == labels[:-1]) < 150  # one in ten, by chance
@@ -70,10 +69,10 @@ def test_backgrounds_are_black_and_garments_are_not(whole_set):
     for label, name in enumerate(garments.CLASS_NAMES):
         black = np.mean(images[labels == label] == 0)
         assert 0.3 < black < 0.85, f"{name}: {black:.2f} of the pixels are black"
-    assert np.all(images.max(axis=(1, 2, 3)) > 40), "a picture is as good as empty"
+    assert np.all(images.max(axis=(1, 2, 3)) > 40), "an image is almost empty"
 
 
-def test_the_nearest_class_mean_beats_chance_by_far_and_is_far_from_perfect(whole_set):
+def test_nearest_class_means_are_far_better_than_chance_and_far_from_perfect(whole_set):
     (train_images, train_labels), (test_images, test_labels) = whole_set
     train, test = (
         images[:5000].reshape(5000, -1).astype(np.float32) for images in (train_images, test_images)

@@ -1,3 +1,5 @@
+"""The plateau rule against measured sequences, a closed form and a NumPy reference."""
+
 import json
 from pathlib import Path
 
@@ -26,12 +28,12 @@ def step_all(rule, values):
 
 
 def observe_all(rule, values):
-    """Feed the values one by one; return the observations as NumPy columns."""
+    """Apply the rule to the values; return the observations as NumPy columns."""
     return jax.device_get(step_all(rule, jnp.asarray(values, jnp.float32))[1])
 
 
 def reference(values, rule):
-    """Twenty lines of NumPy that say what the rule does; returns the scale after each value."""
+    """Compute the scale after each value with twenty lines of NumPy."""
     f = np.float32
     scale, best, wait, cooldown, window, scales = f(1), f(np.inf), 0, 0, [], []
     for value in values:
@@ -54,7 +56,7 @@ def reference(values, rule):
 
 
 @pytest.mark.parametrize("row", SEQUENCES, ids=lambda row: row["id"])
-def test_the_rule_steps_through_the_measured_sequences(row):
+def test_the_rule_reproduces_the_measured_sequences(row):
     settings = {key: row[key] for key in row.keys() - {"id", "values", "scales"}}
     assert observe_all(rule(**settings), row["values"]).scale.tolist() == pytest.approx(
         row["scales"]
@@ -67,9 +69,7 @@ def test_the_rule_steps_through_the_measured_sequences(row):
     window=st.integers(1, 3),
     value=st.floats(0.015625, 1e6, width=32),
 )
-def test_on_a_constant_metric_the_drops_fall_where_the_closed_form_says(
-    patience, cooldown, window, value
-):
+def test_drops_on_a_constant_metric_match_the_closed_form(patience, cooldown, window, value):
     scales = observe_all(
         rule(patience=patience, cooldown=cooldown, accumulation_size=window), [value] * 60
     ).scale
@@ -87,19 +87,17 @@ def test_on_a_constant_metric_the_drops_fall_where_the_closed_form_says(
     atol=st.sampled_from([0.0625, 0.25]),
     min_scale=st.sampled_from([0.0, 0.3]),
 )
-def test_on_random_sequences_the_rule_agrees_with_a_numpy_reference(
+def test_the_rule_agrees_with_a_numpy_reference_on_random_sequences(
     values, patience, cooldown, window, rtol, atol, min_scale
 ):
-    settings = rule(
-        patience=patience, cooldown=cooldown, accumulation_size=window,
-        rtol=rtol, atol=atol, min_scale=min_scale,
-    )  # fmt: skip
-    # One length, so that a setting is compiled once however long the sequence is.
+    counts = {"patience": patience, "cooldown": cooldown, "accumulation_size": window}
+    settings = rule(**counts, rtol=rtol, atol=atol, min_scale=min_scale)
+    # All sequences have one length, so that each setting is compiled once.
     padded = [*values, *[1.0] * (24 - len(values))]
     assert observe_all(settings, padded).scale.tolist() == reference(padded, settings)
 
 
-def test_an_observation_says_what_the_rule_weighed():
+def test_an_observation_has_the_values_that_the_rule_compared():
     seen = observe_all(rule(patience=2, accumulation_size=2, rtol=0.25), [4, 2, 3, 3, 2, 4, 1, 1])
     assert seen.complete.tolist() == [False, True] * 4
     assert seen.value[1::2].tolist() == [3, 3, 3, 1]
@@ -126,7 +124,7 @@ def test_an_observation_says_what_the_rule_weighed():
         ("cooldown", -1),
     ],
 )
-def test_settings_that_optax_accepts_and_inverts_are_refused_by_flag_and_range(setting, value):
+def test_settings_that_optax_inverts_are_refused_with_flag_and_range(setting, value):
     flag = "--" + setting.replace("_", "-")
     with pytest.raises(ConfigError) as refused:
         config.resolve({setting: config.RawValue(str(value), "flag")})
@@ -138,7 +136,7 @@ def test_settings_that_optax_accepts_and_inverts_are_refused_by_flag_and_range(s
 def test_the_state_is_float32_whatever_the_type_of_the_parameters():
     state = rule().init()
     assert {leaf.dtype for leaf in state} == {np.dtype(np.float32), np.dtype(np.int32)}
-    # A slow improvement, which bfloat16 with its 8 bits would take for a plateau.
+    # A slow improvement is a plateau in bfloat16, which has 8 bits.
     values = [1 - 0.0005 * number for number in range(20)]
     assert observe_all(rule(patience=2), values).scale.tolist() == [1.0] * 20
 

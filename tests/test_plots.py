@@ -12,7 +12,8 @@ from plateau_train.plots import Grid, PlottedRun, check_format, save_run_plot
 from plateau_train.plots.heatmaps import draw_heat_map
 from plateau_train.plots.panels import draw_comparison, draw_run
 from plateau_train.plots.scale import MOST_LISTED
-from plateau_train.run.records import Drop, EpochRecord, History
+from plateau_train.run.history import History
+from plateau_train.run.records import Drop, Ending, EpochRecord
 
 TITLES = ["LR scale", "train loss", "train accuracy", "test loss", "test accuracy"]
 
@@ -240,6 +241,8 @@ def test_each_drop_has_a_number_at_its_step_and_its_reason_below_the_panels(drop
 def test_several_replicas_are_a_mean_with_a_band_and_thin_lines():
     three = replicas(20, 4, 6, 9)
     early = history(12, drop_every=5, replica=7)
+    ending = Ending(replica=7, epoch=12, reason="diverged", message="the loss is not finite")
+    early = early._replace(ending=ending)
     garments = config.Settings(data=config.DataSettings(dataset="garments"))
     figure = draw_run([*three, early], garments)
     for panel, metric in zip(

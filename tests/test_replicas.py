@@ -58,7 +58,7 @@ def start(folder, **values):
 def retrained(report=None, **values):
     """Train without a folder; return all records and all drops."""
     settings = small("unused", **values).settings
-    dataset = data.load(settings.data, say=lambda _: None)
+    dataset = data.load(settings.data)
     outcomes = [
         outcome for (outcome,) in loop.train(dataset, [settings], report or Report(quiet=True))
     ]
@@ -395,7 +395,7 @@ def test_replicas_that_were_stopped_go_on_as_if_they_had_not_been(processes, pai
     (path,) = faults.runs_in(folder)
     refused = processes.run(folder, "resume", path, "--seeds=3,6")
     assert refused.code == 2
-    assert "--seeds 3,5 3,6 it moves the result" in " ".join(refused.stderr.split())
+    assert "--seed 3,5 3,6 the results depend on it" in " ".join(refused.stderr.split())
     checked = processes.run(folder, "resume", path, "--check")
     assert checked.code == 0, checked.stderr
     assert "continues it from epoch 1" in checked.stdout
@@ -410,7 +410,7 @@ def test_a_replicas_scores_are_those_that_were_recorded_for_it(trio, capsys):
     run, *_ = trio
     found = evaluate.find_checkpoint(run, "last", Report())
     settings = small("unused").settings
-    dataset = data.load(settings.data, say=lambda _: None)
+    dataset = data.load(settings.data)
     final = [record for record in history(run)[0] if record.epoch == 3]
     for replica in range(3):
         taken, which = evaluate.take_replica(found, replica)
@@ -455,7 +455,7 @@ def test_seeds_that_are_no_list_of_different_seeds_are_refused(text):
 
 def test_seeds_are_single_ones_and_ranges_and_outrank_no_seed():
     run = resolve({"seeds": RawValue("0-3, 8,6 - 7", "flag")}).settings.run
-    assert run.replica_seeds == (0, 1, 2, 3, 8, 6, 7)
+    assert run.seeds == (0, 1, 2, 3, 8, 6, 7)
     with pytest.raises(ConfigError, match="--seed and --seeds are both given"):
         resolve({"seed": RawValue("1", "flag"), "seeds": RawValue("0-3", "flag")})
 

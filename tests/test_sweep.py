@@ -164,7 +164,8 @@ def test_a_sweep_that_is_done_shows_its_results_and_trains_nothing(processes, un
     assert (checked.code, checked.stdout.count("has nothing to do")) == (0, 4)
     refused = processes.run(tmp_path, "resume", copy, "--patience=2")
     assert (refused.code, refused.stdout) == (2, "")
-    assert "--patience 2 cannot be given" in refused.stderr
+    assert "a sweep goes on with the settings that it began with" in refused.stderr
+    assert "--patience 1 2 the results depend on it" in " ".join(refused.stderr.split())
     (copy / "sweep.json").write_text("{")
     damaged = processes.run(tmp_path, "resume", copy)
     assert damaged.code == 4

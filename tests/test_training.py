@@ -35,7 +35,7 @@ def fit(tmp_path, **values):
 
 def retrained(resolved):
     """Return the data, and the record and the state of each epoch."""
-    dataset = data.load(resolved.settings.data, say=lambda _: None)
+    dataset = data.load(resolved.settings.data)
     epochs = loop.train(dataset, [resolved.settings], Report(quiet=True))
     return dataset, [
         SimpleNamespace(
@@ -331,7 +331,7 @@ def test_the_last_checkpoint_holds_the_whole_state_of_the_last_epoch(tmp_path):
 def test_a_fallback_is_written_in_the_name_the_config_the_events_and_the_summary(
     tmp_path, monkeypatch, capsys
 ):
-    dataset = data.load(small(tmp_path).settings.data, say=lambda _: None)
+    dataset = data.load(small(tmp_path).settings.data)
     fallen = dataclasses.replace(dataset, fallback="fashion_mnist is not here")
     monkeypatch.setattr(data, "load", lambda *_, **__: fallen)
     path, _, _ = fit(tmp_path, dataset="auto")

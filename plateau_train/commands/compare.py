@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
-from plateau_train import plots
-from plateau_train.config import SETTINGS, Setting, Settings, as_text
+from plateau_train.config import SETTINGS, Setting, Settings
 from plateau_train.errors import ConfigError
 from plateau_train.report.console import Column, Report, printable
 from plateau_train.report.stats import CONFIDENCE, difference
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.history import completed, read_histories
-from plateau_train.run.records import EpochRecord, History, MeanStd, Timing, best_of, read_records
+from plateau_train.run.history import History, completed, read_histories
+from plateau_train.run.records import EpochRecord, MeanStd, Timing, best_record, read_records
 
 TIMINGS = TypeAdapter(Timing)
 
@@ -73,7 +72,9 @@ def compare(
     ``RunError`` for what is no run or damaged.
     """
     if picture is not None:
-        plots.check_format(picture)  # now, not after all the work
+        from plateau_train.plots import panels
+
+        panels.picture_format(picture)  # now, not after all the work
     if level is not None and not 0 < level <= 1:
         raise ConfigError(
             f"--level must be an accuracy above 0 and at most 1, got {level:g}",
@@ -177,7 +178,7 @@ class Figures(NamedTuple):
         reached = (record.epoch for record in records if record.test_accuracy > level - ROUNDING)
         return cls(
             best=_best_on_test(records),
-            chosen=best_of(records) if has_val else None,
+            chosen=best_record(records) if has_val else None,
             final=records[-1],
             reached=next(reached, None),
             drop_epochs=[drop.epoch for drop in history.drops],
@@ -295,24 +296,23 @@ def _show_settings(runs: Sequence[Compared], report: Report) -> None:
 
 
 def _setting(settings: Settings, knob: Setting) -> str:
-    """Write a value as it is typed, several seeds in a row as their ends."""
+    """Write a value as it is typed."""
     value = getattr(getattr(settings, knob.table), knob.key)
-    if knob.key == "seeds":
-        value = settings.run.replica_seeds
-        if len(value) > 2 and value == tuple(range(value[0], value[-1] + 1)):
-            return f"{value[0]}-{value[-1]}"
-    return knob.default if value is None else as_text(value)
+    return knob.text(value)
 
 
 def _draw(runs: Sequence[Compared], picture: Path) -> None:
     """Draw the five panels with all runs."""
+    from plateau_train.plots import panels
+    from plateau_train.plots.scale import Drawn
+
     drawn = []
     for run in runs:
         count = len(run.histories)
         label = f"{run.name} ({count} seeds)" if count > 1 else run.name
-        drawn.append(plots.PlottedRun(run.settings, run.histories, label))
-    names = dict.fromkeys(run.settings.data.title for run in runs)
+        drawn.append(Drawn(run.settings, run.histories, label))
+    names = dict.fromkeys(panels.data_title(run.settings.data) for run in runs)
     are_several = any(len(run.histories) > 1 for run in runs)
     bands = ": means and one standard deviation of the seeds" if are_several else ""
     heading = f"{len(runs)} runs on {' and '.join(names)}{bands}"
-    plots.save_comparison(picture, drawn, heading)
+    panels.save_figure(panels.draw_together(drawn, heading), picture)

@@ -17,7 +17,7 @@ from plateau_train.report.console import Column, Report, printable
 from plateau_train.run import checkpoint, environment
 from plateau_train.run.checkpoint import BEST, Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
-from plateau_train.run.records import best_of
+from plateau_train.run.records import best_record
 from plateau_train.training import setup
 
 # The confusion matrix of more classes is in the picture alone.
@@ -136,22 +136,21 @@ def take_replica(found: Checkpoint, replica: int | None) -> tuple[Checkpoint, st
     """
     manifest = found.manifest
     seeds, final = manifest.settings.run.seeds, {row.replica: row for row in manifest.final}
-    if seeds is None and not replica:
+    if len(seeds) == 1 and not replica:
         return found, ""
-    seeds = manifest.settings.run.replica_seeds
     if replica is not None and replica >= len(seeds):
         raise ConfigError(
             f"--replica {replica}, and the run has {len(seeds)}, counted from 0",
             hint="leave it out to take the best one",
         )
-    best = best_of(manifest.final).replica
+    best = best_record(manifest.final).replica
     number = best if replica is None else replica
     if number not in final:
         raise RunError(
             f"replica {number} (seed {seeds[number]}) had diverged by epoch {manifest.epoch}",
             hint=f"give another --replica, such as {best}, the best one",
         )
-    alone = manifest.settings.run.model_copy(update={"seed": seeds[number], "seeds": None})
+    alone = manifest.settings.run.model_copy(update={"seed": (seeds[number],)})
     manifest = manifest.model_copy(
         update={
             "settings": manifest.settings.model_copy(update={"run": alone}),

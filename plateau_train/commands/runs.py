@@ -121,7 +121,7 @@ def _row(run: Listed) -> dict[str, str]:
     """Write a run as cells under their titles."""
     row = dict.fromkeys(TITLES, UNKNOWN) | {"name": run.name, "state": run.state}
     if run.settings is not None:
-        seeds = len(run.settings.run.replica_seeds)
+        seeds = len(run.settings.run.seeds)
         row |= {
             "rule": run.settings.schedule_name,
             "seeds": f"{seeds}",

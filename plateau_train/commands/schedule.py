@@ -1,50 +1,47 @@
-"""The plateau rule over a list of values: preview, replay, explanation.
+"""plateau-train schedule: replay the plateau rule over values.
 
-The values come from the command line, from a column of a file, or from a run. What steps over them
-is the rule of the training itself; PyTorch's and Keras's are that rule with other numbers.
+The values come from the command line, from a column of a CSV file, or from a run. The rule is the
+one that training uses; PyTorch's and Keras's rules are the same rule with other settings.
 """
 
+import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from plateau_train import config
-from plateau_train.config import SETTINGS, RawValue, Resolved, nearest
+from plateau_train import config, plots
+from plateau_train.config import SETTINGS, RawValue, Resolved
 from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
-from plateau_train.plots import check_format, save_replay
+from plateau_train.numerics.replay import Row, as_losses, replay
+from plateau_train.report import replay as texts
 from plateau_train.report.console import Report
-from plateau_train.report.replays import (
+from plateau_train.run.history import find_replica
+from plateau_train.run.reader import Run
+from plateau_train.run.series import (
     OTHER_MODES,
-    Row,
     Series,
-    as_json,
-    check_values,
-    choose,
-    describe_rule,
+    lowers_by_time,
     read_evaluations,
-    read_windows,
-    show,
-    tell_change,
+    read_observations,
 )
-from plateau_train.run import environment
-from plateau_train.run.directory import RunDirectory
-from plateau_train.run.history import read_histories
-from plateau_train.run.records import drop_reason
 
-# The settings of the rule itself; the mode says what it is fed.
-RULE = tuple(knob for knob in SETTINGS if knob.table == "plateau" and knob.key != "mode")
+log = logging.getLogger("plateau_train")
 
-NAMES = {"optax": "optax", "torch": "PyTorch", "keras": "Keras"}
+# The settings of the rule itself, without the metric that it observes.
+RULE = {each.key: each for each in SETTINGS if each.table == "plateau" and each.key != "mode"}
+
+LIBRARIES = {"optax": "optax", "torch": "PyTorch", "keras": "Keras"}
 
 
-class Asked(NamedTuple):
-    """What is asked beside the settings of the rule, as it was typed."""
+class ScheduleOptions(NamedTuple):
+    """The options of the command that are not settings, as text."""
 
     source: str | None = None
     values: str | None = None
@@ -55,6 +52,7 @@ class Asked(NamedTuple):
     from_torch: str | None = None
     from_keras: str | None = None
     plot: Path | None = None
+    as_json: bool = False
 
     @property
     def has_values(self) -> bool:
@@ -66,264 +64,283 @@ class Asked(NamedTuple):
 
     @property
     def translations(self) -> dict[str, str]:
-        """The parameters of each library that are to be translated."""
+        """The parameters to translate, by library."""
         given = {"torch": self.from_torch, "keras": self.from_keras}
         return {library: text for library, text in given.items() if text is not None}
 
 
-def answer(resolved: Resolved, asked: Asked, report: Report, *, wants_json: bool) -> Iterator[str]:
-    """Step the rule over the values and show it; yield what is to be printed as it is.
+class Replay(NamedTuple):
+    """What the rule did with a series, and the same for other libraries' rules."""
 
-    Raises ``ConfigError`` for values and for words that cannot be used, and ``RunError`` for a
-    run that does not have what is asked for.
+    series: Series
+    rules: Mapping[str, Sequence[Row]]  # the first one is the rule that training uses
+    notes: Mapping[str, str]  # the settings of each other library's rule
+    change: Row | None  # where the drops begin to differ from those of the run, if they do
+
+
+def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
+    """Replay the rule over values and print the result, or print a translation as flags.
+
+    Raises ``ConfigError`` for values and options that cannot be used, and ``RunError`` for a run
+    that did not record the requested values.
     """
-    environment.prefer_processor()  # for some additions: a training may hold the other devices
-    _check(asked)
-    libraries = _read_libraries(asked.compare)
-    run = RunDirectory.open(Path(asked.source or "")) if asked.is_run else None
-    given = {
-        knob.key: RawValue(config.as_text(resolved.value(knob)), resolved.origins[knob.key])
-        for knob in RULE
-        if resolved.is_explicit(knob.key)
+    # A few additions need no accelerator, which a training may be using.
+    if "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")
+    check_options(options)
+    libraries = None if options.compare is None else read_libraries(options.compare)
+    run = Run.open(Path(options.source or "")) if options.is_run else None
+    overrides = {
+        key: RawValue(config.as_text(resolved.value(setting)), resolved.origins[key])
+        for key, setting in RULE.items()
+        if resolved.is_explicit(key)
     }
-    for library, text in asked.translations.items():
+    for library, text in options.translations.items():
+        optimizer = resolved.settings.optimizer
         if run is not None and not resolved.is_explicit("learning_rate"):
-            resolved = resolved.replace(
-                "learning_rate", run.settings().settings.optimizer.learning_rate, str(run.config)
-            )
-        settings = translate_flags(library, text, resolved, report)
-        flags = _write_flags(settings)
-        if not asked.has_values:
-            yield flags
+            optimizer = run.settings.optimizer
+        translated = translate_flags(library, text, overrides, optimizer.learning_rate)
+        if not options.has_values:
+            print(_as_flags(translated))
             return
-        report.say(f"in flags: {flags}")
-        given |= {key: RawValue(_exact(value), "flag") for key, value in settings.items()}
+        log.info(f"in flags: {_as_flags(translated)}")
+        overrides |= translated
     if run is not None:
-        series = _read_run(run, given, resolved, asked)
+        mode = resolved.settings.plateau.mode if resolved.is_explicit("mode") else None
+        series = read_run(run, overrides, options.mode or mode, options.replica)
     else:
-        series = _read_list(given, asked, report)
-    check_values(series, report)
-    rows = step(series.rule, series.values, series.observed)
-    others, told = {}, {}
-    for library in libraries:
-        parameters, unsaid = translation.same_numbers(library, series.rule)
-        settings = translation.translate(library, parameters, learning_rate=1.0)
-        rule = series.rule.model_copy(update=settings)
-        others[library] = step(rule, series.values, series.observed)
-        told[library] = f"{_call(parameters)}, here {_write_flags(settings)}" + unsaid
-    rules = {"scale" if asked.compare is None else "optax": rows} | others
-    if wants_json:
-        yield from as_json(series, rows, others)
-    else:
-        values = f"{len(rows):,} from {series.title}: {series.observed}"
-        report.header({"values": values, "rule": describe_rule(series.rule), **told})
-        show(series, rules, report)
-    if run is not None:
-        tell_change(series, rows, report)
-    if asked.plot is not None:
-        _draw(series, rules, asked.plot)
-        if not wants_json:
-            report.rows({"plot": str(asked.plot)})
+        series = read_list(overrides, options)
+    check_values(series)
+    print_replay(compute_replay(series, libraries), options)
 
 
-def _check(asked: Asked) -> None:
-    """Refuse words that contradict each other, and a picture that cannot be, before any work."""
-    translations = " and ".join(f"--from-{library}" for library in asked.translations)
-    is_file = asked.source is not None and not asked.is_run
-    if asked.source is not None and asked.values is not None:
-        raise ConfigError(
-            f"both {asked.source} and --values hold values", hint="leave out one of them"
-        )
-    if not asked.has_values and not translations:
+def check_options(options: ScheduleOptions) -> None:
+    """Raise ``ConfigError`` for options that contradict each other, and for a plot's format."""
+    translations = " and ".join(f"--from-{library}" for library in options.translations)
+    is_file = options.source is not None and not options.is_run
+    if options.source is not None and options.values is not None:
+        raise ConfigError(f"both {options.source} and --values hold values", hint="leave out one")
+    if not options.has_values and not translations:
         raise ConfigError(
             "there are no values",
             hint="give --values 1,1,0.5, or a CSV file, a run folder, or - for standard input",
         )
-    if len(asked.translations) > 1:
-        raise ConfigError(f"{translations} both set the rule", hint="leave out one of them")
-    for flag, is_given, has_meaning, what in (
-        ("--compare", asked.compare, not translations, f"the same numbers, not for {translations}"),
-        ("--mode", asked.mode, asked.is_run, "a run"),
-        ("--replica", asked.replica, asked.is_run, "a run"),
-        ("--column", asked.column, is_file, "a CSV file"),
-        ("--plot", asked.plot, asked.has_values, "values"),
+    if len(options.translations) > 1:
+        raise ConfigError(f"{translations} both set the rule", hint="leave out one")
+    for flag, value, is_allowed, purpose in (
+        ("--compare", options.compare, not translations, f"rules without {translations}"),
+        ("--mode", options.mode, options.is_run, "a run"),
+        ("--replica", options.replica, options.is_run, "a run"),
+        ("--column", options.column, is_file, "a CSV file"),
+        ("--plot", options.plot, options.has_values, "values"),
     ):
-        if is_given is not None and not has_meaning:
-            raise ConfigError(f"{flag} is for {what}", hint=f"leave out {flag}")
-    if asked.plot is not None:
-        check_format(asked.plot)
+        if value is not None and not is_allowed:
+            raise ConfigError(f"{flag} is for {purpose}", hint=f"leave out {flag}")
+    if options.plot is not None:
+        plots.check_format(options.plot)
 
 
-def _read_libraries(text: str | None) -> Sequence[str]:
-    """Return the libraries that are compared with optax's rule, which is ours."""
-    if text is None:
-        return ()
-    libraries = [word.strip() for word in text.split(",")]
+def read_libraries(text: str) -> list[str]:
+    """Return the libraries of ``--compare``, each once."""
+    libraries = list(dict.fromkeys(word.strip() for word in text.split(",")))
     for library in libraries:
-        if library not in NAMES:
-            near = nearest(library, NAMES)
-            raise ConfigError(
-                f"--compare knows no {library or 'rule of no name'}"
-                + (f" (did you mean {near}?)" if near else ""),
-                hint=f"it knows {', '.join(NAMES)}",
-            )
-    return [library for library in dict.fromkeys(libraries) if library != "optax"]
+        translation.check_name("--compare has no rule", library, LIBRARIES)
+    return libraries
 
 
 def translate_flags(
-    library: str, text: str, resolved: Resolved, report: Report
-) -> dict[str, float]:
-    """Translate what a library's rule is called with, such as ``patience=10,threshold=1e-3``.
+    library: str, text: str, overrides: dict[str, RawValue], learning_rate: float
+) -> dict[str, RawValue]:
+    """Translate the arguments of a library's rule, such as ``patience=10,threshold=1e-3``.
 
-    Returns the settings of ours, and tells what they cannot say. Raises ``ConfigError``
-    for what the library, or our rule, does not take.
+    Logs what differs. Raises ``ConfigError`` for arguments that the library or the plateau rule
+    does not accept, and for a setting that a flag gives as well.
     """
-    flag, name = f"--from-{library}", NAMES[library]
+    flag = f"--from-{library}"
     parameters = translation.read_parameters(library, text)
     if parameters["mode"] == "max":
         raise ConfigError(
             f"{flag} mode=max has no counterpart: the rule waits for lower values",
-            hint="leave it out, and feed 1 - accuracy, as --mode test-accuracy and its like do",
+            hint="leave it out, and replay 1 - accuracy, as --mode test-accuracy does",
         )
-    learning_rate = resolved.settings.optimizer.learning_rate
     settings = translation.translate(library, parameters, learning_rate=learning_rate)
-    if both := next((key for key in settings if resolved.origins[key] == "flag"), None):
-        raise ConfigError(f"{flag} and {_flag(both)} both set the rule", hint="leave out one")
+    flags = {key for key, value in overrides.items() if value.origin == "flag"}
+    if both := [RULE[key].flag for key in settings if key in flags]:
+        raise ConfigError(f"{flag} and {both[0]} both set the rule", hint="leave out one")
+    translated = _as_raw(settings)
     try:
-        config.resolve({key: RawValue(_exact(value), "flag") for key, value in settings.items()})
+        config.resolve(translated)
     except ConfigError as error:
         raise ConfigError(
             *(f"{flag} {text}: {problem}" for problem in error.problems),
             hint="patience becomes --patience, a threshold --rtol or --atol, and min_lr / "
             "--learning-rate --min-scale",
         ) from error
-    report.say(
-        f"patience and cooldown count epochs in {name} and observations here: one an epoch in the "
-        "test and val modes, one every --accumulation-size steps in the train modes"
+    _report_translation(library, parameters, settings, learning_rate)
+    return translated
+
+
+def _report_translation(
+    library: str, parameters: Mapping[str, Any], settings: Mapping[str, float], learning_rate: float
+) -> None:
+    """Log how a library's rule and its translation differ."""
+    log.info(
+        f"patience and cooldown count epochs in {LIBRARIES[library]} and observations here: "
+        "one per epoch in the test and val modes, one per --accumulation-size steps in the train "
+        "modes"
     )
     if parameters["min_lr"] > 0:
-        report.say(f"min_lr became --min-scale for a --learning-rate of {learning_rate:g}")
+        log.info(f"min_lr became --min-scale for a --learning-rate of {learning_rate:g}")
     if settings["atol"] == translation.NEGLIGIBLE:
-        report.say("--rtol and --atol cannot both be 0: this --atol is lost in any loss")
+        log.info("--rtol and --atol cannot both be 0: this --atol is too small to have an effect")
     eps = parameters.get("eps", 0.0)
-    rest = translation.find_rest(settings["factor"], eps, learning_rate=learning_rate)
-    if rest > settings["min_scale"]:
-        report.say(
-            f"eps has no counterpart: {name} skips drops of the rate up to {eps:g}, so at a "
-            f"--learning-rate of {learning_rate:g} its scale ends as with --min-scale {rest:g}"
+    lowest = translation.final_scale(settings["factor"], eps, learning_rate=learning_rate)
+    if lowest > settings["min_scale"]:
+        log.info(
+            f"eps has no counterpart: PyTorch skips drops of the rate up to {eps:g}, so at a "
+            f"--learning-rate of {learning_rate:g} its scale ends as with --min-scale {lowest:g}"
         )
-    return settings
 
 
-def _read_list(given: Mapping[str, RawValue], asked: Asked, report: Report) -> Series:
-    """Read values that belong to no run."""
-    rule = config.resolve({"accumulation_size": RawValue("1", "default"), **given}).settings.plateau
-    if asked.source is not None:
-        name, values, num_empty = csv_files.read_column(asked.source, asked.column)
-        title = "standard input" if asked.source == csv_files.STANDARD_INPUT else asked.source
+def read_list(overrides: dict[str, RawValue], options: ScheduleOptions) -> Series:
+    """Read values from a file, from standard input or from the command line."""
+    defaults = {"accumulation_size": RawValue("1", "default")}
+    rule = config.resolve(defaults | overrides).settings.plateau
+    if options.source is not None:
+        name, values, num_empty = csv_files.read_column(options.source, options.column)
+        is_input = options.source == csv_files.STANDARD_INPUT
+        title = "standard input" if is_input else options.source
         if num_empty:
-            report.say(f"{num_empty:,} lines without {name} were passed over")
+            log.info(f"{num_empty:,} lines without {name} were skipped")
     else:
-        name, parts = "value", (asked.values or "").split(",")
+        name, title = "value", "the command line"
         values = [
             csv_files.parse_number(text, f"--values: number {number}")
-            for number, text in enumerate(parts, start=1)
+            for number, text in enumerate((options.values or "").split(","), start=1)
         ]
-        title = "the command line"
     size = rule.accumulation_size
     return Series(title, name if size == 1 else f"{name}, mean of {size:,}", values, rule)
 
 
-def _read_run(
-    run: RunDirectory, given: Mapping[str, RawValue], resolved: Resolved, asked: Asked
+def read_run(
+    run: Run, overrides: dict[str, RawValue], mode: str | None, replica: int | None
 ) -> Series:
-    """Read what the rule of a run was fed, or another metric that was recorded."""
-    from plateau_train.numerics.replay import as_losses
-    from plateau_train.report.text import describe_observation
-
-    own = run.settings().settings
-    if asked.mode is not None or resolved.is_explicit("mode"):
-        mode = asked.mode or resolved.settings.plateau.mode
+    """Read what the rule of a run observed, or the metric of another mode."""
+    own = run.settings
+    if mode is not None:
         if mode.startswith("val") and own.data.val_fraction == 0:
-            raise RunError(
-                f"{run} held no images out for {mode}",
-                hint=OTHER_MODES,
-            )
-        was_other = mode.startswith("train") != (own.plateau.split == "train")
-        window = {"accumulation_size": RawValue("1", "default")} if was_other else {}
-        given = {"mode": RawValue(mode, "flag"), **window, **given}
-    # The run's own settings are the file that what is given outranks.
-    rule = config.resolve(given, file=run.config).settings.plateau
-    history = choose(read_histories(run), asked.replica, run)
-    title = f"{run}"
-    if own.run.seeds is not None:
+            raise RunError(f"{run.directory} held out no images for {mode}", hint=OTHER_MODES)
+        # The run's own size counts steps where these values are epochs, or the reverse.
+        is_other = mode.startswith("train") != (own.plateau.split == "train")
+        window = {"accumulation_size": RawValue("1", "default")} if is_other else {}
+        overrides = {"mode": RawValue(mode, "flag"), **window, **overrides}
+    rule = config.resolve(overrides, file=run.directory.config).settings.plateau
+    histories, title = run.histories, f"{run.directory}"
+    if replica is None and len(histories) > 1:
+        raise ConfigError(
+            f"{title} has {len(histories)} replicas, and one can be replayed at a time",
+            hint=f"choose one, such as --replica {histories[0].replica}",
+        )
+    number = histories[0].replica if replica is None else replica
+    history = find_replica(histories, number, run.directory)
+    if len(own.run.seeds) > 1:
         title += f", replica {history.replica} with seed {history.seed}"
     if rule.split == "train":
-        values, places = read_windows(run, history, own.plateau, rule)
-        stepped = rule.model_copy(update={"accumulation_size": 1})  # they are means already
+        values, positions = read_observations(run, history, rule)
+        size = 1  # the values are means already
     else:
-        scores, places = read_evaluations(run, history, rule)
+        scores, positions = read_evaluations(run, history, rule)
         values = as_losses(rule.metric, np.array(scores, np.float32)).tolist()
-        stepped = rule
-    return Series(
-        title, describe_observation(rule), values, stepped, own.optimizer.schedule, places,
-        history.drops,
-    )  # fmt: skip
-
-
-def step(
-    rule: config.PlateauSettings, values: Sequence[float], observed: str = "value"
-) -> list[Row]:
-    """Feed the values to the rule, one by one; ``observed`` is an observation in words."""
-    from plateau_train.numerics.plateau import PlateauRule
-    from plateau_train.numerics.replay import replay
-
-    observation, *counts = replay(PlateauRule.from_settings(rule), np.array(values, np.float32))
-    table = zip(values, *(column.tolist() for column in (*observation, *counts)), strict=True)
-    rows: list[Row] = []
-    before = 1.0
-    for number, row in enumerate(table, start=1):
-        value, complete, mean, best, to_beat, waited, scale, wait, cooldown = row
-        is_first = math.isinf(best)
-        dropped = scale < before
-        rows.append(
-            Row(
-                number=number,
-                value=value,
-                observation=mean if complete else None,
-                best=None if is_first else best,
-                to_beat=None if is_first else to_beat,
-                wait=wait,
-                cooldown=cooldown,
-                scale_before=before,
-                scale=scale,
-                reason=drop_reason(observed, mean, best, to_beat, waited) if dropped else None,
-            )
-        )
-        before = scale
-    return rows
-
-
-def _draw(series: Series, rules: Mapping[str, Sequence[Row]], path: Path) -> None:
-    save_replay(path, series, rules)
-
-
-def _flag(key: str) -> str:
-    return "--" + key.replace("_", "-")
-
-
-def _exact(value: float) -> str:
-    """Write a number so that it is read back as the same, without needless digits."""
-    return shown if float(shown := f"{value:g}") == value else str(value)
-
-
-def _write_flags(settings: Mapping[str, float]) -> str:
-    return " ".join(f"{_flag(key)} {_exact(value)}" for key, value in settings.items())
-
-
-def _call(parameters: Mapping[str, Any]) -> str:
-    """Write parameters as a library is called with them."""
-    return ", ".join(
-        f"{name}={value!r}" if isinstance(value, str) else f"{name}={_exact(value)}"
-        for name, value in parameters.items()
+        size = rule.accumulation_size
+    observed, rule = (
+        rule.describe_observation(),
+        rule.model_copy(update={"accumulation_size": size}),
     )
+    schedule = own.optimizer.schedule
+    return Series(title, observed, values, rule, positions, history.drops, schedule)
+
+
+def check_values(series: Series) -> None:
+    """Raise ``ConfigError`` for values beyond float32, and warn of values that optax misjudges."""
+    largest = float(np.finfo(np.float32).max) / series.rule.accumulation_size
+    for number, value in enumerate(series.values, start=1):
+        if abs(value) > largest:
+            raise ConfigError(
+                f"value {number} is {value:g}, too large for the rule, which computes in float32",
+                hint="divide all values by the same number",
+            )
+    negative = next((value for value in series.values if value < 0), None)
+    if negative is not None and series.rule.rtol > 0:
+        log.warning(
+            f"There are negative values, such as {negative:g}: with --rtol above 0 an equal value "
+            "counts as an improvement, so that the rate may never drop (optax pull request 1767). "
+            "Use --rtol 0 --atol 0.0001 for them."
+        )
+
+
+def compute_replay(series: Series, libraries: Sequence[str] | None) -> Replay:
+    """Apply the rule, and those of other libraries with the same numbers, to a series."""
+    rows = replay(series.rule, series.values)
+    rules = {"scale" if libraries is None else "optax": rows}
+    notes = {}
+    for library in libraries or ():
+        if library != "optax":  # the rule of the training itself
+            parameters, difference = translation.with_same_numbers(library, series.rule)
+            settings = translation.translate(library, parameters, learning_rate=1.0)
+            rules[library] = replay(series.rule.model_copy(update=settings), series.values)
+            call = ", ".join(f"{name}={_exact(value)}" for name, value in parameters.items())
+            notes[library] = f"{call}, here {_as_flags(_as_raw(settings))}{difference}"
+    return Replay(series, rules, notes, find_change(series, rows))
+
+
+def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
+    """Return the first value at which the drops differ from those of the run, if any does."""
+    if series.schedule is None:
+        return None
+    if lowers_by_time(series.schedule):
+        return rows[0]
+    steps = [position.step for position in series.positions]
+    replayed = {(steps[row.number - 1], row.scale) for row in rows if row.is_drop}
+    differing = replayed ^ {(drop.step, drop.scale_after) for drop in series.drops}
+    first = min((step for step, _ in differing), default=math.inf)
+    return next((row for row in rows if steps[row.number - 1] >= first), None)
+
+
+def print_replay(result: Replay, options: ScheduleOptions) -> None:
+    """Print a replay as a table or as JSON lines, and draw its plot."""
+    series, rules = result.series, result.rules
+    report, rule = Report(), texts.describe_rule(series.rule)
+    if options.as_json:
+        for line in texts.json_lines(series, rules):
+            print(line)
+    else:
+        values = f"{len(series.values):,} from {series.title}: {series.observed}"
+        report.header({"values": values, "rule": rule, **result.notes})
+        report.table(texts.table_columns(series, rules), drop_order=texts.DROP_ORDER)
+        report.rows(texts.describe_drops(series, rules))
+        num_values, size = len(series.values), series.rule.accumulation_size
+        if rest := num_values % size:
+            log.info(f"the last {rest:,} of {num_values:,} values do not fill a window of {size:,}")
+    if series.schedule is not None:
+        texts.report_counterfactual(series, result.change)
+    if options.plot is not None:
+        reasons = texts.list_reasons(series, next(iter(rules.values())))
+        marks = {"rule": rule, "reasons": reasons, "change": result.change}
+        plots.save_replay(options.plot, series, rules, **marks)
+        if not options.as_json:
+            report.rows({"plot": str(options.plot)})
+
+
+def _as_raw(settings: Mapping[str, float]) -> dict[str, RawValue]:
+    return {key: RawValue(_exact(value), "flag") for key, value in settings.items()}
+
+
+def _as_flags(settings: Mapping[str, RawValue]) -> str:
+    return " ".join(f"{RULE[key].flag} {value.text}" for key, value in settings.items())
+
+
+def _exact(value: float | str) -> str:
+    """Write a number with the fewest digits that read back as the same number, text in quotes."""
+    if isinstance(value, str):
+        return repr(value)
+    return short if float(short := f"{value:g}") == value else str(value)

@@ -1,21 +1,24 @@
-"""Settings: their declarations, and how they are resolved. Imports errors only."""
+"""Settings: their declarations, how they are resolved, and how they are merged.
+
+Imports errors only.
+"""
 # pyright: reportUnusedImport=false
 
 from plateau_train.config.resolve import (
     RawValue,
     Resolved,
     Sweep,
-    can_vary,
-    read_toml,
+    cluster_policy,
+    merge,
     resolve,
     resolve_sweep,
+    resolve_whole,
+    sweep_policy,
 )
 from plateau_train.config.settings import (
     DEFAULT_MOMENTUM,
     DEFAULT_WEIGHT_DECAY,
     LARGEST_COUNT,
-    LARGEST_SEED,
-    MOST_SEEDS,
     SETTINGS,
     ClusterSettings,
     DataSettings,

@@ -1,86 +1,85 @@
-"""Resolve settings: defaults < TOML file < environment < flags, all problems at once.
-
-Each value keeps its origin.
-"""
+"""Resolve settings: defaults < TOML file < environment < flags, and each value has its origin."""
 
 import itertools
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
 
 from pydantic import ValidationError
 
 from plateau_train.config.settings import (
+    FORMAT,
     SETTINGS,
     ClusterSettings,
+    OnResume,
     Setting,
     Settings,
     as_text,
     nearest,
 )
-from plateau_train.errors import ConfigError
+from plateau_train.errors import ChangedSettingsError, ConfigError, ForeignConfigError
+
+BY_KEY = {setting.key: setting for setting in SETTINGS}
 
 
 class RawValue(NamedTuple):
-    """What a user gave for a knob: the text, and whether a flag or which variable holds it."""
+    """The text given for a setting; ``origin`` is "flag" or the name of a variable."""
 
     text: str
     origin: str
 
 
 class Resolved(NamedTuple):
-    """A configuration, and for each knob's key where its value came from."""
+    """Settings, and by key where each value came from."""
 
     settings: Settings
     origins: dict[str, str]
 
-    def value(self, knob: Setting) -> Any:
-        return getattr(getattr(self.settings, knob.table), knob.key)
-
-    def is_explicit(self, key: str) -> bool:
-        """Whether a flag or a file gave the value: a variable of the shell is meant for no run."""
-        variables = (knob.variable for knob in SETTINGS if knob.key == key)
-        return self.origin(key) not in ("default", *variables)
+    def value(self, setting: Setting) -> Any:
+        return getattr(getattr(self.settings, setting.table), setting.key)
 
     def origin(self, key: str) -> str:
-        """Return where a value came from; what an older version knew nothing of is a default."""
+        """Return where a value came from; a setting that an older run lacks has its default."""
         return self.origins.get(key, "default")
 
+    def is_explicit(self, key: str) -> bool:
+        """Return whether a flag or a file gave the value; a variable is not meant for one run."""
+        return self.origin(key) not in ("default", BY_KEY[key].variable)
+
     def replace(self, key: str, value: Any, origin: str) -> "Resolved":
-        """Put a value that is known to be right in the place of a knob's."""
-        (table,) = (knob.table for knob in SETTINGS if knob.key == key)
+        """Return a copy with another value, which is not validated."""
+        table = BY_KEY[key].table
         changed = getattr(self.settings, table).model_copy(update={key: value})
-        return Resolved(
-            self.settings.model_copy(update={table: changed}), self.origins | {key: origin}
-        )
+        settings = self.settings.model_copy(update={table: changed})
+        return Resolved(settings, self.origins | {key: origin})
 
     def without_cluster(self) -> "Resolved":
-        """Leave out how this process finds others: that is of this time, and not of the run."""
-        keys = (knob.key for knob in SETTINGS if knob.table == "cluster")
+        """Return a copy with the default cluster settings: they describe a process, not a run."""
+        settings = self.settings.model_copy(update={"cluster": ClusterSettings()})
         return Resolved(
-            self.settings.model_copy(update={"cluster": ClusterSettings()}),
-            self.origins | dict.fromkeys(keys, "default"),
+            settings, self.origins | dict.fromkeys(ClusterSettings.model_fields, "default")
         )
 
 
 def resolve(given: Mapping[str, RawValue], *, file: Path | None = None) -> Resolved:
-    """Merge defaults, a TOML file, and what was given for single knobs, which outranks the file.
+    """Merge defaults, a TOML file, and the values given by key, which outrank the file.
 
     Raises ``ConfigError`` with every problem in every source.
     """
-    origins = {knob.key: "default" for knob in SETTINGS}
-    nested: dict[str, dict[str, str]] = {}
-    for knob in SETTINGS:
-        if knob.key in given:
-            nested.setdefault(knob.table, {})[knob.key] = given[knob.key].text
+    texts: dict[str, dict[str, str]] = {}
+    for key, raw in given.items():
+        texts.setdefault(BY_KEY[key].table, {})[key] = raw.text
     content = {} if file is None else read_toml(file)
+    tables = {name: table for name, table in content.items() if name != "format"}
+    origins = dict.fromkeys(BY_KEY, "default")
     merged: dict[str, dict[str, Any]] = {table: {} for table in Settings.model_fields}
     problems: list[str] = []
     for validate, source, name in (
-        (Settings.model_validate, content, file),
-        (Settings.model_validate_strings, nested, None),
+        (Settings.model_validate, tables, file),
+        (Settings.model_validate_strings, texts, None),
     ):
         try:
             values = validate(source).model_dump(exclude_unset=True)
@@ -90,49 +89,103 @@ def resolve(given: Mapping[str, RawValue], *, file: Path | None = None) -> Resol
         for table in values:
             merged[table] |= values[table]
             origins |= dict.fromkeys(values[table], str(name))
-    origins |= {key: origin for key, (_, origin) in given.items()}
-    if {"seed", "seeds"} <= given.keys():
-        problems.append("--seed and --seeds are both given: write one of them")
-    elif "seed" in given:  # which outranks the file
-        merged["run"].pop("seeds", None)
-        origins["seeds"] = "default"
+    origins |= {key: raw.origin for key, raw in given.items()}
     if not problems:
-        config = Settings.model_validate(merged)
-        problems += config.problems()
+        settings = Settings.model_validate(merged)
+        problems += settings.problems()
         if not problems:
-            return Resolved(config, origins)
+            return Resolved(settings, origins)
     raise ConfigError(*problems, hint="plateau-train --help says what each setting means")
 
 
+def resolve_whole(file: Path) -> Resolved:
+    """Resolve the ``config.toml`` of a run; a key that an older version lacks has its default.
+
+    Raises ``ConfigError`` for a file that was cut: it lacks its format, the first line, or a table.
+    """
+    content = read_toml(file)
+    if missing := [name for name in ("format", *Settings.model_fields) if name not in content]:
+        problem = f"{file} is not whole: it lacks {', '.join(missing)}"
+        raise ConfigError(problem, hint="restore the file from a copy, or train anew")
+    return resolve({}, file=file)
+
+
+def sweep_policy(setting: Setting) -> OnResume:
+    """Return how a setting of all runs of a sweep changes when the sweep is resumed."""
+    is_fixed = setting.key in ("epochs", "runs_dir", "name") or setting.table == "cluster"
+    return "fixed" if is_fixed else setting.on_resume
+
+
+def cluster_policy(setting: Setting) -> OnResume:
+    """Return how a process of a cluster changes a setting of process 0."""
+    return "local" if setting.per_process else "fixed"
+
+
+def merge(
+    begun: Resolved,
+    *overrides: Resolved,
+    problem: str,
+    hint: str,
+    policy: Callable[[Setting], OnResume] = attrgetter("on_resume"),
+    why_not: Callable[[Setting, Any], str] = lambda _setting, _value: "",
+) -> Resolved:
+    """Merge the settings that a run has, or process 0, with overrides, of which the last wins.
+
+    An override counts where its value is explicit, and for local settings always. Raises
+    ``ChangedSettingsError`` with a row for each setting that ``policy`` does not let change;
+    ``why_not`` returns a reason better than the general one, or an empty text.
+    """
+    merged, refused = begun, {}
+    for setting, override in itertools.product(SETTINGS, overrides):
+        value, origin = override.value(setting), override.origin(setting.key)
+        if policy(setting) != "local":
+            if not override.is_explicit(setting.key) or value == merged.value(setting):
+                continue
+            if reason := _refusal(begun, setting, policy(setting), value):
+                texts = setting.text(begun.value(setting)), setting.text(value)
+                refused[setting] = (setting.flag, *texts, why_not(setting, value) or reason)
+                continue
+        merged = merged.replace(setting.key, value, origin)
+    if refused:
+        heads = ("setting", "run", "asked", "why not")
+        raise ChangedSettingsError(problem, hint=hint, table=[heads, *refused.values()])
+    return merged
+
+
+def _refusal(begun: Resolved, setting: Setting, policy: OnResume, value: Any) -> str:
+    """Return why a setting cannot take a value, or an empty text if it can."""
+    if policy == "fixed":
+        depends = setting.affects_results or setting.on_resume == "fixed"
+        return "the results depend on it" if depends else "it is set at the start"
+    if policy == "grow" and value < begun.value(setting):
+        return "a run goes further, not back"
+    if policy == "grow" and begun.settings.optimizer.schedule == "cosine":
+        return "the cosine spans the epochs that the run began with"
+    return ""
+
+
 class Sweep(NamedTuple):
-    """Every combination of some values of some knobs."""
+    """Every combination of some values of some settings."""
 
     varied: tuple[Setting, ...]  # those with more than one value
     cells: tuple[Resolved, ...]
 
 
-def can_vary(knob: Setting) -> bool:
-    """Tell whether a sweep can go over several values of a knob: what a result depends on."""
-    is_folder = knob.key.endswith("_dir")
-    return knob.key == "epochs" or (
-        knob.table in ("data", "model", "optimizer", "plateau") and not is_folder
-    )
-
-
 def resolve_sweep(given: Mapping[str, RawValue], *, file: Path | None = None) -> Sweep:
     """Resolve each combination of the values that flags have, separated by commas.
 
-    Those of a knob that is a list itself are separated by semicolons. Each cell has ``seeds``, be
-    it a single one. Raises ``ConfigError`` with every problem of every cell.
+    The values of a setting that is a list are separated by semicolons. Raises ``ConfigError`` with
+    every problem of every combination.
     """
     values: dict[str, list[RawValue]] = {}
-    for knob in SETTINGS:
-        if knob.key not in given:
+    for setting in SETTINGS:
+        if setting.key not in given:
             continue
-        text, origin = given[knob.key]
-        separator = ";" if get_origin(knob.field.annotation) is tuple else ","
-        texts = text.split(separator) if can_vary(knob) and origin == "flag" else [text]
-        values[knob.key] = [RawValue(part, origin) for part in dict.fromkeys(map(str.strip, texts))]
+        text, origin = given[setting.key]
+        separator = ";" if get_origin(setting.field.annotation) is tuple else ","
+        texts = text.split(separator) if setting.can_vary and origin == "flag" else [text]
+        unique = dict.fromkeys(map(str.strip, texts))
+        values[setting.key] = [RawValue(part, origin) for part in unique]
     problems: dict[str, str] = {}
     cells: dict[Settings, Resolved] = {}
     for combination in itertools.product(*values.values()):
@@ -141,23 +194,21 @@ def resolve_sweep(given: Mapping[str, RawValue], *, file: Path | None = None) ->
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems, error.hint)
             continue
-        seeds = cell.settings.run.replica_seeds
-        cell = cell.replace("seed", 0, "default").replace("seeds", seeds, "the sweep's seeds")
         cells.setdefault(cell.settings, cell)  # a value can be written in two ways
     if problems:
         raise ConfigError(*problems, hint=next(iter(problems.values())))
-    varied = [
-        knob
-        for knob in SETTINGS
-        if knob.key in values and len({cell.value(knob) for cell in cells.values()}) > 1
-    ]
+    varied = (
+        BY_KEY[key]
+        for key in values
+        if len({cell.value(BY_KEY[key]) for cell in cells.values()}) > 1
+    )
     return Sweep(tuple(varied), tuple(cells.values()))
 
 
 def _problems(
     error: ValidationError, given: Mapping[str, RawValue], *, file: Path | None
 ) -> Iterator[str]:
-    """Yield one sentence for each knob of one source that is unknown or out of its range."""
+    """Yield one sentence for each setting of one source that is unknown or out of its range."""
     seen = set()
     for problem in error.errors():
         table, *rest = map(str, problem["loc"])
@@ -166,53 +217,51 @@ def _problems(
         if (table, key) in seen or problem["type"] == "default_factory_not_called":
             continue
         seen.add((table, key))
-        knob = next((knob for knob in SETTINGS if (knob.table, knob.key) == (table, key)), None)
-        if knob is None:
-            yield f"{file}: {_misplaced(table, key, problem['type'])}"
+        setting = BY_KEY.get(key or "")
+        if setting is None or setting.table != table:
+            yield f"{file}: {_misplaced(table, key)}"
             continue
         value = problem["input"]
         shown = as_text(value) or "nothing" if file is None else json.dumps(value, default=str)
-        name = f"{file}: {knob.key} in [{knob.table}]"
+        name = f"{file}: {key} in [{table}]"
         if file is None:
-            origin = given[knob.key].origin
-            name = origin if origin == knob.variable else knob.flag
-        near = f" (did you mean {match}?)" if (match := nearest(value, knob.choices)) else ""
-        yield f"{name} must be {knob.expected}, got {shown}{near}"
+            origin = given[setting.key].origin
+            name = origin if origin == setting.variable else setting.flag
+        near = f" (did you mean {match}?)" if (match := nearest(value, setting.choices)) else ""
+        yield f"{name} must be {setting.expected}, got {shown}{near}"
 
 
-def _misplaced(table: str, key: str | None, kind: str) -> str:
-    """Say where a key that is unknown in its place belongs."""
-    home = {knob.key: knob.table for knob in SETTINGS}
-    if table not in Settings.model_fields:
-        if table in home:
-            return f"{table} stands outside its table: put it under [{home[table]}]"
-        near = nearest(table, [*Settings.model_fields, *home])
-        return f"unknown table or key {table}" + (f", did you mean {near}?" if near else "")
-    if key is None:
+def _misplaced(table: str, key: str | None) -> str:
+    """Describe a table or a key that is unknown in its place, and where it belongs."""
+    if table in Settings.model_fields and key is None:
         return f"{table} must be a table: write [{table}] above its keys"
-    if kind == "extra_forbidden" and key in home:
-        return f"{key} belongs in [{home[key]}], not in [{table}]"
-    near = nearest(key, home)
-    return f"unknown key {key} in [{table}]" + (f", did you mean {near}?" if near else "")
+    word = key or table
+    if word in BY_KEY:
+        return f"{word} belongs in the table [{BY_KEY[word].table}]"
+    unknown = f"unknown key {key} in [{table}]" if key else f"unknown table or key {table}"
+    near = nearest(word, BY_KEY if key else [*Settings.model_fields, *BY_KEY])
+    return unknown + (f", did you mean {near}?" if near else "")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; a file that is missing or does not parse is a ``ConfigError``."""
+    """Read a TOML file; raises ``ConfigError`` if it is missing, invalid or of another version."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist",
-            hint="plateau-train config > my.toml writes a file to start from",
-        ) from None
+        problem, hint = (
+            "does not exist",
+            "plateau-train config > my.toml writes a file to start from",
+        )
     except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}", hint="give a readable TOML file"
-        ) from error
+        problem, hint = f"cannot be read: {error.strerror}", "give a readable TOML file"
     # tomllib's own error is a ValueError, as are those of bytes that are no text and of integers
     # with thousands of digits; thousands of brackets exhaust the stack.
     except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}",
-            hint="text stands in quotes, lists in [ ], and each key once in its table",
-        ) from None
+        problem = f"is not valid TOML: {error}"
+        hint = "write texts in quotes, lists in [ ], and each key once in its table"
+    else:
+        if (number := content.get("format", FORMAT)) == FORMAT:
+            return content
+        problem = f"{path} is of another version: it has format {number}, not {FORMAT}"
+        raise ForeignConfigError(problem, hint="install the version that wrote it")
+    raise ConfigError(f"{path} {problem}", hint=hint)

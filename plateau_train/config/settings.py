@@ -1,4 +1,4 @@
-"""Every setting, declared once: name, type, default, bounds, unit and help.
+"""Every setting, declared once: name, type, default, bounds, help, and its attributes.
 
 A field of a table below is at once a flag (``--patience``), a TOML key (``patience`` under
 ``[plateau]``) and a row of the README's table. Defaults live here and nowhere else.
@@ -6,11 +6,13 @@ A field of a table below is at once a flag (``--patience``), a TOML key (``patie
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_origin
 
-import annotated_types
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
@@ -26,42 +28,126 @@ OptimizerName = Literal[
     "adam", "adamw", "sgd", "rmsprop", "nadam", "nadamw", "radam", "adabelief", "adagrad",
     "adamax", "amsgrad", "lamb", "lion", "yogi",
 ]  # fmt: skip
+OnResume = Literal["fixed", "free", "grow", "local"]
 
-# The defaults of the optimizers that have such a knob: optax's, and for sgd the usual 0.9.
+# The optimizers that take weight decay or momentum: optax's defaults, and for sgd the usual 0.9.
 DEFAULT_WEIGHT_DECAY = {"adamw": 1e-4, "nadamw": 1e-4, "lamb": 0.0, "lion": 1e-3}
 DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
 
-# Counts enter the compiled program as 32-bit integers.
-LARGEST_COUNT = 1_000_000_000
-
+FORMAT = 1  # of config.toml; a version that changes the meaning of a file increments it
+LARGEST_COUNT = 1_000_000_000  # counts enter the compiled program as 32-bit integers
 LARGEST_SEED = 2**32 - 1
-
-# More trainings at once than any of our plots or tables could show; a typing error such as 0-70000.
-MOST_SEEDS = 10_000
+MOST_SEEDS = 10_000  # catches a typing error such as 0-70000
 
 
-def _knob(
-    default: Any,
-    meaning: str,
-    *,
-    shown: str = "",
-    expected: str = "",
-    variable: str = "",
-    **bounds: Any,
-) -> Any:
-    """Declare one knob.
+class Setting(NamedTuple):
+    """One field of one table, as the command line, the TOML files and the README see it.
 
-    ``shown`` describes a default that depends on other knobs; such a default is a function of
-    the fields before it. ``expected`` replaces the description of the values that it takes.
-    ``variable`` is an environment variable, which outranks the file.
+    ``on_resume`` says whether a run can continue with another value:
+
+    - fixed: no
+    - free: with any value that is given explicitly
+    - grow: with a larger one that is given explicitly
+    - local: with the value of the process that resumes, always
     """
+
+    table: str
+    key: str
+    field: FieldInfo
+    default_text: str = ""  # describes a default that is not a constant
+    values_text: str = ""  # replaces the generated description of the values
+    variable: str | None = None  # an environment variable, which outranks the file
+    on_resume: OnResume = "fixed"
+    affects_results: bool = True
+    per_process: bool = False  # each process of a cluster has its own value
+    is_traced: bool = False  # a traced value, one per replica: it shares a compiled program
+
+    @property
+    def can_vary(self) -> bool:
+        """Whether a sweep can go over several values."""
+        return self.affects_results and self.key != "seed"
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.key.replace("_", "-")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        annotation = self.field.annotation
+        return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+    @property
+    def is_switch(self) -> bool:
+        return self.field.annotation is bool
+
+    @property
+    def may_be_unset(self) -> bool:
+        """Whether the default is no value, or one that follows from other settings."""
+        return self.field.default is None or self.field.default_factory is not None
+
+    @property
+    def help(self) -> str:
+        return self.field.description or ""
+
+    @property
+    def default(self) -> str:
+        """The default, as a user would type it or in words."""
+        return self.default_text or as_text(self.field.default)
+
+    def text(self, value: object) -> str:
+        """Write a value as a user would type it, or the words for one that is unset."""
+        return self.default if value is None else as_text(value)
+
+    @property
+    def expected(self) -> str:
+        """The possible values, for a sentence that begins with "must be"."""
+        if self.values_text:
+            return self.values_text
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        types = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+        words = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
+        annotation = self.field.annotation
+        (kind,) = {*types} & {*(get_args(annotation) or (annotation,))}
+        bounds = (
+            f" {word} {getattr(bound, name):,}"
+            for bound in self.field.metadata
+            for name, word in words.items()
+            if hasattr(bound, name)
+        )
+        return types[kind] + "".join(bounds)
+
+
+def _setting(default: Any, meaning: str, **options: Any) -> Any:
+    """Declare a setting. ``options`` are fields of ``Setting`` and bounds of ``pydantic.Field``.
+
+    A default that depends on other settings is a function of the fields before it.
+    """
+    attributes = {name: options.pop(name) for name in Setting._fields if name in options}
     kind = "default_factory" if callable(default) else "default"
-    extra: dict[str, Any] = {"shown": shown, "expected": expected, "variable": variable}
-    return Field(**{kind: default}, description=meaning, json_schema_extra=extra, **bounds)
+    return Field(**{kind: default}, description=meaning, json_schema_extra=attributes, **options)
 
 
-def _as_tuple(value: object) -> object:
-    """Read a flag's ``1000,1000`` or a TOML array as a tuple; leave what does not fit to fail."""
+_free_setting = partial(_setting, on_resume="free", affects_results=False)
+
+
+class Seeds(tuple[int, ...]):
+    """The seed of each replica, written as a user types them: 3, 0-7 or 0,2,5."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        # In a range, the difference between a seed and its position is constant.
+        groups = groupby(enumerate(self), key=lambda pair: pair[1] - pair[0])
+        ranges = [[seed for _, seed in group] for _, group in groups]
+        return ",".join(
+            f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 2 else ",".join(map(str, seeds))
+            for seeds in ranges
+        )
+
+
+def _as_sizes(value: object) -> object:
+    """Read a flag's ``1000,1000`` or a TOML array; return anything else as it is, to fail."""
     if isinstance(value, str):
         parts = [part.strip() for part in value.split(",")] if value.strip() else []
         return tuple(int(part) if part.isdecimal() else part for part in parts)
@@ -69,55 +155,64 @@ def _as_tuple(value: object) -> object:
 
 
 def _as_seeds(value: object) -> object:
-    """Read a flag's ``0-7,12`` or a TOML array as a tuple; leave what does not fit to fail."""
+    """Read ``3``, ``"0-7,12"`` or an array; return anything else as it is, to fail."""
     if not isinstance(value, str):
-        return tuple(value) if isinstance(value, list) else value
+        return (
+            tuple(value) if isinstance(value, list) else (value,) if type(value) is int else value
+        )
     seeds: list[int] = []
     for part in value.split(","):
-        first, dash, last = (end.strip() for end in part.partition("-"))
-        bounds = (first, last if dash else first)
-        if not all(end.isdecimal() and len(end) <= 10 for end in bounds):
+        ends = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", part)
+        if ends is None:
             return value
-        low, high = map(int, bounds)
-        if high < low or len(seeds) + high - low >= MOST_SEEDS:
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if last < first or len(seeds) + last - first >= MOST_SEEDS:
             return value
-        seeds += range(low, high + 1)
+        seeds += range(first, last + 1)
     return tuple(seeds)
 
 
-def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+def _distinct(seeds: tuple[int, ...]) -> Seeds:
     if len(set(seeds)) < len(seeds):
         raise PydanticCustomError("seeds", "a seed twice")
-    return seeds
+    return Seeds(seeds)
 
 
 def _checked_path(path: Path) -> Path:
-    """Refuse what no file system can hold or no file of ours could name."""
-    text = str(path)
-    if not text or "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-        raise PydanticCustomError("path", "no usable path")
+    """Refuse a path with an unknown home, or that a file system or a TOML file cannot hold."""
     try:
         path.expanduser()
-    except RuntimeError:  # the home of nobody
-        raise PydanticCustomError("path", "no usable path") from None
+        is_usable = b"\0" not in str(path).encode()
+    except (RuntimeError, ValueError):
+        is_usable = False
+    if not is_usable:
+        raise PydanticCustomError("path", "no usable path")
     return path
 
 
 def _user_cache(_: object) -> Path:
-    """Return where programs of this user keep what they can make again (XDG base directories)."""
+    """Return the user's cache directory (XDG base directories)."""
     folder = os.environ.get("XDG_CACHE_HOME", "")
-    # The standard says to pass over a relative one; no file of ours could name an unprintable one.
+    # The standard ignores a relative path; a TOML file cannot hold an unprintable one.
     usable = os.path.isabs(folder) and folder.isprintable()
     return Path(folder if usable else "~/.cache") / "plateau-train"
 
 
-Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...],
-    AfterValidator(_distinct),
-    Field(min_length=1, max_length=MOST_SEEDS),
+# strict=False: a TOML file and JSON have paths as text.
+FolderPath = Annotated[Path, Field(strict=False), AfterValidator(_checked_path)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0, le=1_000_000)]
+Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+OptionalCount = Annotated[int | None, Field(ge=1, le=LARGEST_COUNT)]
+LayerSizes = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=100_000)], ...], BeforeValidator(_as_sizes)
 ]
-
-FolderPath = Annotated[Path, AfterValidator(_checked_path)]
+SeedTuple = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...],
+    Field(min_length=1, max_length=MOST_SEEDS),
+    BeforeValidator(_as_seeds),
+    AfterValidator(_distinct),
+]
 
 
 class _Table(BaseModel):
@@ -129,40 +224,40 @@ class _Table(BaseModel):
 
 
 class DataSettings(_Table):
-    dataset: str = _knob(
+    dataset: str = _setting(
         "auto",
-        "Data set: any image classification set of tensorflow-datasets by its name "
-        "(fashion_mnist, mnist, kmnist, cifar10, ...), garments (built in, needs no network), or "
-        "auto: Fashion-MNIST where it can be had, else garments",
-        expected="a data set's name, in lower case",
+        "Data set: the name of an image classification set of tensorflow-datasets (fashion_mnist, "
+        "mnist, kmnist, cifar10, ...), garments (built in, needs no network), or auto "
+        "(Fashion-MNIST if it is available, else garments)",
+        values_text="a data set's name, in lower case",
         pattern=r"^[a-z0-9_]+(/[\w.-]+)?(:[\d.*]+)?$",
     )
-    data_dir: FolderPath = _knob(
+    data_dir: FolderPath = _free_setting(
         Path("~/tensorflow_datasets"),
         "Folder of the prepared data sets",
         variable="TFDS_DATA_DIR",
-        strict=False,
+        per_process=True,
     )
-    cache_dir: FolderPath = _knob(
+    cache_dir: FolderPath = _setting(
         _user_cache,
         "Folder of decoded data sets and compiled programs, for a fast start; safe to delete",
-        shown="$XDG_CACHE_HOME/plateau-train, or ~/.cache/plateau-train",
+        default_text="$XDG_CACHE_HOME/plateau-train, or ~/.cache/plateau-train",
         variable="PLATEAU_TRAIN_CACHE_DIR",
-        strict=False,
+        on_resume="local",
+        affects_results=False,
+        per_process=True,
     )
-    batch_size: int = _knob(128, "Images a step", ge=1, le=LARGEST_COUNT)
-    val_fraction: float = _knob(
+    batch_size: Count = _setting(128, "Images per step")
+    val_fraction: Fraction = _setting(
         0.0,
-        "Share of the training images held out for validation, the same ones for every seed; "
+        "Fraction of the training images held out for validation, the same images for every seed; "
         "the val modes need it",
-        ge=0,
-        lt=1,
     )
-    train_examples: int | None = _knob(
-        None, "Use only the first N training images", shown="all", ge=1, le=LARGEST_COUNT
+    train_examples: OptionalCount = _setting(
+        None, "Use only the first N training images", default_text="all"
     )
-    test_examples: int | None = _knob(
-        None, "Use only the first N test images", shown="all", ge=1, le=LARGEST_COUNT
+    test_examples: OptionalCount = _setting(
+        None, "Use only the first N test images", default_text="all"
     )
 
     @property
@@ -173,94 +268,78 @@ class DataSettings(_Table):
 
 
 class ModelSettings(_Table):
-    hidden_sizes: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=100_000)], ...], BeforeValidator(_as_tuple)
-    ] = _knob(
+    hidden_sizes: LayerSizes = _setting(
         (1000, 1000),
         "Units of each hidden layer; an empty list makes a linear model",
-        expected="whole numbers from 1 to 100,000, separated by commas",
+        values_text="whole numbers from 1 to 100,000, separated by commas",
     )
-    precision: Precision = _knob(
+    precision: Precision = _setting(
         "float32",
-        "Precision of the matrix products, where the device has it (tf32 is float32 on a CPU); "
+        "Precision of the matrix products, if the device supports it (tf32 is float32 on a CPU); "
         "parameters, optimizer, loss and rule stay float32",
     )
 
 
 class OptimizerSettings(_Table):
-    optimizer: OptimizerName = _knob("adam", "Optimizer, as optax defines it")
-    learning_rate: float = _knob(
-        0.01, "Base learning rate, which the scale multiplies", ge=1e-30, le=1e30
+    optimizer: OptimizerName = _setting("adam", "Optimizer of optax")
+    learning_rate: float = _setting(
+        0.01, "Base learning rate, multiplied by the scale", is_traced=True, ge=1e-30, le=1e30
     )
-    schedule: Schedule = _knob(
+    schedule: Schedule = _setting(
         "plateau",
-        "What moves the scale: the plateau rule; nothing; half a cosine over all epochs down to "
-        "--min-scale; or every --step-epochs a multiplication by --factor. But for plateau the "
-        "rule observes and never acts",
+        "What sets the scale: the plateau rule; a constant 1; half a cosine over all epochs down "
+        "to --min-scale; or a multiplication by --factor every --step-epochs epochs. With any "
+        "schedule other than plateau the rule only records; it never lowers the rate",
     )
-    step_epochs: int = _knob(
-        10, "Epochs between two drops of --schedule step", ge=1, le=LARGEST_COUNT
-    )
-    weight_decay: float = _knob(
+    step_epochs: Count = _setting(10, "Epochs between two drops of --schedule step")
+    weight_decay: NonNegative = _setting(
         lambda fields: DEFAULT_WEIGHT_DECAY.get(fields["optimizer"], 0.0),
         f"Weight decay, for {', '.join(DEFAULT_WEIGHT_DECAY)}",
-        shown="optax's: "
+        default_text="optax's: "
         + ", ".join(f"{value:g} for {name}" for name, value in DEFAULT_WEIGHT_DECAY.items()),
-        ge=0,
-        le=1_000_000,
     )
-    momentum: float = _knob(
+    momentum: Fraction = _setting(
         lambda fields: DEFAULT_MOMENTUM.get(fields["optimizer"], 0.0),
         f"Momentum, for {' and '.join(DEFAULT_MOMENTUM)}",
-        shown=", ".join(f"{value:g} for {name}" for name, value in DEFAULT_MOMENTUM.items()),
-        ge=0,
-        lt=1,
+        default_text=", ".join(f"{value:g} for {name}" for name, value in DEFAULT_MOMENTUM.items()),
     )
 
 
 class PlateauSettings(_Table):
-    mode: Mode = _knob(
+    mode: Mode = _setting(
         "train-loss",
-        "Metric that the rule observes, the train modes in windows of steps, the test and val "
-        "modes at each epoch's end, an accuracy as 1 - accuracy",
+        "Metric that the rule observes: the train modes average a window of steps, the test and "
+        "val modes take the evaluation of each epoch; an accuracy counts as 1 - accuracy",
     )
-    patience: int = _knob(
+    patience: Count = _setting(
         5,
-        "Observations in a row without improvement that lower the rate "
+        "Observations in a row without improvement after which the rate drops "
         "(5 x 200 steps are 2.1 epochs of 468 steps)",
-        ge=1,
-        le=LARGEST_COUNT,
+        is_traced=True,
     )
-    cooldown: int = _knob(
-        0, "Observations after a drop during which none is counted", ge=0, le=LARGEST_COUNT
+    cooldown: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] = _setting(
+        0, "Observations after a drop that do not count towards patience", is_traced=True
     )
-    factor: float = _knob(0.5, "What a drop multiplies the scale by", gt=0, lt=1)
-    rtol: float = _knob(
-        1e-4,
-        "Relative improvement on the best value that counts: to beat is (1 - rtol) best - atol",
-        ge=0,
-        lt=1,
+    factor: float = _setting(0.5, "Factor by which a drop multiplies the scale", gt=0, lt=1)
+    rtol: Fraction = _setting(
+        1e-4, "Relative improvement that counts: a value must be below (1 - rtol) best - atol"
     )
-    atol: float = _knob(
-        0.0, "Absolute improvement on the best value that counts", ge=0, le=1_000_000
-    )
-    accumulation_size: int = _knob(
+    atol: NonNegative = _setting(0.0, "Absolute improvement that counts")
+    accumulation_size: Count = _setting(
         lambda fields: 200 if fields["mode"].startswith("train") else 1,
         "Values averaged into one observation: steps in the train modes, epochs otherwise",
-        shown="200 in the train modes, 1 otherwise",
-        ge=1,
-        le=LARGEST_COUNT,
+        default_text="200 in the train modes, 1 otherwise",
     )
-    min_scale: float = _knob(0.0, "Floor of the scale", ge=0, lt=1)
+    min_scale: Fraction = _setting(0.0, "Lower bound of the scale", is_traced=True)
 
     @property
     def split(self) -> Split:
-        """The split that the rule watches."""
+        """The split that the rule observes."""
         return self.mode.partition("-")[0]  # pyright: ignore[reportReturnType]
 
     @property
     def metric(self) -> Metric:
-        """The metric that the rule watches."""
+        """The metric that the rule observes."""
         return self.mode.partition("-")[2]  # pyright: ignore[reportReturnType]
 
     def observation_epochs(self, steps_per_epoch: int) -> float:
@@ -268,95 +347,109 @@ class PlateauSettings(_Table):
         per_value = 1 / steps_per_epoch if self.split == "train" else 1
         return self.accumulation_size * per_value
 
+    def describe_observation(self) -> str:
+        """Return what one observation is."""
+        what = f"{'1 - ' if self.metric == 'accuracy' else ''}{self.split} {self.metric}"
+        if self.accumulation_size == 1:
+            return what
+        unit = "steps" if self.split == "train" else "epochs"
+        return f"{what}, mean of {self.accumulation_size} {unit}"
+
 
 class RunSettings(_Table):
-    epochs: int = _knob(50, "Passes over the training images", ge=1, le=1_000_000)
-    seed: int = _knob(0, "Seed of the parameters and of the order of images", ge=0, le=LARGEST_SEED)
-    seeds: Annotated[Seeds | None, BeforeValidator(_as_seeds)] = _knob(
-        None,
-        "Seeds of several trainings, the replicas, in one program and one run folder",
-        shown="--seed alone",
-        expected=f"up to {MOST_SEEDS:,} different seeds like 0-7 or 0,2,5-9",
+    epochs: int = _setting(
+        50, "Passes over the training images", on_resume="grow", ge=1, le=1_000_000
     )
-    name: str | None = _knob(
+    seed: SeedTuple = _setting(
+        Seeds((0,)),
+        "Seed of the parameters and of the order of the images; several seeds train one replica "
+        "each, in one program and one run folder",
+        values_text=f"a whole number from 0 to {LARGEST_SEED:,}, or up to {MOST_SEEDS:,} "
+        "different ones like 0-7 or 0,2,5",
+        is_traced=True,
+    )
+    name: str | None = _free_setting(
         None,
-        "Name of the run, which follows the time in its folder's name",
-        shown="the mode, or the schedule",
-        expected="a folder name of up to 50 characters, with no slash and no dot in front",
+        "Name of the run, appended to the time in its folder's name",
+        default_text="the mode, or the schedule",
+        values_text="a folder name of up to 50 characters, with no slash and no dot in front",
+        per_process=True,
         pattern=r"^[^./\\\p{C}\s][^/\\\p{C}]*$",
         max_length=50,
     )
-    runs_dir: FolderPath = _knob(Path("runs"), "Folder of the run folders", strict=False)
-    threads: int | None = _knob(
+    runs_dir: FolderPath = _free_setting(
+        Path("runs"), "Folder of the run folders", per_process=True
+    )
+    threads: int | None = _setting(
         None,
-        "Threads of XLA on the CPU, on which the last bits of a result depend",
-        shown="the cores at the start",
+        "Threads of XLA on the CPU; the last bits of a result depend on them",
+        default_text="the available cores",
         variable="NPROC",
+        affects_results=False,
+        per_process=True,
         ge=1,
         le=1024,
     )
-    devices: int | None = _knob(
+    devices: OptionalCount = _setting(
         None,
-        "Devices of each process that share a batch, whose size must divide by them all",
-        shown="all",
-        ge=1,
-        le=1_000_000,
+        "Devices used by each process; they share the replicas, or the images of each batch",
+        default_text="all",
+        on_resume="local",
+        affects_results=False,
     )
-    quiet: bool = _knob(False, "Print the run's folder and nothing else")
+    quiet: bool = _free_setting(False, "Print only the run's folder", per_process=True)
 
     @property
-    def replica_seeds(self) -> tuple[int, ...]:
-        """The seed of each training of the run, replica 0 first."""
-        return (self.seed,) if self.seeds is None else self.seeds
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each replica of the run, replica 0 first."""
+        return self.seed
 
 
 class ClusterSettings(_Table):
-    """How a process finds the others; a run can be resumed in another way, or alone."""
+    """How a process finds the others; a run can be resumed on another cluster, or without one."""
 
-    coordinator: str | None = _knob(
+    coordinator: str | None = _free_setting(
         None,
-        "Where process 0 listens for the others",
-        shown="what SLURM, Open MPI or Kubernetes tell, else none",
-        expected="HOST:PORT of process 0",
+        "Address at which process 0 accepts the others",
+        default_text="from SLURM, Open MPI or Kubernetes, else none",
+        values_text="HOST:PORT of process 0",
         pattern=r"^[^\s/]+:\d{1,5}$",
     )
-    num_processes: int | None = _knob(
+    num_processes: OptionalCount = _free_setting(
         None,
-        "Processes that train together; 1 trains alone whatever a cluster tells",
-        shown="as for --coordinator",
-        ge=1,
-        le=1_000_000,
+        "Processes that train together; 1 trains alone, also within a cluster",
+        default_text="as for --coordinator",
     )
-    process_id: int | None = _knob(
+    process_id: int | None = _free_setting(
         None,
-        "Which of them this is, from 0; process 0 prints and writes",
-        shown="as for --coordinator",
+        "Number of this process, from 0; process 0 prints and writes",
+        default_text="as for --coordinator",
+        per_process=True,
         ge=0,
         le=1_000_000,
     )
-    join_timeout: int = _knob(120, "Seconds to wait until all processes are there", ge=1, le=86_400)
+    join_timeout: int = _free_setting(
+        120, "Seconds to wait until all processes have joined", ge=1, le=86_400
+    )
 
     def problems(self) -> Iterator[str]:
-        """Yield what is wrong with settings that are fine one by one."""
-        together = {
-            "--coordinator": self.coordinator,
-            "--num-processes": self.num_processes,
-            "--process-id": self.process_id,
-        }
-        missing = [flag for flag, value in together.items() if value is None]
+        """Yield one sentence per combination of valid settings that cannot be used."""
+        flags = ("--coordinator", "--num-processes", "--process-id")
+        values = (self.coordinator, self.num_processes, self.process_id)
+        missing = [flag for flag, value in zip(flags, values, strict=True) if value is None]
         is_alone = self.num_processes == 1 and len(missing) == 2
-        if 0 < len(missing) < len(together) and not is_alone:
-            yield f"{', '.join(together)} belong together: {' and '.join(missing)} is missing"
+        if missing and len(missing) < len(flags) and not is_alone:
+            yield f"{', '.join(flags)} belong together: {' and '.join(missing)} is missing"
         number, count = self.process_id, self.num_processes
         if number is not None and count is not None and number >= count:
             yield (
                 f"--process-id {number} must be below --num-processes {count}: "
-                "they are counted from 0"
+                "processes are numbered from 0"
             )
 
 
 class Settings(_Table):
-    """One training, completely described."""
+    """All settings of one run."""
 
     data: DataSettings = Field(default_factory=DataSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
@@ -367,18 +460,16 @@ class Settings(_Table):
 
     @property
     def schedule_name(self) -> str:
-        """What moves the scale: the mode of the plateau rule, or another schedule."""
+        """The mode of the plateau rule, or the name of another schedule."""
         schedule = self.optimizer.schedule
         return self.plateau.mode if schedule == "plateau" else schedule
 
     def problems(self) -> Iterator[str]:
-        """Yield what is wrong with settings that are fine one by one."""
+        """Yield one sentence per combination of valid settings that cannot be used."""
         if self.plateau.rtol == 0 and self.plateau.atol == 0:
             yield "--rtol and --atol are both 0: one of them must be above 0"
         if self.plateau.split == "val" and self.data.val_fraction == 0:
             yield f"--mode {self.plateau.mode} needs held-out images: add --val-fraction 0.1"
-        if self.run.seeds is not None and self.run.seed != 0:
-            yield f"seed = {self.run.seed} and seeds are both given: write one of them"
         yield from self.cluster.problems()
         optimizer = self.optimizer
         for flag, value, takers in (
@@ -392,83 +483,10 @@ class Settings(_Table):
                 )
 
 
-class Setting(NamedTuple):
-    """One field of one table, as the command line, the TOML files and the README see it."""
-
-    table: str
-    key: str
-    field: FieldInfo
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.key.replace("_", "-")
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        return (
-            get_args(self.field.annotation) if get_origin(self.field.annotation) is Literal else ()
-        )
-
-    @property
-    def is_switch(self) -> bool:
-        return self.field.annotation is bool
-
-    @property
-    def may_be_unset(self) -> bool:
-        """Whether the default is no value, or one that follows from other knobs."""
-        return self.field.default is None or self.field.default_factory is not None
-
-    @property
-    def help(self) -> str:
-        return self.field.description or ""
-
-    @property
-    def _extra(self) -> Mapping[str, Any]:
-        extra = self.field.json_schema_extra
-        return extra if isinstance(extra, dict) else {}
-
-    @property
-    def variable(self) -> str | None:
-        return self._extra["variable"] or None
-
-    @property
-    def default(self) -> str:
-        """The default, as a user would type it or in words."""
-        return self._extra["shown"] or as_text(self.field.default)
-
-    @property
-    def expected(self) -> str:
-        """The values that it takes, for a sentence that begins with "must be"."""
-        if self._extra["expected"]:
-            return self._extra["expected"]
-        if self.choices:
-            return f"one of {', '.join(self.choices)}"
-        types: dict[Any, str] = {
-            int: "a whole number", float: "a number", bool: "true or false",
-            Path: "a path", str: "text",
-        }  # fmt: skip
-        annotation = self.field.annotation
-        member = next(kind for kind in (get_args(annotation) or (annotation,)) if kind in types)
-        words = {
-            annotated_types.Gt: "above",
-            annotated_types.Ge: "from",
-            annotated_types.Lt: "below",
-            annotated_types.Le: "to",
-        }
-        bounds = [
-            f"{word} {getattr(bound, kind.__name__.lower()):,}"
-            for bound in self.field.metadata
-            for kind, word in words.items()
-            if isinstance(bound, kind)
-        ]
-        return " ".join([types[member], *bounds])
-
-
 SETTINGS = tuple(
-    Setting(table, key, field)
-    for table, model in ((name, info.annotation) for name, info in Settings.model_fields.items())
-    if isinstance(model, type) and issubclass(model, _Table)
-    for key, field in model.model_fields.items()
+    Setting(table, key, field, **cast(dict[str, Any], field.json_schema_extra))
+    for table, info in Settings.model_fields.items()
+    for key, field in cast(type[_Table], info.annotation).model_fields.items()
 )
 
 
@@ -476,9 +494,11 @@ def as_text(value: object) -> str:
     """Write a value as a user would type it after its flag."""
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple) and not isinstance(value, Seeds):
+        return ",".join(map(str, value))
+    return str(value)
 
 
 def nearest(word: object, known: Iterable[str]) -> str | None:
-    """Return the known word that a mistyped one is closest to, if any is close."""
+    """Return the known word that is closest to a mistyped one, if any is close."""
     return next(iter(difflib.get_close_matches(str(word), list(known), n=1)), None)

@@ -1,12 +1,16 @@
-"""Data sets as whole uint8 arrays in memory. Nothing here knows of jax."""
+"""Data sets as whole uint8 arrays in memory; CSV files with values of a metric.
+
+Imports config and errors only, and no jax. A library that is slow to import is imported when it is
+needed, by the functions below.
+"""
 
 import contextlib
 import hashlib
+import logging
 import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,40 +22,43 @@ from plateau_train.data import cache
 from plateau_train.data.splits import Dataset, Split, split_dataset
 from plateau_train.errors import DataUnavailableError
 
-# What --dataset auto looks for, and what it takes where that cannot be had.
+# What --dataset auto loads, and what it loads if that is not available.
 AUTO, PREFERRED, BUILT_IN = "auto", "fashion_mnist", "garments"
 
+log = logging.getLogger("plateau_train")
 
-def load(settings: config.DataSettings, *, say: Callable[[str], None]) -> Dataset:
-    """Load the data set that the settings name, shared out as they say.
 
-    ``say`` is told in a sentence what takes long. Raises ``DataError``; only ``auto`` falls back
-    to the built-in set, and only where Fashion-MNIST is neither prepared nor to be downloaded.
+def load(settings: config.DataSettings) -> Dataset:
+    """Load a data set, cut to the examples and split as the settings say.
+
+    Raises ``DataError``. Only ``auto`` falls back to the built-in set, and only if Fashion-MNIST is
+    neither prepared nor available for download.
     """
     try:
-        dataset = _whole(settings, say)
+        dataset = _load_whole(settings)
     except DataUnavailableError as error:
         if settings.dataset != AUTO:
             raise
-        dataset = replace(_built_in(settings, say), fallback="; ".join(error.problems))
+        dataset = replace(_load_built_in(settings), fallback="; ".join(error.problems))
     return split_dataset(dataset, settings)
 
 
-def prepare(
-    settings: config.DataSettings, manual_dir: Path | None, *, say: Callable[[str], None]
-) -> str:
-    """Prepare the data set that the settings name; return a sentence about what was done."""
+def prepare(settings: config.DataSettings, manual_dir: Path | None = None) -> str:
+    """Prepare a data set from downloaded files or from those in ``manual_dir``.
+
+    Returns a sentence about what was done. Raises ``DataError`` and ``StorageError``.
+    """
     if settings.dataset == BUILT_IN:
         return f"{BUILT_IN} is built in and needs no preparation"
     from plateau_train.data import tfds
 
-    return tfds.prepare(_named(settings), settings.data_dir, say=say, manual_dir=manual_dir)
+    return tfds.prepare(_full_name(settings), settings.data_dir, manual_dir)
 
 
-def describe(settings: config.DataSettings, *, say: Callable[[str], None]) -> dict[str, str]:
-    """Describe the data set that the settings name, which must be prepared."""
-    dataset = _whole(settings, say, download=False)
-    # From the counts of the 256 values, in parts: to count in one go would take eight copies.
+def describe(settings: config.DataSettings) -> dict[str, str]:
+    """Describe a prepared data set; raises ``DataError``."""
+    dataset = _load_whole(settings, download=False)
+    # From the counts of the 256 values, in parts: counting all at once would take eight copies.
     parts = np.array_split(dataset.train.images, 100)
     counts = sum(np.bincount(part.reshape(-1), minlength=256) for part in parts)
     values = np.arange(256) / 255
@@ -62,88 +69,86 @@ def describe(settings: config.DataSettings, *, say: Callable[[str], None]) -> di
         "source": dataset.source,
         "train": f"{len(dataset.train.labels):,} images",
         "test": f"{len(dataset.test.labels):,} images",
-        "shape": "x".join(map(str, dataset.image_shape)) + " of 8 bits",
-        "pixels": f"mean {mean:.5f}, standard deviation {deviation:.5f}, of 1",
+        "shape": "x".join(map(str, dataset.image_shape)) + ", 8 bits per value",
+        "pixels": f"mean {mean:.5f}, standard deviation {deviation:.5f}, from 0 to 1",
         "classes": f"{len(dataset.class_names)}: {', '.join(dataset.class_names)}",
-        "a class": f"{_range(dataset.train)} in train, {_range(dataset.test)} in test",
+        "per class": f"{_class_size(dataset.train)} in train, {_class_size(dataset.test)} in test",
     }
 
 
-def _range(split: Split) -> str:
-    """Say how many images a class has."""
+def decode(settings: config.DataSettings) -> Dataset:
+    """Decode a prepared data set and write it to the cache; raises ``DataError``."""
+    from plateau_train.data import tfds
+
+    path, folder = _cache_path(settings)
+    fingerprint = cache.fingerprint_of_files(folder)
+    dataset = tfds.load(_full_name(settings), settings.data_dir)
+    cache.write(path, fingerprint, dataset)
+    return dataset
+
+
+def _class_size(split: Split) -> str:
     counts = np.unique_counts(split.labels).counts
     low, high = counts.min(), counts.max()
     return f"{low:,} images" if low == high else f"{low:,} to {high:,} images"
 
 
-def _named(settings: config.DataSettings) -> str:
+def _full_name(settings: config.DataSettings) -> str:
     return PREFERRED if settings.dataset == AUTO else settings.dataset
 
 
-def _whole(
-    settings: config.DataSettings, say: Callable[[str], None], *, download: bool = True
-) -> Dataset:
-    """Load the set that is named, from the cache where no file of it has changed since."""
-    if settings.dataset == BUILT_IN:
-        return _built_in(settings, say)
-    dataset = _kept(settings)
-    if dataset is None:
-        from plateau_train.data import tfds
-
-        name = _named(settings)
-        if download:
-            tfds.prepare(name, settings.data_dir, say=say)
-        say(f"reading {tfds.find(name, settings.data_dir)} from {settings.data_dir}")
-        _decode_apart(settings)
-        dataset = _kept(settings) or decode(settings)
-    return replace(dataset, source=f"{dataset.source} in {settings.data_dir}")
-
-
-def _place(settings: config.DataSettings) -> tuple[Path, Path]:
-    """Return the file of the cache for the set that is named, and the folder that it is of."""
-    name = _named(settings)
-    # With all versions and configurations: when one is added, the name may mean that one.
+def _cache_path(settings: config.DataSettings) -> tuple[Path, Path]:
+    """Return the cache file of a data set, and the folder that the set is prepared in."""
+    name = _full_name(settings)
+    # With all versions and configurations: if one is added, the name may stand for that one.
     folder = settings.data_dir.expanduser() / re.split("[/:]", name)[0]
-    return cache.place(settings.cache_dir.expanduser(), name, folder), folder
+    return cache.path_of(settings.cache_dir.expanduser(), name, folder), folder
 
 
-def _kept(settings: config.DataSettings) -> Dataset | None:
-    path, folder = _place(settings)
+def _read_cache(settings: config.DataSettings) -> Dataset | None:
+    path, folder = _cache_path(settings)
     return cache.read(path, partial(cache.fingerprint_of_files, folder))
 
 
-def decode(settings: config.DataSettings) -> Dataset:
-    """Decode the set that is named, which must be prepared, and keep it; raises ``DataError``."""
-    from plateau_train.data import tfds
+def _load_whole(settings: config.DataSettings, *, download: bool = True) -> Dataset:
+    """Load all images, from the cache unless a file of the prepared set has changed since."""
+    if settings.dataset == BUILT_IN:
+        return _load_built_in(settings)
+    dataset = _read_cache(settings)
+    if dataset is None:
+        from plateau_train.data import tfds
 
-    path, folder = _place(settings)
-    before = cache.fingerprint_of_files(folder)
-    dataset = tfds.load(_named(settings), settings.data_dir)
-    cache.write(path, before, dataset)
-    return dataset
+        name = _full_name(settings)
+        if download:
+            tfds.prepare(name, settings.data_dir)
+        full_name = tfds.find(name, settings.data_dir)
+        log.info("reading %s from %s", full_name, settings.data_dir)
+        _decode_in_subprocess(settings)
+        dataset = _read_cache(settings) or decode(settings)
+    return replace(dataset, source=f"{dataset.source} in {settings.data_dir}")
 
 
-def _decode_apart(settings: config.DataSettings) -> None:
-    """Decode in a process whose end frees the memory that tensorflow never gives back.
+def _decode_in_subprocess(settings: config.DataSettings) -> None:
+    """Decode in another process, because tensorflow never frees its memory.
 
-    What it cannot do it leaves: this process tries again, and tells what is wrong.
+    If that process fails, nothing is raised: this process decodes again and reports the error.
     """
-    if "tensorflow" in sys.modules or not cache.can_write(_place(settings)[0]):
+    if "tensorflow" in sys.modules or not cache.is_writable(_cache_path(settings)[0]):
         return
-    # -P: what lies in the working directory is none of our modules.
+    # -P: modules in the working directory are not ours.
     program = [sys.executable, "-P", "-m", __name__, settings.model_dump_json()]
-    nowhere = subprocess.DEVNULL
+    null = subprocess.DEVNULL
     with (
         contextlib.suppress(OSError),
-        subprocess.Popen(program, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere) as apart,
+        subprocess.Popen(program, stdin=subprocess.PIPE, stdout=null, stderr=null) as process,
     ):
-        apart.wait()
+        process.wait()
 
 
-def _built_in(settings: config.DataSettings, say: Callable[[str], None]) -> Dataset:
-    """Draw the built-in set, no more of it than is asked for: its beginning stays the same.
+def _load_built_in(settings: config.DataSettings) -> Dataset:
+    """Draw only as many images of the built-in set as the settings need.
 
-    All of it takes seconds, and is kept in the cache until the code that draws it changes.
+    Drawing all of them takes seconds: they are cached until the code that draws them changes.
     """
     from plateau_train.data import garments
 
@@ -152,19 +157,17 @@ def _built_in(settings: config.DataSettings, say: Callable[[str], None]) -> Data
     is_whole = (num_train, num_test) == (garments.TRAIN_EXAMPLES, garments.TEST_EXAMPLES)
     code = Path(garments.__file__)
     fingerprint = hashlib.sha256(code.read_bytes()).hexdigest()
-    kept = cache.place(settings.cache_dir.expanduser(), BUILT_IN, code)
-    dataset = cache.read(kept, lambda: fingerprint) if is_whole else None
+    path = cache.path_of(settings.cache_dir.expanduser(), BUILT_IN, code)
+    dataset = cache.read(path, lambda: fingerprint) if is_whole else None
     if dataset is None:
-        say(f"drawing {num_train + num_test:,} built-in garments")
-        train = garments.draw(num_train, seed=garments.TRAIN_SEED)
-        test = garments.draw(num_test, seed=garments.TEST_SEED)
+        log.info("drawing %s built-in garments", f"{num_train + num_test:,}")
         dataset = Dataset(
             name=BUILT_IN,
             source="built in, drawn from a fixed seed",
             class_names=garments.CLASS_NAMES,
-            train=Split(*train),
-            test=Split(*test),
+            train=Split(*garments.draw(num_train, seed=garments.TRAIN_SEED)),
+            test=Split(*garments.draw(num_test, seed=garments.TEST_SEED)),
         )
         if is_whole:
-            cache.write(kept, fingerprint, dataset)
+            cache.write(path, fingerprint, dataset)
     return dataset

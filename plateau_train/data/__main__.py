@@ -1,7 +1,7 @@
-"""Decode a set for the cache: ``python -m plateau_train.data SETTINGS``, them as JSON.
+"""Decode a data set into the cache: ``python -m plateau_train.data SETTINGS``, which are JSON.
 
-The process that waits for it holds the other end of its standard input: when that is closed, it
-ends as well.
+The parent process holds the other end of standard input. When the parent ends, it is closed, and
+this process ends as well.
 """
 
 import os
@@ -12,13 +12,13 @@ from plateau_train import config, data
 
 
 def main() -> None:
-    """Decode the set; what fails here fails again in the process that waits, which tells it."""
-    threading.Thread(target=_end_with_the_other, daemon=True).start()
+    """Decode the data set; the parent repeats what fails here, and reports it."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     data.decode(config.DataSettings.model_validate_json(sys.argv[1]))
     os._exit(0)  # without the time that tensorflow takes to shut down
 
 
-def _end_with_the_other() -> None:
+def _exit_with_parent() -> None:
     sys.stdin.read()
     os._exit(1)
 

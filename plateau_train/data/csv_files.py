@@ -12,12 +12,12 @@ from plateau_train.errors import ConfigError
 
 STANDARD_INPUT = "-"
 
-# What is longer is no list of metrics: a picture, a device, the wrong file.
-MOST_VALUES, LONGEST_LINE = 1_000_000, 1_000_000
+# A longer file is not a list of metrics but a picture, a device or another file by mistake.
+MAX_VALUES, MAX_LINE_CHARS = 1_000_000, 1_000_000
 
 
 class NumberColumn(NamedTuple):
-    """The numbers of a column; ``num_empty`` cells held none."""
+    """The numbers of a column, without its ``num_empty`` empty cells."""
 
     name: str
     values: Sequence[float]
@@ -25,46 +25,46 @@ class NumberColumn(NamedTuple):
 
 
 def parse_number(text: str, place: str) -> float:
-    """Read a finite number; raises ``ConfigError`` that names its place."""
+    """Read a finite number; raises ``ConfigError`` that begins with ``place``."""
     if not _is_number(text):
         shown = f"{text[:40]!r}" if text.strip() else "nothing"
         raise ConfigError(
-            f"{place} holds {shown}, which is no number",
-            hint="numbers are written like 0.25 or 2.5e-1",
+            f"{place} holds {shown}, which is not a number",
+            hint="write numbers like 0.25 or 2.5e-1",
         )
     number = float(text)
     if not math.isfinite(number):
         raise ConfigError(
-            f"{place} is {number}, which the rule would take for a plateau",
-            hint="leave out what comes from there on: the training diverged",
+            f"{place} is {number}, which would count as no improvement",
+            hint="leave out the values from there on: the training diverged",
         )
     return number
 
 
 def read_column(source: str, name: str | None) -> NumberColumn:
-    """Read a column by its name, or the only one that holds numbers.
+    """Read the column with a name, or the only column of numbers.
 
-    Commas, tabs or semicolons part the cells. Without a line of names in front the columns are
-    called 1, 2, ... An empty cell is passed over: loggers leave it where nothing was measured.
-    Raises ``ConfigError`` for everything that cannot be read as that, with the number of the line.
+    Cells are separated by commas, tabs or semicolons. Without a header line the columns are named
+    1, 2, ... An empty cell is skipped: loggers write it where nothing was measured. Raises
+    ``ConfigError`` with the number of the line for a file that cannot be read so.
     """
     shown = "standard input" if source == STANDARD_INPUT else source
-    with _told(shown), _open(source) as file:
-        lines = _lines(file, shown)
+    with _as_config_error(shown), _open(source) as file:
+        lines = _read_lines(file, shown)
         first = next(lines, "")
         delimiter = max(",\t;", key=first.count)
         reader = csv.reader(
             itertools.chain([first], lines), delimiter=delimiter, skipinitialspace=True
         )
-        rows = (row for row in reader if any(cell.strip() for cell in row))
+        rows = (row for row in reader if any(map(str.strip, row)))
         names = [cell.strip() for cell in next(rows, [])]
         if names and all(map(_is_number, names)):
             rows = itertools.chain([names], rows)
-            names = [str(number) for number, _ in enumerate(names, start=1)]
+            names = [f"{number}" for number in range(1, len(names) + 1)]
         head = next(rows, None)
         if head is None:
-            raise ConfigError(f"{shown} holds no values", hint="one line for each value")
-        column = _choose(names, head, name, shown)
+            raise ConfigError(f"{shown} holds no values", hint="write one value per line")
+        column = _find_column(names, head, name, shown)
         values: list[float] = []
         num_empty = 0
         for row in itertools.chain([head], rows):
@@ -73,43 +73,37 @@ def read_column(source: str, name: str | None) -> NumberColumn:
                 continue
             place = f"{shown} line {reader.line_num}, {names[column]},"
             values.append(parse_number(row[column] if column < len(row) else "", place))
-            if len(values) > MOST_VALUES:
+            if len(values) > MAX_VALUES:
                 raise ConfigError(
-                    f"{shown} has more than {MOST_VALUES:,} values", hint="give a part of them"
+                    f"{shown} has more than {MAX_VALUES:,} values", hint="give a part of them"
                 )
     if not values:
         raise ConfigError(
-            f"{shown} has a column {names[column]}, and no value in it",
-            hint=f"its columns: {_listed(names)}",
+            f"{shown} has no value in the column {names[column]}",
+            hint=f"its columns: {_join(names)}",
         )
     return NumberColumn(names[column], values, num_empty)
 
 
-def _choose(names: list[str], head: list[str], name: str | None, shown: str) -> int:
-    """Return the place of the column that is asked for, or of the only one with numbers."""
-    if name is None:
-        numeric = [place for place, cell in enumerate(head[: len(names)]) if _is_number(cell)]
-        if len(numeric) == 1:
-            return numeric[0]
-        raise ConfigError(
-            f"{shown} has {len(numeric) or 'no'} columns of numbers", hint=_ask_for(names)
-        )
-    if names.count(name) == 1:
+def _find_column(names: list[str], head: list[str], name: str | None, shown: str) -> int:
+    """Return the index of the column with a name, or of the only one with a number in ``head``."""
+    if name is not None and names.count(name) == 1:
         return names.index(name)
-    found = "two columns" if name in names else "no column"
-    near = nearest(name, names)
+    numeric = [index for index, cell in enumerate(head[: len(names)]) if _is_number(cell)]
+    if name is None and len(numeric) == 1:
+        return numeric[0]
+    problem = f"{len(numeric) or 'no'} columns of numbers"
+    if name in names:
+        problem = f"two columns {name}"
+    elif name is not None:
+        near = nearest(name, names)
+        problem = f"no column {name}" + (f" (did you mean {near}?)" if near else "")
     raise ConfigError(
-        f"{shown} has {found} {name}"
-        + (f" (did you mean {near}?)" if near not in (None, name) else ""),
-        hint=_ask_for(names),
+        f"{shown} has {problem}", hint=f"choose one with --column NAME: {_join(names)}"
     )
 
 
-def _ask_for(names: list[str]) -> str:
-    return f"give one with --column NAME: {_listed(names)}"
-
-
-def _listed(names: list[str]) -> str:
+def _join(names: list[str]) -> str:
     return ", ".join(name[:40] for name in names[:20]) + (", ..." if len(names) > 20 else "")
 
 
@@ -121,36 +115,34 @@ def _is_number(text: str) -> bool:
 
 
 def _open(source: str) -> IO[str]:
-    # A byte order mark, which spreadsheets write, is no part of the first name.
+    # Spreadsheets write a byte order mark, which would become part of the first name.
     is_input = source == STANDARD_INPUT
     return open(0 if is_input else source, encoding="utf-8-sig", newline="", closefd=not is_input)
 
 
-def _lines(file: IO[str], shown: str) -> Iterator[str]:
-    """Yield the lines of a file, and never more than a bounded part of it."""
-    while line := file.readline(LONGEST_LINE):
-        if len(line) == LONGEST_LINE:
+def _read_lines(file: IO[str], shown: str) -> Iterator[str]:
+    """Yield the lines of a file; raises ``ConfigError`` before a long line fills the memory."""
+    while line := file.readline(MAX_LINE_CHARS):
+        if len(line) == MAX_LINE_CHARS:
             raise ConfigError(
-                f"{shown} has a line of more than {LONGEST_LINE:,} characters",
-                hint="give a CSV file: one line for each value",
+                f"{shown} has a line of more than {MAX_LINE_CHARS:,} characters",
+                hint="give a CSV file with one value per line",
             )
         yield line
 
 
 @contextlib.contextmanager
-def _told(shown: str) -> Iterator[None]:
-    """Say of a file that cannot be read why, and what could be."""
+def _as_config_error(shown: str) -> Iterator[None]:
+    """Convert the errors of a file that cannot be read to ``ConfigError``."""
     try:
         yield
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{shown} does not exist", hint="give a CSV file, a run folder, or - for standard input"
-        ) from None
     except OSError as error:
+        is_missing = isinstance(error, FileNotFoundError)
+        problem = "does not exist" if is_missing else f"cannot be read: {error.strerror}"
         raise ConfigError(
-            f"{shown} cannot be read: {error.strerror}", hint="give a readable CSV file"
+            f"{shown} {problem}", hint="give a CSV file, a run folder, or - for standard input"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown} is no text in UTF-8", hint="save it as CSV, UTF-8") from error
+        raise ConfigError(f"{shown} is not UTF-8 text", hint="save it as CSV in UTF-8") from error
     except csv.Error as error:
-        raise ConfigError(f"{shown} is no CSV: {error}", hint="close each quote") from error
+        raise ConfigError(f"{shown} is not valid CSV: {error}", hint="close each quote") from error

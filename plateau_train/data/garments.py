@@ -1,15 +1,15 @@
-"""Draw ten kinds of clothes from a seed: a stand-in for Fashion-MNIST that needs no download.
+"""Draw images of ten classes of clothes from a seed, a substitute for Fashion-MNIST.
 
-Classes, sizes and layout are those of Fashion-MNIST; the pictures are its own. An item is a row of
-*attributes* (lengths in pixels, strengths from 0 to 1) turned into an outline and its shading.
-Neighbouring kinds have attributes whose ranges overlap, and some items lean towards another kind,
-now and then past the middle: no classifier can be perfect, which keeps a training run interesting.
+Classes, sizes and layout are those of Fashion-MNIST; the images are original. An item is a set of
+*attributes* (lengths in pixels, strengths from 0 to 1), from which an outline and its shading are
+computed. The ranges of similar classes overlap, and the attributes of some items are shifted
+towards those of another class, a few past the middle: as on real data, no classifier is perfect.
 
-The pictures are the same bits on every machine, so only what IEEE 754 fixes is used: + - * /, sqrt,
-min, max, floor and comparisons, each a NumPy call of its own, so that no compiler fuses two. No
-sin, exp or power: their last bit depends on the SIMD variant that NumPy picks. No sum, mean or
-matmul of floats: their order of additions does too. Random numbers are raw Philox words: the way
-from those to `Generator.normal` and the like may change with NumPy's version.
+The images have the same bits on every machine. Therefore only operations that IEEE 754 fixes are
+used: + - * /, sqrt, min, max, floor and comparisons, each in its own NumPy call, so that no
+compiler fuses two. No sin, exp or power: their last bit depends on the SIMD variant that NumPy
+chooses. No sum, mean or matmul of floats: so does their order of additions. Random numbers are raw
+Philox words: `Generator.normal` and the like may change with NumPy's version.
 """
 
 import math
@@ -19,27 +19,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-Pictures = tuple[NDArray[np.uint8], NDArray[np.int32]]
+Examples = tuple[NDArray[np.uint8], NDArray[np.int32]]
 Table = dict[str, tuple[tuple[float, float], ...]]
 
-CLASS_NAMES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+NAMES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+CLASS_NAMES = tuple(NAMES.split(","))
 TRAIN_EXAMPLES, TEST_EXAMPLES = 60_000, 10_000
 TRAIN_SEED, TEST_SEED = 1, 2
 
-SIZE = 28  # pixels, both ways
-BLOCK = 500  # images drawn at once: their float32 planes stay in the processor's cache
-LEANING, LEAN_MAX = 0.35, 0.7  # share of items that lean towards a kin; how far at most, 1 is there
+SIZE = 28  # height and width in pixels
+BLOCK = 500  # images drawn at once: their float32 arrays fit into the processor's cache
+SHIFTED_FRACTION, MAX_SHIFT = 0.35, 0.7  # of the items; of the way to the other class
 
-# The kinds that an item of each class may lean towards, equally likely; its own means no leaning.
-KIN = np.array(
-    [(6, 6, 3), (1, 1, 3), (4, 6, 4), (0, 4, 1), (2, 6, 2),
-     (7, 9, 7), (0, 2, 4), (5, 9, 9), (8, 8, 8), (7, 7, 5)]
-)  # fmt: skip
+# Three equally likely classes that an item of each class is shifted towards; its own is no shift.
+SIMILAR = np.array(
+    [6, 6, 3, 1, 1, 3, 4, 6, 4, 0, 4, 1, 2, 6, 2, 7, 9, 7, 0, 2, 4, 5, 9, 9, 8, 8, 8, 7, 7, 5]
+).reshape(10, 3)
 
-# Attribute ranges, one column a class. A strength below 0 is absence: (-1, 1) is on half the items.
+# Attribute ranges, one column per class. Below 0 a strength is none: half the items have a (-1, 1).
 HANGING_CLASSES = (0, 1, 2, 3, 4, 6)
 HANGING: Table = {
     #             T-shirt       Trouser       Pullover      Dress         Coat          Shirt
@@ -99,7 +96,7 @@ BAGS: Table = {
     "rim": ((-0.3, 0.5),), "stripes": ((-2, 0.4),), "checks": ((-1.5, 0.4),),
     "blotch": ((-1.2, 0.7),),
 }  # fmt: skip
-# Of every class, where its own table does not say otherwise: the material, and the photograph.
+# For every class, unless its own table has the attribute: the material, and the photograph.
 COMMON: Table = {
     "light": ((0.35, 1.25),), "curve": ((0, 0.35),), "fold": ((0.1, 0.5),), "tone": ((0.75, 1.15),),
     "grain": ((0.02, 0.22),), "ink": ((-0.8, 0.8),), "pitch": ((0.2, 0.5),), "phase": ((0, 1),),
@@ -111,13 +108,13 @@ ROWS: Floats = (np.arange(SIZE, dtype=np.float32) + 0.5).reshape(1, SIZE, 1)  # 
 COLUMNS: Floats = ROWS.reshape(1, 1, SIZE)
 
 
-def draw(num_examples: int, *, seed: int) -> Pictures:
-    """Draw images uint8 [n,28,28,1] and labels int32 [n]; a smaller n gives a prefix of a larger.
+def draw(num_examples: int, *, seed: int) -> Examples:
+    """Draw images uint8 [n,28,28,1] and labels int32 [n]; a smaller n gives a prefix of a larger n.
 
-    Every 500 examples hold 50 of each class, in random order. `seed` is from 0 to 2**64 - 1.
+    Every 500 examples have 50 of each class, in random order. `seed` is from 0 to 2**64 - 1.
     """
-    # glibc returns freed memory to the system; faulting it in again would take half of the time.
-    # Once it has seen one large array freed, it keeps as much (dynamic threshold, see mallopt(3)).
+    # glibc returns freed memory to the system, and getting it back would take half of the time.
+    # After one large array was freed, it keeps as much (dynamic threshold, see mallopt(3)).
     np.empty(2**24, np.uint8)
     images = np.empty((num_examples, SIZE, SIZE, 1), np.uint8)
     labels = np.empty(num_examples, np.int32)
@@ -129,8 +126,8 @@ def draw(num_examples: int, *, seed: int) -> Pictures:
     return images, labels
 
 
-def _draw_block(seed: int, block: int) -> Pictures:
-    """Draw images [BLOCK,28,28] and labels of one block, whose random numbers are its own."""
+def _draw_block(seed: int, block: int) -> Examples:
+    """Draw images [BLOCK,28,28] and labels of one block, from its own random numbers."""
     bits = np.random.Philox(key=np.array([seed, block], np.uint64))
     labels = (np.argsort(bits.random_raw(BLOCK), kind="stable") % 10).astype(np.int32)
     images = np.empty((BLOCK, SIZE, SIZE), np.uint8)
@@ -141,16 +138,16 @@ def _draw_block(seed: int, block: int) -> Pictures:
     ):
         chosen = np.flatnonzero(np.isin(labels, classes))
         item = _attributes(bits, labels[chosen], classes, table)
-        picture = shape(item) * np.minimum(item.light, 0.95)
-        picture = picture * (1 + item.grain * (_uniform(bits, len(chosen), SIZE, SIZE) - 0.5))
-        images[chosen] = (np.clip(picture, 0, 1) * 255).astype(np.uint8)
+        image = shape(item) * np.minimum(item.light, 0.95)
+        image = image * (1 + item.grain * (_uniform(bits, len(chosen), SIZE, SIZE) - 0.5))
+        images[chosen] = (np.clip(image, 0, 1) * 255).astype(np.uint8)
     return images, labels
 
 
 def _uniform(bits: np.random.Philox, *shape: int) -> Floats:
     """Draw from [0, 1) in steps of 2**-16, which float32 holds exactly."""
     size = math.prod(shape)
-    # Little endian by decree: cutting the machine's own words would depend on its byte order.
+    # Little endian: splitting the machine's own words would depend on its byte order.
     words = bits.random_raw(-(-size // 4)).astype("<u8").view("<u2")[:size]
     return (words.astype(np.float32) * np.float32(2**-16)).reshape(shape)
 
@@ -158,17 +155,17 @@ def _uniform(bits: np.random.Philox, *shape: int) -> Floats:
 def _attributes(
     bits: np.random.Philox, labels: NDArray[np.int32], classes: tuple[int, ...], table: Table
 ) -> SimpleNamespace:
-    """Draw each attribute, [m,1,1], and the cloth's folds and blobs, [m,28,28] in [0, 1)."""
+    """Draw each attribute [m,1,1], and the folds and blobs of the cloth [m,28,28] in [0, 1)."""
     table = {name: ranges * len(classes) for name, ranges in COMMON.items()} | table
     chance = _uniform(bits, 2 + len(table), len(labels))
-    lean = np.maximum(0, chance[0] - (1 - LEANING)) * (LEAN_MAX / LEANING)
-    kin = KIN[labels, (chance[1] * 3).astype(np.int32)]
-    own, other = np.searchsorted(classes, labels), np.searchsorted(classes, kin)
+    shift = np.maximum(0, chance[0] - (1 - SHIFTED_FRACTION)) * (MAX_SHIFT / SHIFTED_FRACTION)
+    similar = SIMILAR[labels, (chance[1] * 3).astype(np.int32)]
+    own, other = np.searchsorted(classes, labels), np.searchsorted(classes, similar)
     item = SimpleNamespace()
     for (name, ranges), unit in zip(table.items(), chance[2:], strict=True):
         low, high = np.array(ranges, np.float32).T
-        low = low[own] + lean * (low[other] - low[own])
-        high = high[own] + lean * (high[other] - high[own])
+        low = low[own] + shift * (low[other] - low[own])
+        high = high[own] + shift * (high[other] - high[own])
         setattr(item, name, (low + (high - low) * unit)[:, None, None])
     item.folds = _field(_uniform(bits, len(labels), 6, 6), spacing=7)
     item.blobs = _field(_uniform(bits, len(labels), 11, 11), spacing=3)
@@ -176,7 +173,7 @@ def _attributes(
 
 
 def _field(knots: Floats, *, spacing: int) -> Floats:
-    """Interpolate knots [m,k,k], `spacing` pixels apart, to a smooth field [m,28,28]."""
+    """Interpolate knots [m,k,k] that are `spacing` pixels apart to a smooth field [m,28,28]."""
     cell, within = np.divmod(np.arange(SIZE), spacing)
     weight: Floats = (within / spacing).astype(np.float32)
     for axis, share in ((1, weight.reshape(SIZE, 1)), (2, weight)):
@@ -198,22 +195,22 @@ def _ease(at: Floats, low: Floats | float, high: Floats | float) -> Floats:
 
 
 def _cover(at: Floats, low: Floats | float, high: Floats | float) -> Floats:
-    """Measure how much of the pixel centred on `at` lies between `low` and `high`: soft edges."""
+    """Return the fraction of the pixel centred on `at` between `low` and `high`: soft edges."""
     return np.clip(np.minimum(high, at + 0.5) - np.maximum(low, at - 0.5), 0, 1)
 
 
 def _wave(at: Floats) -> Floats:
-    """Swing between -1 and 1 with period 1: a triangle, as a sine would not be portable."""
+    """Oscillate between -1 and 1 with period 1: a triangle, because a sine is not portable."""
     return 4 * np.abs(at - np.floor(at) - 0.5) - 1
 
 
 def _on(strength: Floats) -> Floats:
-    """Read a strength, where all below 0 is absence."""
+    """Limit a strength to 0 to 1: below 0 the detail is absent."""
     return np.clip(strength, 0, 1)
 
 
 def _cloth(item: SimpleNamespace, x: Floats, y: Floats) -> Floats:
-    """Shade the material itself: folds, blotches of print, stripes and checks."""
+    """Shade the material: folds, blotches of print, stripes and checks."""
     shade = 1 + item.fold * (item.folds - 0.5)
     shade = shade + _on(item.blotch) * item.ink * _ramp(item.blobs, 0.45, 0.6)
     lines = np.clip(3 * _wave(y * item.pitch + item.phase), -1, 1)
@@ -223,7 +220,7 @@ def _cloth(item: SimpleNamespace, x: Floats, y: Floats) -> Floats:
 
 
 def _hanging(item: SimpleNamespace) -> Floats:
-    """Draw what hangs from shoulders or a waist: row by row an outline, sleeves, perhaps legs."""
+    """Draw clothes that hang from shoulders or a waist: an outline by rows, sleeves and legs."""
     y = ROWS - (SIZE - item.length) / 2 - item.drop / 2  # pixels below the highest point
     x = COLUMNS - SIZE / 2 - item.shift - item.shear * (ROWS - SIZE / 2)
     side = np.abs(x)
@@ -231,7 +228,7 @@ def _hanging(item: SimpleNamespace) -> Floats:
     half = item.shoulder + (item.waist - item.shoulder) * _ease(y, 5, item.middle)
     half = half + (item.hem - item.waist) * _ramp(y, item.middle, hem)
 
-    # Half a pixel below zero is a closed front: a pixel in the middle is then covered in full.
+    # Half a pixel below zero is a closed front: a pixel in the middle is then covered entirely.
     down = 1 - np.clip(y / item.depth, 0, 1)
     arch = np.sqrt(down)
     neckline = 0.85 * item.neck * (arch + _on(item.vee) * (down - arch)) - 0.5
@@ -243,18 +240,18 @@ def _hanging(item: SimpleNamespace) -> Floats:
     cloth = _cloth(item, x, y) * (1 - _on(item.opening) * _cover(side, -1, 0.7))
     bend = side / half
     details = _hanging_details(item, side, y, half, neckline, hem)
-    picture = body * cloth * (1 - item.curve * bend * bend) * details + back
+    image = body * cloth * (1 - item.curve * bend * bend) * details + back
     sleeve, sleeve_shade = _sleeves(item, side, y)
-    picture = picture + sleeve * (cloth * sleeve_shade - picture)
+    image = image + sleeve * (cloth * sleeve_shade - image)
 
     past_neck = np.maximum(side - item.neck, 0)
     collar = np.maximum(item.collar, 0) * np.minimum(past_neck, 1)
     shoulders = np.clip(y - collar - item.slope * past_neck + 0.5, 0, 1)
-    return picture * shoulders * rows
+    return image * shoulders * rows
 
 
 def _sleeves(item: SimpleNamespace, side: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Draw both sleeves, a tapering strip and its mirror image: their cover and their shade."""
+    """Return the cover and the shade of both sleeves, a tapering strip and its mirror image."""
     # `spread` is the tangent of half the angle to the vertical: a rotation without sine or cosine.
     square = item.spread * item.spread
     cosine, sine = (1 - square) / (1 + square), 2 * item.spread / (1 + square)
@@ -286,11 +283,11 @@ def _hanging_details(
 
 
 def _shoe(item: SimpleNamespace) -> Floats:
-    """Draw a shoe from the side, its toe to the left: column by column a top and a bottom."""
+    """Draw a shoe from the side with its toe to the left: a top and a bottom for each column."""
     heel = np.maximum(item.heel, 0)
     shaft = np.minimum(item.shaft, 26 - heel - item.sole)
     height = heel + item.sole + shaft
-    # Fashion-MNIST scales the longer side to the picture: what is tall comes out short.
+    # Fashion-MNIST scales the longer side to the image: a tall shoe is drawn shorter.
     length = item.length - 0.6 * np.maximum(height - 19, 0)
     z = SIZE / 2 + height / 2 + item.drop - ROWS  # pixels above the ground
     x = COLUMNS - (SIZE - length) / 2 - item.shift - 2 * item.shear * (z - 6)
@@ -305,7 +302,7 @@ def _shoe(item: SimpleNamespace) -> Floats:
     bottom = (bed - item.sole) * (1 - _ramp(u, 0.96 - item.block, 1 - item.block))
     bottom = bottom + 0.6 * item.sole * (1 - _ramp(u, 0, 0.15))  # the toe turns up
 
-    # A sandal is the same upper, open but for slanted straps, a strap at the ankle and the counter.
+    # A sandal is the same upper, open except for slanted straps, an ankle strap and the counter.
     depth = top - z
     weave = _wave(u * item.straps + (z - bed) * item.slant * 0.25 + item.phase)
     strap = np.maximum(_ramp(weave, -0.2, 0.2), _cover(depth, -1, 1.6) * _ramp(u, 0.4, 0.5))
@@ -346,11 +343,11 @@ def _bag(item: SimpleNamespace) -> Floats:
     middle = _cover(side, -1, half - 1.2) * _cover(y, 1.2, height - 1.2)
     shade = shade * (1 - _on(item.rim) * (1 - middle))
     clasp = _on(item.clasp) * _cover(side, -1, 1.2) * _cover(y, flap - 1.5, flap + 1)
-    picture = box * (shade + clasp * (1.2 - shade))
+    image = box * (shade + clasp * (1.2 - shade))
 
-    # The handle is the edge of an ellipse; distances to it are in units of the smaller radius.
+    # The handle is the edge of an ellipse; the distance to it is in units of the smaller radius.
     rise = np.maximum(handle, 0.5)
     away, up = side / grip, (y - 1) / rise
     distance = np.abs(np.sqrt(away * away + up * up) - 1) * np.minimum(rise, grip)
     cord = np.clip(item.cord - distance + 0.5, 0, 1) * _cover(y, -SIZE, 1) * (handle > 1)
-    return picture + cord * (1 - box) * (item.tone - picture)
+    return image + cord * (1 - box) * (item.tone - image)

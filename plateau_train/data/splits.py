@@ -1,4 +1,4 @@
-"""A data set as whole arrays in memory, and how its images are shared out."""
+"""A data set as whole arrays in memory, and its training, validation and test splits."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class Split(NamedTuple):
 class Dataset:
     """Images and labels, and where they come from.
 
-    ``fallback`` is empty, or says why this data set stands in for another.
+    ``fallback`` is the reason why this data set replaces another one, or empty.
     """
 
     name: str
@@ -39,8 +39,21 @@ class Dataset:
         height, width, channel = self.train.images.shape[1:]
         return height, width, channel
 
+    def describe(self) -> str:
+        """Return the counts, the shape and the source in one line."""
+        counts = [f"{len(self.train.labels):,} training"]
+        if self.val is not None:
+            counts.append(f"{len(self.val.labels):,} validation")
+        counts.append(f"{len(self.test.labels):,} test images")
+        shape = "x".join(map(str, self.image_shape))
+        text = (
+            f"{self.name}: {', '.join(counts)} of {shape}, {len(self.class_names)} classes; "
+            f"{self.source}"
+        )
+        return text + ("; NOT Fashion-MNIST" if self.fallback else "")
+
     def sha256(self) -> str:
-        """Return the digest of all images and labels as they are shared out."""
+        """Return the digest of all images and labels, split by split."""
         digest = hashlib.sha256()
         for name, split in (("train", self.train), ("test", self.test), ("val", self.val)):
             for array in split or ():
@@ -50,10 +63,10 @@ class Dataset:
 
 
 def split_dataset(dataset: Dataset, settings: config.DataSettings) -> Dataset:
-    """Cut a data set to the examples asked for, and hold out the validation split.
+    """Cut a data set to the number of examples in the settings, and hold out the validation split.
 
-    The held-out images are drawn without regard to the run's seed, so that runs with different
-    seeds are scored on the same ones. Raises ``ConfigError`` where too few images are left.
+    The held-out images do not depend on the run's seed, so that runs with different seeds are
+    scored on the same ones. Raises ``ConfigError`` if too few images are left.
     """
     train = dataset.train.take(slice(settings.train_examples))
     test = dataset.test.take(slice(settings.test_examples))
@@ -67,7 +80,7 @@ def split_dataset(dataset: Dataset, settings: config.DataSettings) -> Dataset:
                 hint="use --val-fraction 0.1",
             )
         order = np.random.Generator(np.random.PCG64(0)).permutation(num_train)
-        # Sorted: the training images keep their order, whatever it is.
+        # Sorted: the training images keep their order.
         val, train = train.take(np.sort(order[:num_val])), train.take(np.sort(order[num_val:]))
     if settings.batch_size > len(train.labels):
         held_out = f" that --val-fraction {settings.val_fraction:g} leaves" if val else ""

@@ -1,46 +1,36 @@
-"""The devices of a run in one row: each takes its part of every batch, and holds all the rest.
+"""The devices of a run as a mesh with two axes, one for the replicas and one for each batch."""
 
-Nothing else has to be said: ``jit`` derives from the two constraints below which device computes
-what, and where the gradients are summed over all of them. How replicas share devices is said in
-``replicas``.
-"""
-
+import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
-BATCH_AXIS, REPLICA_AXIS = "batch", "replica"  # what the devices of a mesh share
+REPLICA_AXIS, BATCH_AXIS = "replica", "batch"
 
 Tree = TypeVar("Tree")
 
 
-def make_mesh(devices: Sequence[object], axis: str) -> Mesh:
-    """Put JAX's devices into a row; those of other processes are among them on many hosts."""
-    return Mesh(np.array(devices), (axis,))
+def make_mesh(devices: Sequence[Any], num_replicas: int) -> Mesh:
+    """Arrange devices, those of other processes included, as (replica, batch).
 
-
-def put_everywhere(mesh: Mesh | None, tree: Tree) -> Tree:
-    """Bring arrays to every device of a mesh, or without one to the default device.
-
-    All processes must bring the same arrays.
+    As many devices as divide both numbers share the replicas; the rest share each batch.
     """
-    return jax.device_put(tree, None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+    shape = (math.gcd(num_replicas, len(devices)), -1)
+    return Mesh(np.array(devices).reshape(shape), (REPLICA_AXIS, BATCH_AXIS))
 
 
-def keep_everywhere(mesh: Mesh | None, tree: Tree) -> Tree:
-    """Have every device of a mesh hold whole arrays, within ``jit``."""
-    if mesh is None:
-        return tree
-    return lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+def put(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
+    """Bring host arrays to the devices of a mesh, sharded over the named axes.
+
+    Every process must give the same arrays.
+    """
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
 
 
-def share_out(mesh: Mesh | None, rows: Array) -> Array:
-    """Have each device of a mesh hold its part of the rows, within ``jit``."""
-    if mesh is None:
-        return rows
-    return lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec(BATCH_AXIS)))
+def constrain(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
+    """Constrain the sharding of arrays inside ``jit``."""
+    return lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(*axes)))

@@ -1,25 +1,30 @@
-"""The multi-layer perceptron and its parameters."""
+"""The multi-layer perceptron, its parameters, and what a model says of itself."""
 
+import math
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float32, Key, PyTree, UInt8
 
 from plateau_train import config
 
-# The type in which products are computed, and how exactly where that is float32: JAX's own default
-# on an accelerator is less than what its name says.
-COMPUTED_IN = {
+# The type of the matrix products, and their precision where that type is float32: JAX's own
+# default on an accelerator is less than float32.
+DTYPES = {
     "float32": (jnp.float32, Precision.HIGHEST),
     "tf32": (jnp.float32, Precision.HIGH),
     "bfloat16": (jnp.bfloat16, None),
 }
 
+Params = PyTree[Float32[Array, "..."]]
+
 
 class MLP(nn.Module):
-    """Dense layers with relu between them, over the pixels of an image in one row.
+    """Dense layers with relu between them, over the flattened pixels of an image.
 
     Parameters and logits are float32 at every precision.
     """
@@ -32,16 +37,51 @@ class MLP(nn.Module):
     def __call__(
         self, images: UInt8[Array, "batch height width channel"]
     ) -> Float32[Array, "batch num_classes"]:
-        dtype, precision = COMPUTED_IN[self.precision]
+        dtype, precision = DTYPES[self.precision]
         dense = partial(nn.Dense, dtype=dtype, precision=precision)
         activations = images.reshape(images.shape[0], -1).astype(jnp.float32) / 255
         for size in self.hidden_sizes:
             activations = nn.relu(dense(size)(activations))
         return dense(self.num_classes)(activations).astype(jnp.float32)
 
+    def describe(self, image_shape: tuple[int, int, int]) -> str:
+        sizes = (math.prod(image_shape), *self.hidden_sizes, self.num_classes)
+        return f"MLP {'-'.join(map(str, sizes))}"
 
-def init_params(
-    model: MLP, key: Key[Array, ""], image_shape: tuple[int, int, int]
-) -> PyTree[Float32[Array, "..."]]:
-    """Draw the parameters: Flax's defaults, LeCun-normal kernels and zero biases."""
+
+def make_model(settings: config.ModelSettings, num_classes: int) -> MLP:
+    """Return the model of some settings."""
+    return MLP(settings.hidden_sizes, num_classes, settings.precision)
+
+
+def init_params(model: MLP, key: Key[Array, ""], image_shape: tuple[int, int, int]) -> Params:
+    """Initialize the parameters as Flax does: LeCun-normal kernels and zero biases."""
     return model.init(key, jnp.zeros((1, *image_shape), jnp.uint8))["params"]
+
+
+class ModelSize(NamedTuple):
+    """The number of parameters, and the bytes of the activations of one image."""
+
+    num_params: int
+    activation_bytes: int
+
+
+def measure(model: MLP, image_shape: tuple[int, int, int]) -> ModelSize:
+    """Measure a model from the shapes of its arrays, without computing any."""
+
+    def apply(key: Key[Array, ""]) -> tuple[Params, PyTree[Array]]:
+        images = jnp.zeros((1, *image_shape), jnp.uint8)
+        variables = model.init(key, images)
+        _, outputs = model.apply(variables, images, capture_intermediates=True)
+        return variables["params"], outputs
+
+    params, outputs = jax.eval_shape(apply, jax.random.key(0))
+    pixels = math.prod(image_shape) * 4  # float32
+    return ModelSize(
+        sum(leaf.size for leaf in jax.tree.leaves(params)), pixels + count_bytes(outputs)
+    )
+
+
+def count_bytes(tree: PyTree[Array]) -> int:
+    """Return the bytes of all arrays of a tree, or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,256 +1,164 @@
-"""Several trainings in one compiled program: the verbs of ``program`` with one more leading axis.
+"""Several trainings in one compiled program: ``step`` with a replica axis, ``jit`` and devices.
 
-They differ in their seed and in the hyperparameters that can be traced; all else they share, the
-images too. On several devices each trains its part of them, and nothing is exchanged. The idea that
-an experiment is a function of its seed, and many seeds a ``vmap``, is purejaxrl's (Lu et al. 2022).
+The only module that knows of replicas and devices. The idea that an experiment is a function of its
+seed, and many seeds a ``vmap``, is purejaxrl's (Lu et al. 2022).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
-from inspect import unwrap
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float32, Int32, UInt32
+from jax.sharding import Mesh
+from jaxtyping import Array, Int32
 
-from plateau_train.numerics import program as single
-from plateau_train.numerics.mesh import REPLICA_AXIS, Tree, put_everywhere
+from plateau_train.numerics import step as single
+from plateau_train.numerics.mesh import BATCH_AXIS, REPLICA_AXIS, Tree, constrain, put
+from plateau_train.numerics.model import Params, count_bytes, measure
 from plateau_train.numerics.plateau import Observation
-from plateau_train.numerics.program import (
-    Examples,
-    Metrics,
-    Params,
-    Program,
-    StepRecord,
-    TrainState,
-)
+from plateau_train.numerics.spec import Hyperparams, Spec
+from plateau_train.numerics.step import Examples, Losses, Metrics, StepRecord, TrainState
 
-# Of an argument: each replica has its own, along the first axis, or all share one.
-EACH, SHARED = PartitionSpec(REPLICA_AXIS), PartitionSpec()
-
-# The verbs of one training without their jit, which cannot take a program with traced values.
-_init, _order, _take, _evaluate, _advance = map(
-    unwrap,
-    (
-        single.init_state, single.epoch_order, single.train_steps, single.evaluate, single.advance,
-    ),
-)  # fmt: skip
-
-
-class Solo(NamedTuple):
-    """One training in the words of an ``Ensemble``; the devices of its program share a batch."""
-
-    program: Program
-    seed: int
-
-    num_trainings = 1
-
-    def init(self, image_shape: tuple[int, int, int]) -> TrainState:
-        # On no mesh: in a cluster not every process comes here.
-        alone = self.program._replace(mesh=None)
-        return single.init_state(alone, np.uint32(self.seed), image_shape)
-
-    def place(self, state: TrainState) -> TrainState:
-        """Bring a state that ``fetch`` has brought to the host to the devices."""
-        return put_everywhere(self.program.mesh, jax.tree.map(lambda rows: rows[0], state))
-
-    def fetch(self, tree: Any) -> Any:
-        """Bring arrays to the host, with a leading axis of replicas."""
-        return jax.tree.map(lambda array: np.array(array)[np.newaxis], tree)
-
-    def epoch_order(self, epoch: int, num_examples: int) -> Int32[Array, "steps batch"]:
-        return single.epoch_order(
-            np.uint32(self.seed), epoch, num_examples=num_examples,
-            batch_size=self.program.batch_size, mesh=self.program.mesh,
-        )  # fmt: skip
-
-    def empty_records(self, state: TrainState, split: Examples, num_steps: int) -> StepRecord:
-        return single.empty_records(self.program, state, split, num_steps)
-
-    def train_steps(self, *arguments: Any) -> tuple[TrainState, StepRecord]:
-        return single.train_steps(self.program, *arguments)
-
-    def evaluate(self, state: TrainState, split: Examples) -> Metrics:
-        return single.evaluate(self.program, state.params, split)
-
-    def advance(self, state: TrainState, metrics: Metrics) -> tuple[TrainState, Observation]:
-        """Feed the rule what ``fetch`` has brought of an evaluation."""
-        return single.advance(self.program, state, jax.tree.map(lambda rows: rows[0], metrics))
+# Images scored at a time: more than a step takes, as larger products are faster, to a point.
+EVALUATION_BATCH = 1000
 
 
 class Replicas(NamedTuple):
-    """What the trainings of one program differ in: a value each, or traced, that of one."""
+    """The replicas of one program on a mesh; every array has a leading replica axis."""
 
-    seed: UInt32[Array | np.ndarray, "*replicas"]
-    learning_rate: Float32[Array | np.ndarray, "*replicas"]
-    patience: Int32[Array | np.ndarray, "*replicas"]
-    cooldown: Int32[Array | np.ndarray, "*replicas"]
-    min_scale: Float32[Array | np.ndarray, "*replicas"]
-
-    def put_into(self, program: Program) -> Program:
-        """Give a program the values of one replica."""
-        baseline = program.baseline and program.baseline._replace(min_scale=self.min_scale)
-        rule = program.rule._replace(
-            patience=self.patience, cooldown=self.cooldown, min_scale=self.min_scale
-        )
-        return program._replace(learning_rate=self.learning_rate, rule=rule, baseline=baseline)
-
-
-class Ensemble(NamedTuple):
-    """Several trainings of one program; ``mesh`` is a row of devices that they are spread over.
-
-    The last one is repeated until their number divides by that of the devices; ``fetch`` leaves
-    the repetitions out.
-    """
-
-    program: Program
-    replicas: Replicas
-    num_trainings: int
+    spec: Spec
+    hyperparams: Hyperparams
     mesh: Mesh
 
-    @classmethod
-    def of(
-        cls, trainings: Sequence[tuple[Program, int]], mesh: Mesh, size: int | None = None
-    ) -> "Ensemble":
-        """Put programs, each with its seed, into one that has room for ``size`` of them.
-
-        Raises ``ValueError`` where they differ in what cannot be traced.
-        """
-        nothing: Any = 0.0
-        same = Replicas(*[nothing] * len(Replicas._fields))
-        shared, *others = {same.put_into(program) for program, _ in trainings}
-        if others:
-            raise ValueError("these trainings are not of one program")
-        rows = [
-            (seed, program.learning_rate, rule.patience, rule.cooldown, rule.min_scale)
-            for program, seed in trainings
-            for rule in [program.rule]
-        ]
-        room = -(-max(len(rows), size or 0) // mesh.size) * mesh.size
-        rows += [rows[-1]] * (room - len(rows))
-        types = (np.uint32, np.float32, np.int32, np.int32, np.float32)
-        columns = map(np.array, zip(*rows, strict=True), types)
-        return cls(shared, Replicas(*columns), len(trainings), mesh)
-
     def init(self, image_shape: tuple[int, int, int]) -> TrainState:
-        return _init_each(self.program, self.mesh, self.replicas, image_shape)
+        """Return the state before the first step."""
+        init = partial(_run, single.init_state, (self.spec,), (("image_shape", image_shape),))
+        return init(self.mesh, (0,), (REPLICA_AXIS,), self.hyperparams)
 
-    def place(self, tree: Tree) -> Tree:
-        """Bring a state, or what ``fetch`` else has brought to the host, to the devices."""
-        num_missing = len(self.replicas.seed) - self.num_trainings
-        whole = jax.tree.map(lambda rows: np.concatenate([rows, *[rows[-1:]] * num_missing]), tree)
-        return jax.device_put(whole, NamedSharding(self.mesh, EACH))
+    def put(self, tree: Tree) -> Tree:
+        """Bring host arrays with a replica axis to the devices."""
+        return put(self.mesh, tree, REPLICA_AXIS)
 
-    def fetch(self, tree: Any) -> Any:
-        """Bring arrays to the host, with a leading axis of replicas."""
-        return jax.tree.map(lambda rows: np.array(rows)[: self.num_trainings], tree)
+    def put_split(self, split: Iterable[Any]) -> Examples:
+        """Bring the images and labels of a split to every device."""
+        return Examples(*put(self.mesh, tuple(split)))
 
     def epoch_order(self, epoch: int, num_examples: int) -> Int32[Array, "replicas steps batch"]:
-        sizes = (num_examples, self.program.batch_size)
-        return _order_each(self.mesh, self.replicas.seed, epoch, sizes)
+        """Return the batches of an epoch as indices."""
+        sizes = (("num_examples", num_examples), ("batch_size", self.spec.batch_size))
+        axes = (REPLICA_AXIS, None, BATCH_AXIS)
+        seeds = self.hyperparams.seed
+        return _run(single.epoch_order, (), sizes, self.mesh, (0, None), axes, seeds, (), (epoch,))
 
-    def empty_records(self, state: TrainState, split: Examples, num_steps: int) -> StepRecord:
-        first = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), state)
-        row = single.empty_records(self.program, first, split, num_steps)
-        rows = jax.tree.map(lambda column: np.stack([column] * len(self.replicas.seed)), row)
-        return jax.device_put(rows, NamedSharding(self.mesh, EACH))
+    def empty_records(self, num_steps: int) -> StepRecord:
+        """Return the arrays that ``train_steps`` fills in."""
+        record = single.empty_records(self.spec, num_steps)
+        num_replicas = len(self.hyperparams.seed)
+        rows = jax.tree.map(lambda row: np.broadcast_to(row, (num_replicas, *row.shape)), record)
+        return self.put(rows)
 
     def train_steps(
-        self, state: TrainState, records: StepRecord, *shared: Any
+        self,
+        state: TrainState,
+        records: StepRecord,
+        split: Examples,
+        order: Int32[Array, "replicas steps batch"],
+        start: int,
+        stop: int,
+        epoch: int,
     ) -> tuple[TrainState, StepRecord]:
-        return _take_each(self.program, self.mesh, self.replicas, state, records, *shared)
+        """Take some steps of an epoch; ``state`` and ``records`` are donated."""
+        run = partial(_run, single.train_steps, (self.spec,), (), self.mesh)
+        in_axes, rest = (0, 0, 0, None, 0, None, None, None), (split, order, start, stop, epoch)
+        return run(in_axes, (REPLICA_AXIS,), self.hyperparams, (state, records), rest)
 
-    def evaluate(self, state: TrainState, split: Examples) -> Metrics:
-        return _evaluate_each(self.program, self.mesh, state.params, split)
+    def evaluate(
+        self, params: Params, split: Examples, losses: Losses = single.evaluation_losses
+    ) -> Metrics:
+        """Score every image of a split once."""
+        return self._score(single.evaluate, (self.spec, losses), params, split)
 
-    def advance(self, state: TrainState, metrics: Metrics) -> tuple[TrainState, Observation]:
-        """Feed the rule of each what ``fetch`` has brought of an evaluation."""
-        return _advance_each(self.program, self.mesh, self.replicas, state, self.place(metrics))
+    def count_confusion(
+        self, params: Params, split: Examples
+    ) -> Int32[Array, "replicas classes classes"]:
+        """Count the images of each true class (rows) by predicted class (columns)."""
+        return self._score(single.count_confusion, (self.spec,), params, split)
+
+    def observe_evaluation(
+        self, state: TrainState, metrics: Metrics, step: int
+    ) -> tuple[TrainState, Observation]:
+        """Give each rule its evaluation after an epoch; ``state`` is donated."""
+        run = partial(_run, single.observe_evaluation, (self.spec,), (), self.mesh)
+        in_axes, rest = (0, 0, 0, None), (metrics, step)
+        return run(in_axes, (REPLICA_AXIS,), self.hyperparams, (state,), rest)
+
+    def _score(
+        self, function: Callable[..., Any], static: tuple[Any, ...], params: Params, split: Examples
+    ) -> Any:
+        """Apply a function to batches of indices that the devices divide evenly.
+
+        The last batch is filled with indices beyond the split.
+        """
+        num_examples, num_devices = len(split.labels), self.mesh.shape[BATCH_AXIS]
+        batch_size = _round_up(min(EVALUATION_BATCH, num_examples), num_devices)
+        indices = np.arange(_round_up(num_examples, batch_size), dtype=np.int32)
+        batches = put(self.mesh, indices.reshape(-1, batch_size), None, BATCH_AXIS)
+        run = partial(_run, function, static, (), self.mesh, (0, None, None), (REPLICA_AXIS,))
+        return run(params, (), (split, batches))
 
 
-def estimate_memory(program: Program, image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Estimate the bytes that one training takes on a device, and those of its state alone.
+def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Estimate the bytes that one replica needs on a device, and those of its state alone.
 
     Beside the state there are gradients and updates of the parameters, and the activations of a
     batch, forward and backward.
     """
-    state = jax.eval_shape(partial(_init, program, image_shape=image_shape), np.uint32(0))
-    sizes = (math.prod(image_shape), *program.model.hidden_sizes, program.model.num_classes)
-    rows = max(2 * program.batch_size, single.EVALUATION_BATCH)
-    held = _count_bytes(state)
-    working = 2 * _count_bytes(state.params) + rows * sum(sizes) * np.float32().nbytes
-    return held + working, held
+    zeros: Any = (np.zeros((), dtype) for dtype in Hyperparams.DTYPES)
+    init = partial(single.init_state, spec, image_shape=image_shape)
+    state = jax.eval_shape(init, Hyperparams(*zeros))
+    state_bytes = count_bytes(state)
+    num_rows = max(2 * spec.batch_size, EVALUATION_BATCH)
+    activations = num_rows * measure(spec.model, image_shape).activation_bytes
+    return state_bytes + 2 * count_bytes(state.params) + activations, state_bytes
 
 
-def _count_bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def _round_up(number: int, multiple: int) -> int:
+    return math.ceil(number / multiple) * multiple
 
 
-def _map_replicas(mesh: Mesh, verb: Callable[..., Any], *places: PartitionSpec) -> Any:
-    """Apply a verb to each replica, on each device to its part of them.
-
-    ``places`` says of every argument whether each replica has its own, or all share one.
-    """
-    axes = [0 if place == EACH else None for place in places]
-    return jax.shard_map(
-        jax.vmap(verb, in_axes=axes), mesh=mesh, in_specs=places, out_specs=EACH, check_vma=False
-    )
-
-
-@partial(jax.jit, static_argnames=("program", "mesh", "image_shape"))
-def _init_each(
-    program: Program, mesh: Mesh, replicas: Replicas, image_shape: tuple[int, int, int]
-) -> TrainState:
-    def init(replica: Replicas) -> TrainState:
-        return _init(replica.put_into(program), replica.seed, image_shape)
-
-    return _map_replicas(mesh, init, EACH)(replicas)
-
-
-@partial(jax.jit, static_argnames=("mesh", "sizes"))
-def _order_each(
-    mesh: Mesh, seeds: UInt32[Array, " replicas"], epoch: Array, sizes: tuple[int, int]
-) -> Int32[Array, "replicas steps batch"]:
-    num_examples, batch_size = sizes
-    order = partial(_order, num_examples=num_examples, batch_size=batch_size)
-    return _map_replicas(mesh, order, EACH, SHARED)(seeds, epoch)
-
-
-@partial(jax.jit, static_argnames=("program", "mesh"), donate_argnames=("state", "records"))
-def _take_each(
-    program: Program,
+@partial(
+    jax.jit,
+    static_argnames=("function", "static", "options", "mesh", "in_axes", "out_axes"),
+    donate_argnames="donated",
+)
+def _run(
+    function: Callable[..., Any],
+    static: tuple[Any, ...],
+    options: tuple[tuple[str, Any], ...],
     mesh: Mesh,
-    replicas: Replicas,
-    state: TrainState,
-    records: StepRecord,
-    split: Examples,
-    order: Int32[Array, "replicas steps batch"],
-    start: Array,
-    stop: Array,
-    epoch: Array,
-) -> tuple[TrainState, StepRecord]:
-    def take(replica: Replicas, *arguments: Any) -> tuple[TrainState, StepRecord]:
-        return _take(replica.put_into(program), *arguments)
+    in_axes: tuple[int | None, ...],
+    out_axes: tuple[str | None, ...],
+    first: Any,
+    donated: tuple[Any, ...] = (),
+    rest: tuple[Any, ...] = (),
+) -> Any:
+    """Apply a function of one training to each replica.
 
-    places = (EACH, EACH, EACH, SHARED, EACH, SHARED, SHARED, SHARED)
-    return _map_replicas(mesh, take, *places)(
-        replicas, state, records, split, order, start, stop, epoch
-    )
-
-
-@partial(jax.jit, static_argnames=("program", "mesh"))
-def _evaluate_each(program: Program, mesh: Mesh, params: Params, split: Examples) -> Metrics:
-    return _map_replicas(mesh, partial(_evaluate, program), EACH, SHARED)(params, split)
-
-
-@partial(jax.jit, static_argnames=("program", "mesh"), donate_argnames="state")
-def _advance_each(
-    program: Program, mesh: Mesh, replicas: Replicas, state: TrainState, metrics: Metrics
-) -> tuple[TrainState, Observation]:
-    def advance(replica: Replicas, *arguments: Any) -> tuple[TrainState, Observation]:
-        return _advance(replica.put_into(program), *arguments)
-
-    return _map_replicas(mesh, advance, EACH, EACH, EACH)(replicas, state, metrics)
+    The function gets the static arguments and options, and after them ``first``, ``donated`` and
+    ``rest``; ``in_axes`` says which of these have a replica axis, ``out_axes`` how the results are
+    sharded. One replica is squeezed: XLA's matrix products on the CPU are slower with an axis of
+    length 1 in front.
+    """
+    function = partial(function, *static, **dict(options))
+    arguments = (first, *donated, *rest)
+    if len(jax.tree.leaves(first)[0]) > 1:
+        mapped = jax.vmap(function, in_axes=in_axes, spmd_axis_name=REPLICA_AXIS)
+        return constrain(mesh, mapped(*arguments), *out_axes)
+    rows = [
+        argument if axis is None else jax.tree.map(lambda array: array[0], argument)
+        for argument, axis in zip(arguments, in_axes, strict=True)
+    ]
+    results = jax.tree.map(lambda array: array[None], function(*rows))
+    return constrain(mesh, results, *out_axes)

@@ -1,38 +1,46 @@
-"""PyTorch's and Keras's ReduceLROnPlateau as settings of our rule.
+"""PyTorch's and Keras's ReduceLROnPlateau as settings of the plateau rule.
 
-The three count alike but for their limits: PyTorch lowers the rate after more than ``patience``
-observations without improvement, and Keras counts the last one of a cooldown. Both compute in
-float64, so a value within float32 rounding of a threshold may be judged otherwise here.
+The three rules differ in their limits only: PyTorch lowers the rate after more than ``patience``
+observations without improvement, and Keras counts the last observation of a cooldown. Both compute
+in float64, so a value within float32 rounding of a threshold may be judged differently here.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from plateau_train import config
 from plateau_train.config import nearest
 from plateau_train.errors import ConfigError
 
-# Each library's parameters and their defaults; of words all that are known, the default first.
-PARAMETERS: Mapping[str, Mapping[str, Any]] = {
-    "torch": {
-        "mode": ("min", "max"), "factor": 0.1, "patience": 10, "threshold": 1e-4,
-        "threshold_mode": ("rel", "abs"), "cooldown": 0, "min_lr": 0.0, "eps": 1e-8,
-    },
-    "keras": {
-        "mode": ("auto", "min", "max"), "factor": 0.1, "patience": 10, "min_delta": 1e-4,
-        "cooldown": 0, "min_lr": 0.0,
-    },
-}  # fmt: skip
+_SHARED: dict[str, Any] = {"factor": 0.1, "patience": 10, "cooldown": 0, "min_lr": 0.0}
 
-# In the place of a threshold of 0, which optax refuses: lost beside any loss in float32.
+# Each library's parameters and their defaults; for words all choices, the default first.
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "torch": _SHARED
+    | {"mode": ("min", "max"), "threshold": 1e-4, "threshold_mode": ("rel", "abs"), "eps": 1e-8},
+    "keras": _SHARED | {"mode": ("auto", "min", "max"), "min_delta": 1e-4},
+}
+
+# Replaces a threshold of 0, which optax refuses: too small to change any loss in float32.
 NEGLIGIBLE = 1e-30
 
 
-def read_parameters(library: str, text: str) -> dict[str, Any]:
-    """Read what a library's rule is called with, such as ``patience=10,threshold=1e-3``.
+def check_name(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise ``ConfigError`` for a name that is not known."""
+    if name not in known:
+        near = nearest(name, known)
+        raise ConfigError(
+            f"{what} {name or 'without a name'}" + (f" (did you mean {near}?)" if near else ""),
+            hint=f"choose from {', '.join(known)}",
+        )
 
-    What is not given has its default. Raises ``ConfigError`` for a name or a word it does not know.
+
+def read_parameters(library: str, text: str) -> dict[str, Any]:
+    """Read the arguments of a library's rule, such as ``patience=10,threshold=1e-3``.
+
+    A parameter that is not given has its default. Raises ``ConfigError`` for an unknown name and
+    for a value of the wrong type.
     """
     known = PARAMETERS[library]
     parameters = {
@@ -40,36 +48,28 @@ def read_parameters(library: str, text: str) -> dict[str, Any]:
     }
     for part in filter(str.strip, text.split(",")):
         name, _, word = (end.strip().strip("'\"") for end in part.partition("="))
-        if name not in known:
-            near = nearest(name, known)
-            raise ConfigError(
-                f"--from-{library} knows no {name}" + (f" (did you mean {near}?)" if near else ""),
-                hint=f"it knows {', '.join(known)}",
-            )
+        check_name(f"--from-{library} has no parameter", name, known)
         default = known[name]
-        expected = "a whole number" if isinstance(default, int) else "a number"
-        if isinstance(default, tuple):
-            expected = f"one of {', '.join(default)}"
+        is_word = isinstance(default, tuple)
         try:
-            is_known = not isinstance(default, tuple) or word in default
-            parameters[name] = type(parameters[name])(word)
+            parameters[name] = default[default.index(word)] if is_word else type(default)(word)
         except ValueError:
-            is_known = False
-        if not is_known:
+            expected = "a whole number" if isinstance(default, int) else "a number"
+            expected = f"one of {', '.join(default)}" if is_word else expected
             raise ConfigError(
                 f"--from-{library}: {name} must be {expected}, got {word or 'nothing'}",
                 hint=f"write it like {name}={parameters[name]}",
-            )
+            ) from None
     return parameters
 
 
 def translate(
     library: str, parameters: Mapping[str, Any], *, learning_rate: float
 ) -> dict[str, int | float]:
-    """Return the settings of our rule that lower the rate on the same values.
+    """Return the settings of the plateau rule that lower the rate on the same values.
 
-    ``parameters`` are all those of the library's rule but for PyTorch's ``eps``, which none of
-    ours can say; see ``find_rest``. The mode is that of values which are better when lower.
+    ``parameters`` are all those of the library's rule for values that are better when lower.
+    PyTorch's ``eps`` has no counterpart; see ``final_scale``.
     """
     patience, cooldown = parameters["patience"], parameters["cooldown"]
     if library == "torch":
@@ -89,15 +89,13 @@ def translate(
     }
 
 
-def same_numbers(library: str, rule: config.PlateauSettings) -> tuple[dict[str, Any], str]:
-    """Return a library's parameters with the numbers of a rule, and what of it they cannot say.
+def with_same_numbers(library: str, rule: config.PlateauSettings) -> tuple[dict[str, Any], str]:
+    """Return a library's parameters with the numbers of a rule, and a note on what differs.
 
     The learning rate is 1, so that ``min_lr`` is the floor of the scale.
     """
-    parameters: dict[str, Any] = {
-        "patience": rule.patience, "cooldown": rule.cooldown, "factor": rule.factor,
-        "min_lr": rule.min_scale,
-    }  # fmt: skip
+    parameters: dict[str, Any] = {"patience": rule.patience, "cooldown": rule.cooldown}
+    parameters |= {"factor": rule.factor, "min_lr": rule.min_scale}
     has_both = rule.rtol > 0 and rule.atol > 0
     if library == "torch":
         is_relative = rule.rtol > 0
@@ -110,9 +108,9 @@ def same_numbers(library: str, rule: config.PlateauSettings) -> tuple[dict[str, 
     return parameters, "; rtol left out, as min_delta is absolute" if has_both else ""
 
 
-def find_rest(factor: float, eps: float, *, learning_rate: float) -> float:
-    """Return the scale below which PyTorch never goes: it skips drops of the rate up to ``eps``."""
+def final_scale(factor: float, eps: float, *, learning_rate: float) -> float:
+    """Return the lowest scale that PyTorch reaches: it skips drops of the rate up to ``eps``."""
     if eps <= 0:
         return 0.0
-    smallest = eps / (learning_rate * (1 - factor))  # that is still lowered, and a little more
+    smallest = eps / (learning_rate * (1 - factor))  # scales above it are still lowered
     return 1.0 if smallest >= 1 else factor ** math.ceil(math.log(smallest) / math.log(factor))

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from plateau_train.config import Settings
 from plateau_train.errors import ConfigError, StorageError
-from plateau_train.run.records import History
+from plateau_train.run.history import History
 
 FORMATS = ("png", "svg", "pdf")
 

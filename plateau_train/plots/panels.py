@@ -15,8 +15,7 @@ from plateau_train.config import Settings
 from plateau_train.plots import PlottedRun, style
 from plateau_train.plots.scale import draw_scale, list_reasons
 from plateau_train.plots.style import Curve, Look
-from plateau_train.run.history import completed
-from plateau_train.run.records import History
+from plateau_train.run.history import History, completed
 
 METRICS = (("train", "loss"), ("train", "accuracy"), ("test", "loss"), ("test", "accuracy"))
 
@@ -87,7 +86,7 @@ def title(histories: Sequence[History], settings: Settings) -> str:
         num_early = len(histories) - len(completed(histories))
         early = f", without {num_early} that ended early" if num_early else ""
         seeds = f"{len(histories)} seeds (mean and one standard deviation){early}"
-    elif len(settings.run.replica_seeds) > 1:
+    elif len(settings.run.seeds) > 1:
         seeds += f" (replica {histories[0].replica})"
     trained = f"{settings.schedule_name} on {settings.data.title}"
     return f"{trained}: {optimizer.optimizer} at {optimizer.learning_rate:g}{rule}, {seeds}"

@@ -9,8 +9,8 @@ from matplotlib.patches import Rectangle
 
 from plateau_train.plots import PlottedRun, style
 from plateau_train.plots.style import LARGEST_SCALE, Curve, Look
-from plateau_train.run.history import completed
-from plateau_train.run.records import Drop, History
+from plateau_train.run.history import History, completed
+from plateau_train.run.records import Drop
 
 # At most so many reasons are listed below the panels, and so many rows of ticks are drawn.
 MOST_LISTED, MOST_ROWS = 12, 24

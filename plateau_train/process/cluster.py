@@ -1,57 +1,50 @@
-"""Many processes, one run, on JAX's own distributed runtime: join, agree, leave.
+"""Processes that train one run together, on JAX's distributed runtime.
 
-Process 0 leads: it alone prints and writes, and what it was asked for is trained. Everything here
-that looks like a conversation is a collective, so all processes come to it in the same order. A
-process that is alone passes through all of it at once.
+Every process runs the same code; only process 0, the leader, prints and writes to the run folder.
+All functions from ``agree`` on are collectives: each process must call them in the same order. In a
+single process none of them communicates.
 """
 
 import contextlib
+import logging
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import jax
 import numpy as np
+from jax._src.distributed import global_state  # the public functions start the devices
+from jax.experimental import multihost_utils
 
 from plateau_train import config
 from plateau_train.errors import ClusterError, PlateauTrainError
 from plateau_train.process import signals
-from plateau_train.report.console import show_error
 
-# How long a process may be silent before the others end.
-HEARTBEAT_SECONDS = 15
+HEARTBEAT_SECONDS = 15  # a process that is silent for longer ends the others
+SHUTDOWN_SECONDS = 60  # a finished process waits that long; process 0 still draws its plot
+GRACE_SECONDS = 20.0  # from a signal to the end of a chunk, which the processes may have to compile
 
-# How long a process that is done waits for the others; process 0 still draws its plot then.
-SHUTDOWN_SECONDS = 60
-
-# Until all come to the end of a chunk; before the first one they compile.
-GRACE_SECONDS = 20.0
-
-# What JAX says where another process is gone, and not where a program is wrong.
+# What JAX reports if another process is gone; if the numbers of devices differ; if there is no
+# cluster, or the caller has used the devices already.
 LOST = re.compile(r"gloo|nccl|coordination|connection|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE)
-
-# How JAX arranges the devices of processes that have not as many each.
 UNEQUAL = "cannot reshape array"
-
-# What JAX says where it finds no cluster, or where whoever calls this uses its devices already.
 NO_CLUSTER = re.compile(r"coordinator_address should be defined|must be called before")
 
-HINT = "see what the others say, then start all of them again with plateau-train resume"
+HINT = "see what the other processes print, then start all of them again with plateau-train resume"
 
 Tree = TypeVar("Tree")
+log = logging.getLogger("plateau_train")
 
 
 @contextlib.contextmanager
-def joined(settings: config.ClusterSettings, say: Callable[[str], None]) -> Iterator[None]:
-    """Be one of the processes of a cluster in the block, if there is one.
+def join(settings: config.ClusterSettings) -> Iterator[None]:
+    """Run the block as one process of a cluster, if the settings or JAX name one.
 
-    Raises ``ClusterError`` where the others cannot be reached, or are lost on the way. Must come
-    before the first use of a device.
+    Must be entered before the first use of a device. Raises ``ClusterError`` if the other processes
+    cannot be reached, or if one of them is lost while the block runs.
     """
-    import jax
-
-    if not _join(settings, say):
+    if not _initialize(settings):
         yield
         return
     try:
@@ -61,78 +54,52 @@ def joined(settings: config.ClusterSettings, say: Callable[[str], None]) -> Iter
         if UNEQUAL in reason:
             raise ClusterError(
                 f"the processes do not all have {jax.local_device_count()} devices, as this one",
-                hint="show each of them as many devices, with CUDA_VISIBLE_DEVICES for example",
+                hint="give each of them as many devices, with CUDA_VISIBLE_DEVICES for example",
             ) from error
         if not LOST.search(reason):
             raise
         raise ClusterError(f"another process of this run was lost: {reason}", hint=HINT) from error
     except PlateauTrainError:
-        _leave()
+        _shut_down()
         raise
-    _leave()
+    _shut_down()
 
 
 def is_multiprocess() -> bool:
-    """Tell whether this process has others beside it."""
-    jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized() and _state().num_processes > 1
+    """Return whether this process is one of several."""
+    return jax.distributed.is_initialized() and global_state.num_processes > 1
 
 
 def is_leader() -> bool:
-    """Tell whether this is the process that prints and writes."""
-    return not is_multiprocess() or _state().process_id == 0
+    """Return whether this is the process that prints and writes."""
+    return not is_multiprocess() or global_state.process_id == 0
 
 
 def describe() -> str:
-    """Say which process this is; empty where it is alone."""
-    return f"process {_state().process_id} of {_state().num_processes}" if is_multiprocess() else ""
+    """Return a text such as ``process 1 of 2``; empty for a single process."""
+    state = global_state
+    return f"process {state.process_id} of {state.num_processes}" if is_multiprocess() else ""
 
 
 def grace_seconds() -> float:
-    """Return how long a process may take to end in its own way after a signal."""
+    """Return how many seconds the main thread has to end a run after a signal."""
     return GRACE_SECONDS if is_multiprocess() else signals.GRACE_SECONDS
 
 
-def from_leader(tree: Tree) -> Tree:
-    """Return what process 0 holds; the arrays of the others must have the same shapes."""
-    if not is_multiprocess():
-        return tree
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.broadcast_one_to_all(tree)
-
-
-def text_from_leader(text: str) -> str:
-    """Return the text of process 0."""
-    content = np.frombuffer(text.encode(), np.uint8)
-    length = from_leader(np.int64(len(content)))
-    held = np.zeros(length, np.uint8)
-    held[: len(content)] = content[:length]
-    return bytes(from_leader(held)).decode()
-
-
-def is_same(text: str) -> bool:
-    """Tell whether all processes hold the same text; all of them get the same answer."""
-    differs, _ = agree(int(text_from_leader(text) != text))
-    return not differs
-
-
 def agree(code: int = 0, value: int = 0) -> tuple[int, int]:
-    """Return the highest code of all processes, and the value of process 0."""
+    """Return the highest ``code`` of all processes, and the ``value`` of process 0."""
     if not is_multiprocess():
         return code, value
-    from jax.experimental import multihost_utils
-
     rows = multihost_utils.process_allgather(np.array([code, value], np.int32))
     return int(rows[:, 0].max()), int(rows[0, 1])
 
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """Let one process fail in the block without leaving the others to wait for it.
+    """Make the block fail in every process if it fails in one.
 
-    The block holds no collective. Raises ``ClusterError`` in the others, with the exit code of the
-    one that knows more.
+    The block must not contain a collective: a process that failed would not take part. The process
+    that failed raises its own error, the others raise ``ClusterError`` with its exit code.
     """
     try:
         yield
@@ -144,73 +111,113 @@ def fail_together() -> Iterator[None]:
         raise ClusterError(f"another process of this run ended with exit code {code}", hint=HINT)
 
 
-def _leave() -> None:
-    """Wait for the others, which end as well; whether they are there still does not matter."""
-    import jax
+def call_on_leader(function: Callable[[], str]) -> str:
+    """Call a function in process 0 only, and return its text in every process.
 
+    The function must not contain a collective. If it raises, process 0 raises that error, and the
+    others raise ``ClusterError`` with its exit code.
+    """
+    with fail_together():
+        text = function() if is_leader() else ""
+    return _broadcast_text(text)
+
+
+def broadcast(tree: Tree) -> Tree:
+    """Return the arrays of process 0 in every process, bit for bit, as NumPy arrays.
+
+    The arrays of the other processes must have the same shapes and dtypes.
+    """
+    if not is_multiprocess():
+        return tree
+
+    def copy(value: Any) -> np.ndarray:
+        array = np.asarray(value)
+        # As bytes: JAX would round to 32 bits, flush subnormal numbers, and lose the sign of 0.
+        content = multihost_utils.broadcast_one_to_all(array.reshape(-1).view(np.uint8))
+        return np.array(content).view(array.dtype).reshape(array.shape)
+
+    return jax.tree.map(copy, tree)
+
+
+def gather(tree: Any) -> Any:
+    """Copy a pytree of JAX arrays to the host of every process, as NumPy arrays.
+
+    Their shards may lie on devices of other processes. The arrays may be donated afterwards.
+    """
+
+    def copy(array: jax.Array) -> np.ndarray:
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return np.array(array)
+        return np.array(multihost_utils.process_allgather(array, tiled=True))
+
+    return jax.tree.map(copy, tree)
+
+
+def require_same(what: str, text: str) -> None:
+    """Raise ``ClusterError`` in every process if the processes hold different texts.
+
+    ``what`` is a plural noun for the error, such as ``versions``.
+    """
+    differs, _ = agree(int(_broadcast_text(text) != text))
+    if differs:
+        raise ClusterError(
+            f"the processes differ in their {what}: {text} in {describe()}",
+            hint=f"give all of them the same {what}",
+        )
+
+
+def _broadcast_text(text: str) -> str:
+    content = text.encode()
+    _, length = agree(value=len(content))
+    received = np.frombuffer(content.ljust(length)[:length], np.uint8)
+    return bytes(broadcast(received)).decode()
+
+
+def _shut_down() -> None:
+    """Wait until the other processes end as well; it does not matter if some are gone."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         jax.distributed.shutdown()
 
 
-def _join(settings: config.ClusterSettings, say: Callable[[str], None]) -> bool:
-    """Join the cluster that was asked for or that JAX finds; return False if there is none."""
-    import jax
-
+def _initialize(settings: config.ClusterSettings) -> bool:
+    """Join the cluster that the settings or JAX name; return False if there is none."""
     if settings.num_processes == 1 or jax.distributed.is_initialized():
         return False
-    where = settings.coordinator or "the coordinator that the cluster names"
+    address = settings.coordinator or "the coordinator that the cluster names"
     if settings.coordinator:
-        say(f"joining {settings.num_processes} processes at {where}")
-    # JAX would take SIGTERM for itself.
+        log.info("joining %s processes at %s", settings.num_processes, address)
+    # JAX's preemption service would replace our handler of SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
-    unreachable = ClusterError(
-        f"the other processes could not be reached through {where} "
+    unreachable = (
+        f"the other processes could not be reached through {address} "
         f"in {settings.join_timeout} seconds",
-        hint="start them all with the same --coordinator and --num-processes, each with a "
+        "start them all with the same --coordinator and --num-processes, each with a "
         "--process-id of its own; --join-timeout waits longer, --num-processes 1 trains alone",
+        ClusterError.exit_code,
     )
+    # In a thread: nothing can interrupt the call below.
+    timer = threading.Timer(settings.join_timeout, signals.exit_with_error, unreachable)
+    timer.daemon = True
+    timer.start()
     try:
-        with _ends_within(settings.join_timeout, unreachable):
-            jax.distributed.initialize(
-                settings.coordinator,
-                settings.num_processes,
-                settings.process_id,
-                # Later than ours: its own end is an abort, with a stack trace.
-                initialization_timeout=settings.join_timeout + 60,
-                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-            )
+        jax.distributed.initialize(
+            settings.coordinator,
+            settings.num_processes,
+            settings.process_id,
+            # Later than the timer: JAX's own timeout ends in an abort with a stack trace.
+            initialization_timeout=settings.join_timeout + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         if settings.coordinator is None and NO_CLUSTER.search(reason):
             return False
         raise ClusterError(
-            f"the cluster cannot be joined through {where}: {reason}",
+            f"the cluster cannot be joined through {address}: {reason}",
             hint="give --coordinator HOST:PORT with a port that is free on process 0, "
             "--num-processes and --process-id; --num-processes 1 trains alone",
         ) from error
-    return True
-
-
-@contextlib.contextmanager
-def _ends_within(seconds: float, error: PlateauTrainError) -> Iterator[None]:
-    """End the process with an error unless the block, which nothing can interrupt, ends in time."""
-
-    def give_up() -> None:
-        show_error(error)
-        signals.exit_now(error.exit_code)
-
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
     finally:
         timer.cancel()
-
-
-def _state():
-    # JAX's public functions would start its devices to answer, before the threads are fixed.
-    from jax._src.distributed import global_state
-
-    return global_state
+    return True

@@ -1,11 +1,11 @@
 """SIGINT and SIGTERM end the program within a second, at any moment.
 
-A thread waits for them, so that they are heard while the main thread is deep in a compilation or a
-download. It ends the process at once, without an exception that could come up in the middle of
-anything: whatever is on the disk is whole, for it is committed by renames. Only while a run is
-trained is the main thread asked first: it looks between chunks of steps, ends its live bar, and
-writes down why it stopped. If it does not come to that in time, or a second signal comes, the
-thread does not wait.
+A thread waits for them, so that they are handled while the main thread is deep in a compilation or
+a download. It ends the process at once, without an exception that could be raised in the middle of
+anything: the files on the disk are complete, because each is committed by a rename. Only while a
+run is trained does the main thread end first: between chunks of steps it checks ``received``,
+removes its progress bar and records why it stopped. The thread does not wait for it any longer
+when the grace period is over or a second signal arrives.
 """
 
 import contextlib
@@ -25,48 +25,54 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 hint = "start it again with the same command"
 
 _received = 0
-_grace = 0.0  # seconds that the main thread has, from the signal on
-_told = threading.Lock()  # taken by whoever tells the user, once
+_grace_seconds = 0.0  # from the signal on, for the main thread; 0 outside of `graceful_shutdown`
+_output_lock = threading.Lock()  # held by the thread that prints the error, which is printed once
 
 
 def install() -> None:
-    """Take over the signals of this process; called once, by the main thread."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    """Install the signal handlers of this process; called once, by the main thread."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     for number in SIGNALS:
-        signal.signal(number, lambda *_: None)  # the number of the signal goes into the pipe
-    threading.Thread(target=_wait, args=(reading,), daemon=True).start()
+        signal.signal(number, lambda *_: None)  # the number of the signal is written to the pipe
+    threading.Thread(target=_wait, args=(read_end,), daemon=True).start()
+
+
+def set_hint(text: str) -> None:
+    """Set what the user is advised to do after a signal."""
+    global hint
+    hint = text
 
 
 @contextlib.contextmanager
-def graceful_shutdown(grace: float = GRACE_SECONDS) -> Iterator[None]:
-    """Let the block end in its own way, by looking at ``received`` again and again.
+def graceful_shutdown(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
+    """Let the block end by itself, by checking ``received`` again and again.
 
-    ``grace`` is how many seconds it may take from a signal until it does.
+    ``grace_seconds`` is the time that it may take from a signal on.
     """
-    global _grace
-    _grace = grace
+    global _grace_seconds
+    _grace_seconds = grace_seconds
     try:
         yield
     finally:
-        _grace = 0
+        _grace_seconds = 0
 
 
 def received() -> int:
-    """Return the number of the signal that has come, or 0."""
+    """Return the number of the signal that was received, or 0."""
     return _received
 
 
 def stop(number: int) -> NoReturn:
-    """Raise the ``InterruptedRunError`` of a signal, which another process may have got."""
+    """Raise ``InterruptedRunError`` for a signal, which another process may have received."""
     where = "" if number == _received else " in another process"
     raise InterruptedRunError(_message(number) + where, hint=hint, signal_number=number)
 
 
 def lock_output() -> None:
-    """Let the caller tell the user; it waits for the end where the thread tells already."""
-    _told.acquire()
+    """Let only the caller print the error; if the thread prints it already, wait for the end."""
+    _output_lock.acquire()
 
 
 def exit_now(exit_code: int) -> NoReturn:
@@ -76,18 +82,28 @@ def exit_now(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-def _wait(reading: int) -> NoReturn:
+def exit_with_error(problem: str, hint: str, exit_code: int) -> NoReturn:
+    """Print an error and end the process at once; may be called from any thread."""
+    # The main thread can no longer remove its progress bar, nor show the cursor again.
+    clear = "\r\x1b[2K\x1b[?25h" if sys.stdout.isatty() else ""
+    lines = (
+        "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line) + "\n"
+        for line in (f"error: {problem}", f"hint: {hint}")
+    )
+    with contextlib.suppress(OSError):  # a full disk or a closed pipe must not keep it from ending
+        os.write(2, (clear + "".join(lines)).encode())
+    os._exit(exit_code)
+
+
+def _wait(read_end: int) -> NoReturn:
     global _received
-    number = os.read(reading, 1)[0]
+    number = os.read(read_end, 1)[0]
     _received = number
-    if _grace:
-        select.select([reading], [], [], _grace)  # ends early on a second signal
-    if _told.acquire(blocking=False):
-        # The main thread cannot take its live bar away any more, nor show the cursor again.
-        clear = b"\r\x1b[2K\x1b[?25h" if sys.stdout.isatty() else b""
-        os.write(2, clear + f"error: {_message(number)}\nhint: {hint}\n".encode())
-    else:
-        threading.Event().wait(GRACE_SECONDS / 2)  # the main thread is telling
+    if _grace_seconds:
+        select.select([read_end], [], [], _grace_seconds)  # returns early on a second signal
+    if _output_lock.acquire(blocking=False):
+        exit_with_error(_message(number), hint, 128 + number)
+    threading.Event().wait(GRACE_SECONDS / 2)  # the main thread is printing
     os._exit(128 + number)
 
 

@@ -1,8 +1,8 @@
-"""Standard output and error that nothing can break: what they cannot take is lost, and counted.
+"""Standard output and error whose writes never fail: what cannot be written is lost, and recorded.
 
 A training must not end because somebody closed the pipe that it prints to, or because the disk
-under its log is full. All printing goes through these, whichever library does it; what libraries
-of C++ print to standard output goes to the other, for it is not what was asked for.
+under its log is full. All printing goes through these streams, whichever library prints. What C++
+libraries print to standard output goes to standard error: it is not part of the requested output.
 """
 
 import errno
@@ -14,7 +14,7 @@ from plateau_train.errors import StorageError
 
 
 class _Unbreakable(io.FileIO):
-    """A file whose writes always succeed; ``failure`` is the first error that was passed over."""
+    """A file whose writes always succeed; ``failure`` is the first error that was ignored."""
 
     failure: OSError | None = None
 
@@ -30,37 +30,37 @@ _outputs: list[_Unbreakable] = []
 
 
 def install() -> None:
-    """Replace ``sys.stdout`` and ``sys.stderr``, and open whatever of 0, 1, 2 is closed.
+    """Replace ``sys.stdout`` and ``sys.stderr``, and open those descriptors 0 to 2 that are closed.
 
-    A closed one would be given to the next file that is opened, and prints would go into that.
+    The number of a closed one would be given to the next file that is opened, and what is printed
+    would be written into that file.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-    asked_for = os.dup(1)
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    stdout = os.dup(1)
     os.dup2(2, 1)
-    for descriptor, name in ((asked_for, "stdout"), (2, "stderr")):
+    for descriptor, name in ((stdout, "stdout"), (2, "stderr")):
         file = _Unbreakable(descriptor, "w", closefd=False)
         _outputs.append(file)
         stream = getattr(sys, name)
         text = io.TextIOWrapper(
             io.BufferedWriter(file),
             encoding=stream.encoding if stream else "utf-8",
-            errors="backslashreplace",  # an encoding that knows no ellipsis gets an escape
+            errors="backslashreplace",  # an encoding without an ellipsis gets an escape sequence
             line_buffering=True,
         )
         setattr(sys, name, text)
 
 
-def refuse_loss() -> None:
-    """Raise ``StorageError`` if standard output was lost, unless its reader had gone."""
+def require_written() -> None:
+    """Raise ``StorageError`` if standard output was lost, unless its reader closed the pipe."""
     sys.stdout.flush()
     failure = _outputs[0].failure
     if failure is not None and failure.errno != errno.EPIPE:
         raise StorageError(
             f"standard output could not be written: {failure.strerror}",
-            hint="what was to be printed is lost; a run and its files are not: "
-            "plateau-train runs lists them",
+            hint="the output is lost, the run and its files are not: plateau-train runs lists them",
         )

@@ -4,6 +4,7 @@ Rows, drops and the end go to stdout, which is what was asked for; everything el
 On a terminal the rows are a table under a live bar; elsewhere each is one plain line, flushed.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -91,10 +92,21 @@ DROP_ORDER = ("time", "lr", "lowest", "acc", "to beat", "scale")
 SD = "\N{PLUS-MINUS SIGN}"  # the title of a deviation, behind the mean that it belongs to
 
 
+def configure_logging(*, is_quiet: bool = False) -> None:
+    """Print what the library logs to standard error."""
+    handler = logging.Handler(logging.WARNING if is_quiet else logging.INFO)
+    console = Console(stderr=True, highlight=False)
+    handler.emit = lambda record: _print(console, Text(printable(record.getMessage()), "dim"))
+    log = logging.getLogger("plateau_train")
+    log.setLevel(logging.INFO)
+    log.handlers = [handler]
+
+
 class Report:
     """Tell the story of one run, on a terminal or line by line."""
 
     def __init__(self, *, quiet: bool = False) -> None:
+        configure_logging(is_quiet=quiet)
         self._quiet = quiet
         self._out = Console(highlight=False)
         self._talk = Console(stderr=True, highlight=False)

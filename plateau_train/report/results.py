@@ -16,8 +16,8 @@ from plateau_train.errors import ConfigError, RunError
 from plateau_train.report.console import Column, Report
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.history import read_histories
-from plateau_train.run.records import History, MeanStd, best_of
+from plateau_train.run.history import History, read_histories
+from plateau_train.run.records import MeanStd, best_record
 
 METRICS = (
     "test-accuracy", "test-loss", "val-accuracy", "val-loss", "train-accuracy", "train-loss",
@@ -46,7 +46,7 @@ class Result(NamedTuple):
     @property
     def best(self) -> MeanStd:
         """The highest accuracy of each training, on what is held out if anything is."""
-        return MeanStd.of([best_of(history.records).score for history in self.histories])
+        return MeanStd.of([best_record(history.records).score for history in self.histories])
 
     @property
     def num_drops(self) -> MeanStd:
@@ -88,7 +88,7 @@ def read_results(
             tuple(config.as_text(Resolved(settings, {}).value(knob)) for knob in knobs),
             run,
             _finished(run, settings.run.epochs, report),
-            len(settings.run.replica_seeds),
+            len(settings.run.seeds),
         )
         for run, settings in cells
     ]

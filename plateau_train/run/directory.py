@@ -13,7 +13,13 @@ from pathlib import Path
 
 from plateau_train import config
 from plateau_train.config import Resolved
-from plateau_train.errors import BusyRunError, ConfigError, RunError, StorageError
+from plateau_train.errors import (
+    BusyRunError,
+    ConfigError,
+    ForeignConfigError,
+    RunError,
+    StorageError,
+)
 from plateau_train.run import storage
 
 LATEST = "latest"
@@ -24,6 +30,13 @@ FIND_HINT = "give a run folder, such as runs/latest; plateau-train runs lists th
 
 # So long a run that is only looked at, to say whether it is running, may hold up one that resumes.
 LOCK_SECONDS = 0.1
+
+
+def is_sweep(path: Path) -> bool:
+    """Return whether a folder is a sweep."""
+    with contextlib.suppress(OSError):
+        return (path / SWEEP).is_file()
+    return False
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,9 @@ class RunDirectory:
     def settings(self) -> Resolved:
         """Read what the run was configured to be; raises ``RunError`` where that is damaged."""
         try:
-            return config.resolve({}, file=self.config)
+            return config.resolve_whole(self.config)
+        except ForeignConfigError as error:
+            raise RunError(*error.problems, hint=error.hint) from error
         except ConfigError as error:
             raise RunError(*error.problems, hint="restore the file from a copy") from error
 

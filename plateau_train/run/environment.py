@@ -126,11 +126,6 @@ def available_memory() -> int:
     return min(free)
 
 
-def prefer_processor() -> None:
-    """Have JAX leave accelerators alone, unless it is told otherwise; must be before it starts."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-
 def pin_threads(num_threads: int) -> None:
     """Fix the number of XLA's threads, which must be done before a device is used."""
     os.environ[THREADS_VARIABLE] = str(num_threads)

@@ -1,42 +1,101 @@
-"""The trainings of a run, as its folder tells them."""
+"""The replicas of a run, each with its epochs, its drops and its ending."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 from plateau_train.errors import ConfigError, RunError
-from plateau_train.run.directory import RunDirectory
-from plateau_train.run.records import History, read_drops, read_history, split_replicas
+from plateau_train.run.records import Drop, Ending, EpochRecord, Notice
 
 
-def read_histories(run: RunDirectory) -> list[History]:
-    """Read what each replica has done so far, without those that have finished no epoch.
+class History(NamedTuple):
+    """One replica: its epochs, epoch 0 first, its drops, and its ending if it has ended."""
 
-    Reads ``config.toml``, ``metrics.jsonl`` and ``events.jsonl`` and nothing else. Raises
-    ``RunError`` for a file that is damaged, and where there is no epoch at all.
+    replica: int
+    seed: int
+    records: Sequence[EpochRecord]
+    drops: Sequence[Drop]
+    ending: Ending | None = None
+
+    @property
+    def last_epoch(self) -> int:
+        return self.records[-1].epoch
+
+    @property
+    def has_diverged(self) -> bool:
+        return self.ending is not None and not self.ending.is_complete
+
+
+def make_histories(
+    seeds: Sequence[int],
+    records: Iterable[EpochRecord],
+    events: Iterable[Drop | Ending | Notice],
+    path: Path,
+) -> list[History]:
+    """Sort records and events by replica; leave out replicas without an epoch.
+
+    Raises ``RunError`` unless the epochs of each replica are 0, 1, 2, ... and all are alike;
+    ``path`` is the file of the records.
     """
-    seeds = run.settings().settings.run.replica_seeds
-    histories = split_replicas(seeds, read_history(run.metrics), read_drops(run.events))
-    begun = [history for history in histories if history.records]
-    if not begun:
-        raise RunError(
-            f"{run.metrics} is empty: no epoch was finished",
-            hint=f"plateau-train resume {run} begins it again",
-        )
-    return begun
+    epochs, drops, endings = defaultdict(list), defaultdict(list), {}
+    for number, record in enumerate(records, start=1):
+        past = epochs[record.replica]
+        if record.epoch != len(past):
+            raise _damaged(path, number, f"is of epoch {record.epoch}, not {len(past)}")
+        if past and record.scored_by != past[0].scored_by:
+            raise _damaged(path, number, "lacks validation metrics, or has them alone")
+        past.append(record)
+    for event in events:
+        if isinstance(event, Drop):
+            drops[event.replica].append(event)
+        elif isinstance(event, Ending):
+            endings[event.replica] = event
+    histories = []
+    for replica, seed in enumerate(seeds):
+        ending, past = endings.get(replica), epochs[replica]
+        if ending and past and ending.epoch < past[-1].epoch:
+            ending = None  # the run was continued after it
+        histories.append(History(replica, seed, past, drops[replica], ending))
+    return [history for history in histories if history.records]
 
 
-def find_replica(histories: Sequence[History], replica: int, run: RunDirectory) -> History:
-    """Return one training of a run; raises ``ConfigError`` where there is none of this number."""
-    found = next((history for history in histories if history.replica == replica), None)
-    if found is None:
-        numbers = ", ".join(str(history.replica) for history in histories)
-        raise ConfigError(f"{run} has no replica {replica}", hint=f"it has {numbers}")
-    return found
+def _damaged(path: Path, number: int, problem: str) -> RunError:
+    return RunError(f"{path} line {number} {problem}", hint="restore the file from a copy")
+
+
+def find_replica(histories: Sequence[History], replica: int, run: object) -> History:
+    """Return one replica; raises ``ConfigError`` where there is none of this number."""
+    for history in histories:
+        if history.replica == replica:
+            return history
+    numbers = ", ".join(str(history.replica) for history in histories)
+    raise ConfigError(f"{run} has no replica {replica}", hint=f"it has {numbers}")
 
 
 def completed(histories: Sequence[History]) -> list[History]:
-    """Leave out the trainings that ended before the others, such as one that diverged.
+    """Leave out the replicas that diverged: a mean over them would jump where one ends.
 
-    A mean over them would jump where one ends.
+    Where all diverged, the ones that came furthest are left.
     """
-    last_epoch = max(history.records[-1].epoch for history in histories)
-    return [history for history in histories if history.records[-1].epoch == last_epoch]
+    whole = [history for history in histories if not history.has_diverged]
+    furthest = max(history.last_epoch for history in histories)
+    return whole or [history for history in histories if history.last_epoch == furthest]
+
+
+def best_epoch(histories: Sequence[History]) -> int:
+    """Return the first epoch of the highest mean accuracy.
+
+    The mean is over the replicas that were finite in that epoch.
+    """
+    scores = defaultdict(list)
+    for history in histories:
+        for record in history.records:
+            scores[record.epoch].append(record.score)
+    return max(sorted(scores), key=lambda epoch: fmean(scores[epoch]))
+
+
+def records_at(histories: Sequence[History], epoch: int) -> list[EpochRecord]:
+    """Return the record of each replica that has finished an epoch."""
+    return [history.records[epoch] for history in histories if history.last_epoch >= epoch]

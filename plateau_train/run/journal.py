@@ -1,79 +1,237 @@
-"""What a run writes down, in the order that lets it be lost at no moment.
+"""What a run writes after each epoch, in an order that survives a crash at any point.
 
-The rename of a checkpoint commits an epoch. The lines of ``metrics.jsonl``, ``timings.jsonl`` and
-``events.jsonl`` come after it; torn or missing ones are written again from the checkpoint.
+The lines of an epoch are appended to the files of ``FILES`` and synced first; then the rename of a
+checkpoint commits the epoch. The checkpoint has the length and the SHA-256 of each file, so what
+is longer was never committed, and what differs is damaged.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from plateau_train.config import Resolved
 from plateau_train.errors import RunError
 from plateau_train.run import checkpoint, storage
-from plateau_train.run.checkpoint import Checkpoint, Manifest
+from plateau_train.run.checkpoint import Checkpoint, FileState, Manifest
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.environment import read_environment
-from plateau_train.run.records import Drop, EpochRecord, Notice, Timing, read_notices
+from plateau_train.run.environment import Environment, read_environment
+from plateau_train.run.records import (
+    EPOCHS,
+    EVENTS,
+    FORMAT,
+    TIMINGS,
+    Drop,
+    Ending,
+    EpochRecord,
+    Notice,
+    Timing,
+)
+
+# The files of a run that grow by some lines an epoch, and the type of their lines.
+FILES: Mapping[str, TypeAdapter[Any]] = {
+    "metrics.jsonl": EPOCHS,
+    "events.jsonl": EVENTS,
+    "timings.jsonl": TIMINGS,
+}
+
+Lines = Mapping[str, Sequence[BaseModel]]
+
+
+class EpochLines(NamedTuple):
+    """What is recorded of an epoch: a record for each replica that is still finite."""
+
+    records: Sequence[EpochRecord]
+    events: Sequence[Drop | Ending]
+    timing: Timing
 
 
 class Journal:
-    """The files of one run, and what stands in them."""
+    """The files of one run while it is trained."""
 
-    def __init__(self, run: RunDirectory, manifest: Manifest) -> None:
-        """Bring the files of a run to where its manifest is, be it a new run or an old one."""
-        self.run = run
-        if run.summary.exists():  # it is there when a run is done, and this one goes on
-            storage.remove_file(run.summary)
-        storage.make_folder(run.checkpoints)
-        for folder in (run.path, run.checkpoints):
+    def __init__(
+        self,
+        directory: RunDirectory,
+        resolved: Resolved,
+        environment: Environment,
+        previous: Checkpoint | None = None,
+    ) -> None:
+        """Bring the files of a run to the state of a checkpoint, or of a run before epoch 0."""
+        self.directory = directory
+        self._fields: dict[str, Any] = {
+            "settings": resolved.settings,
+            "origins": resolved.origins,
+            "environment": environment,
+        }
+        self.epoch = -1 if previous is None else previous.manifest.epoch
+        self._best = (-1, -np.inf)
+        if previous is not None:
+            self._best = (previous.manifest.best_epoch, previous.manifest.best_score)
+        if directory.summary.exists():  # a run that is done continues
+            storage.remove_file(directory.summary)
+        storage.make_folder(directory.checkpoints)
+        for folder in (directory.path, directory.checkpoints):
             storage.remove_leftovers(folder)
-        # What happened after the checkpoint is known from nowhere else; its drops happen again.
-        known = [event for event in manifest.events if isinstance(event, Notice)]
-        later = tuple(read_notices(run.events))[len(known) :]
-        self.manifest = manifest.model_copy(update={"events": (*manifest.events, *later)})
-        if not manifest.records or not _is_readable(run):  # else that of its beginning stays
-            text = manifest.environment.model_dump_json(indent=2)
-            storage.write_text(run.environment, text + "\n")
-        self.write_whole()
-        if self.manifest.records:
-            checkpoint.mend_best(run.checkpoints, self.manifest)
+        if previous is None or not _is_readable(directory):  # the first environment stays
+            text = environment.model_dump_json(indent=2)
+            storage.write_text(directory.environment, text + "\n")
+        self._digests = {name: self._cut(name, previous) for name in FILES}
+        if previous is not None:
+            checkpoint.mend_best(directory.checkpoints, previous.manifest)
 
-    def write_whole(self) -> None:
-        """Write the files of lines anew: what was only appended is on the disk at some time later.
+    def _cut(self, name: str, previous: Checkpoint | None) -> "_Digest":
+        """Remove what no checkpoint committed; keep notices, which nothing else has."""
+        path = self.directory.path / name
+        content = path.read_bytes() if path.exists() else None
+        size = 0 if previous is None else previous.manifest.files[name].num_bytes
+        whole = (content or b"")[:size]
+        if name == "events.jsonl":  # drops and endings happen again
+            later = _parse_events((content or b"")[size:])
+            whole += storage.as_lines(event for event in later if isinstance(event, Notice))
+        if whole != content:
+            storage.write_bytes(path, whole)
+        digest = _Digest()
+        digest.update(whole)
+        return digest
 
-        A run that is done is never mended, so it is done only after this.
-        """
-        storage.write_lines(self.run.metrics, self.manifest.records)
-        storage.write_lines(self.run.timings, self.manifest.timings)
-        storage.write_lines(self.run.events, self.manifest.events)
-
-    def commit(
-        self, records: Sequence[EpochRecord], timing: Timing, events: Sequence[Drop | Notice],
-        arrays: Mapping[str, np.ndarray],
-    ) -> None:  # fmt: skip
-        """Keep an epoch of all replicas: once this returns, only the loss of the disk undoes it."""
-        manifest = self.manifest.model_copy(
-            update={
-                "records": (*self.manifest.records, *records),
-                "timings": (*self.manifest.timings, timing),
-                "events": (*self.manifest.events, *events),
-            }
+    def commit(self, lines: EpochLines, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write an epoch of all replicas; after this only the loss of the disk undoes it."""
+        self._append("metrics.jsonl", lines.records)
+        self._append("events.jsonl", lines.events)
+        self._append("timings.jsonl", [lines.timing])
+        self.epoch = lines.records[0].epoch
+        score = fmean(record.score for record in lines.records)
+        if score > self._best[1]:
+            self._best = (self.epoch, score)
+        manifest = Manifest(
+            epoch=self.epoch,
+            best_epoch=self._best[0],
+            best_score=self._best[1],
+            files={name: digest.state() for name, digest in self._digests.items()},
+            **self._fields,
         )
-        checkpoint.save_checkpoint(self.run.checkpoints, Checkpoint(manifest, arrays))
-        self.manifest = manifest
-        storage.append_lines(self.run.metrics, records)
-        storage.append_lines(self.run.timings, [timing])
-        storage.append_lines(self.run.events, events)
+        checkpoint.save_checkpoint(self.directory.checkpoints, Checkpoint(manifest, arrays))
 
-    def note(self, notice: Notice) -> None:
-        """Write down what else happened."""
-        self.manifest = self.manifest.model_copy(update={"events": (*self.manifest.events, notice)})
-        storage.append_lines(self.run.events, [notice])
+    def note(self, event: Notice | Ending) -> None:
+        """Write what happens between two epochs."""
+        self._append("events.jsonl", [event])
+
+    def _append(self, name: str, records: Sequence[BaseModel]) -> None:
+        content = storage.as_lines(records)
+        if content:
+            storage.append_bytes(self.directory.path / name, content)
+            self._digests[name].update(content)
 
 
-def _is_readable(run: RunDirectory) -> bool:
-    with contextlib.suppress(RunError):
-        read_environment(run.environment)
-        return True
-    return False
+class _Digest:
+    """The length and SHA-256 of a file that grows."""
+
+    def __init__(self) -> None:
+        self._num_bytes = 0
+        self._sha256 = hashlib.sha256()
+
+    def update(self, content: bytes) -> None:
+        self._num_bytes += len(content)
+        self._sha256.update(content)
+
+    def state(self) -> FileState:
+        return FileState(num_bytes=self._num_bytes, sha256=self._sha256.hexdigest())
+
+
+def _is_readable(directory: RunDirectory) -> bool:
+    try:
+        read_environment(directory.environment)
+    except RunError:
+        return False
+    return True
+
+
+def _parse_events(content: bytes) -> list[Notice | Ending]:
+    """Return the notices and endings that were written after the last commit.
+
+    What cannot be parsed is left out: a crash may have torn it.
+    """
+    events = []
+    for line in content.splitlines():
+        with contextlib.suppress(ValidationError):
+            events.append(EVENTS.validate_json(line))
+    return [event for event in events if not isinstance(event, Drop)]
+
+
+RESTORE_HINT = (
+    "restore the file from a copy; the checkpoints are untouched, and nothing was deleted"
+)
+
+
+def verify(directory: RunDirectory, manifest: Manifest | None) -> Iterator[str]:
+    """Yield what is wrong with the files of a run, as of a checkpoint."""
+    for name in FILES if manifest is not None else ():
+        try:
+            read_committed(directory.path / name, manifest)
+        except RunError as error:
+            yield from error.problems
+
+
+def read_committed(path: Path, manifest: Manifest | None) -> tuple[bytes, bytes]:
+    """Read a file of ``FILES``: what the checkpoint committed, and the complete lines after it.
+
+    Without a manifest every complete line counts as committed. Raises ``RunError`` where the file
+    is not what was written.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}", hint=RESTORE_HINT) from error
+    complete = content[: content.rfind(b"\n") + 1]
+    if manifest is None:
+        return complete, b""
+    state = manifest.files[path.name]
+    committed = content[: state.num_bytes]
+    if hashlib.sha256(committed).hexdigest() != state.sha256:
+        what = "is damaged" if len(committed) == state.num_bytes else "was cut"
+        raise RunError(
+            f"{path} {what}: its first {state.num_bytes:,} bytes are not those that the "
+            f"checkpoint of epoch {manifest.epoch} was written with",
+            hint=RESTORE_HINT,
+        )
+    return committed, complete[state.num_bytes :]
+
+
+def read_lines(path: Path, manifest: Manifest | None) -> list[Any]:
+    """Read the committed records of a file of ``FILES``, and for events the notices after them.
+
+    Raises ``RunError`` with the number of a line that is damaged or of another version.
+    """
+    committed, rest = read_committed(path, manifest)
+    lines = committed.split(b"\n")[:-1]  # JSON may hold the other characters that end a line
+    records = [_parse_line(path, number, line) for number, line in enumerate(lines, start=1)]
+    return records + (_parse_events(rest) if path.name == "events.jsonl" else [])
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> Any:
+    written = FORMAT
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        written = json.loads(line).get("format", FORMAT)
+    if written != FORMAT:
+        raise RunError(
+            f"{path} line {number} is of another version: it has format {written}, and this "
+            f"version reads {FORMAT}",
+            hint="install the version that wrote it",
+        )
+    try:
+        return FILES[path.name].validate_json(line)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise RunError(
+            f"{path} line {number} is damaged: {problem['msg']}" + (place and f" at {place}"),
+            hint=RESTORE_HINT,
+        ) from error

@@ -1,22 +1,29 @@
 """A run, read from its folder: what every command that does not train works with."""
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from plateau_train.config import Settings
+from plateau_train.errors import ForeignCheckpointError, RunError
+from plateau_train.run import checkpoint, journal
+from plateau_train.run.checkpoint import Manifest
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import Environment, read_environment
-from plateau_train.run.history import read_histories
-from plateau_train.run.records import TIMINGS, History, Timing, read_notices, read_records
+from plateau_train.run.history import History, make_histories
+from plateau_train.run.records import Drop, Ending, EpochRecord, Notice, Timing
 
 State = Literal["running", "done", "failed", "stopped"]
+
+log = logging.getLogger("plateau_train")
 
 
 class Run:
     """The settings, histories and environment of a run, each read on first use.
 
-    Every property raises ``RunError`` where its file is missing or damaged.
+    ``metrics.jsonl``, ``events.jsonl`` and ``timings.jsonl`` are verified against the newest
+    checkpoint. Every property raises ``RunError`` where its file is missing or damaged.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
@@ -32,18 +39,49 @@ class Run:
         return self.directory.settings().settings
 
     @cached_property
-    def histories(self) -> list[History]:
-        """The replicas that have finished epoch 0, each with its epochs and drops."""
-        return read_histories(self.directory)
-
-    @cached_property
     def environment(self) -> Environment:
         return read_environment(self.directory.environment)
 
     @cached_property
+    def manifest(self) -> Manifest | None:
+        """The newest manifest that can be read; None for a run without checkpoints."""
+        problems = []
+        for path in checkpoint.candidates(self.directory.checkpoints):
+            try:
+                return checkpoint.read_manifest(path)
+            except ForeignCheckpointError:
+                raise
+            except RunError as error:
+                problems += error.problems
+        if problems:
+            log.warning(
+                "No checkpoint of %s can be read, so its metrics are not verified.", self.directory
+            )
+        return None
+
+    @cached_property
+    def records(self) -> list[EpochRecord]:
+        return journal.read_lines(self.directory.metrics, self.manifest)
+
+    @cached_property
+    def events(self) -> list[Drop | Ending | Notice]:
+        return journal.read_lines(self.directory.events, self.manifest)
+
+    @cached_property
     def timings(self) -> list[Timing]:
-        path = self.directory.timings
-        return read_records(path, TIMINGS, torn=True) if path.exists() else []
+        return journal.read_lines(self.directory.timings, self.manifest)
+
+    @cached_property
+    def histories(self) -> list[History]:
+        """The replicas that have finished epoch 0; raises ``RunError`` where there is none."""
+        seeds, path = self.settings.run.seeds, self.directory.metrics
+        histories = make_histories(seeds, self.records, self.events, path)
+        if not histories:
+            raise RunError(
+                f"{path} is empty: no epoch was finished",
+                hint=f"plateau-train resume {self.directory} begins it again",
+            )
+        return histories
 
     @property
     def state(self) -> State:
@@ -52,5 +90,5 @@ class Run:
             return "running"
         if self.directory.summary.exists():
             return "done"
-        *_, last = (None, *(notice.event for notice in read_notices(self.directory.events)))
+        *_, last = ("", *(event.event for event in self.events if isinstance(event, Notice)))
         return "failed" if last == "failed" else "stopped"

@@ -41,25 +41,24 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_lines(path: Path, records: Iterable[BaseModel]) -> None:
-    """Write a whole file of JSON lines."""
-    write_bytes(path, as_lines(records))
-
-
 def as_lines(records: Iterable[BaseModel]) -> bytes:
     """Write records as JSON, a line each."""
     return "".join(f"{record.model_dump_json()}\n" for record in records).encode()
 
 
-def append_lines(path: Path, records: Iterable[BaseModel]) -> None:
-    """Add JSON lines to a file, which need not exist yet. A crash can tear them."""
-    content = as_lines(records)
-    if not content:
-        return
+def append_bytes(path: Path, content: bytes) -> None:
+    """Append to a file and sync it; on an error the file keeps its old length. A crash can tear."""
     with _naming(path, needed=len(content)):
         descriptor = os.open(path, _APPEND, 0o666)
         try:
-            _write(descriptor, content)
+            size = os.fstat(descriptor).st_size
+            try:
+                _write(descriptor, content)
+                os.fsync(descriptor)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, size)
+                raise
         finally:
             os.close(descriptor)
 

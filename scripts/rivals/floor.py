@@ -83,7 +83,7 @@ def our_epoch(settings: config.Settings, train: Split) -> Work:
     """Train one epoch after the other as a run does, but all steps of it in one call."""
     mesh = loop.find_mesh(settings)
     program = Program.from_config(settings, num_classes=10, mesh=mesh)
-    seed, batch_size = np.uint32(settings.run.seed), settings.data.batch_size
+    seed, batch_size = np.uint32(settings.run.seeds[0]), settings.data.batch_size
     order = epoch_order(seed, 1, num_examples=len(train.labels), batch_size=batch_size, mesh=mesh)
     split = loop.on_device(train, mesh)
     state = put_everywhere(mesh, init_state(program, seed, (28, 28, 1)))

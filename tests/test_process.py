@@ -1,4 +1,4 @@
-"""What the world does to a program: signals, closed pipes, full disks, odd names and terminals."""
+"""Signals, closed pipes, full disks, unusual names and terminals do not damage a run."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ PROGRAM = f"{shlex.quote(sys.executable)} -m plateau_train"
 
 @pytest.fixture
 def shell(tmp_path):
-    """Run a line of shell in which plateau-train stands for this program."""
+    """Return a function that runs a shell command, in which plateau-train is this program."""
 
     def run(line, **environment):
         return subprocess.run(
@@ -37,8 +37,8 @@ def shell(tmp_path):
     return run
 
 
-def whole(tmp_path, epochs):
-    """Return the one run that was made, and hold that it is finished and sound."""
+def assert_finished(tmp_path, epochs):
+    """Check that there is one run, and that it is finished and undamaged."""
     (path,) = faults.runs_in(tmp_path)
     run = RunDirectory.open(path)
     assert run.summary.exists()
@@ -50,53 +50,53 @@ def whole(tmp_path, epochs):
 SMALL_RUN = f"plateau-train {shlex.join(SMALL)} --epochs=2"
 
 
-def test_a_reader_that_goes_away_does_not_end_the_training(shell, tmp_path):
-    ended = shell(f"{{ {SMALL_RUN}; echo code $? >&2; }} | head -n 1")
-    assert ended.stdout.startswith("epoch 0/2")
-    assert ended.stderr.endswith("code 0\n")
-    assert "Traceback" not in ended.stderr
-    whole(tmp_path, 2)
+def test_a_reader_that_closes_the_pipe_does_not_end_the_training(shell, tmp_path):
+    finished = shell(f"{{ {SMALL_RUN}; echo code $? >&2; }} | head -n 1")
+    assert finished.stdout.startswith("epoch 0/2")
+    assert finished.stderr.endswith("code 0\n")
+    assert "Traceback" not in finished.stderr
+    assert_finished(tmp_path, 2)
 
 
-def test_a_full_device_behind_stdout_does_not_end_the_training_but_is_told(shell, tmp_path):
-    ended = shell(f"{SMALL_RUN} > /dev/full")
-    assert ended.returncode == 5
-    *_, error, hint = ended.stderr.splitlines()
+def test_a_full_device_at_stdout_is_reported_when_the_training_is_done(shell, tmp_path):
+    finished = shell(f"{SMALL_RUN} > /dev/full")
+    assert finished.returncode == 5
+    *_, error, hint = finished.stderr.splitlines()
     assert error == "error: standard output could not be written: No space left on device"
     assert hint.startswith("hint: ")
-    whole(tmp_path, 2)
+    assert_finished(tmp_path, 2)
     assert shell("plateau-train config > /dev/full").returncode == 5
 
 
-def test_closed_descriptors_are_nobodys_files(shell, tmp_path):
+def test_closed_descriptors_are_not_used_for_other_files(shell, tmp_path):
     assert shell(f"{SMALL_RUN} <&- >&- 2>&-").returncode == 0
-    whole(tmp_path, 2)
+    assert_finished(tmp_path, 2)
     assert shell("plateau-train --patience=0 >&- 2>&-").returncode == 2
 
 
-def test_names_can_steer_neither_the_terminal_nor_the_markup(shell):
+def test_names_control_neither_the_terminal_nor_the_markup(shell):
     name = "r\x1b[31m [red]ü[/] x"
-    ended = shell(f"{SMALL_RUN} --runs-dir={shlex.quote(name)} --name='[b] é'", LC_ALL="C")
-    assert ended.returncode == 0, ended.stderr
-    printed = ended.stdout + ended.stderr
+    finished = shell(f"{SMALL_RUN} --runs-dir={shlex.quote(name)} --name='[b] é'", LC_ALL="C")
+    assert finished.returncode == 0, finished.stderr
+    printed = finished.stdout + finished.stderr
     assert "\x1b" not in printed
     assert "r\\x1b[31m [red]ü[/] x/" in printed
     latest = shlex.quote(f"{name}/latest")
     assert shell(f"plateau-train resume {latest} --check").returncode == 0
-    ended = shell(f"plateau-train resume {latest}")
-    assert "is done" in ended.stderr
-    assert "\x1b" not in ended.stderr
+    finished = shell(f"plateau-train resume {latest}")
+    assert "is done" in finished.stderr
+    assert "\x1b" not in finished.stderr
 
 
 @pytest.mark.parametrize("terminal", ["TERM=dumb", "stty cols 20;", "TERM=xterm NO_COLOR=1"])
-def test_no_terminal_is_too_poor(shell, tmp_path, terminal):
+def test_a_run_finishes_on_a_simple_terminal(shell, tmp_path, terminal):
     line = f"{terminal} {SMALL_RUN}".replace("plateau-train", PROGRAM)
     in_terminal = "import os, pty; print('code', os.waitstatus_to_exitcode(pty.spawn({})))"
     words = [sys.executable, "-c", in_terminal.format(["sh", "-c", line])]
-    ended = shell(f"{shlex.join(words)} < /dev/null")
-    assert "code 0" in ended.stdout
-    assert "2/2" in ended.stdout
-    whole(tmp_path, 2)
+    finished = shell(f"{shlex.join(words)} < /dev/null")
+    assert "code 0" in finished.stdout
+    assert "2/2" in finished.stdout
+    assert_finished(tmp_path, 2)
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,9 @@ def test_no_terminal_is_too_poor(shell, tmp_path, terminal):
     ],
 )
 def test_a_signal_ends_a_run_at_once_at_any_moment(tmp_path, number, after):
-    arguments = [sys.executable, "-m", "plateau_train", *SMALL, "--epochs=1000000"]
-    with subprocess.Popen(
-        arguments, cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as running:  # fmt: skip
+    program = [sys.executable, "-m", "plateau_train", *SMALL, "--epochs=1000000"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(program, cwd=tmp_path, text=True, **pipes) as running:
         assert running.stdout is not None
         for line in running.stdout:
             if line.startswith(after):
@@ -121,7 +119,7 @@ def test_a_signal_ends_a_run_at_once_at_any_moment(tmp_path, number, after):
         running.send_signal(number)
         started = time.monotonic()
         rest, _ = running.communicate(timeout=60)
-    # A second on an idle machine; its clock is not what is tested.
+    # It takes a second on an idle machine.
     assert time.monotonic() - started < 5
     assert running.returncode == 128 + number
     *_, error, hint = rest.splitlines()
@@ -138,9 +136,26 @@ def test_a_signal_ends_a_run_at_once_at_any_moment(tmp_path, number, after):
         assert f"stopped by {number.name}" in events
 
 
-def test_a_second_signal_does_not_wait(tmp_path):
-    arguments = [sys.executable, "-c", STUBBORN]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as running:
+# The grace period is a minute, and the main thread never checks for a signal.
+STUBBORN = """
+import sys, time
+from plateau_train.process import signals
+
+signals.install()
+with signals.graceful_shutdown(float(sys.argv[1])):
+    print("ready", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(("grace", "stderr"), [("60", None), ("0", "/dev/full")])
+def test_a_signal_ends_a_process_that_cannot_react_or_print(grace, stderr):
+    """A second signal ends the grace period; an error that cannot be printed is dropped."""
+    program = [sys.executable, "-c", STUBBORN, grace]
+    with (
+        open(stderr or os.devnull, "w") as errors,
+        subprocess.Popen(program, stdout=subprocess.PIPE, stderr=errors, text=True) as running,
+    ):
         assert running.stdout is not None
         assert running.stdout.readline() == "ready\n"
         started = time.monotonic()
@@ -151,20 +166,8 @@ def test_a_second_signal_does_not_wait(tmp_path):
         assert time.monotonic() - started < 50
 
 
-# Its grace is a minute, and its main thread never looks.
-STUBBORN = """
-import time
-from plateau_train.process import signals
-
-signals.install()
-with signals.graceful_shutdown(60):
-    print("ready", flush=True)
-    time.sleep(100)
-"""
-
-
-def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path):
-    # Not forked: this process may have threads of jax.
+def test_runs_that_start_at_once_get_different_folders(tmp_path):
+    # Not forked: this process may have threads of JAX.
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
         names = list(pool.map(faults.make_folder, [tmp_path / "runs"] * 100))
     assert len(set(names)) == 100

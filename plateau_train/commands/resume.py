@@ -1,0 +1,73 @@
+"""Continue a run exactly where it stopped, or verify it."""
+
+import contextlib
+import logging
+from functools import partial
+from pathlib import Path
+
+from plateau_train import plots
+from plateau_train.config import Resolved
+from plateau_train.process import cluster
+from plateau_train.report.progress import RunReport
+from plateau_train.run.directory import RunDirectory
+from plateau_train.training import setup
+from plateau_train.training.loop import Callbacks, RunTask, fit
+from plateau_train.training.setup import OpenedRun
+
+log = logging.getLogger("plateau_train")
+
+
+def resume(path: Path, overrides: Resolved) -> None:
+    """Continue a run from its newest sound checkpoint, or log that it is done.
+
+    Only explicit overrides count. Nothing is written before everything is settled. Raises as
+    ``setup.open_run``, and ``DataError`` for other data.
+    """
+    is_quiet = overrides.settings.run.quiet
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cluster.join(overrides.settings.cluster))
+        overrides = overrides.without_cluster()
+        opened: OpenedRun | None = None
+        with cluster.fail_together():
+            if cluster.is_leader():
+                opened = setup.open_run(RunDirectory.find(path), overrides, stack)
+        is_over = opened is not None and setup.is_done(opened)
+        resolved = setup.adopt(overrides, None if opened is None or is_over else opened.resolved)
+        if resolved is None:
+            if opened is not None:
+                _report_done(opened, is_quiet=is_quiet)
+            return
+        setup.pin_threads(resolved)
+        load = None
+        if opened is not None:
+            known = setup.known_data(opened)
+            load = partial(setup.load_data_again, opened.directory, before=known)
+        dataset, facts = setup.load_data(resolved.settings, load)
+        program = setup.make_program([resolved.settings], dataset)
+        task, callbacks = RunTask(resolved), Callbacks()
+        with cluster.fail_together():
+            if opened is not None:
+                setup.write_settings(opened.directory, resolved)
+                task = RunTask(resolved, opened.directory, opened.previous)
+                callbacks = RunReport(is_quiet=is_quiet)
+        with setup.safe_epoch_in_hints(task.directory):
+            fit([task], program, facts, callbacks, plots.save_run_plot)
+
+
+def check(path: Path, overrides: Resolved) -> None:
+    """Verify a run, change nothing, and print what is sound; raises as ``setup.check``."""
+    for line in setup.check(RunDirectory.find(path), overrides):
+        print(line)
+
+
+def _report_done(opened: OpenedRun, *, is_quiet: bool) -> None:
+    directory, epochs = opened.directory, opened.resolved.settings.run.epochs
+    log.info(
+        "%s is done, with all of its %d epochs; plateau-train resume %s --epochs %d goes further",
+        directory.path,
+        epochs,
+        directory,
+        2 * epochs,
+    )
+    if is_quiet:
+        print(directory.path)

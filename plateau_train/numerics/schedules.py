@@ -1,0 +1,85 @@
+"""What moves the scale: each schedule is a function of the step, and the plateau rule is one.
+
+The plateau rule runs beside every schedule, so that each run records what it would have observed.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float32, Integer
+
+from plateau_train.config import Settings
+
+Scalar = Float32[Array, ""]
+
+
+class Schedule(ABC):
+    """A static, hashable description of a schedule; steps are counted from 0."""
+
+    follows_rule = False  # whether the drops of the plateau rule are drops of the scale
+
+    @abstractmethod
+    def scale(self, step: Integer[Array, ""], rule_scale: Scalar, min_scale: Scalar) -> Scalar:
+        """Return the scale of a step; ``rule_scale`` is that of the plateau rule."""
+
+    def observes(self, step: Integer[Array, ""]) -> Bool[Array, ""] | bool:
+        """Return whether the plateau rule observes the metric of a step."""
+        return True
+
+
+@dataclass(frozen=True)
+class Plateau(Schedule):
+    """The scale of the plateau rule."""
+
+    follows_rule = True
+
+    def scale(self, step: Integer[Array, ""], rule_scale: Scalar, min_scale: Scalar) -> Scalar:
+        return rule_scale
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """A scale of 1."""
+
+    def scale(self, step: Integer[Array, ""], rule_scale: Scalar, min_scale: Scalar) -> Scalar:
+        return jnp.ones((), jnp.float32)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Half a cosine from 1 to the minimum scale."""
+
+    num_steps: int
+
+    def scale(self, step: Integer[Array, ""], rule_scale: Scalar, min_scale: Scalar) -> Scalar:
+        return jnp.float32(optax.cosine_decay_schedule(1.0, self.num_steps, min_scale)(step))
+
+
+@dataclass(frozen=True)
+class Step(Schedule):
+    """A multiplication by ``factor`` every ``interval`` steps, down to the minimum scale."""
+
+    interval: int
+    factor: float
+
+    def scale(self, step: Integer[Array, ""], rule_scale: Scalar, min_scale: Scalar) -> Scalar:
+        schedule = optax.exponential_decay(
+            1.0, self.interval, self.factor, staircase=True, end_value=min_scale
+        )
+        return jnp.float32(schedule(step))
+
+
+def make_schedule(settings: Settings, steps_per_epoch: int) -> Schedule:
+    """Return the schedule of some settings."""
+    epochs = settings.run.epochs
+    # An interval beyond the end of the run is never reached, and might not fit into 32 bits.
+    interval = min(settings.optimizer.step_epochs, epochs + 1) * steps_per_epoch
+    schedules: dict[str, Schedule] = {
+        "plateau": Plateau(),
+        "constant": Constant(),
+        "cosine": Cosine(epochs * steps_per_epoch),
+        "step": Step(interval, settings.plateau.factor),
+    }
+    return schedules[settings.optimizer.schedule]

@@ -1,0 +1,111 @@
+"""What a training is: ``Spec`` is static and hashable, ``Hyperparams`` is traced."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+from jaxtyping import Array, Float32, Int32, UInt32
+
+from plateau_train import config
+from plateau_train.numerics.model import MLP, make_model
+from plateau_train.numerics.plateau import PlateauRule
+from plateau_train.numerics.schedules import Schedule, make_schedule
+
+
+class Hyperparams(NamedTuple):
+    """What the replicas of one program can differ in: a row each, or the values of one."""
+
+    seed: UInt32[Array, "*replicas"]
+    learning_rate: Float32[Array, "*replicas"]
+    patience: Int32[Array, "*replicas"]
+    cooldown: Int32[Array, "*replicas"]
+    min_scale: Float32[Array, "*replicas"]
+
+    DTYPES = (np.uint32, np.float32, np.int32, np.int32, np.float32)
+
+    @classmethod
+    def from_settings(cls, runs: Sequence[config.Settings]) -> "Hyperparams":
+        """Return a row for each seed of each run."""
+        rows = [
+            (seed, run.optimizer.learning_rate, rule.patience, rule.cooldown, rule.min_scale)
+            for run in runs
+            for rule in [run.plateau]
+            for seed in run.run.seeds
+        ]
+        columns: Any = map(np.array, zip(*rows, strict=True), cls.DTYPES)
+        return cls(*columns)
+
+
+class Optimizer(NamedTuple):
+    """An optimizer of optax without its learning rate."""
+
+    name: config.OptimizerName
+    options: tuple[tuple[str, float], ...]
+
+    @classmethod
+    def from_settings(cls, settings: config.OptimizerSettings) -> "Optimizer":
+        options = {}
+        if settings.optimizer in config.DEFAULT_WEIGHT_DECAY:
+            options["weight_decay"] = settings.weight_decay
+        # A momentum of 0 would still need a buffer as large as the parameters.
+        if settings.optimizer in config.DEFAULT_MOMENTUM and settings.momentum > 0:
+            options["momentum"] = settings.momentum
+        return cls(settings.optimizer, tuple(options.items()))
+
+    def make(self, learning_rate: Float32[Array, ""] | float) -> optax.GradientTransformation:
+        """Return the optimizer at a learning rate.
+
+        Each of them multiplies by the learning rate last, so a scale of the learning rate is a
+        scale of the updates. A scale of Adam's gradients would have almost no effect.
+        """
+        return getattr(optax, self.name)(learning_rate, **dict(self.options))
+
+
+class StaticRule(NamedTuple):
+    """The arguments of the plateau rule that optax needs as numbers."""
+
+    factor: float
+    rtol: float
+    atol: float
+    accumulation_size: int
+
+
+class Spec(NamedTuple):
+    """Everything that is static when a training is compiled."""
+
+    model: MLP
+    optimizer: Optimizer
+    schedule: Schedule
+    static_rule: StaticRule
+    metric: config.Metric  # of an observation
+    split: config.Split  # that the rule observes: the steps of train, or evaluations
+    batch_size: int  # over all devices
+
+    @classmethod
+    def from_settings(
+        cls, settings: config.Settings, *, num_classes: int, steps_per_epoch: int
+    ) -> "Spec":
+        plateau = settings.plateau
+        return cls(
+            model=make_model(settings.model, num_classes),
+            optimizer=Optimizer.from_settings(settings.optimizer),
+            schedule=make_schedule(settings, steps_per_epoch),
+            static_rule=StaticRule(*(getattr(plateau, name) for name in StaticRule._fields)),
+            metric=plateau.metric,
+            split=plateau.split,
+            batch_size=settings.data.batch_size,
+        )
+
+    @property
+    def observes_steps(self) -> bool:
+        return self.split == "train"
+
+    def rule(self, hyperparams: Hyperparams) -> PlateauRule:
+        """Return the plateau rule with its traced arguments."""
+        return PlateauRule(
+            **self.static_rule._asdict(),
+            patience=hyperparams.patience,
+            cooldown=hyperparams.cooldown,
+            min_scale=hyperparams.min_scale,
+        )

@@ -1,0 +1,264 @@
+"""One training: its state, a step, the steps of an epoch, an evaluation, an observation.
+
+Every function is pure and written for one training, without a replica axis; ``replicas`` adds the
+axis, ``jit`` and the devices.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, Key, PyTree, UInt8
+from optax.contrib import ReduceLROnPlateauState
+
+from plateau_train import config
+from plateau_train.numerics.model import Params, init_params
+from plateau_train.numerics.plateau import Observation, as_loss
+from plateau_train.numerics.spec import Hyperparams, Spec
+
+# Streams of random numbers. Nothing random is carried from epoch to epoch: each key is derived
+# from (seed, stream, epoch), so any epoch can be repeated. Never renumber them.
+INIT_STREAM = 0
+SHUFFLE_STREAM = 1
+
+Seed = Integer[Array, ""] | np.unsignedinteger | int
+Step = Integer[Array, ""] | int
+Losses = Callable[[Float[Array, "n classes"], Int32[Array, " n"]], Float32[Array, " n"]]
+
+
+class Examples(NamedTuple):
+    """The images and labels of a batch, or of a whole split."""
+
+    images: UInt8[Array, "n height width channel"]
+    labels: Int32[Array, " n"]
+
+
+class Metrics(NamedTuple):
+    """Means over images: the loss in nats, the accuracy as a fraction."""
+
+    loss: Float32[Array, "*steps"]
+    accuracy: Float32[Array, "*steps"]
+
+    def observed(self, metric: config.Metric) -> Float32[Array, ""]:
+        """Return the value that the plateau rule observes."""
+        return as_loss(metric, getattr(self, metric))
+
+
+class StepRecord(NamedTuple):
+    """The results of a step; those of an epoch have a leading axis of steps."""
+
+    metrics: Metrics
+    observation: Observation | None  # None where the rule observes evaluations
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes."""
+
+    params: Params
+    opt_state: optax.OptState
+    plateau: ReduceLROnPlateauState
+    scale: Float32[Array, ""]  # of the last step, or of the next where an evaluation lowered it
+
+
+def derive_key(seed: Seed, stream: int, epoch: Step) -> Key[Array, ""]:
+    """Derive the key of one stream in one epoch."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), epoch)
+
+
+def init_state(
+    spec: Spec, hyperparams: Hyperparams, image_shape: tuple[int, int, int]
+) -> TrainState:
+    """Return the state before the first step."""
+    params = init_params(spec.model, derive_key(hyperparams.seed, INIT_STREAM, 0), image_shape)
+    opt_state = spec.optimizer.make(hyperparams.learning_rate).init(params)
+    return TrainState(params, opt_state, spec.rule(hyperparams).init(), jnp.ones((), jnp.float32))
+
+
+def epoch_order(
+    seed: Seed, epoch: Step, *, num_examples: int, batch_size: int
+) -> Int32[Array, "steps batch"]:
+    """Shuffle all examples into batches of indices; drop the last incomplete batch."""
+    num_steps = num_examples // batch_size
+    order = jax.random.permutation(derive_key(seed, SHUFFLE_STREAM, epoch), num_examples)
+    return order[: num_steps * batch_size].reshape(num_steps, batch_size)
+
+
+def predict(
+    spec: Spec, params: Params, images: UInt8[Array, "n height width channel"]
+) -> Float[Array, "n classes"]:
+    """Return the logits of images."""
+    return jnp.asarray(spec.model.apply({"params": params}, images))
+
+
+def training_losses(
+    logits: Float[Array, "n classes"], labels: Int32[Array, " n"]
+) -> Float32[Array, " n"]:
+    """Return the loss of each image that training minimizes, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def evaluation_losses(
+    logits: Float[Array, "n classes"], labels: Int32[Array, " n"]
+) -> Float32[Array, " n"]:
+    """Return the cross-entropy of each image, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def score(
+    spec: Spec, losses: Losses, params: Params, examples: Examples
+) -> tuple[Float32[Array, " n"], Bool[Array, " n"]]:
+    """Return the loss of each image, and whether its class has the largest logit."""
+    logits = predict(spec, params, examples.images)
+    return losses(logits, examples.labels), logits.argmax(axis=-1) == examples.labels
+
+
+def train_step(
+    spec: Spec, hyperparams: Hyperparams, state: TrainState, batch: Examples, step: Step
+) -> tuple[TrainState, StepRecord]:
+    """Take one optimizer step at the learning rate times the scale.
+
+    In the train modes the rule observes the metric of the step first, and a new scale already acts
+    on the step that closed the window, as in ``optax.chain(adam, reduce_on_plateau)``.
+    """
+
+    def mean_loss(params: Any) -> tuple[Array, Array]:
+        losses, hits = score(spec, training_losses, params, batch)
+        return losses.mean(), hits
+
+    (loss, hits), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    metrics = Metrics(loss, hits.mean())
+    plateau, observation = state.plateau, None
+    if spec.observes_steps:
+        plateau, observation = _observe(spec, hyperparams, plateau, metrics, step)
+    rule_scale = jnp.asarray(plateau.scale)
+    scale = spec.schedule.scale(jnp.asarray(step), rule_scale, hyperparams.min_scale)
+    optimizer = spec.optimizer.make(scale * hyperparams.learning_rate)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state, plateau, scale), StepRecord(metrics, observation)
+
+
+def _observe(
+    spec: Spec,
+    hyperparams: Hyperparams,
+    plateau: ReduceLROnPlateauState,
+    metrics: Metrics,
+    step: Step,
+) -> tuple[ReduceLROnPlateauState, Observation]:
+    """Give the rule a metric, unless the schedule does not observe at this step."""
+    observes = spec.schedule.observes(jnp.asarray(step))
+    observed = metrics.observed(spec.metric)
+    new_plateau, observation = spec.rule(hyperparams).observe(plateau, observed)
+    new_plateau = jax.tree.map(lambda new, old: jnp.where(observes, new, old), new_plateau, plateau)
+    is_complete = observation.is_complete & observes
+    return new_plateau, observation._replace(is_complete=is_complete)
+
+
+def empty_records(spec: Spec, num_steps: int) -> StepRecord:
+    """Return the arrays that ``train_steps`` fills in."""
+    zeros: Any = partial(np.zeros, num_steps)
+    metrics = Metrics(zeros(np.float32), zeros(np.float32))
+    if not spec.observes_steps:
+        return StepRecord(metrics, None)
+    dtypes = {"is_complete": np.bool_, "wait": np.int32}
+    columns = {name: zeros(dtypes.get(name, np.float32)) for name in Observation._fields}
+    return StepRecord(metrics, Observation(**columns))
+
+
+def train_steps(
+    spec: Spec,
+    hyperparams: Hyperparams,
+    state: TrainState,
+    records: StepRecord,
+    split: Examples,
+    order: Int32[Array, "steps batch"],
+    start: Step,
+    stop: Step,
+    epoch: Step,
+) -> tuple[TrainState, StepRecord]:
+    """Take the steps from ``start`` to before ``stop`` of an epoch, counted from 1.
+
+    The bounds are traced: one compilation serves every chunk of an epoch, and chunks leave the
+    bits unchanged. ``records`` gets the rows of these steps.
+    """
+    num_steps = len(order)
+
+    def body(index: Array, carry: tuple[TrainState, StepRecord]) -> tuple[TrainState, StepRecord]:
+        state, records = carry
+        batch = take(split, order[index])
+        step = (epoch - 1) * num_steps + index
+        state, record = train_step(spec, hyperparams, state, batch, step)
+        return state, jax.tree.map(lambda rows, row: rows.at[index].set(row), records, record)
+
+    return lax.fori_loop(start, stop, body, (state, records))
+
+
+def take(split: Examples, indices: Int32[Array, " batch"]) -> Examples:
+    """Gather the examples of a batch."""
+    return Examples(split.images[indices], split.labels[indices])
+
+
+def sum_batches(
+    split: Examples,
+    batches: Int32[Array, "batches batch"],
+    zeros: PyTree[Array],
+    tally: Callable[[Examples, Bool[Array, " n"]], PyTree[Array]],
+) -> PyTree[Array]:
+    """Sum ``tally(batch, mask)`` over batches of indices; indices beyond the split are masked."""
+    last = len(split.labels) - 1
+
+    def body(number: Array, sums: PyTree[Array]) -> PyTree[Array]:
+        indices = batches[number]
+        batch = take(split, jnp.minimum(indices, last))
+        return jax.tree.map(jnp.add, sums, tally(batch, indices <= last))
+
+    return lax.fori_loop(0, len(batches), body, zeros)
+
+
+def evaluate(
+    spec: Spec,
+    losses: Losses,
+    params: Params,
+    split: Examples,
+    batches: Int32[Array, "batches batch"],
+) -> Metrics:
+    """Score every image of a split once: sums under a mask, one division at the end."""
+
+    def tally(batch: Examples, mask: Array) -> tuple[Array, Array]:
+        values, hits = score(spec, losses, params, batch)
+        return jnp.where(mask, values, 0).sum(), (hits & mask).sum()
+
+    zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+    loss, hits = sum_batches(split, batches, zeros, tally)
+    return Metrics(loss / len(split.labels), hits / len(split.labels))
+
+
+def count_confusion(
+    spec: Spec, params: Params, split: Examples, batches: Int32[Array, "batches batch"]
+) -> Int32[Array, "classes classes"]:
+    """Count the images of each true class (rows) by predicted class (columns)."""
+
+    def tally(batch: Examples, mask: Array) -> Array:
+        predicted = predict(spec, params, batch.images).argmax(axis=-1)
+        return zeros.at[batch.labels, predicted].add(mask.astype(jnp.int32))
+
+    zeros = jnp.zeros((spec.model.num_classes,) * 2, jnp.int32)
+    return sum_batches(split, batches, zeros, tally)
+
+
+def observe_evaluation(
+    spec: Spec, hyperparams: Hyperparams, state: TrainState, metrics: Metrics, step: Step
+) -> tuple[TrainState, Observation]:
+    """Give the rule the evaluation after an epoch; ``step`` is the epoch's last one.
+
+    A new scale acts from the next step on.
+    """
+    plateau, observation = _observe(spec, hyperparams, state.plateau, metrics, step)
+    rule_scale = jnp.asarray(plateau.scale)
+    scale = spec.schedule.scale(jnp.asarray(step), rule_scale, hyperparams.min_scale)
+    return state._replace(plateau=plateau, scale=scale), observation

@@ -1,0 +1,156 @@
+"""A replay of the plateau rule in words, as a table and as JSON lines.
+
+``rules`` maps the name of each rule to its rows, one per value; the first one is the rule that
+training uses.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from plateau_train import config
+from plateau_train.numerics.replay import Row
+from plateau_train.report.console import Column
+from plateau_train.run.records import drop_reason
+from plateau_train.run.series import Series, lowers_by_time
+
+log = logging.getLogger("plateau_train")
+
+# The table shows all observations up to this number; of more only the drops and the last one.
+MAX_TABLE_ROWS = 1000
+
+# How many numbers of drops a sentence lists.
+MAX_LISTED = 20
+
+# Columns that a narrow terminal leaves out, the first one first: other columns imply them.
+DROP_ORDER = ("step", "best", "cooldown", "epoch")
+
+
+def describe_rule(rule: config.PlateauSettings) -> str:
+    """Write the settings of a rule in one line."""
+    windows = f", windows of {rule.accumulation_size:,}" if rule.accumulation_size > 1 else ""
+    floor = f", min scale {rule.min_scale:g}" if rule.min_scale > 0 else ""
+    return (
+        f"patience {rule.patience}, cooldown {rule.cooldown}, factor {rule.factor:g}, "
+        f"rtol {rule.rtol:g}, atol {rule.atol:g}{floor}{windows}"
+    )
+
+
+def describe_place(series: Series, row: Row) -> str:
+    """Write where a value was measured: in a run by epoch and step, otherwise by its number."""
+    if not series.positions:
+        return f"value {row.number}"
+    position = series.positions[row.number - 1]
+    return f"epoch {position.epoch}, after {position.step:,} steps"
+
+
+def describe_reason(series: Series, row: Row) -> str | None:
+    """Write why a value lowered the scale, or None if it did not."""
+    if not row.is_drop:
+        return None
+    return drop_reason(series.observed, row.mean, row.best, row.threshold, row.wait)
+
+
+def list_reasons(series: Series, rows: Sequence[Row]) -> list[str]:
+    """Write where and why each drop occurred."""
+    drops = (row for row in rows if row.is_drop)
+    return [f"{describe_place(series, row)}: {describe_reason(series, row)}" for row in drops]
+
+
+def report_counterfactual(series: Series, change: Row | None) -> None:
+    """Log where the replay first differs from the run; ``change`` is the first such value."""
+    because = "the recorded values come from a training at other rates"
+    if series.schedule is not None and lowers_by_time(series.schedule):
+        log.warning(
+            f"The whole replay is counterfactual: {because}, by --schedule {series.schedule}."
+        )
+    elif change is not None:
+        log.warning(
+            f"What follows value {change.number} ({describe_place(series, change)}) is "
+            "counterfactual: there the drops begin to differ from those of the run, and "
+            f"{because}."
+        )
+    elif series.drops:
+        log.info(f"all drops are those of the run: {len(series.drops)}")
+    else:
+        log.info("there is no drop, as in the run")
+
+
+def json_lines(series: Series, rules: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """Yield one JSON object per value; a value that lowered no scale has no reason."""
+    (_, rows), *others = rules.items()
+    for index, row in enumerate(rows):
+        has_best = math.isfinite(row.best)
+        values = {
+            "value": row.value,
+            "observation": row.mean if row.is_complete else None,
+            "best": row.best if has_best else None,
+            "to_beat": row.threshold if has_best else None,
+            "wait": row.wait,
+            "cooldown": row.cooldown,
+            "scale": row.scale,
+            "reason": describe_reason(series, row),
+        }
+        for name, table in others:
+            other = table[index]
+            values[name] = {"scale": other.scale, "reason": describe_reason(series, other)}
+        position = series.positions[index]._asdict() if series.positions else {}
+        yield json.dumps({"number": row.number, **position, **values})
+
+
+def table_columns(series: Series, rules: Mapping[str, Sequence[Row]]) -> list[Column]:
+    """Return the columns of a table with one row per observation."""
+    (name, rows), *others = rules.items()
+    size, patience = series.rule.accumulation_size, series.rule.patience
+    shown = [row for row in rows if row.is_complete]
+    if len(shown) > MAX_TABLE_ROWS:
+        log.info(f"of {len(shown):,} observations the table shows the drops and the last")
+        lowered = {row.number for table in rules.values() for row in table if row.is_drop}
+        shown = [row for row in shown if row.number in lowered or row is shown[-1]]
+    drops = (row.number for row in rows if row.is_drop)
+    drop_numbers = {value: f"{number}" for number, value in enumerate(drops, start=1)}
+    columns: dict[str, Callable[[Row], str]] = {
+        "number" if size == 1 else "numbers": lambda row: (
+            f"{row.number}" if size == 1 else f"{row.number - size + 1}-{row.number}"
+        ),
+        "epoch": lambda row: f"{series.positions[row.number - 1].epoch}",
+        "step": lambda row: f"{series.positions[row.number - 1].step:,}",
+        "value" if size == 1 else "mean": lambda row: f"{row.mean:.6g}",
+        "best": lambda row: f"{row.best:.6g}" if math.isfinite(row.best) else "",
+        "to beat": lambda row: f"{row.threshold:.6g}" if math.isfinite(row.best) else "",
+        "wait": lambda row: f"{row.wait}/{patience}",
+        "cooldown": lambda row: f"{row.cooldown}",
+        name: _show_scale,
+        "drop": lambda row: drop_numbers.get(row.number, ""),
+    }
+    for other, table in others:
+        columns[other] = lambda row, table=table: _show_scale(table[row.number - 1])
+    if not series.positions:
+        del columns["epoch"], columns["step"]
+    return [Column(title, [show(row) for row in shown]) for title, show in columns.items()]
+
+
+def describe_drops(series: Series, rules: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """Write each drop of the first rule with its reason, and the drops of each rule in one line."""
+    drops = [row for row in next(iter(rules.values())) if row.is_drop]
+    reasons = {
+        f"drop {number}": f"{describe_place(series, row)}: scale {row.scale_before:.6g} -> "
+        f"{row.scale:.6g}, because {describe_reason(series, row)}"
+        for number, row in enumerate(drops, start=1)
+    }
+    return reasons | {name: _summarize(table) for name, table in rules.items()}
+
+
+def _summarize(rows: Sequence[Row]) -> str:
+    numbers = [f"{row.number}" for row in rows if row.is_drop]
+    if not numbers:
+        return f"{rows[-1].scale:.6g} at the end, no drop"
+    count = f"{len(numbers)} drops at values" if len(numbers) > 1 else "1 drop at value"
+    listed = numbers if len(numbers) <= MAX_LISTED else [*numbers[:MAX_LISTED], "..."]
+    return f"{rows[-1].scale:.6g} at the end, {count} {', '.join(listed)}"
+
+
+def _show_scale(row: Row) -> str:
+    """Write the scale after a value, with an arrow where it was lowered."""
+    return f"{'-> ' if row.is_drop else ''}{row.scale:.6g}"

@@ -1,0 +1,79 @@
+"""Which replicas are still finite. Diverged replicas keep running, unrecorded."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from plateau_train.errors import NonFiniteLossError
+
+
+class Member(NamedTuple):
+    """A replica of a program: a replica of one of its runs."""
+
+    run: int
+    replica: int
+    seed: int
+    learning_rate: float
+
+
+class DivergenceMonitor:
+    """Finds the losses that are not finite, before the rule takes one for a plateau."""
+
+    def __init__(self, members: Sequence[Member], is_finite: Sequence[bool]) -> None:
+        self.is_finite = list(is_finite)
+        self._members = members
+        self._last_losses: list[float | None] = [None] * len(members)
+        self._problems: dict[int, str] = {}
+
+    def check_steps(
+        self, losses: Float32[np.ndarray, "replicas steps"], epoch: int, step: int
+    ) -> None:
+        """Check the losses of consecutive steps, the first of which is ``step``, from 1."""
+        for row, values in enumerate(losses):
+            finite = np.isfinite(values)
+            if not finite.all():
+                position = int(finite.argmin())
+                if position > 0:
+                    self._last_losses[row] = float(values[position - 1])
+                where = f"at epoch {epoch}, step {step + position:,}"
+                self._give_up(row, f"the training loss is {values[position]} {where}")
+            self._last_losses[row] = float(values[-1])
+        self._raise_if_none_is_left()
+
+    def check_evaluation(
+        self, losses: Mapping[str, Float32[np.ndarray, " replicas"]], epoch: int
+    ) -> None:
+        """Check the losses of each split after an epoch."""
+        for split, values in losses.items():
+            for row in np.flatnonzero(~np.isfinite(values)):
+                what = f"the {split} loss is {values[row]} at the end of epoch {epoch}"
+                self._give_up(int(row), what)
+        self._raise_if_none_is_left()
+
+    def take_problems(self) -> dict[int, str]:
+        """Return why replicas diverged since the last call, by their rows."""
+        problems, self._problems = self._problems, {}
+        return problems
+
+    def _give_up(self, row: int, problem: str) -> None:
+        if not self.is_finite[row]:
+            return
+        self.is_finite[row] = False
+        last = self._last_losses[row]
+        if last is not None:
+            problem += f"; the last finite training loss was {last:.4g}"
+        self._problems[row] = problem
+
+    def _raise_if_none_is_left(self) -> None:
+        """Raise ``NonFiniteLossError`` where every replica has diverged."""
+        if any(self.is_finite):
+            return
+        row, problem = list(self._problems.items())[-1]
+        member = self._members[row]
+        if len(self._members) > 1:
+            problem = f"seed {member.seed}: {problem}"
+        raise NonFiniteLossError(
+            problem, hint=f"train with a smaller --learning-rate than {member.learning_rate:g}"
+        )

@@ -1,0 +1,226 @@
+"""The replicas of one or several runs in one compiled program: devices, data, and one epoch."""
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float32
+
+from plateau_train.config import Settings
+from plateau_train.data.splits import Dataset
+from plateau_train.errors import ConfigError
+from plateau_train.numerics.mesh import BATCH_AXIS, make_mesh
+from plateau_train.numerics.plateau import Observation
+from plateau_train.numerics.replicas import Replicas
+from plateau_train.numerics.spec import Hyperparams
+from plateau_train.numerics.step import Metrics, StepRecord, TrainState, training_losses
+from plateau_train.process import cluster, signals
+from plateau_train.run.environment import identify_code
+from plateau_train.training.divergence import DivergenceMonitor, Member
+from plateau_train.training.memory import MemoryPlan, plan_memory
+from plateau_train.training.state import make_spec
+
+# An epoch is cut into chunks of about this duration: after each the progress is reported, losses
+# are checked and signals are handled. Chunks leave the bits unchanged.
+CHUNK_SECONDS = 0.25
+
+# Limit of the cache of compiled programs.
+COMPILED_BYTES = 100_000_000
+
+
+class EpochArrays(NamedTuple):
+    """The results of an epoch on the host; every array has a leading replica axis."""
+
+    metrics: dict[str, Metrics]  # by split
+    observation: Observation | None  # of steps, or of the evaluation; None for epoch 0
+    rule_scale: Float32[np.ndarray, " replicas"]  # before the epoch
+    state: TrainState
+    train_seconds: float
+    evaluate_seconds: float
+
+
+class Program:
+    """The replicas of runs that share a ``Spec`` and a data set, on the devices of a mesh."""
+
+    def __init__(self, runs: Sequence[Settings], dataset: Dataset) -> None:
+        """Prepare the devices; raises ``ConfigError`` where devices or memory do not suffice."""
+        first, num_examples = runs[0], len(dataset.train.labels)
+        self.runs, self.dataset = runs, dataset
+        self.members = [
+            Member(run, replica, seed, settings.optimizer.learning_rate)
+            for run, settings in enumerate(runs)
+            for replica, seed in enumerate(settings.run.seeds)
+        ]
+        self.steps_per_epoch = num_examples // first.data.batch_size
+        spec = make_spec(first, len(dataset.class_names), num_examples)
+        mesh = find_mesh(first, len(self.members))
+        self.memory: MemoryPlan = plan_memory(spec, len(self.members), mesh, dataset.image_shape)
+        self.replicas = Replicas(spec, Hyperparams.from_settings(runs), mesh)
+
+    def empty_state(self) -> TrainState:
+        """Return zeros on the host in the shapes of the state."""
+        shapes = jax.eval_shape(lambda: self.replicas.init(self.dataset.image_shape))
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def load(self, state: TrainState | None) -> None:
+        """Bring the data and a host state, or the state before the first step, to the devices."""
+        if state is None:
+            self._state = self.replicas.init(self.dataset.image_shape)
+        else:
+            self._state = self.replicas.put(state)
+        named = {"train": self.dataset.train, "val": self.dataset.val, "test": self.dataset.test}
+        self._splits = {
+            name: self.replicas.put_split(split)
+            for name, split in named.items()
+            if split is not None
+        }
+        self._chunk = 1
+        self._untrained: Metrics | None = None
+
+    def compile(self, *, is_untrained: bool) -> None:
+        """Compile everything that an epoch needs by taking no step of it.
+
+        Meanwhile the devices score the untrained network on the training images.
+        """
+        train = self._splits["train"]
+        if is_untrained:
+            self._untrained = self.replicas.evaluate(self._state.params, train, training_losses)
+        # Filled again in each epoch, in the same memory.
+        self._records: StepRecord = self.replicas.empty_records(self.steps_per_epoch)
+        self._take_steps(self.replicas.epoch_order(1, len(train.labels)), 0, 0, 1)
+
+    def run_epoch(
+        self,
+        epoch: int,
+        monitor: DivergenceMonitor,
+        on_chunk: Callable[[int, float], None],
+    ) -> EpochArrays:
+        """Train an epoch (none as epoch 0), evaluate, and give the rule the evaluation.
+
+        ``on_chunk`` gets the number of steps taken and the mean loss of the last one.
+        """
+        began = time.perf_counter()
+        rule_scale = cluster.gather(self._state.plateau.scale)
+        train, observation = self._untrained, None
+        if epoch > 0:
+            records = self._train(epoch, monitor, on_chunk)
+            # Every mini-batch has the same size.
+            train = Metrics(*(rows.mean(axis=1, dtype=np.float64) for rows in records.metrics))
+            observation = records.observation
+        trained = time.perf_counter()
+        scores = {
+            name: self.replicas.evaluate(self._state.params, split)
+            for name, split in self._splits.items()
+            if name != "train"
+        }
+        if epoch == 0:
+            train = cluster.gather(train)
+        metrics: dict[str, Metrics] = {"train": train} | cluster.gather(scores)
+        losses: dict[str, Any] = {name: scores.loss for name, scores in metrics.items()}
+        monitor.check_evaluation(losses, epoch)
+        if epoch > 0 and not self.replicas.spec.observes_steps:
+            observed = self.replicas.put(metrics[self.replicas.spec.split])
+            last_step = epoch * self.steps_per_epoch - 1
+            self._state, seen = self.replicas.observe_evaluation(self._state, observed, last_step)
+            observation = cluster.gather(seen)
+        state = cluster.gather(self._state)
+        seconds = time.perf_counter() - trained
+        return EpochArrays(metrics, observation, rule_scale, state, trained - began, seconds)
+
+    def _train(
+        self, epoch: int, monitor: DivergenceMonitor, on_chunk: Callable[[int, float], None]
+    ) -> StepRecord:
+        """Take the steps of an epoch in chunks; return their records on the host."""
+        num_steps, start = self.steps_per_epoch, 0
+        order = self.replicas.epoch_order(epoch, len(self._splits["train"].labels))
+        while start < num_steps:
+            began = time.perf_counter()
+            stop = min(start + self._chunk, num_steps)
+            self._take_steps(order, start, stop, epoch)
+            losses = cluster.gather(self._records.metrics.loss)[:, start:stop]
+            monitor.check_steps(losses, epoch, (epoch - 1) * num_steps + start + 1)
+            on_chunk(stop, fmean(losses[monitor.is_finite, -1].tolist()))
+            rate = (stop - start) / (time.perf_counter() - began)
+            # At most eight times the last: a short chunk says little about the rate.
+            chunk = max(1, min(int(rate * CHUNK_SECONDS), 8 * self._chunk, num_steps))
+            signal_number, self._chunk = cluster.agree(signals.received(), chunk)
+            if signal_number:
+                signals.stop(signal_number)
+            start = stop
+        return cluster.gather(self._records)
+
+    def _take_steps(self, order: jax.Array, start: int, stop: int, epoch: int) -> None:
+        self._state, self._records = self.replicas.train_steps(
+            self._state, self._records, self._splits["train"], order, start, stop, epoch
+        )
+
+    def describe_devices(self) -> str:
+        """Return the devices, equal ones as a number."""
+        mesh = self.replicas.mesh
+        if mesh.size == 1:
+            return self.device_names()[0]
+        kinds = Counter(f"{device.platform} ({device.device_kind})" for device in mesh.devices.flat)
+        shown = ", ".join(f"{number} x {kind}" for kind, number in kinds.items())
+        processes = f" in {jax.process_count()} processes" if cluster.is_multiprocess() else ""
+        return shown + processes
+
+    def device_names(self) -> list[str]:
+        devices = self.replicas.mesh.devices.flat
+        return [f"{device.platform}:{device.id} ({device.device_kind})" for device in devices]
+
+
+def find_mesh(settings: Settings, num_replicas: int) -> Mesh:
+    """Arrange all devices, or the first ``--devices`` of each process.
+
+    Raises ``ConfigError`` where there are fewer, or where they cannot share a batch evenly.
+    """
+    wanted = settings.run.devices
+    if wanted is not None and wanted > jax.local_device_count():
+        raise ConfigError(
+            f"--devices {wanted}, and there are {jax.local_device_count()} here: "
+            f"{', '.join(map(str, jax.local_devices()))}",
+            hint="leave --devices out to take them all",
+        )
+    devices = [
+        device
+        for process in range(jax.process_count())
+        for device in jax.local_devices(process)[:wanted]
+    ]
+    mesh = make_mesh(devices, num_replicas)
+    batch_size, num_sharing = settings.data.batch_size, mesh.shape[BATCH_AXIS]
+    rest = batch_size % num_sharing
+    if rest:
+        good = [size for size in (batch_size - rest, batch_size - rest + num_sharing) if size]
+        raise ConfigError(
+            f"--batch-size {batch_size} does not divide by the {num_sharing} devices that share "
+            "each batch",
+            hint=f"use --batch-size {' or '.join(map(str, good))}, or fewer --devices",
+        )
+    return mesh
+
+
+def enable_compilation_cache(cache_dir: Path) -> None:
+    """Let JAX keep compiled programs in the user's cache, apart for each processor.
+
+    JAX itself does not tell processors and numbers of threads apart. It compiles a damaged entry
+    again. In a cluster nothing is kept: only process 0 would write, and processes that compile
+    could wait for those that do not.
+    """
+    if cluster.is_multiprocess() or jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    folder = cache_dir.expanduser() / "compiled" / identify_code()
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
+    for key, value in {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_compilation_cache_max_size": COMPILED_BYTES,
+    }.items():
+        jax.config.update(key, value)

@@ -1,0 +1,150 @@
+"""The arrays of an epoch as records and drops."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from plateau_train.config import Settings
+from plateau_train.numerics.plateau import Observation, PlateauRule
+from plateau_train.run.journal import EpochLines
+from plateau_train.run.records import Drop, Ending, EpochRecord, ObservedValue, Timing
+from plateau_train.training.divergence import Member
+from plateau_train.training.program import EpochArrays, Program
+
+
+def make_lines(
+    program: Program,
+    run: int,
+    arrays: EpochArrays,
+    epoch: int,
+    is_finite: list[bool],
+    problems: dict[int, str],
+) -> EpochLines:
+    """Return what is recorded of an epoch of one run: a record for each finite replica.
+
+    ``problems`` says of replicas, by their rows, why they diverged in this epoch.
+    """
+    settings = program.runs[run]
+    records: list[EpochRecord] = []
+    events: list[Drop | Ending] = []
+    for row, member in enumerate(program.members):
+        if member.run != run:
+            continue
+        if is_finite[row]:
+            observed = list(_observations(arrays, row, epoch, program.steps_per_epoch))
+            records.append(_record(program, arrays, row, epoch, observed))
+            if program.replicas.spec.schedule.follows_rule:
+                scale = float(arrays.rule_scale[row])
+                events += _drops(member, settings, observed, scale, program.steps_per_epoch)
+            if epoch == settings.run.epochs:
+                message = f"epoch {epoch}, the last one"
+                events.append(make_ending(member, epoch, "epochs", message))
+        elif row in problems:
+            events.append(make_ending(member, epoch - 1, "diverged", problems[row]))
+    return EpochLines(records, events, _timing(program, arrays, epoch))
+
+
+def make_ending(
+    member: Member, epoch: int, reason: Literal["epochs", "diverged"], message: str
+) -> Ending:
+    """Return the ending of a replica whose last recorded epoch is ``epoch``."""
+    return Ending(
+        replica=member.replica, seed=member.seed, epoch=epoch, reason=reason, message=message
+    )
+
+
+def _timing(program: Program, arrays: EpochArrays, epoch: int) -> Timing:
+    """Return the run's share of the duration of an epoch."""
+    num_runs, batch_size = len(program.runs), program.replicas.spec.batch_size
+    num_images = program.steps_per_epoch * batch_size * len(program.members)
+    return Timing(
+        epoch=epoch,
+        train_seconds=arrays.train_seconds / num_runs,
+        evaluate_seconds=arrays.evaluate_seconds / num_runs,
+        samples_per_second=num_images / arrays.train_seconds if epoch else None,
+    )
+
+
+def _observations(
+    arrays: EpochArrays, row: int, epoch: int, steps_per_epoch: int
+) -> Iterator[tuple[int, Observation]]:
+    """Yield each complete observation of a replica with its step, counted from the run's start."""
+    if arrays.observation is None:
+        return
+    # Rows of the epoch's steps, or one of its evaluation.
+    rows: Any = (np.atleast_1d(column[row]) for column in arrays.observation)
+    columns = Observation(*rows)
+    last_step, num_rows = epoch * steps_per_epoch, len(columns.is_complete)
+    for index in np.flatnonzero(columns.is_complete).tolist():
+        step = last_step - num_rows + index + 1
+        yield step, Observation(*(column[index].item() for column in columns))
+
+
+def _drops(
+    member: Member,
+    settings: Settings,
+    observed: list[tuple[int, Observation]],
+    scale: float,
+    steps_per_epoch: int,
+) -> Iterator[Drop]:
+    """Yield the observations that lowered the scale; ``scale`` is that before the epoch."""
+    base, description = settings.optimizer.learning_rate, settings.plateau.describe_observation()
+    for step, observation in observed:
+        new_scale = float(observation.scale)
+        if new_scale < scale:
+            yield Drop(
+                replica=member.replica,
+                seed=member.seed,
+                epoch=-(-step // steps_per_epoch),
+                step=step,
+                position=step / steps_per_epoch,
+                scale_before=scale,
+                scale_after=new_scale,
+                learning_rate_before=base * scale,
+                learning_rate_after=base * new_scale,
+                observed=description,
+                value=float(observation.value),
+                best=float(observation.best),
+                to_beat=float(observation.threshold),
+                waited=int(observation.wait),
+            )
+        scale = new_scale
+
+
+def _record(
+    program: Program,
+    arrays: EpochArrays,
+    row: int,
+    epoch: int,
+    observed: list[tuple[int, Observation]],
+) -> EpochRecord:
+    """Return the metrics of a replica and the state of its rule after an epoch."""
+    member, plateau = program.members[row], arrays.state.plateau
+    rule = PlateauRule.from_settings(program.runs[member.run].plateau)
+    best: Any = np.asarray(plateau.best_value)[row]
+    has_best = bool(np.isfinite(best))
+    scale = float(arrays.state.scale[row])
+    scores: dict[str, Any] = {
+        f"{split}_{name}": float(values[row])
+        for split, metrics in arrays.metrics.items()
+        for name, values in metrics._asdict().items()
+    }
+    return EpochRecord(
+        replica=member.replica,
+        seed=member.seed,
+        epoch=epoch,
+        step=epoch * program.steps_per_epoch,
+        **scores,
+        scale=scale,
+        learning_rate=member.learning_rate * scale,
+        wait=int(np.asarray(plateau.plateau_count)[row]),
+        cooldown=int(np.asarray(plateau.cooldown_count)[row]),
+        best_value=float(best) if has_best else None,
+        to_beat=float(rule.threshold(jnp.asarray(best))) if has_best else None,
+        observations=tuple(
+            ObservedValue(step=step, value=float(observation.value))
+            for step, observation in observed
+        ),
+    )

@@ -1,0 +1,46 @@
+"""Score a checkpoint: loss and accuracy of each split, and the confusion matrix."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int32
+
+from plateau_train.data.splits import Dataset
+from plateau_train.numerics.mesh import make_mesh
+from plateau_train.numerics.replicas import Replicas
+from plateau_train.numerics.spec import Hyperparams
+from plateau_train.run.checkpoint import Checkpoint
+from plateau_train.training.state import make_spec, restore
+
+Confusion = Int32[np.ndarray, "classes classes"]
+
+
+class Score(NamedTuple):
+    """Loss in nats and accuracy as a fraction, over the images of a split."""
+
+    loss: float
+    accuracy: float
+    num_images: int
+
+
+def score(
+    checkpoint: Checkpoint, dataset: Dataset, replica: int
+) -> tuple[dict[str, Score], Confusion]:
+    """Score the held-out images, if there are any, and the test images.
+
+    All replicas are scored together, as during training, so that the sums have the same order.
+    """
+    settings = checkpoint.manifest.settings
+    spec = make_spec(settings, len(dataset.class_names), len(dataset.train.labels))
+    rows = Hyperparams.from_settings([settings])
+    replicas = Replicas(spec, rows, make_mesh(jax.devices()[:1], len(rows.seed)))
+    params = replicas.put(restore(checkpoint).params)
+    scores = {}
+    for name, split in (("val", dataset.val), ("test", dataset.test)):
+        if split is not None:
+            metrics = replicas.evaluate(params, replicas.put_split(split))
+            loss, accuracy = (float(values[replica]) for values in metrics)
+            scores[name] = Score(loss, accuracy, len(split.labels))
+    confusions = replicas.count_confusion(params, replicas.put_split(dataset.test))
+    return scores, np.asarray(confusions[replica])

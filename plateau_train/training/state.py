@@ -1,0 +1,56 @@
+"""The arrays of a training state by name, as checkpoints hold them, and back."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from plateau_train.config import Settings
+from plateau_train.errors import RunError
+from plateau_train.numerics.spec import Hyperparams, Spec
+from plateau_train.numerics.step import TrainState, init_state
+from plateau_train.run.checkpoint import Checkpoint
+
+
+def make_spec(settings: Settings, num_classes: int, num_examples: int) -> Spec:
+    """Return what is static in a training; ``num_examples`` are the training images."""
+    steps_per_epoch = num_examples // settings.data.batch_size
+    return Spec.from_settings(settings, num_classes=num_classes, steps_per_epoch=steps_per_epoch)
+
+
+def name_arrays(tree: Any) -> dict[str, Any]:
+    """Name every array of a state by its path, such as params/Dense_0/kernel."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def restore(checkpoint: Checkpoint) -> TrainState:
+    """Return the state of a checkpoint on the host, with its replica axis.
+
+    Raises ``RunError`` unless the names, shapes and types are those of the state that its settings
+    describe.
+    """
+    settings = checkpoint.manifest.settings
+    dataset = checkpoint.manifest.environment.dataset
+    spec = make_spec(settings, len(dataset.class_names), settings.data.batch_size)
+    rows = Hyperparams.from_settings([settings])
+    init = jax.vmap(partial(init_state, spec, image_shape=dataset.image_shape))
+    state = jax.eval_shape(init, rows)
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in name_arrays(state).items()}
+    present = {name: (array.shape, array.dtype) for name, array in checkpoint.arrays.items()}
+    for name in sorted(expected | present):
+        if present.get(name) != expected.get(name):
+            raise RunError(
+                f"the checkpoint of epoch {checkpoint.manifest.epoch} does not have the state that "
+                f"this version trains: {name} is {present.get(name)}, expected "
+                f"{expected.get(name)}",
+                hint="install the versions that environment.json names",
+            )
+    arrays = [checkpoint.arrays[name] for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(state), arrays)
+
+
+def concatenate(states: list[TrainState]) -> TrainState:
+    """Put the replicas of several runs behind each other."""
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *states)

@@ -1,0 +1,290 @@
+"""A grid of settings, each with all seeds: the plan, and training in as few programs as possible.
+
+A sweep is a folder with a plan and a run folder for each combination. Runs that differ only in
+traced settings are trained together in one program.
+"""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from plateau_train import config
+from plateau_train.config import SETTINGS, Resolved, Setting, Settings
+from plateau_train.data.splits import Dataset
+from plateau_train.errors import NonFiniteLossError, RunError, StorageError
+from plateau_train.numerics.spec import Spec
+from plateau_train.process import signals
+from plateau_train.run import checkpoint, journal, storage
+from plateau_train.run.checkpoint import Checkpoint
+from plateau_train.run.directory import SWEEP, RunDirectory
+from plateau_train.run.reader import Run
+from plateau_train.run.records import Ending
+from plateau_train.training import setup, state
+from plateau_train.training.loop import Callbacks, RunTask, SavePlot, fit
+
+log = logging.getLogger("plateau_train")
+
+LONGEST_NAME = 120  # of the folder of a run
+
+
+class SweepRun(BaseModel):
+    """One combination of values: the folder of its run, and its settings."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: str
+    settings: Settings
+    origins: dict[str, str]
+    fallback: str  # why its data replace others, or empty
+
+    @property
+    def resolved(self) -> Resolved:
+        return Resolved(self.settings, self.origins)
+
+
+class SweepPlan(BaseModel):
+    """Everything that a sweep is going to train."""
+
+    model_config = ConfigDict(frozen=True)
+
+    varied: tuple[str, ...]  # keys of the settings that have several values
+    metric: str  # that the results are sorted by
+    runs: tuple[SweepRun, ...]
+
+    @property
+    def varied_settings(self) -> list[Setting]:
+        return [setting for setting in SETTINGS if setting.key in self.varied]
+
+    def describe(self) -> str:
+        """Return how many runs there are, and the grid."""
+        grid = " x ".join(
+            f"{setting.flag} " + " ".join(dict.fromkeys(map(setting.text, self._values(setting))))
+            for setting in self.varied_settings
+        )
+        return f"{len(self.runs)} runs, {grid}" if grid else "1 run"
+
+    def _values(self, setting: Setting) -> list[object]:
+        return [run.resolved.value(setting) for run in self.runs]
+
+
+class LoadedDatasets:
+    """The data set that was loaded last."""
+
+    def __init__(self) -> None:
+        self._datasets: dict[config.DataSettings, Dataset] = {}
+
+    def load(self, settings: config.DataSettings) -> Dataset:
+        if settings not in self._datasets:
+            dataset = setup.load_new_data(settings).dataset
+            # The same under the name that it has from now on.
+            named = settings.model_copy(update={"dataset": dataset.name})
+            self._datasets = {settings: dataset, named: dataset}
+        return self._datasets[settings]
+
+
+def make_plan(sweep: config.Sweep, metric: str, datasets: LoadedDatasets) -> SweepPlan:
+    """Return the plan of a new sweep; raises where data, devices or memory do not suffice."""
+    runs: list[SweepRun] = []
+    programs: dict[Any, list[Settings]] = {}
+    for number, cell in enumerate(map(setup.localize, sweep.cells), start=1):
+        dataset = datasets.load(cell.settings.data)
+        setup.enable_compilation_cache(cell.settings.data.cache_dir)
+        named = setup.name_dataset(cell, dataset)
+        together = programs.setdefault(_program_key(named.settings), [])
+        together.append(named.settings)
+        setup.make_program(together, dataset)
+        runs.append(
+            SweepRun(
+                folder=_name_folder(number, named, sweep.varied),
+                settings=named.settings,
+                origins=named.origins,
+                fallback=dataset.fallback,
+            )
+        )
+    varied = tuple(setting.key for setting in sweep.varied)
+    return SweepPlan(varied=varied, metric=metric, runs=tuple(runs))
+
+
+def create_sweep(plan: SweepPlan, stack: contextlib.ExitStack) -> RunDirectory:
+    """Make the folder of a sweep, with its plan, and lock it until ``stack`` is closed."""
+    first = plan.runs[0]
+    name = first.settings.run.name or "sweep"
+    if any(run.fallback for run in plan.runs):
+        name += f"-{first.settings.data.dataset}"
+    directory = RunDirectory.create(first.settings.run.runs_dir.expanduser(), name)
+    stack.enter_context(directory.locked())
+    try:
+        storage.write_text(directory.path / SWEEP, plan.model_dump_json(indent=1) + "\n")
+    except StorageError:
+        directory.discard()
+        raise
+    return directory
+
+
+def read_plan(path: Path) -> SweepPlan:
+    """Read the plan of a sweep; raises ``RunError`` where it is damaged."""
+    try:
+        return SweepPlan.model_validate_json((path / SWEEP).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RunError(
+            f"{path / SWEEP} cannot be used: {str(error).splitlines()[0]}",
+            hint="restore the file from a copy, or train the sweep anew",
+        ) from error
+
+
+def merge_settings(plan: SweepPlan, overrides: Resolved, directory: RunDirectory) -> SweepPlan:
+    """Merge the settings of all runs with overrides; raises as ``config.merge``."""
+    runs = []
+    for run in plan.runs:
+        merged = config.merge(
+            run.resolved,
+            overrides,
+            problem=f"{directory.path}: a sweep continues with the settings that it began with",
+            hint="leave these out; one run of it can be continued alone, with more --epochs",
+            policy=config.sweep_policy,
+        )
+        update = {"settings": merged.settings, "origins": merged.origins}
+        runs.append(run.model_copy(update=update))
+    return plan.model_copy(update={"runs": tuple(runs)})
+
+
+def train_sweep(
+    directory: RunDirectory,
+    programs: Sequence[Sequence[RunTask]],
+    datasets: LoadedDatasets,
+    fallbacks: dict[str, str],
+    callbacks: Callbacks,
+    save_plot: SavePlot,
+) -> None:
+    """Train the programs of a sweep one after the other.
+
+    A program whose replicas all diverge does not end the others.
+    """
+    command = f"plateau-train resume {directory} continues it"
+    signals.set_hint(command)
+    for number, tasks in enumerate(programs, start=1):
+        names = ", ".join(task.directory.path.name for task in tasks if task.directory)
+        log.info("program %d of %d: %s", number, len(programs), names)
+        try:
+            _train_program(tasks, datasets, fallbacks, callbacks, save_plot)
+        except NonFiniteLossError as error:
+            log.warning("All seeds of %s diverged; the last: %s", names, error.problems[0])
+        except StorageError as error:
+            error.hint = f"make room or give access, then {command}"
+            raise
+
+
+def group_programs(directory: RunDirectory, plan: SweepPlan) -> list[list[RunTask]]:
+    """Return the runs that are left to train, those together that one program can train.
+
+    After a crash some runs of a program may be one epoch ahead: they go back to the epoch that
+    all of them have.
+    """
+    programs: dict[Any, list[RunTask]] = {}
+    for planned in plan.runs:
+        run = RunDirectory(directory.path / planned.folder)
+        if run.summary.exists() or _is_lost(run, planned) or _goes_further(run, planned):
+            continue
+        previous, problems = checkpoint.read_newest(run.checkpoints)
+        if run.config.exists():
+            setup.refuse_lost_run(run, previous, problems)
+        task = RunTask(planned.resolved, run, previous)
+        programs.setdefault(_program_key(planned.settings), []).append(task)
+    groups: dict[Any, list[RunTask]] = {}
+    for key, tasks in programs.items():
+        first = min(_epoch_of(task.previous) for task in tasks)
+        for task in tasks:
+            earlier = task._replace(previous=_go_back(first, task))
+            groups.setdefault((key, _epoch_of(earlier.previous)), []).append(earlier)
+    return list(groups.values())
+
+
+def _program_key(settings: Settings) -> Any:
+    """Return what the runs of one program have in common: all but the traced settings."""
+    spec = Spec.from_settings(settings, num_classes=0, steps_per_epoch=1)
+    return spec, settings.data, settings.run.epochs
+
+
+def _name_folder(number: int, resolved: Resolved, varied: Sequence[Setting]) -> str:
+    """Name the folder of a run by its number and by the values that vary."""
+    words = ",".join(
+        f"{setting.key}={setting.text(resolved.value(setting)).replace(',', 'x')}"
+        for setting in varied
+    )
+    return f"{number:03}-{words}"[:LONGEST_NAME].replace("/", "-").rstrip("-")
+
+
+def _goes_further(directory: RunDirectory, planned: SweepRun) -> bool:
+    """Return whether a run was resumed alone, with more epochs than the sweep has."""
+    with contextlib.suppress(RunError):
+        if directory.config.exists():
+            epochs = directory.settings().settings.run.epochs
+            if epochs > planned.settings.run.epochs:
+                log.warning(
+                    "%s has more epochs than the sweep: it is left as it is, and plateau-train "
+                    "resume %s continues it.",
+                    directory,
+                    directory,
+                )
+                return True
+    return False
+
+
+def _is_lost(directory: RunDirectory, planned: SweepRun) -> bool:
+    """Return whether all replicas of a run have diverged: they would diverge again."""
+    if not directory.events.exists():
+        return False
+    endings = [event for event in Run(directory).events if isinstance(event, Ending)]
+    diverged = {ending.replica for ending in endings if not ending.is_complete}
+    return len(diverged) == len(planned.settings.run.seeds)
+
+
+def _epoch_of(previous: Checkpoint | None) -> int:
+    return -1 if previous is None else previous.manifest.epoch
+
+
+def _go_back(epoch: int, task: RunTask) -> Checkpoint | None:
+    """Return the checkpoint of an earlier epoch, if it is kept and sound."""
+    if _epoch_of(task.previous) == epoch or task.directory is None:
+        return task.previous
+    if epoch < 0:
+        return None
+    with contextlib.suppress(RunError):
+        path = checkpoint.epoch_path(task.directory.checkpoints, epoch)
+        return checkpoint.read_checkpoint(path)
+    return task.previous
+
+
+def _train_program(
+    tasks: Sequence[RunTask],
+    datasets: LoadedDatasets,
+    fallbacks: dict[str, str],
+    callbacks: Callbacks,
+    save_plot: SavePlot,
+) -> None:
+    """Train some runs together; what cannot be continued is refused before anything is written."""
+    first = tasks[0]
+    dataset = datasets.load(first.resolved.settings.data)
+    assert first.directory is not None
+    dataset = replace(dataset, fallback=fallbacks[first.directory.path.name])
+    facts = setup.describe_data(dataset)
+    for task in tasks:
+        if task.previous is not None and task.directory is not None:
+            before = task.previous.manifest.environment.dataset
+            setup.refuse_other_data(task.directory, before, facts, dataset)
+            if damage := list(journal.verify(task.directory, task.previous.manifest)):
+                raise RunError(*damage, hint=journal.RESTORE_HINT)
+            state.restore(task.previous)
+    program = setup.make_program([task.resolved.settings for task in tasks], dataset)
+    with contextlib.ExitStack() as stack:
+        for task in tasks:
+            assert task.directory is not None
+            storage.make_folder(task.directory.path)
+            stack.enter_context(task.directory.locked())
+            setup.write_settings(task.directory, task.resolved)
+        fit(tasks, program, facts, callbacks, save_plot)
