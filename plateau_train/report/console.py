@@ -99,7 +99,7 @@ def configure_logging(*, is_quiet: bool = False) -> None:
     handler.emit = lambda record: _print(console, Text(printable(record.getMessage()), "dim"))
     log = logging.getLogger("plateau_train")
     log.setLevel(logging.INFO)
-    log.handlers = [handler]
+    log.handlers, log.propagate = [handler], False  # tensorflow-datasets configures the root logger
 
 
 class Report:

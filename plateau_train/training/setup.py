@@ -208,6 +208,7 @@ def load_again(
     run: RunDirectory, settings: config.DataSettings, before: DatasetFacts | None, report: Report
 ) -> tuple[Dataset, DatasetFacts]:
     """Load the data that a run began with, if it is known; raises ``DataError`` for other data."""
+    del report
     try:
         dataset = data.load(settings)
     except DataUnavailableError as error:
