@@ -1,6 +1,7 @@
 """Shapes and types in the signatures of the numerics are checked while the tests run."""
 
 import atexit
+import logging
 import os
 import shutil
 import subprocess
@@ -75,3 +76,14 @@ def small_run(tmp_path_factory):
     finished = command(*SMALL, "--epochs=6", cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return folder / "runs" / "latest"
+
+
+@pytest.fixture
+def messages():
+    """Collect the messages that the library logs, whether or not logging is configured."""
+    collected, log, handler = [], logging.getLogger("plateau_train"), logging.Handler()
+    handler.emit = lambda record: collected.append(record.getMessage())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield collected
+    log.removeHandler(handler)
