@@ -56,8 +56,8 @@ class RunError(PlateauTrainError):
     exit_code = 4
 
 
-class ForeignCheckpointError(RunError):
-    """A checkpoint that is whole, and that another version has written."""
+class ForeignRunError(RunError):
+    """A file of a run that is not damaged, and that another version has written."""
 
 
 class StorageError(PlateauTrainError):
