@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plateau_train import plots
-from plateau_train.config import SETTINGS, Settings
+from plateau_train.config import SETTINGS, Resolved, Settings
 from plateau_train.errors import ConfigError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table
@@ -148,9 +148,7 @@ def _best(history: History) -> EpochRecord:
 def _find_differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Return each run's values of the settings that affect results and are not the same in all."""
     values = {
-        setting.flag: [
-            setting.text(getattr(getattr(run.settings, setting.table), setting.key)) for run in runs
-        ]
+        setting.flag: [setting.text(Resolved(run.settings, {}).value(setting)) for run in runs]
         for setting in SETTINGS
         if setting.affects_results
     }
