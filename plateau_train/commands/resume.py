@@ -48,6 +48,7 @@ def resume(path: Path, overrides: Resolved) -> None:
         with cluster.fail_together():
             if opened is not None:
                 setup.write_settings(opened.directory, resolved)
+                setup.point_latest(opened.directory)
                 task = RunTask(resolved, opened.directory, opened.previous)
                 callbacks = RunReport(is_quiet=is_quiet)
         with setup.safe_epoch_in_hints(task.directory):

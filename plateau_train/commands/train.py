@@ -29,7 +29,9 @@ def train(resolved: Resolved) -> None:
         task, callbacks = RunTask(adopted), Callbacks()
         with cluster.fail_together():
             if cluster.is_leader():
-                task = RunTask(adopted, setup.create_run(adopted, dataset, stack))
+                directory = setup.create_run(adopted, dataset, stack)
+                setup.point_latest(directory)
+                task = RunTask(adopted, directory)
                 callbacks = RunReport(is_quiet=is_quiet)
         with setup.safe_epoch_in_hints(task.directory):
             fit([task], program, facts, callbacks, plots.save_run_plot)
