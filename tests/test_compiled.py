@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from conftest import SMALL
+from helpers import SMALL
 
 
 def train(folder):

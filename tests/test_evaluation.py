@@ -8,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL, command
+from helpers import SMALL, command
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_program import IMAGE_SHAPE, examples, make_program
 from test_run import RECORD

@@ -4,7 +4,7 @@ import contextlib
 import io
 
 import pytest
-from conftest import command
+from helpers import command
 from rich.console import Console
 from rich.text import Text
 from test_run import RECORD

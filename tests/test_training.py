@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SMALL
+from helpers import SMALL
 
 from plateau_train import config, data
 from plateau_train.config import RawValue, resolve

@@ -252,7 +252,10 @@ def read_run(
         scores, positions = read_evaluations(run, history, rule)
         values = as_losses(rule.metric, np.array(scores, np.float32)).tolist()
         size = rule.accumulation_size
-    observed, rule = rule.describe_observation(), rule.model_copy(update={"accumulation_size": size})
+    observed, rule = (
+        rule.describe_observation(),
+        rule.model_copy(update={"accumulation_size": size}),
+    )
     schedule = own.optimizer.schedule
     return Series(title, observed, values, rule, positions, history.drops, schedule)
 
