@@ -36,7 +36,7 @@ def _show(error: PlateauTrainError) -> None:
         signals.lock_output()
     if os.environ.get("PLATEAU_TRAIN_DEBUG") == "1":
         traceback.print_exception(error)
-    import_module("plateau_train.report.console").show_error(error)
+    import_module("plateau_train.report.console").print_error(error)
     if isinstance(error, InterruptedRunError | ClusterError):
         signals.exit_now(error.exit_code)
 

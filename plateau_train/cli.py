@@ -90,6 +90,9 @@ def _takes(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def call(context: typer.Context, config_file: Path | None, **values: Any) -> None:
+            from plateau_train.report.console import configure_logging
+
+            configure_logging()
             if context.invoked_subcommand is not None:
                 _refuse_flags_before(context)
                 return
@@ -270,34 +273,33 @@ def compare_runs(
     level: Annotated[
         float | None,
         typer.Option(
-            help="Test accuracy whose first epoch is told "
-            "[dim]\\[default: the highest that every training reaches][/dim]",
+            help="Report the first epoch that reaches this test accuracy "
+            "[dim]\\[default: the highest that every seed reaches][/dim]",
             metavar="ACCURACY",
         ),
     ] = None,
 ) -> None:
-    """Set runs beside each other: what each reached, and what the difference is worth.
+    """Compare runs, with 95 % confidence intervals.
 
-    A row a run; the differences from the first one with 95 % intervals; the settings that differ.
+    Prints the results of each run, the differences from the first one, and the settings that
+    differ.
     """
-    from plateau_train.commands import compare as comparing
-    from plateau_train.report.console import Report
+    from plateau_train.commands import compare
 
-    comparing.compare(runs, picture, level, Report())
+    compare.print_comparison(compare.compare(runs, level=level, picture=picture))
 
 
 @app.command()
 @_takes("runs_dir")
 def runs(resolved: Resolved) -> None:
-    """List the runs, the newest last: how far each came, how good it is, what became of it.
+    """List the runs, the newest last: epochs, accuracies and state of each.
 
-    The accuracies are those on the split beside them, the best one at its epoch. States: running,
-    done, failed, stopped (plateau-train resume continues it), damaged.
+    The accuracies are those on the images of the split beside them, the best one at its epoch.
+    States: running, done, failed, stopped (plateau-train resume continues it), damaged.
     """
-    from plateau_train.commands import runs as listing
-    from plateau_train.report.console import Report
+    from plateau_train.commands import runs
 
-    listing.show_runs(resolved.settings.run.runs_dir.expanduser(), Report())
+    runs.print_runs(runs.list_runs(resolved.settings.run.runs_dir.expanduser()))
 
 
 @app.command()
@@ -317,12 +319,14 @@ def evaluate(
 ) -> None:
     """Score a checkpoint again: loss and accuracy, each class, the confusion matrix.
 
-    Takes the run's own data: the test images, and those that were held out for validation.
+    Uses the run's own data: the test images, and those that were held out for validation.
     """
     from plateau_train.commands import evaluate
-    from plateau_train.report.console import Report
 
-    evaluate.evaluate_run(run, checkpoint, output, resolved, Report(), replica=replica)
+    evaluation = evaluate.evaluate_run(
+        run, resolved, which=checkpoint, replica=replica, output=output
+    )
+    evaluate.print_evaluation(evaluation)
 
 
 SCHEDULE_EXAMPLES = """\

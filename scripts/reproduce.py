@@ -24,11 +24,11 @@ from plateau_train.commands.plot import plot
 from plateau_train.config import SETTINGS
 from plateau_train.config.toml import to_toml
 from plateau_train.data import garments
-from plateau_train.report.console import Report
 from plateau_train.report.stats import difference
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import describe_processor
-from plateau_train.run.records import EPOCHS, MeanStd, read_drops, read_records
+from plateau_train.run.reader import Run
+from plateau_train.run.records import EPOCHS, MeanStd, best_of, read_drops, read_records
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -75,7 +75,7 @@ def main() -> None:
         for name, flags in SCHEDULES.items()
     ]
     rewrite("helps", helps_table(helps))
-    comparing.compare([run.path for run in helps], DOCS / "helps.png", None, Report())
+    comparing.compare([run.path for run in helps], picture=DOCS / "helps.png")
 
 
 def reference(runs_dir: Path, mode: str, seed: int, *more: str) -> RunDirectory:
@@ -105,36 +105,41 @@ def helps_table(runs: Sequence[RunDirectory]) -> str:
         "| which flatters by | drops |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    compared = comparing.read_runs([run.path for run in runs])
-    for name, run in zip(SCHEDULES, compared, strict=True):
-        figures = [comparing.Figures.of(history, level=1) for history in run.histories]
-        chosen = [one.chosen.test_accuracy for one in figures if one.chosen]
-        best = [one.best.test_accuracy for one in figures]
-        accuracies = run.finals("test_accuracy")
-        gain = difference(accuracies, compared[0].finals("test_accuracy"))
+    compared = {name: Run(run) for name, run in zip(SCHEDULES, runs, strict=True)}
+    accuracies, losses = (
+        {
+            name: {each.seed: getattr(each.records[-1], metric) for each in run.completed}
+            for name, run in compared.items()
+        }
+        for metric in ("test_accuracy", "test_loss")
+    )
+    baseline, *_ = SCHEDULES
+    for name, run in compared.items():
+        histories = run.completed
+        chosen = [best_of(each.records).test_accuracy for each in histories]
+        best = [max(record.test_accuracy for record in each.records) for each in histories]
         flattery = [high - honest for high, honest in zip(best, chosen, strict=True)]
-        drops = [len(history.drops) for history in run.histories]
+        drops = [len(history.drops) for history in histories]
         cells = (
             name,
-            f"{MeanStd.of(list(accuracies.values())):.4f}",
-            "" if run is compared[0] else str(gain),
-            f"{MeanStd.of(list(run.finals('test_loss').values())):.4f}",
+            f"{MeanStd.of(list(accuracies[name].values())):.4f}",
+            "" if name == baseline else str(difference(accuracies[name], accuracies[baseline])),
+            f"{MeanStd.of(list(losses[name].values())):.4f}",
             f"{MeanStd.of(chosen):.4f}",
             f"{MeanStd.of(best):.4f}",
             f"{MeanStd.of(flattery):.4f}",
             f"{MeanStd.of(drops):.1f}" if any(drops) else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    of = {name: run.finals("test_accuracy") for name, run in zip(SCHEDULES, compared, strict=True)}
-    gain = difference(of["test-loss"], of["val-loss"])
+    gain = difference(accuracies["test-loss"], accuracies["val-loss"])
     lines += [
         "",
         "The rule on the test loss itself ends above that on the held-out loss by a test accuracy "
         f"of {gain} (95 % interval).",
         "",
-        f"Means and standard deviations of {len(compared[0].histories)} seeds after "
-        f"{compared[0].last_epoch} epochs on Fashion-MNIST, of whose training images a tenth is "
-        f"held out; the differences are paired by seed. {made_by(runs[0])}",
+        f"Means and standard deviations of {len(accuracies[baseline])} seeds after "
+        f"{compared[baseline].last_epoch} epochs on Fashion-MNIST, of whose training images a "
+        f"tenth is held out; the differences are paired by seed. {made_by(runs[0])}",
     ]
     return "\n".join(lines)
 

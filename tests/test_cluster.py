@@ -10,7 +10,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SMALL, command
+from helpers import SMALL, command
 
 from plateau_train.process import cluster
 from plateau_train.run.records import EPOCHS, read_drops, read_records

@@ -4,25 +4,34 @@ import dataclasses
 import itertools
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from helpers import SMALL, command
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from rich.text import Text
 from test_program import IMAGE_SHAPE, examples, make_program
 from test_run import RECORD
 
 from plateau_train import config, data
 from plateau_train.commands import evaluate as evaluation
-from plateau_train.commands.evaluate import Score, evaluate_run, find_checkpoint
-from plateau_train.commands.plot import plot
+from plateau_train.commands.evaluate import (
+    Evaluation,
+    Score,
+    compare_scores,
+    evaluate_run,
+    find_checkpoint,
+    print_evaluation,
+    score_classes,
+)
 from plateau_train.config import RawValue
 from plateau_train.data.splits import Split
 from plateau_train.errors import ConfigError, DataError, RunError, StorageError
 from plateau_train.numerics import program as numerics
-from plateau_train.plots import heatmaps
-from plateau_train.report.console import Report
+from plateau_train.plots import heatmaps, panels
+from plateau_train.report.console import configure_logging
 from plateau_train.run import checkpoint, environment, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
@@ -45,7 +54,8 @@ def evaluate(monkeypatch):
 
     def call(run, which="best", output=None, **given):
         asked = config.resolve({key: RawValue(text, "flag") for key, text in given.items()})
-        evaluate_run(run.path, which, output, asked, Report())
+        configure_logging()
+        print_evaluation(evaluate_run(run.path, asked, which=which, output=output))
 
     return call
 
@@ -132,19 +142,20 @@ def test_the_held_out_images_are_scored_where_there_are_any(tmp_path, evaluate, 
 
 @pytest.mark.parametrize(("which", "epoch"), [("last", 6), ("6", 6), ("5", 5), ("0005", 5)])
 def test_a_checkpoint_is_chosen_by_a_word_or_by_its_epoch(copy, which, epoch):
-    assert find_checkpoint(copy, which, Report()).manifest.epoch == epoch
+    assert find_checkpoint(copy, which).manifest.epoch == epoch
 
 
 def test_the_best_checkpoint_is_found_under_its_epoch_too(copy):
-    best = find_checkpoint(copy, "best", Report()).manifest.epoch
+    best = find_checkpoint(copy, "best").manifest.epoch
     for path in copy.checkpoints.glob("epoch-*.npz"):
         path.unlink()
-    assert find_checkpoint(copy, f"{best}", Report()).manifest.epoch == best
+    assert find_checkpoint(copy, f"{best}").manifest.epoch == best
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_told(copy, capsys):
     checkpoint.epoch_path(copy.checkpoints, 6).write_bytes(b"damaged")
-    found = find_checkpoint(copy, "last", Report())
+    configure_logging()
+    found = find_checkpoint(copy, "last")
     assert found.manifest.epoch == 5
     told = capsys.readouterr().err
     assert "NOTICE: " in told
@@ -153,19 +164,19 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(copy, capsys):
 
 
 def test_an_epoch_that_is_not_kept_is_refused_with_those_that_are(copy):
-    best = find_checkpoint(copy, "best", Report()).manifest.epoch
+    best = find_checkpoint(copy, "best").manifest.epoch
     kept = ", ".join(map(str, sorted({*KEPT, best})))
     with pytest.raises(RunError, match=f"no checkpoint of epoch 1; sound are those of: {kept}$"):
-        find_checkpoint(copy, "1", Report())
+        find_checkpoint(copy, "1")
     checkpoint.epoch_path(copy.checkpoints, 5).write_bytes(b"damaged")
     with pytest.raises(RunError) as refused:
-        find_checkpoint(copy, "5", Report())
+        find_checkpoint(copy, "5")
     assert "epoch-000005.npz cannot be used" in refused.value.problems[1]
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(RunError, match="has no checkpoint"):
-        find_checkpoint(RunDirectory(tmp_path), "best", Report())
+        find_checkpoint(RunDirectory(tmp_path), "best")
 
 
 @pytest.mark.parametrize(
@@ -192,8 +203,8 @@ def test_no_other_word_names_a_checkpoint(copy, evaluate, which):
 def test_other_data_are_refused_as_a_resumed_run_refuses_them(copy, evaluate, monkeypatch):
     load = data.load
 
-    def other(settings):
-        dataset = load(settings)
+    def other(settings, *, say):
+        dataset = load(settings, say=say)
         test = Split(dataset.test.images, dataset.test.labels[::-1].copy())
         return dataclasses.replace(dataset, test=test)
 
@@ -207,7 +218,7 @@ def test_the_folder_of_the_data_can_be_given_and_nothing_else_of_the_settings(
 ):
     asked = []
 
-    def load(settings):
+    def load(settings, *, say):
         asked.append(settings)
         raise DataError("enough", hint="none")
 
@@ -216,7 +227,7 @@ def test_the_folder_of_the_data_can_be_given_and_nothing_else_of_the_settings(
         evaluate(copy, data_dir="/elsewhere", batch_size="7")
     with pytest.raises(DataError, match="enough"):
         evaluate(copy)
-    began = find_checkpoint(copy, "best", Report()).manifest.settings.data
+    began = find_checkpoint(copy, "best").manifest.settings.data
     assert [str(settings.data_dir) for settings in asked] == ["/elsewhere", str(began.data_dir)]
     assert {settings.batch_size for settings in asked} == {began.batch_size} == {50}
 
@@ -233,9 +244,10 @@ def test_the_folder_of_the_data_can_be_given_and_nothing_else_of_the_settings(
 def test_other_bits_are_told_and_another_accuracy_is_warned_of(
     capsys, small_run, loss, accuracy, quietly, loudly
 ):
-    manifest = find_checkpoint(RunDirectory(small_run), "best", Report()).manifest
+    manifest = find_checkpoint(RunDirectory(small_run), "best").manifest
     found = Checkpoint(manifest.model_copy(update={"records": (RECORD,)}), {})
-    evaluation._compare(found, {"test": Score(loss, accuracy, 300)}, Report(), is_replica=False)
+    configure_logging()
+    compare_scores(found, {"test": Score(loss, accuracy, 300)}, is_replica=False)
     told = capsys.readouterr().err
     assert told.startswith("test loss ") == quietly
     assert told.startswith("NOTICE: The test accuracy is ") == loudly
@@ -257,12 +269,12 @@ def test_a_run_that_cannot_be_written_to_leaves_its_pictures_in_the_working_dire
     monkeypatch.chdir(tmp_path / "here")
     evaluate(copy)
     assert "plot      copy-confusion.png" in capsys.readouterr().out
-    assert str(plot(copy.path, None, None)) == "copy-plot.png"
+    assert str(panels.plot_run(copy.path)) == "copy-plot.png"
     here = sorted(path.name for path in (tmp_path / "here").iterdir())
     assert here == ["copy-confusion.png", "copy-plot.png"]
     # Where it was asked for it must be, or nowhere.
     with pytest.raises(StorageError):
-        plot(copy.path, copy.path / "other.png", None)
+        panels.plot_run(copy.path, copy.path / "other.png")
     assert len(list((tmp_path / "here").iterdir())) == 2
 
 
@@ -274,33 +286,34 @@ def test_a_picture_that_cannot_be_written_is_refused_before_the_work(copy, evalu
 
 def test_a_class_without_images_or_without_hits_has_no_share():
     confusion = np.array([[3, 1, 0], [2, 0, 0], [0, 0, 0]], np.int32)
-    columns = evaluation.per_class(confusion, ["a", "b", "c"])
-    assert {column.title: list(column.cells) for column in columns} == {
-        "class": ["a", "b", "c"],
-        "images": ["4", "2", "0"],
-        "accuracy": ["0.7500", "0.0000", "-"],
-        "precision": ["0.6000", "0.0000", "-"],
-        "most often taken for": ["b (1)", "a (2)", "-"],
-    }
+    assert [tuple(result) for result in score_classes(confusion, ["a", "b", "c"])] == [
+        ("a", 4, 0.75, 0.6, "b (1)", (3, 1, 0)),
+        ("b", 2, 0.0, 0.0, "a (2)", (2, 0, 0)),
+        ("c", 0, None, None, None, (0, 0, 0)),
+    ]
 
 
+@pytest.mark.parametrize(
+    ("num_classes", "width", "shown"),
+    [
+        (20, 400, "class 0  class 1"),
+        (20, 120, "0 class 0"),
+        (20, 60, "of 20 classes is in the picture"),
+        (21, 400, "of 21 classes is in the picture"),
+    ],
+)
 def test_a_matrix_that_is_too_wide_has_numbers_for_names_or_is_left_to_the_picture(
-    monkeypatch, capsys
+    monkeypatch, capsys, num_classes, width, shown
 ):
-    names = [f"class {number}" for number in range(21)]
-    for num_classes, fits, shown in (
-        (20, lambda _: True, "class 0  class 1"),
-        (20, lambda columns: columns[1].title == "0", "0 class 0"),
-        (20, lambda _: False, "of 20 classes is in the picture"),
-        (21, lambda _: True, "of 21 classes is in the picture"),
-    ):
-        report = Report()
-        monkeypatch.setattr(report, "fits", fits)
-        confusion = np.eye(num_classes, dtype=np.int32)
-        evaluation._show_confusion(confusion, names[:num_classes], report)
-        printed = capsys.readouterr()
-        assert shown in printed.out + printed.err
-        assert ("true classes in rows" in printed.out) == ("picture" not in shown)
+    for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", f"{width}"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    names = [f"class {number}" for number in range(num_classes)]
+    classes = score_classes(np.eye(num_classes, dtype=np.int32), names)
+    configure_logging()
+    print_evaluation(Evaluation("run", "best", "data", {}, classes, Path("confusion.png")))
+    printed = capsys.readouterr()
+    assert shown in Text.from_ansi(printed.out + printed.err).plain
+    assert ("true classes in rows" in printed.out) == ("picture" not in shown)
 
 
 def drawn(num_classes, heading="run\nepoch 1", names=None):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import faults
 import numpy as np
 import pytest
-from conftest import SMALL, command
+from helpers import SMALL, command
 from matplotlib.figure import Figure
 from test_program import IMAGE_SHAPE, examples, make_program
 
@@ -24,7 +24,7 @@ from plateau_train.numerics.mesh import REPLICA_AXIS, make_mesh
 from plateau_train.numerics.program import Program
 from plateau_train.numerics.replicas import Ensemble, Solo, estimate_memory
 from plateau_train.plots import panels
-from plateau_train.report.console import Report
+from plateau_train.report.console import Report, configure_logging
 from plateau_train.run import environment
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.records import EPOCHS, EVENTS, best_of, read_drops, read_records
@@ -249,7 +249,7 @@ def test_the_more_trainings_there_are_the_fewer_of_them_fit_at_once(monkeypatch)
 
 
 def test_the_estimate_is_not_below_what_a_state_really_takes(trio):
-    found = evaluate.find_checkpoint(trio[0], "last", Report())
+    found = evaluate.find_checkpoint(trio[0], "last")
     sizes = {name: array.nbytes / 3 for name, array in found.arrays.items()}
     program = Program.from_config(small("unused").settings, num_classes=10)
     per_device, held = estimate_memory(program, (28, 28, 1))
@@ -317,7 +317,7 @@ def test_a_replica_that_diverges_is_told_and_left_out_and_the_others_go_on(
     last = [record.replica for record in history(run)[0] if record.epoch == 4]
     assert last == [0, 2]
     assert sum(event.event == "diverged" for event in read_records(run.events, EVENTS)) == 1
-    found = evaluate.find_checkpoint(run, "last", Report())
+    found = evaluate.find_checkpoint(run, "last")
     with pytest.raises(RunError, match=r"replica 1 \(seed 1\) had diverged by epoch 4"):
         evaluate.take_replica(found, 1)
 
@@ -408,7 +408,7 @@ def test_replicas_that_were_stopped_go_on_as_if_they_had_not_been(processes, pai
 
 def test_a_replicas_scores_are_those_that_were_recorded_for_it(trio, capsys):
     run, *_ = trio
-    found = evaluate.find_checkpoint(run, "last", Report())
+    found = evaluate.find_checkpoint(run, "last")
     settings = small("unused").settings
     dataset = data.load(settings.data)
     final = [record for record in history(run)[0] if record.epoch == 3]
@@ -421,7 +421,8 @@ def test_a_replicas_scores_are_those_that_were_recorded_for_it(trio, capsys):
     assert len({record.test_loss for record in final}) == 3
     best = best_of(final).replica
     said = "alone it is summed in another order than among the replicas, or the machine"
-    evaluate._compare(taken, {"test": scores["test"]._replace(loss=0.0)}, Report(), is_replica=True)
+    configure_logging()
+    evaluate.compare_scores(taken, {"test": scores["test"]._replace(loss=0.0)}, is_replica=True)
     assert said in capsys.readouterr().err
     _, which = evaluate.take_replica(found, None)
     assert which == f"replica {best}, seed {best}, the best of 3: "
@@ -429,7 +430,9 @@ def test_a_replicas_scores_are_those_that_were_recorded_for_it(trio, capsys):
 
 def test_evaluate_takes_the_best_replica_and_says_which(trio, tmp_path, capsys):
     run, *_ = trio
-    evaluate.evaluate_run(run.path, "last", tmp_path / "c.png", resolve({}), Report())
+    evaluate.print_evaluation(
+        evaluate.evaluate_run(run.path, resolve({}), which="last", output=tmp_path / "c.png")
+    )
     shown = capsys.readouterr()
     best = best_of([record for record in history(run)[0] if record.epoch == 3])
     assert f"replica {best.replica}, seed {best.replica}, the best of 3: last" in shown.out
@@ -438,7 +441,7 @@ def test_evaluate_takes_the_best_replica_and_says_which(trio, tmp_path, capsys):
 
 
 def test_a_replica_that_is_not_there_is_refused(trio):
-    found = evaluate.find_checkpoint(trio[0], "last", Report())
+    found = evaluate.find_checkpoint(trio[0], "last")
     with pytest.raises(ConfigError, match="--replica 3, and the run has 3, counted from 0"):
         evaluate.take_replica(found, 3)
     single, _ = evaluate.take_replica(found, 2)  # as a run of one training has it

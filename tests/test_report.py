@@ -1,38 +1,71 @@
-import io
+"""Terminal output: epochs, drops, log messages and errors, on a terminal and elsewhere."""
+
+import logging
+import sys
+from typing import NamedTuple
 
 import pytest
-from rich.console import Console
 from rich.text import Text
 from test_run import DROP, RECORD
 
 from plateau_train.errors import ConfigError
-from plateau_train.report import console as module
-from plateau_train.report.console import Report, printable, show_error
+from plateau_train.report.console import (
+    Column,
+    Table,
+    TrainingReport,
+    configure_logging,
+    fits_terminal,
+    print_error,
+    print_table,
+    printable,
+)
+from plateau_train.run.records import MeanStd
+
+logger = logging.getLogger("plateau_train")
+
+
+class Row(NamedTuple):
+    name: str
+    mean: MeanStd | None
+    counts: tuple[int, ...]
+
+
+ROWS = [
+    Row("one [/] two", MeanStd(0.5, 0.25, 3), (1234, 2)),
+    Row("\x1b[2J", None, (3, 4)),
+]
+COLUMNS = [
+    Column("name", "name", is_number=False),
+    Column("mean", "mean", ".2f"),
+    Column("counts", "first", ",", item=0),
+    Column("counts", "all", lambda counts: "+".join(map(str, counts))),
+]
 
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Let a report write to a terminal of a given width, and return what it wrote."""
+    """Let Rich take the captured output for a terminal of a given width."""
 
-    def make(width, *, quiet=False):
-        screen = io.StringIO()
+    def set_width(width):
+        for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", f"{width}"), ("TERM", "xterm")):
+            monkeypatch.setenv(name, value)
 
-        def console(**options):
-            options.pop("stderr", None)
-            return Console(file=screen, force_terminal=True, width=width, **options)
-
-        monkeypatch.setattr(module, "Console", console)
-        return Report(quiet=quiet), screen
-
-    return make
+    return set_width
 
 
-def tell(report, record=RECORD, drops=()):
-    report.epoch([record], drops, num_epochs=50, patience=5, num_trainings=1, seconds=3.14)
+def print_epoch(report, *records, drops=(), num_replicas=1):
+    report.epoch(
+        records or [RECORD],
+        drops,
+        num_replicas=num_replicas,
+        num_epochs=50,
+        patience=5,
+        seconds=3.14,
+    )
 
 
 def test_without_a_terminal_an_epoch_is_one_plain_line(capsys):
-    tell(Report(), RECORD.model_copy(update={"train_loss": 0.3121, "wait": 0}))
+    print_epoch(TrainingReport(), RECORD.model_copy(update={"train_loss": 0.3121, "wait": 0}))
     assert capsys.readouterr().out == (
         "epoch 1/50  train loss 0.3121 acc 0.5000  test loss 1.5000 acc 0.2500  scale 0.5  "
         "lr 0.005  wait 0/5, to beat 0.9999\n"
@@ -40,7 +73,7 @@ def test_without_a_terminal_an_epoch_is_one_plain_line(capsys):
 
 
 def test_without_a_terminal_a_drop_is_one_plain_line_however_long(capsys):
-    tell(Report(), drops=[DROP])
+    print_epoch(TrainingReport(), drops=[DROP])
     out = capsys.readouterr().out
     assert out.splitlines()[1] == DROP.describe()
     assert "\x1b" not in out
@@ -48,18 +81,19 @@ def test_without_a_terminal_a_drop_is_one_plain_line_however_long(capsys):
 
 def test_validation_and_cooldown_are_told_where_there_are_any(capsys):
     changes = {"val_loss": 0.7, "val_accuracy": 0.6, "cooldown": 2}
-    tell(Report(), RECORD.model_copy(update=changes))
+    print_epoch(TrainingReport(), RECORD.model_copy(update=changes))
     out = capsys.readouterr().out
     assert "val loss 0.7000 acc 0.6000" in out
     assert "cooldown 2" in out
 
 
-def test_a_row_fits_80_columns_and_has_its_titles_once(terminal):
-    report, screen = terminal(80)
+def test_a_row_fits_80_columns_and_has_its_titles_once(terminal, capsys):
+    terminal(80)
+    report = TrainingReport()
     small = {"scale": 0.00390625, "learning_rate": 3.90625e-05}
     for _ in range(3):
-        tell(report, RECORD.model_copy(update=small))
-    lines = Text.from_ansi(screen.getvalue()).plain.splitlines()
+        print_epoch(report, RECORD.model_copy(update=small))
+    lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
     lines = [line for line in lines if line.strip()]
     assert sum("train loss" in line for line in lines) == 1
     assert len(lines) == 4
@@ -68,10 +102,13 @@ def test_a_row_fits_80_columns_and_has_its_titles_once(terminal):
 
 
 @pytest.mark.parametrize("width", [200, 80, 40])
-def test_with_validation_a_narrow_terminal_goes_without_what_follows_from_the_rest(terminal, width):
-    report, screen = terminal(width)
-    tell(report, RECORD.model_copy(update={"val_loss": 0.7, "val_accuracy": 0.6}))
-    titles, row = Text.from_ansi(screen.getvalue()).plain.splitlines()[:2]
+def test_with_validation_a_narrow_terminal_goes_without_what_follows_from_the_rest(
+    terminal, capsys, width
+):
+    terminal(width)
+    report = TrainingReport()
+    print_epoch(report, RECORD.model_copy(update={"val_loss": 0.7, "val_accuracy": 0.6}))
+    titles, row = Text.from_ansi(capsys.readouterr().out).plain.splitlines()[:2]
     assert len(titles) == len(row) <= width
     for title in ("train loss", "val loss", "test loss", "wait"):
         assert title in titles
@@ -79,18 +116,20 @@ def test_with_validation_a_narrow_terminal_goes_without_what_follows_from_the_re
     assert ("to beat" in titles) == (width >= 80)
 
 
-def test_a_drop_is_marked_under_its_row_on_a_terminal(terminal):
-    report, screen = terminal(200)
-    tell(report, drops=[DROP])
-    assert "drop in epoch 11, after 4,800 steps" in screen.getvalue()
+def test_a_drop_is_marked_under_its_row_on_a_terminal(terminal, capsys):
+    terminal(200)
+    report = TrainingReport()
+    print_epoch(report, drops=[DROP])
+    assert "drop in epoch 11, after 4,800 steps" in capsys.readouterr().out
 
 
 def test_a_quiet_run_prints_its_folder_and_nothing_else(capsys, tmp_path):
-    report = Report(quiet=True)
-    report.say("reading")
+    configure_logging(is_quiet=True)
+    report = TrainingReport(is_quiet=True)
+    logger.info("reading")
     report.header({"data": "x"})
     report.start_epoch(1, 50, 10)
-    tell(report, drops=[DROP])
+    print_epoch(report, drops=[DROP])
     report.end({"done": "x"}, tmp_path)
     captured = capsys.readouterr()
     assert captured.out == f"{tmp_path}\n"
@@ -98,12 +137,114 @@ def test_a_quiet_run_prints_its_folder_and_nothing_else(capsys, tmp_path):
 
 
 def test_a_notice_is_shown_even_when_quiet(capsys):
-    Report(quiet=True).warn("not the real data", "get them")
+    configure_logging(is_quiet=True)
+    logger.warning("not the real data\nget them")
     assert capsys.readouterr().err == "NOTICE: not the real data\nNOTICE: get them\n"
 
 
 def test_foreign_text_cannot_steer_the_terminal_nor_be_taken_for_markup(capsys):
     assert printable("a\x1b[31m\nb[/]") == "a\\x1b[31m\\nb[/]"
-    show_error(ConfigError("bad [/] name \x1b[2J", hint="[bold]try[/bold]"))
+    print_error(ConfigError("bad [/] name \x1b[2J", hint="[bold]try[/bold]"))
     err = capsys.readouterr().err
     assert err == "error: bad [/] name \\x1b[2J\nhint: [bold]try[/bold]\n"
+
+
+def test_a_table_without_a_terminal_is_one_plain_line_a_row(capsys):
+    print_table(Table(ROWS, COLUMNS, "a [caption]", ("mean",)))
+    assert capsys.readouterr().out == (
+        "\n"
+        "a [caption]\n"
+        "name                mean  first     all\n"
+        "one [/] two  0.50 ± 0.25  1,234  1234+2\n"
+        "\\x1b[2J                -      3     3+4\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "titles", "gap", "num_lines"),
+    [
+        (39, ["name", "mean", "first", "all"], "  ", 3),
+        (38, ["name", "mean", "first", "all"], " ", 3),
+        (35, ["name", "first", "all"], "  ", 3),
+        (20, ["name", "first", "all"], " ", 4),
+    ],
+)
+def test_a_narrow_terminal_omits_columns_and_then_folds_words(
+    terminal, capsys, width, titles, gap, num_lines
+):
+    terminal(width)
+    table = Table(ROWS, COLUMNS, drop_order=("mean",))
+    print_table(table)
+    head, *rows = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    assert head.split() == titles
+    assert head.endswith(f"first{gap}   all")
+    assert 1 + len(rows) == num_lines
+    assert max(map(len, rows)) <= width
+    assert fits_terminal(table) == (width >= 36)
+
+
+def test_each_table_fits_where_there_is_no_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10")
+    assert fits_terminal(Table(ROWS, COLUMNS))
+
+
+def test_a_second_handler_replaces_the_first(capsys):
+    configure_logging(is_quiet=True)
+    configure_logging()
+    logger.info("reading [/] \x1b\n")
+    logger.warning("once")
+    assert capsys.readouterr() == ("", "reading [/] \\x1b\\n\nNOTICE: once\n")
+
+
+def test_a_warning_is_a_panel_on_a_terminal(terminal, capsys):
+    terminal(40)
+    configure_logging()
+    logger.warning("not the real data\nget them")
+    lines = Text.from_ansi(capsys.readouterr().err).plain.splitlines()
+    assert len(lines) == 4
+    assert "NOTICE" in lines[0]
+    assert "│ get them" in lines[2]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_warning_during_an_epoch_is_printed_above_the_bar_or_to_the_log_file(
+    terminal, capsys, monkeypatch, is_terminal
+):
+    terminal(80)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    configure_logging()
+    report = TrainingReport()
+    report.start_epoch(1, 50, 10)
+    logger.warning("diverged")
+    report.close()
+    above_the_bar, log = map(Text.from_ansi, capsys.readouterr())
+    assert ("│ diverged" in above_the_bar.plain) == is_terminal
+    assert ("│ diverged" in log.plain) == (not is_terminal)
+
+
+def test_of_several_replicas_means_and_deviations_are_printed(terminal, capsys):
+    records = [
+        RECORD.model_copy(update={"test_loss": loss, "scale": scale, "learning_rate": scale / 100})
+        for loss, scale in ((1.0, 1.0), (2.0, 0.25))
+    ]
+    print_epoch(TrainingReport(), *records, drops=[DROP], num_replicas=3)
+    line, drop = capsys.readouterr().out.splitlines()
+    assert "test loss 1.5000 ± 0.7071 acc" in line
+    assert line.endswith("  scale 0.25 to 1  lr 0.0025 to 0.01")
+    assert drop == f"replica 0: {DROP.describe()}"
+    terminal(200)
+    print_epoch(TrainingReport(), *records, num_replicas=3)
+    titles, row = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    assert titles.split() == [
+        *("epoch", "train", "loss", "±", "acc", "±", "test", "loss", "±", "acc", "±"),
+        *("scale", "lowest", "time"),
+    ]
+    assert row.split()[5:7] == ["1.5000", "0.7071"]
+    assert row.split()[-3:] == ["1", "0.25", "3.1s"]
+
+
+def test_the_values_of_an_epoch_are_below_their_titles(terminal, capsys):
+    terminal(80)
+    TrainingReport().epoch([RECORD], [], num_replicas=1, num_epochs=6, patience=5, seconds=1)
+    titles, row = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    assert titles.index("test loss") + len("test loss") == row.index("1.5000") + len("1.5000")

@@ -1,318 +1,314 @@
-"""Runs beside each other: what each reached, and what the difference is worth."""
+"""Compare runs: their results, the differences with confidence intervals, and their settings."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import TypeAdapter
-
-from plateau_train.config import SETTINGS, Setting, Settings
+from plateau_train import plots
+from plateau_train.config import SETTINGS, Setting, Settings, as_text
 from plateau_train.errors import ConfigError
-from plateau_train.report.console import Column, Report, printable
-from plateau_train.report.stats import CONFIDENCE, difference
-from plateau_train.run.directory import RunDirectory
-from plateau_train.run.history import History, completed, read_histories
-from plateau_train.run.records import EpochRecord, MeanStd, Timing, best_record, read_records
+from plateau_train.report import console
+from plateau_train.report.console import MISSING, Column, Table
+from plateau_train.report.stats import CONFIDENCE, Difference, difference
+from plateau_train.run.history import History
+from plateau_train.run.reader import Run
+from plateau_train.run.records import EpochRecord, MeanStd, best_record
 
-TIMINGS = TypeAdapter(Timing)
+logger = logging.getLogger("plateau_train")
 
-# Two accuracies that differ by less are shares of the same number of images.
+# Accuracies are fractions of the same number of images: a smaller difference is rounding.
 ROUNDING = 1e-6
 
-# Settings of which no result depends on, but for the last bits.
-CIRCUMSTANCES = {
-    *("data_dir", "cache_dir", "name", "runs_dir", "quiet", "threads", "devices", "seed"),
-    *(knob.key for knob in SETTINGS if knob.table == "cluster"),
+# Until every setting says whether it affects results.
+_CIRCUMSTANCES = {
+    "data_dir",
+    "cache_dir",
+    "name",
+    "runs_dir",
+    "quiet",
+    "threads",
+    "devices",
+    "seed",
 }
 
-# What runs should have in common to be compared, in the words for when they have not.
+# What compared runs should have in common, and how a warning says that they do not.
 SHARED: Mapping[str, Callable[[Settings], object]] = {
     "on different data sets": lambda settings: settings.data.dataset,
     "scored on different test images": lambda settings: settings.data.test_examples or "all",
     "of different lengths in epochs": lambda settings: settings.run.epochs,
 }
 
-NONE = "-"
-
-BY_VAL = "by val"
-WORDS = ("run", "rule", "in epochs")  # the others are numbers
-
-# Columns that a narrow terminal goes without, the first one first.
+# Columns of the results that a narrow terminal omits.
 DROP_ORDER = ("in epochs", "seconds", "rule", "seeds", "drops", "at")
 
 
-class Compared(NamedTuple):
-    """A run, a short name of it that no other one has, and what is known of it."""
+class ComparedRun(NamedTuple):
+    """What a run achieved, over the seeds that reached its last epoch.
 
-    name: str
-    run: RunDirectory
-    settings: Settings
-    histories: Sequence[History]  # without those that ended before the others
-    num_early: int  # how many did
+    Accuracies are those on the test images. Epochs count from 1, and 0 is the untrained network.
+    What does not apply is None.
+    """
+
+    name: str  # that no other one has
+    rule: str
+    num_seeds: int
+    best: MeanStd
+    best_epoch: MeanStd
+    best_by_val: MeanStd | None  # accuracy at the epoch that is best on the validation images
+    final: MeanStd
+    num_drops: MeanStd | None
+    drop_epochs: tuple[tuple[int, ...], ...]  # of each seed
     seconds: float | None
+    level_epochs: tuple[int | None, ...]  # the first epoch at the level or above, of each seed
+    settings: Mapping[str, str]  # flags and values of the settings that differ between the runs
+    accuracy_difference: Difference | None  # from the first run, after the last epoch
+    loss_difference: Difference | None
 
     @property
-    def last_epoch(self) -> int:
-        return self.histories[0].records[-1].epoch
+    def command_line(self) -> str:
+        return "  ".join(f"{flag} {value}" for flag, value in self.settings.items())
 
-    def finals(self, metric: str) -> dict[int, float]:
-        """Return a metric of the last epoch for each seed."""
-        return {history.seed: getattr(history.records[-1], metric) for history in self.histories}
+
+class Comparison(NamedTuple):
+    """Runs beside each other, and the test accuracy whose first epoch was looked for."""
+
+    runs: Sequence[ComparedRun]
+    level: float
+    is_level_given: bool
+    picture: Path | None
 
 
 def compare(
-    paths: Sequence[Path], picture: Path | None, level: float | None, report: Report
-) -> None:
-    """Print a row a run, the differences from the first one, and which settings differ.
+    paths: Sequence[Path], *, level: float | None = None, picture: Path | None = None
+) -> Comparison:
+    """Compare runs with the first one, and draw all of them into ``picture`` if given.
 
-    ``level`` is the test accuracy whose first epoch is told; without it, the highest one that
-    every training reaches. ``picture`` is where the five panels are drawn with all runs. Raises
-    ``ConfigError`` for fewer than two different runs and for a level that is no accuracy,
-    ``RunError`` for what is no run or damaged.
+    ``level`` is a test accuracy: the first epoch that reaches it is a result. The default is the
+    highest that every replica reaches. Raises ``ConfigError`` for fewer than two different runs and
+    for a level that is not an accuracy, ``RunError`` for a folder that is not a run or is damaged.
     """
     if picture is not None:
-        from plateau_train.plots import panels
-
-        panels.picture_format(picture)  # now, not after all the work
+        plots.check_format(picture)
     if level is not None and not 0 < level <= 1:
         raise ConfigError(
             f"--level must be an accuracy above 0 and at most 1, got {level:g}",
             hint="write 87 % as 0.87",
         )
-    runs = read_runs(paths)
-    if warnings := list(_warnings(runs)):
-        report.warn(*warnings)
-    _show_results(runs, level, report)
-    _show_differences(runs, report)
-    _show_settings(runs, report)
+    runs = _read_runs(paths)
+    if mismatches := list(_find_mismatches(runs)):
+        logger.warning("\n".join(mismatches))
+    reached = min(_best(each).test_accuracy for run in runs.values() for each in run.completed)
+    compared = _summarize(runs, reached if level is None else level)
     if picture is not None:
         _draw(runs, picture)
-        report.rows({"plot": str(picture)})
+    return Comparison(compared, level or reached, level is not None, picture)
 
 
-def read_runs(paths: Sequence[Path]) -> list[Compared]:
-    """Read runs, and find a short name for each."""
+def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
+    """Open runs under short names: without the time if that is unique, or with it, or the path."""
     if len(paths) < 2:
         raise ConfigError(
             "compare needs two runs or more",
             hint="plateau-train compare runs/ONE runs/TWO; plateau-train runs lists them",
         )
-    found = [RunDirectory.open(path) for path in paths]
-    places = [run.path.resolve() for run in found]
-    for number, place in enumerate(places):
-        if place in places[:number]:
+    runs: dict[Path, Run] = {}
+    for path in paths:
+        run = Run.open(path)
+        folder = run.directory.path.resolve()
+        if folder in runs:
             raise ConfigError(
-                f"{found[places.index(place)]} and {paths[number]} are the same run",
-                hint="give each run once",
+                f"{runs[folder].directory} and {path} are the same run", hint="give each run once"
             )
-    runs = []
-    for run, name in zip(found, _short_names(places), strict=True):
-        histories = read_histories(run)
-        whole = completed(histories)
-        early = len(histories) - len(whole)
-        runs.append(
-            Compared(name, run, run.settings().settings, whole, early, _seconds(run.timings))
-        )
-    return runs
-
-
-def _short_names(places: Sequence[Path]) -> list[str]:
-    """Name each run without the time that it began, or with it, or by its whole path."""
+        runs[folder] = run
     levels = [
-        [re.sub(r"^\d{8}-\d{6}-(?=.)", "", place.name) for place in places],
-        [place.name for place in places],
-        [f"{place}" for place in places],
+        [re.sub(r"^\d{8}-\d{6}-(?=.)", "", folder.name) for folder in runs],
+        [folder.name for folder in runs],
+        [str(folder) for folder in runs],
     ]
-    return [
-        printable(
-            next(name for name, level in zip(names, levels, strict=True) if level.count(name) == 1)
-        )
+    names = (
+        next(name for name, level in zip(names, levels, strict=True) if level.count(name) == 1)
         for names in zip(*levels, strict=True)
-    ]
+    )
+    return dict(zip(map(console.printable, names), runs.values(), strict=True))
 
 
-def _seconds(path: Path) -> float | None:
-    """Add up what the epochs of a run took; None where nobody has written it down."""
-    timings = read_records(path, TIMINGS, torn=True) if path.exists() else []
-    if not timings:
-        return None
-    return sum(timing.train_seconds + timing.evaluate_seconds for timing in timings)
-
-
-def _warnings(runs: Sequence[Compared]) -> Iterator[str]:
-    """Say what makes runs hard to compare."""
-    for what, value in SHARED.items():
-        values = [value(run.settings) for run in runs]
-        if len(set(values)) > 1:
-            of_each = ", ".join(
-                f"{value} ({run.name})" for run, value in zip(runs, values, strict=True)
-            )
-            yield f"The runs are {what}: {of_each}."
-    for run in runs:
-        if run.last_epoch < run.settings.run.epochs:
+def _find_mismatches(runs: Mapping[str, Run]) -> Iterator[str]:
+    """Yield what makes runs hard to compare."""
+    for what, value_of in SHARED.items():
+        values = {name: value_of(run.settings) for name, run in runs.items()}
+        if len(set(values.values())) > 1:
+            shown = ", ".join(f"{value} ({name})" for name, value in values.items())
+            yield f"The runs are {what}: {shown}."
+    for name, run in runs.items():
+        num_epochs, num_seeds = run.settings.run.epochs, len(run.settings.run.seeds)
+        if run.last_epoch < num_epochs:
             yield (
-                f"{run.name} has come to epoch {run.last_epoch} of {run.settings.run.epochs}: "
-                "its final values are of that epoch."
+                f"{name} has finished epoch {run.last_epoch} of {num_epochs}: "
+                "its final values are those of that epoch."
             )
-        if run.num_early:
-            yield (
-                f"{run.name}: {run.num_early} of {run.num_early + len(run.histories)} seeds "
-                "ended before the others and are left out."
-            )
+        if num_early := num_seeds - len(run.completed):
+            yield f"{name}: {num_early} of {num_seeds} seeds ended earlier and are left out."
 
 
-class Figures(NamedTuple):
-    """What one training reached; epochs count from 1, and 0 is the untrained network."""
+def _best(history: History) -> EpochRecord:
+    return max(history.records, key=lambda record: record.test_accuracy)
 
-    best: EpochRecord  # of the highest test accuracy
-    chosen: EpochRecord | None  # of the highest accuracy on held-out images, if there are any
-    final: EpochRecord
-    reached: int | None  # first epoch at the level or above
-    drop_epochs: Sequence[int]
 
-    @classmethod
-    def of(cls, history: History, level: float) -> "Figures":
-        records = history.records
-        has_val = records[0].val_accuracy is not None
-        reached = (record.epoch for record in records if record.test_accuracy > level - ROUNDING)
-        return cls(
-            best=_best_on_test(records),
-            chosen=best_record(records) if has_val else None,
-            final=records[-1],
-            reached=next(reached, None),
-            drop_epochs=[drop.epoch for drop in history.drops],
+def _find_differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Return each run's values of the settings that affect results and are not the same in all."""
+    values = {
+        setting.flag: [_text_of(run.settings, setting) for run in runs]
+        for setting in SETTINGS
+        if setting.key not in _CIRCUMSTANCES and setting.table != "cluster"
+    }
+    differing = {flag: texts for flag, texts in values.items() if len(set(texts)) > 1}
+    return [{flag: texts[i] for flag, texts in differing.items()} for i in range(len(runs))]
+
+
+def _text_of(settings: Settings, setting: Setting) -> str:
+    """Return a value as it is typed, consecutive seeds as a range."""
+    value = getattr(getattr(settings, setting.table), setting.key)
+    if setting.key == "seeds":
+        value = settings.run.seeds
+        if len(value) > 2 and value == tuple(range(value[0], value[-1] + 1)):
+            return f"{value[0]}-{value[-1]}"
+    return setting.default if value is None else as_text(value)
+
+
+def _summarize(runs: Mapping[str, Run], level: float) -> list[ComparedRun]:
+    """Compute what each run achieved, and its differences from the first one."""
+    baseline, *_ = runs.values()
+    settings = _find_differing_settings(list(runs.values()))
+    compared = []
+    for (name, run), differing in zip(runs.items(), settings, strict=True):
+        histories = run.completed
+        has_val = histories[0].records[0].val_accuracy is not None
+        has_rule = run.settings.optimizer.schedule == "plateau"
+        by_val = [best_record(history.records).test_accuracy for history in histories]
+        drops = tuple(tuple(drop.epoch for drop in history.drops) for history in histories)
+        accuracy_difference, loss_difference = (
+            None if run is baseline else difference(_finals(run, metric), _finals(baseline, metric))
+            for metric in ("test_accuracy", "test_loss")
         )
+        compared.append(
+            ComparedRun(
+                name=name,
+                rule=run.settings.schedule_name,
+                num_seeds=len(histories),
+                best=MeanStd.of([_best(history).test_accuracy for history in histories]),
+                best_epoch=MeanStd.of([_best(history).epoch for history in histories]),
+                best_by_val=MeanStd.of(by_val) if has_val else None,
+                final=MeanStd.of(list(_finals(run, "test_accuracy").values())),
+                num_drops=MeanStd.of(list(map(len, drops))) if has_rule else None,
+                drop_epochs=drops,
+                seconds=run.seconds,
+                level_epochs=tuple(_first_epoch(history, level) for history in histories),
+                settings=differing,
+                accuracy_difference=accuracy_difference,
+                loss_difference=loss_difference,
+            )
+        )
+    return compared
 
 
-def _best_on_test(records: Sequence[EpochRecord]) -> EpochRecord:
-    return max(records, key=lambda record: record.test_accuracy)
+def _finals(run: Run, metric: str) -> dict[int, float]:
+    """Return a metric of the last epoch for each seed."""
+    return {history.seed: getattr(history.records[-1], metric) for history in run.completed}
 
 
-def _show_results(runs: Sequence[Compared], level: float | None, report: Report) -> None:
-    """Print what each run reached."""
-    told = ""
-    if level is None:
-        bests = [_best_on_test(each.records) for run in runs for each in run.histories]
-        level, told = min(best.test_accuracy for best in bests), ", which every training reaches"
-    rows = [_row(run, level) for run in runs]
-    titles = [title for title in rows[0] if any(row[title] != NONE for row in rows)]
-    caption = f"test accuracy: the best, the final one, the first epoch at {level:.4g}{told}"
-    if BY_VAL in titles:
-        caption += f"; {BY_VAL}: at the epoch that is best on held-out images"
-    report.say(caption)
-    report.table(
-        [
-            Column(title, [row[title] for row in rows], is_number=title not in WORDS)
-            for title in titles
-        ],
-        drop_order=DROP_ORDER,
-    )
+def _first_epoch(history: History, level: float) -> int | None:
+    """Return the first epoch with this test accuracy, if there is one."""
+    epochs = (each.epoch for each in history.records if each.test_accuracy > level - ROUNDING)
+    return next(epochs, None)
 
 
-def _row(run: Compared, level: float) -> dict[str, str]:
-    """Write a run as cells under their titles: mean and standard deviation over its seeds."""
-    figures = [Figures.of(history, level) for history in run.histories]
-    chosen = [each.chosen.test_accuracy for each in figures if each.chosen]
-    reached = [each.reached for each in figures if each.reached is not None]
-    few = f" ({len(reached)} of {len(figures)})" if 0 < len(reached) < len(figures) else ""
-    num_drops = [len(each.drop_epochs) for each in figures]
-    follows = run.settings.optimizer.schedule == "plateau"
-    return {
-        "run": run.name,
-        "rule": run.settings.schedule_name,
-        "seeds": f"{len(figures)}",
-        "best": _spread([each.best.test_accuracy for each in figures], ".4f"),
-        "at": _epochs([each.best.epoch for each in figures]),
-        BY_VAL: _spread(chosen, ".4f"),
-        "final": _spread([each.final.test_accuracy for each in figures], ".4f"),
-        f"to {level:.4g}": _epochs(reached) + few,
-        "drops": _epochs(num_drops) if follows else NONE,
-        "in epochs": _drop_epochs([each.drop_epochs for each in figures]),
-        "seconds": NONE if run.seconds is None else f"{run.seconds:,.0f}",
-    }
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    return f"{MeanStd.of(values):{form}}" if values else NONE
-
-
-def _epochs(counts: Sequence[int]) -> str:
-    """Write whole numbers, of which the mean of several has a decimal."""
-    return _spread(counts, ".1f" if len(counts) > 1 else ".0f")
-
-
-def _drop_epochs(of_each: Sequence[Sequence[int]]) -> str:
-    """List the epochs of one training's drops; of several say when the first and the last fell."""
-    if len(of_each) == 1:
-        return ", ".join(map(str, of_each[0])) or NONE
-    falling = [epochs for epochs in of_each if epochs]
-    if not falling:
-        return NONE
-    first, last = ([epochs[place] for epochs in falling] for place in (0, -1))
-    return f"first {_epochs(first)}, last {_epochs(last)}"
-
-
-def _show_differences(runs: Sequence[Compared], report: Report) -> None:
-    """Print how each run differs from the first one in its last epoch."""
-    first, *others = runs
-    accuracies, losses = (
-        [difference(run.finals(metric), first.finals(metric)) for run in others]
-        for metric in ("test_accuracy", "test_loss")
-    )
-    report.table(
-        [
-            Column("run", [run.name for run in others], is_number=False),
-            Column("final test accuracy", list(map(str, accuracies))),
-            Column("final test loss", list(map(str, losses))),
-            Column("interval", [found.how for found in accuracies], is_number=False),
-        ],
-        caption=f"difference from {first.name}, and the {100 * CONFIDENCE:.0f} % confidence "
-        "interval of its mean over seeds",
-        drop_order=("final test loss",),
-    )
-
-
-def _show_settings(runs: Sequence[Compared], report: Report) -> None:
-    """Print the settings that are not the same in all runs."""
-    cells = {
-        knob.flag: [_setting(run.settings, knob) for run in runs]
-        for knob in SETTINGS
-        if knob.key not in CIRCUMSTANCES
-    }
-    differing = {flag: values for flag, values in cells.items() if len(set(values)) > 1}
-    if not differing:
-        report.say("no setting differs that a result depends on")
-        return
-    names = Column("run", [run.name for run in runs], is_number=False)
-    columns = [names, *(Column(flag, cells, is_number=False) for flag, cells in differing.items())]
-    if not report.fits(columns):  # as they are typed, which can be folded
-        flags = [
-            "  ".join(f"{flag} {cell}" for flag, cell in zip(differing, row, strict=True))
-            for row in zip(*differing.values(), strict=True)
-        ]
-        columns = [names, Column("settings", flags, is_number=False)]
-    report.table(columns, caption="settings that differ")
-
-
-def _setting(settings: Settings, knob: Setting) -> str:
-    """Write a value as it is typed."""
-    value = getattr(getattr(settings, knob.table), knob.key)
-    return knob.text(value)
-
-
-def _draw(runs: Sequence[Compared], picture: Path) -> None:
+def _draw(runs: Mapping[str, Run], picture: Path) -> None:
     """Draw the five panels with all runs."""
-    from plateau_train.plots import panels
-    from plateau_train.plots.scale import Drawn
+    plotted, has_bands = [], False
+    for name, run in runs.items():
+        num_seeds = len(run.completed)
+        has_bands = has_bands or num_seeds > 1
+        label = f"{name} ({num_seeds} seeds)" if num_seeds > 1 else name
+        plotted.append(plots.PlottedRun(run.settings, run.completed, label))
+    data = dict.fromkeys(run.settings.data.title for run in runs.values())
+    bands = ": means and one standard deviation of the seeds" if has_bands else ""
+    plots.save_comparison(picture, plotted, f"{len(runs)} runs on {' and '.join(data)}{bands}")
 
-    drawn = []
-    for run in runs:
-        count = len(run.histories)
-        label = f"{run.name} ({count} seeds)" if count > 1 else run.name
-        drawn.append(Drawn(run.settings, run.histories, label))
-    names = dict.fromkeys(panels.data_title(run.settings.data) for run in runs)
-    are_several = any(len(run.histories) > 1 for run in runs)
-    bands = ": means and one standard deviation of the seeds" if are_several else ""
-    heading = f"{len(runs)} runs on {' and '.join(names)}{bands}"
-    panels.save_figure(panels.draw_together(drawn, heading), picture)
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print a table of results, one of differences, and one of settings."""
+    runs, level, is_level_given, picture = comparison
+    name = Column("name", "run", is_number=False)
+    results = [
+        name,
+        Column("rule", "rule", is_number=False),
+        Column("num_seeds", "seeds"),
+        Column("best", "best", ".4f"),
+        Column("best_epoch", "at", _count_text),
+        Column("best_by_val", "by val", ".4f"),
+        Column("final", "final", ".4f"),
+        Column("level_epochs", f"to {level:.4g}", _level_text),
+        Column("num_drops", "drops", _count_text),
+        Column("drop_epochs", "in epochs", _drops_text, is_number=False),
+        Column("seconds", "seconds", ",.0f"),
+    ]
+    results = [each for each in results if any(each.text_of(run) != MISSING for run in runs)]
+    caption = f"test accuracy: the best, the final one, the first epoch at {level:.4g}"
+    caption += "" if is_level_given else ", which every training reaches"
+    if any(run.best_by_val for run in runs):
+        caption += "; by val: at the epoch that is best on held-out images"
+    logger.info(caption)
+    console.print_table(Table(runs, results, drop_order=DROP_ORDER))
+    differences = [
+        name,
+        Column("accuracy_difference", "final test accuracy"),
+        Column("loss_difference", "final test loss"),
+        Column("accuracy_difference", "interval", attrgetter("method"), is_number=False),
+    ]
+    caption = (
+        f"difference from {runs[0].name}, and the {100 * CONFIDENCE:.0f} % confidence interval "
+        "of its mean over seeds"
+    )
+    console.print_table(Table(runs[1:], differences, caption, ("final test loss",)))
+    _print_settings(runs, name)
+    if picture is not None:
+        console.print_rows({"plot": str(picture)})
+
+
+def _print_settings(runs: Sequence[ComparedRun], name: Column) -> None:
+    """Print the settings that differ, a column each, or as a command line if that is too wide."""
+    flags = runs[0].settings
+    if not flags:
+        logger.info("no setting that affects results differs")
+        return
+    columns = [Column("settings", flag, is_number=False, item=flag) for flag in flags]
+    table = Table(runs, [name, *columns], "settings that differ")
+    if not console.fits_terminal(table):
+        columns = [Column("command_line", "settings", is_number=False)]
+    console.print_table(table._replace(columns=[name, *columns]))
+
+
+def _count_text(count: MeanStd) -> str:
+    """Return a whole number, or the mean of several with a decimal."""
+    return format(count, ".1f" if count.num_replicas > 1 else ".0f")
+
+
+def _level_text(epochs: Sequence[int | None]) -> str:
+    """Return the mean of the epochs, and how many seeds it is over if it is not over all."""
+    reached = [epoch for epoch in epochs if epoch is not None]
+    share = "" if len(reached) == len(epochs) else f" ({len(reached)} of {len(epochs)})"
+    return _count_text(MeanStd.of(reached)) + share if reached else MISSING
+
+
+def _drops_text(epochs_of_seeds: Sequence[Sequence[int]]) -> str:
+    """Return the epochs of the drops of one seed, or the mean first and last epoch of several."""
+    with_drops = [epochs for epochs in epochs_of_seeds if epochs]
+    if not with_drops:
+        return MISSING
+    if len(epochs_of_seeds) == 1:
+        return ", ".join(map(str, epochs_of_seeds[0]))
+    first, last = (MeanStd.of([epochs[end] for epochs in with_drops]) for end in (0, -1))
+    return f"first {_count_text(first)}, last {_count_text(last)}"

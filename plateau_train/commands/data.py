@@ -4,17 +4,14 @@ from pathlib import Path
 
 from plateau_train import data
 from plateau_train.config import DataSettings
-from plateau_train.report import console
 
 
 def prepare(settings: DataSettings, manual_dir: Path | None) -> None:
     """Prepare a data set, and print what was done."""
-    console.configure_logging()
     print(data.prepare(settings, manual_dir))
 
 
 def info(settings: DataSettings) -> None:
     """Print the number of images, the classes and the pixel values of a prepared data set."""
-    console.configure_logging()
     for name, text in data.describe(settings).items():
         print(f"{name:<10} {text}")

@@ -8,10 +8,11 @@ from pathlib import Path
 from plateau_train import plots
 from plateau_train.config import Resolved
 from plateau_train.process import cluster
+from plateau_train.report.console import configure_logging
 from plateau_train.report.progress import RunReport
 from plateau_train.run.directory import RunDirectory
 from plateau_train.training import setup
-from plateau_train.training.loop import Callbacks, RunTask, fit
+from plateau_train.training.loop import Callbacks, NoCallbacks, RunTask, fit
 from plateau_train.training.setup import OpenedRun
 
 log = logging.getLogger("plateau_train")
@@ -24,6 +25,7 @@ def resume(path: Path, overrides: Resolved) -> None:
     ``setup.open_run``, and ``DataError`` for other data.
     """
     is_quiet = overrides.settings.run.quiet
+    configure_logging(is_quiet=is_quiet)
     with contextlib.ExitStack() as stack:
         stack.enter_context(cluster.join(overrides.settings.cluster))
         overrides = overrides.without_cluster()
@@ -44,13 +46,14 @@ def resume(path: Path, overrides: Resolved) -> None:
             load = partial(setup.load_data_again, opened.directory, before=known)
         dataset, facts = setup.load_data(resolved.settings, load)
         program = setup.make_program([resolved.settings], dataset)
-        task, callbacks = RunTask(resolved), Callbacks()
+        task = RunTask(resolved)
+        callbacks: Callbacks = NoCallbacks()
         with cluster.fail_together():
             if opened is not None:
                 setup.write_settings(opened.directory, resolved)
-                setup.point_latest(opened.directory)
                 task = RunTask(resolved, opened.directory, opened.previous)
                 callbacks = RunReport(is_quiet=is_quiet)
+                setup.point_latest(opened.directory)
         with setup.safe_epoch_in_hints(task.directory):
             fit([task], program, facts, callbacks, plots.save_run_plot)
 

@@ -1,146 +1,141 @@
-"""The runs of a folder: how far each is, how well it does, and what became of it."""
+"""List the runs of a folder: how far each is, how well it does, and its state."""
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from plateau_train.config import Settings
 from plateau_train.errors import RunError
-from plateau_train.report.console import Column, Report
+from plateau_train.report.console import Column, Table, print_table, printable
 from plateau_train.run.directory import LATEST, SWEEP, RunDirectory
-from plateau_train.run.records import EpochRecord, best_epoch, read_history, read_notices
+from plateau_train.run.history import best_epoch, records_at
+from plateau_train.run.reader import Run
 
-State = Literal["running", "done", "failed", "stopped", "damaged"]
+logger = logging.getLogger("plateau_train")
 
-# Columns that a narrow terminal goes without, the first one first: the name says most of them.
+COLUMNS = (
+    Column("name", "name", is_number=False),
+    Column("rule", "rule", is_number=False),
+    Column("num_seeds", "seeds"),
+    Column("dataset", "data", is_number=False),
+    Column("progress", "epochs"),
+    Column("best", "best", ".4f"),
+    Column("best_epoch", "at"),
+    Column("final", "final", ".4f"),
+    Column("split", "split", is_number=False),
+    Column("scale", "scale", ".6g"),
+    Column("state", "state", is_number=False),
+)
+
+# The name of a run implies most of these.
 DROP_ORDER = ("split", "at", "seeds", "scale", "data", "rule", "final", "epochs")
 
-TITLES = (
-    "name", "rule", "seeds", "data", "epochs", "best", "at", "final", "split", "scale", "state",
-)  # fmt: skip
-WORDS = ("name", "rule", "data", "split", "state")  # the others are numbers
 
-UNKNOWN = "-"
+class ListedRun(NamedTuple):
+    """A run as far as it can be read; None stands for what is missing or cannot be read.
 
-
-class Listed(NamedTuple):
-    """A run as far as it can be read, and what cannot."""
+    ``best`` and ``final`` are accuracies on the images of ``split``. They and ``scale`` are means
+    over the replicas that reached the epoch. ``problems`` say what is damaged.
+    """
 
     name: str
-    state: State
-    settings: Settings | None
-    records: Sequence[EpochRecord]
-    problems: Sequence[str]
+    state: Literal["running", "done", "failed", "stopped", "damaged"]
+    problems: tuple[str, ...] = ()
+    rule: str | None = None
+    num_seeds: int | None = None
+    dataset: str | None = None
+    num_epochs: int | None = None
+    epoch: int | None = None
+    best: float | None = None
+    best_epoch: int | None = None
+    final: float | None = None
+    split: str | None = None
+    scale: float | None = None
+
+    @property
+    def progress(self) -> str | None:
+        """The last epoch and the planned number of epochs."""
+        planned = "-" if self.num_epochs is None else self.num_epochs
+        return None if self.epoch is None else f"{self.epoch}/{planned}"
 
 
-def show_runs(runs_dir: Path, report: Report) -> None:
-    """Print the runs of a folder as a table, the newest last, and what is damaged in them.
+def list_runs(runs_dir: Path) -> list[ListedRun]:
+    """Return the runs of a folder by name, which begins with the time.
 
-    Of replicas the accuracies and the scale are means.
+    Raises ``RunError`` if the folder exists and cannot be listed.
     """
-    runs = list(read_runs(runs_dir))
-    sweeps = [RunDirectory(plan.parent) for plan in sorted(runs_dir.glob(f"*/{SWEEP}"))]
-    for sweep in sweeps:
-        report.say(f"{sweep} is a sweep: plateau-train runs --runs-dir {sweep} lists its runs")
-    if not runs:
-        if not sweeps:
-            report.say(f"there is no run in {runs_dir}: plateau-train makes one")
-        return
-    rows = [_row(run) for run in runs]
-    report.table(
-        [
-            Column(title, [row[title] for row in rows], is_number=title not in WORDS)
-            for title in TITLES
-        ],
-        drop_order=DROP_ORDER,
-    )
-    if problems := [problem for run in runs for problem in run.problems]:
-        report.warn(*problems)
-
-
-def read_runs(runs_dir: Path) -> Iterator[Listed]:
-    """Yield the runs of a folder by their names, which begin with the time."""
     try:
         paths = sorted(runs_dir.iterdir())
     except FileNotFoundError:
-        return
+        paths = []
     except OSError as error:
         raise RunError(
             f"{runs_dir} cannot be listed: {error.strerror}",
             hint="give the folder that the run folders are in: --runs-dir DIR",
         ) from error
-    for path in paths:
-        if path.name != LATEST and not path.name.startswith("."):
-            listed = _read(RunDirectory(path))
-            if listed is not None:
-                yield listed
+    visible = [path for path in paths if path.name != LATEST and not path.name.startswith(".")]
+    runs = [run for path in visible if (run := _read(Run(RunDirectory(path))))]
+    sweeps = [RunDirectory(plan.parent) for plan in sorted(runs_dir.glob(f"*/{SWEEP}"))]
+    for sweep in sweeps:
+        logger.info(f"{sweep} is a sweep: plateau-train runs --runs-dir {sweep} lists its runs")
+    if not runs and not sweeps:
+        logger.info(f"there is no run in {runs_dir}: plateau-train makes one")
+    return runs
 
 
-def _read(run: RunDirectory) -> Listed | None:
-    """Read what can be read of a run; return None for a folder that is none."""
-    is_run, settings, records, state, problems = True, None, [], "damaged", []
-    with _noting(problems, run):
-        is_run = any(part.exists() for part in (run.config, run.metrics, run.checkpoints))
-    if not is_run:
-        return None
-    with _noting(problems, run):
-        settings = run.settings().settings
-    with _noting(problems, run):
-        records = read_history(run.metrics)
-    with _noting(problems, run):
-        state = state_of(run)
-    return Listed(
-        run.path.name, "damaged" if problems else state, settings, records, sorted(set(problems))
-    )
+def print_runs(runs: Sequence[ListedRun]) -> None:
+    """Print a table of runs, and warn of what is damaged in them."""
+    if runs:
+        print_table(Table(runs, COLUMNS, drop_order=DROP_ORDER))
+    if problems := [printable(problem) for run in runs for problem in run.problems]:
+        logger.warning("\n".join(problems))
+
+
+def _read(run: Run) -> ListedRun | None:
+    """Read as much of a run as possible; return None for a folder that is not a run."""
+    files, problems = run.directory, set[str]()
+    facts: dict[str, Any] = {"state": "damaged"}
+    with _collect(problems, run):
+        if not any(part.exists() for part in (files.config, files.metrics, files.checkpoints)):
+            return None
+    with _collect(problems, run):
+        facts["rule"] = run.settings.schedule_name
+        facts["num_seeds"] = len(run.settings.run.seeds)
+        facts["dataset"] = run.settings.data.dataset
+        facts["num_epochs"] = run.settings.run.epochs
+    with _collect(problems, run):
+        facts |= _find_metrics(run)
+    with _collect(problems, run):
+        facts["state"] = run.state
+    if problems:
+        facts["state"] = "damaged"
+    return ListedRun(files.path.name, problems=tuple(sorted(problems)), **facts)
 
 
 @contextlib.contextmanager
-def _noting(problems: list[str], run: RunDirectory) -> Iterator[None]:
-    """Note why something cannot be read, and go on."""
+def _collect(problems: set[str], run: Run) -> Iterator[None]:
+    """Add to the problems why the block could not read a file, and continue after it."""
     try:
         yield
     except RunError as error:
-        problems += error.problems
-    except OSError as error:  # of a folder that is closed to us, or that has just gone
-        problems.append(f"{run.path} cannot be read: {error.strerror}")
+        problems.update(error.problems)
+    except OSError as error:  # a folder without permission, or one that was just removed
+        problems.add(f"{run.directory.path} cannot be read: {error.strerror}")
 
 
-def state_of(run: RunDirectory) -> State:
-    """Tell what became of a run, or is becoming."""
-    if run.is_locked():
-        return "running"
-    if run.summary.exists():
-        return "done"
-    *_, last = (None, *(notice.event for notice in read_notices(run.events)))
-    return "failed" if last == "failed" else "stopped"
-
-
-def _row(run: Listed) -> dict[str, str]:
-    """Write a run as cells under their titles."""
-    row = dict.fromkeys(TITLES, UNKNOWN) | {"name": run.name, "state": run.state}
-    if run.settings is not None:
-        seeds = len(run.settings.run.seeds)
-        row |= {
-            "rule": run.settings.schedule_name,
-            "seeds": f"{seeds}",
-            "data": run.settings.data.dataset,
-        }
-    if run.records:
-        last, best = max(record.epoch for record in run.records), best_epoch(run.records)
-        scores = {
-            epoch: fmean(record.score for record in run.records if record.epoch == epoch)
-            for epoch in (best, last)
-        }
-        scales = [record.scale for record in run.records if record.epoch == last]
-        planned = run.settings.run.epochs if run.settings else UNKNOWN
-        row |= {
-            "epochs": f"{last}/{planned}",
-            "best": f"{scores[best]:.4f}",
-            "at": f"{best}",
-            "final": f"{scores[last]:.4f}",
-            "split": run.records[0].scored_by.removesuffix(" accuracy"),
-            "scale": f"{fmean(scales):.6g}",
-        }
-    return row
+def _find_metrics(run: Run) -> dict[str, Any]:
+    """Return the metrics of the best and the last epoch, if an epoch is finished."""
+    if not run.records:
+        return {}
+    last, best = max(history.last_epoch for history in run.histories), best_epoch(run.histories)
+    at_last, at_best = (records_at(run.histories, epoch) for epoch in (last, best))
+    return {
+        "epoch": last,
+        "best": fmean(record.score for record in at_best),
+        "best_epoch": best,
+        "final": fmean(record.score for record in at_last),
+        "split": at_last[0].scored_by.removesuffix(" accuracy"),
+        "scale": fmean(record.scale for record in at_last),
+    }

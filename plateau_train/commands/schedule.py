@@ -21,7 +21,7 @@ from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
 from plateau_train.numerics.replay import Row, as_losses, replay
 from plateau_train.report import replay as texts
-from plateau_train.report.console import Report
+from plateau_train.report.console import print_rows, print_table
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
 from plateau_train.run.series import (
@@ -309,15 +309,15 @@ def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
 def print_replay(result: Replay, options: ScheduleOptions) -> None:
     """Print a replay as a table or as JSON lines, and draw its plot."""
     series, rules = result.series, result.rules
-    report, rule = Report(), texts.describe_rule(series.rule)
+    rule = texts.describe_rule(series.rule)
     if options.as_json:
         for line in texts.json_lines(series, rules):
             print(line)
     else:
         values = f"{len(series.values):,} from {series.title}: {series.observed}"
-        report.header({"values": values, "rule": rule, **result.notes})
-        report.table(texts.table_columns(series, rules), drop_order=texts.DROP_ORDER)
-        report.rows(texts.describe_drops(series, rules))
+        print_rows({"values": values, "rule": rule, **result.notes}, to_stderr=True)
+        print_table(texts.make_table(series, rules))
+        print_rows(texts.describe_drops(series, rules))
         num_values, size = len(series.values), series.rule.accumulation_size
         if rest := num_values % size:
             log.info(f"the last {rest:,} of {num_values:,} values do not fill a window of {size:,}")
@@ -325,10 +325,10 @@ def print_replay(result: Replay, options: ScheduleOptions) -> None:
         texts.report_counterfactual(series, result.change)
     if options.plot is not None:
         reasons = texts.list_reasons(series, next(iter(rules.values())))
-        figure = draw_replay(series, rules, rule=rule, reasons=reasons, change=result.change)
-        save_figure(figure, options.plot)
+        options_of_plot = {"rule": rule, "reasons": reasons, "change": result.change}
+        plots.save_replay(options.plot, series, rules, **options_of_plot)
         if not options.as_json:
-            report.rows({"plot": str(options.plot)})
+            print_rows({"plot": str(options.plot)})
 
 
 def _as_raw(settings: Mapping[str, float]) -> dict[str, RawValue]:

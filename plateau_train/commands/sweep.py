@@ -5,8 +5,10 @@ from pathlib import Path
 
 from plateau_train import config, plots
 from plateau_train.config import Resolved
+from plateau_train.errors import NonFiniteLossError
 from plateau_train.report import console, results
 from plateau_train.report.progress import ProgramReport
+from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.training import setup, sweep
 from plateau_train.training.sweep import LoadedDatasets, SweepPlan
@@ -18,6 +20,7 @@ def start(cells: config.Sweep, metric: str | None) -> None:
     Everything that can be refused is refused before the folder is made: settings, data, devices.
     Raises ``NonFiniteLossError`` where every replica of every run diverged.
     """
+    console.configure_logging(is_quiet=cells.cells[0].settings.run.quiet)
     metric = results.choose_metric(metric, [cell.settings for cell in cells.cells])
     setup.pin_threads(setup.localize(cells.cells[0]))
     datasets = LoadedDatasets()
@@ -29,6 +32,7 @@ def start(cells: config.Sweep, metric: str | None) -> None:
 
 def resume(path: Path, overrides: Resolved) -> None:
     """Continue a sweep where it was stopped."""
+    console.configure_logging(is_quiet=overrides.settings.run.quiet)
     directory, plan = RunDirectory.find(path), sweep.read_plan(path)
     with directory.locked():
         setup.pin_threads(plan.runs[0].resolved)
@@ -61,3 +65,29 @@ def _train(directory: RunDirectory, plan: SweepPlan, datasets: LoadedDatasets) -
     report = ProgramReport(is_quiet=settings.quiet)
     sweep.train_sweep(directory, programs, datasets, fallbacks, report, plots.save_run_plot)
     _show_results(directory, plan)
+
+
+def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
+    """Print the results, the best first, and write ``results.csv`` and a heat map."""
+    varied, is_quiet = plan.varied_settings, plan.runs[0].settings.run.quiet
+    runs = [(RunDirectory(directory.path / run.folder), run.settings) for run in plan.runs]
+    found = results.read_results(runs, varied)
+    if not any(result.num_finished for result in found):
+        raise NonFiniteLossError(
+            f"all seeds of {directory} diverged", hint="train with smaller --learning-rate values"
+        )
+    ordered = results.sort_results(found, plan.metric)
+    table, picture = directory.path / "results.csv", directory.path / "heat_map.png"
+    storage.write_text(table, results.to_csv(ordered, varied))
+    rows = {"results": str(table)}
+    if len(varied) == 2:
+        grid = plots.Grid(**results.grid_arguments(found, varied, plan.metric))
+        heading = f"{grid.metric} after the last epoch, {found[0].num_seeds} seeds"
+        plots.save_heat_map(picture, grid, heading)
+        rows["heat map"] = str(picture)
+    rows["next"] = f"plateau-train plot {RunDirectory(directory.path / ordered[0].run)}"
+    if is_quiet:
+        print(directory.path)
+        return
+    console.print_table(results.make_table(ordered, varied, plan.metric))
+    console.print_rows(rows)

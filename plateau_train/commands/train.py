@@ -5,9 +5,10 @@ import contextlib
 from plateau_train import plots
 from plateau_train.config import Resolved
 from plateau_train.process import cluster
+from plateau_train.report.console import configure_logging
 from plateau_train.report.progress import RunReport
 from plateau_train.training import setup
-from plateau_train.training.loop import Callbacks, RunTask, fit
+from plateau_train.training.loop import Callbacks, NoCallbacks, RunTask, fit
 
 
 def train(resolved: Resolved) -> None:
@@ -17,6 +18,7 @@ def train(resolved: Resolved) -> None:
     ``NonFiniteLossError`` when no replica is finite any more; the epochs before it are kept.
     """
     is_quiet = resolved.settings.run.quiet
+    configure_logging(is_quiet=is_quiet)
     with contextlib.ExitStack() as stack:
         stack.enter_context(cluster.join(resolved.settings.cluster))
         own = setup.localize(resolved)
@@ -26,12 +28,13 @@ def train(resolved: Resolved) -> None:
         dataset, facts = setup.load_data(adopted.settings)
         adopted = setup.name_dataset(adopted, dataset)
         program = setup.make_program([adopted.settings], dataset)
-        task, callbacks = RunTask(adopted), Callbacks()
+        task = RunTask(adopted)
+        callbacks: Callbacks = NoCallbacks()
         with cluster.fail_together():
             if cluster.is_leader():
                 directory = setup.create_run(adopted, dataset, stack)
-                setup.point_latest(directory)
                 task = RunTask(adopted, directory)
                 callbacks = RunReport(is_quiet=is_quiet)
+                setup.point_latest(directory)
         with setup.safe_epoch_in_hints(task.directory):
             fit([task], program, facts, callbacks, plots.save_run_plot)

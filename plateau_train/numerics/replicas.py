@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int32, UInt32
+from jaxtyping import Array, Int32
 
 from plateau_train.numerics import step as single
 from plateau_train.numerics.mesh import BATCH_AXIS, REPLICA_AXIS, Tree, constrain, put
@@ -25,29 +25,6 @@ from plateau_train.numerics.step import Examples, Losses, Metrics, StepRecord, T
 EVALUATION_BATCH = 1000
 
 
-def _vmap(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
-    """Map a function of one training over the replica axis.
-
-    One replica is squeezed instead: XLA's matrix products on the CPU are slower with an axis of
-    length 1 in front.
-    """
-    mapped = jax.vmap(function, in_axes=in_axes, spmd_axis_name=REPLICA_AXIS)
-
-    def squeezed(*arguments: Any) -> Any:
-        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(arguments)
-        rows = [
-            argument if axis is None else jax.tree.map(lambda array: array[0], argument)
-            for argument, axis in zip(arguments, axes, strict=True)
-        ]
-        return jax.tree.map(lambda array: array[None], function(*rows))
-
-    def apply(*arguments: Any) -> Any:
-        num_replicas = len(jax.tree.leaves(arguments[0])[0])
-        return (squeezed if num_replicas == 1 else mapped)(*arguments)
-
-    return apply
-
-
 class Replicas(NamedTuple):
     """The replicas of one program on a mesh; every array has a leading replica axis."""
 
@@ -57,7 +34,8 @@ class Replicas(NamedTuple):
 
     def init(self, image_shape: tuple[int, int, int]) -> TrainState:
         """Return the state before the first step."""
-        return _init(self.spec, self.mesh, self.hyperparams, image_shape)
+        init = partial(_run, single.init_state, (self.spec,), (("image_shape", image_shape),))
+        return init(self.mesh, (0,), (REPLICA_AXIS,), self.hyperparams)
 
     def put(self, tree: Tree) -> Tree:
         """Bring host arrays with a replica axis to the devices."""
@@ -69,8 +47,10 @@ class Replicas(NamedTuple):
 
     def epoch_order(self, epoch: int, num_examples: int) -> Int32[Array, "replicas steps batch"]:
         """Return the batches of an epoch as indices."""
-        sizes = (num_examples, self.spec.batch_size)
-        return _epoch_order(self.mesh, self.hyperparams.seed, epoch, sizes)
+        sizes = (("num_examples", num_examples), ("batch_size", self.spec.batch_size))
+        axes = (REPLICA_AXIS, None, BATCH_AXIS)
+        seeds = self.hyperparams.seed
+        return _run(single.epoch_order, (), sizes, self.mesh, (0, None), axes, seeds, (), (epoch,))
 
     def empty_records(self, num_steps: int) -> StepRecord:
         """Return the arrays that ``train_steps`` fills in."""
@@ -90,38 +70,43 @@ class Replicas(NamedTuple):
         epoch: int,
     ) -> tuple[TrainState, StepRecord]:
         """Take some steps of an epoch; ``state`` and ``records`` are donated."""
-        return _train_steps(
-            self.spec, self.mesh, self.hyperparams, state, records, split, order, start, stop, epoch
-        )
+        run = partial(_run, single.train_steps, (self.spec,), (), self.mesh)
+        in_axes, rest = (0, 0, 0, None, 0, None, None, None), (split, order, start, stop, epoch)
+        return run(in_axes, (REPLICA_AXIS,), self.hyperparams, (state, records), rest)
 
     def evaluate(
         self, params: Params, split: Examples, losses: Losses = single.evaluation_losses
     ) -> Metrics:
         """Score every image of a split once."""
-        return _evaluate(self.spec, self.mesh, losses, params, split, self._batches(split))
+        return self._score(single.evaluate, (self.spec, losses), params, split)
 
     def count_confusion(
         self, params: Params, split: Examples
     ) -> Int32[Array, "replicas classes classes"]:
         """Count the images of each true class (rows) by predicted class (columns)."""
-        return _count_confusion(self.spec, self.mesh, params, split, self._batches(split))
+        return self._score(single.count_confusion, (self.spec,), params, split)
 
     def observe_evaluation(
         self, state: TrainState, metrics: Metrics, step: int
     ) -> tuple[TrainState, Observation]:
         """Give each rule its evaluation after an epoch; ``state`` is donated."""
-        return _observe_evaluation(self.spec, self.mesh, self.hyperparams, state, metrics, step)
+        run = partial(_run, single.observe_evaluation, (self.spec,), (), self.mesh)
+        in_axes, rest = (0, 0, 0, None), (metrics, step)
+        return run(in_axes, (REPLICA_AXIS,), self.hyperparams, (state,), rest)
 
-    def _batches(self, split: Examples) -> Int32[Array, "batches batch"]:
-        """Return the indices of all images in batches that the devices divide evenly.
+    def _score(
+        self, function: Callable[..., Any], static: tuple[Any, ...], params: Params, split: Examples
+    ) -> Any:
+        """Apply a function to batches of indices that the devices divide evenly.
 
         The last batch is filled with indices beyond the split.
         """
         num_examples, num_devices = len(split.labels), self.mesh.shape[BATCH_AXIS]
         batch_size = _round_up(min(EVALUATION_BATCH, num_examples), num_devices)
         indices = np.arange(_round_up(num_examples, batch_size), dtype=np.int32)
-        batches: Any = indices.reshape(-1, batch_size)
-        return put(self.mesh, batches, None, BATCH_AXIS)
+        batches = put(self.mesh, indices.reshape(-1, batch_size), None, BATCH_AXIS)
+        run = partial(_run, function, static, (), self.mesh, (0, None, None), (REPLICA_AXIS,))
+        return run(params, (), (split, batches))
 
 
 def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -131,8 +116,8 @@ def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int,
     batch, forward and backward.
     """
     zeros: Any = (np.zeros((), dtype) for dtype in Hyperparams.DTYPES)
-    hyperparams = Hyperparams(*zeros)
-    state = jax.eval_shape(partial(single.init_state, spec, hyperparams, image_shape))
+    init = partial(single.init_state, spec, image_shape=image_shape)
+    state = jax.eval_shape(init, Hyperparams(*zeros))
     state_bytes = count_bytes(state)
     num_rows = max(2 * spec.batch_size, EVALUATION_BATCH)
     activations = num_rows * measure(spec.model, image_shape).activation_bytes
@@ -143,70 +128,37 @@ def _round_up(number: int, multiple: int) -> int:
     return math.ceil(number / multiple) * multiple
 
 
-@partial(jax.jit, static_argnames=("spec", "mesh", "image_shape"))
-def _init(
-    spec: Spec, mesh: Mesh, hyperparams: Hyperparams, image_shape: tuple[int, int, int]
-) -> TrainState:
-    init = partial(single.init_state, spec, image_shape=image_shape)
-    return constrain(mesh, _vmap(init)(hyperparams), REPLICA_AXIS)
-
-
-@partial(jax.jit, static_argnames=("mesh", "sizes"))
-def _epoch_order(
-    mesh: Mesh, seeds: UInt32[Array, " replicas"], epoch: Array, sizes: tuple[int, int]
-) -> Int32[Array, "replicas steps batch"]:
-    num_examples, batch_size = sizes
-    order = partial(single.epoch_order, num_examples=num_examples, batch_size=batch_size)
-    orders = _vmap(order, in_axes=(0, None))(seeds, epoch)
-    return constrain(mesh, orders, REPLICA_AXIS, None, BATCH_AXIS)
-
-
-@partial(jax.jit, static_argnames=("spec", "mesh"), donate_argnames=("state", "records"))
-def _train_steps(
-    spec: Spec,
+@partial(
+    jax.jit,
+    static_argnames=("function", "static", "options", "mesh", "in_axes", "out_axes"),
+    donate_argnames="donated",
+)
+def _run(
+    function: Callable[..., Any],
+    static: tuple[Any, ...],
+    options: tuple[tuple[str, Any], ...],
     mesh: Mesh,
-    hyperparams: Hyperparams,
-    state: TrainState,
-    records: StepRecord,
-    split: Examples,
-    order: Int32[Array, "replicas steps batch"],
-    *bounds: Any,
-) -> tuple[TrainState, StepRecord]:
-    steps = partial(single.train_steps, spec)
-    in_axes = (0, 0, 0, None, 0, None, None, None)
-    results = _vmap(steps, in_axes=in_axes)(hyperparams, state, records, split, order, *bounds)
-    return constrain(mesh, results, REPLICA_AXIS)
+    in_axes: tuple[int | None, ...],
+    out_axes: tuple[str | None, ...],
+    first: Any,
+    donated: tuple[Any, ...] = (),
+    rest: tuple[Any, ...] = (),
+) -> Any:
+    """Apply a function of one training to each replica.
 
-
-@partial(jax.jit, static_argnames=("spec", "mesh", "losses"))
-def _evaluate(
-    spec: Spec, mesh: Mesh, losses: Losses, params: Params, split: Examples, batches: Array
-) -> Metrics:
-    evaluate = partial(single.evaluate, spec, losses)
-    return constrain(
-        mesh, _vmap(evaluate, in_axes=(0, None, None))(params, split, batches), REPLICA_AXIS
-    )
-
-
-@partial(jax.jit, static_argnames=("spec", "mesh"))
-def _count_confusion(
-    spec: Spec, mesh: Mesh, params: Params, split: Examples, batches: Array
-) -> Int32[Array, "replicas classes classes"]:
-    count = partial(single.count_confusion, spec)
-    return constrain(
-        mesh, _vmap(count, in_axes=(0, None, None))(params, split, batches), REPLICA_AXIS
-    )
-
-
-@partial(jax.jit, static_argnames=("spec", "mesh"), donate_argnames="state")
-def _observe_evaluation(
-    spec: Spec,
-    mesh: Mesh,
-    hyperparams: Hyperparams,
-    state: TrainState,
-    metrics: Metrics,
-    step: Array,
-) -> tuple[TrainState, Observation]:
-    observe = partial(single.observe_evaluation, spec)
-    results = _vmap(observe, in_axes=(0, 0, 0, None))(hyperparams, state, metrics, step)
-    return constrain(mesh, results, REPLICA_AXIS)
+    The function gets the static arguments and options, and after them ``first``, ``donated`` and
+    ``rest``; ``in_axes`` says which of these have a replica axis, ``out_axes`` how the results are
+    sharded. One replica is squeezed: XLA's matrix products on the CPU are slower with an axis of
+    length 1 in front.
+    """
+    function = partial(function, *static, **dict(options))
+    arguments = (first, *donated, *rest)
+    if len(jax.tree.leaves(first)[0]) > 1:
+        mapped = jax.vmap(function, in_axes=in_axes, spmd_axis_name=REPLICA_AXIS)
+        return constrain(mesh, mapped(*arguments), *out_axes)
+    rows = [
+        argument if axis is None else jax.tree.map(lambda array: array[0], argument)
+        for argument, axis in zip(arguments, in_axes, strict=True)
+    ]
+    results = jax.tree.map(lambda array: array[None], function(*rows))
+    return constrain(mesh, results, *out_axes)

@@ -97,3 +97,10 @@ def save_heat_map(path: Path, grid: Grid, heading: str) -> None:
     from plateau_train.plots import heatmaps, style
 
     style.save_figure(path, heatmaps.draw_heat_map(grid, heading))
+
+
+def save_replay(path: Path, *arguments: Any, **options: Any) -> None:
+    """Save a replay of the plateau rule; see ``replay.draw_replay`` for the arguments."""
+    from plateau_train.plots import replay, style
+
+    style.save_figure(path, replay.draw_replay(*arguments, **options))

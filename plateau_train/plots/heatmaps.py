@@ -47,11 +47,11 @@ def draw_confusion(
             for name in class_names
         ]
         look: Look = {"fontsize": fontsize, "parse_math": False}
-        slant: Look = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        slant: Look = {"rotation": 90}
+        if is_numbered:
+            slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
         panel.set_yticks(range(num_classes), names, **look)
-        panel.set_xticks(
-            range(num_classes), names, **look, **(slant if is_numbered else {"rotation": 90})
-        )
+        panel.set_xticks(range(num_classes), names, **(look | slant))
     bar = figure.colorbar(image, ax=panel, shrink=0.8, **style.COLOR_BAR)
     bar.set_label("share of the true class", fontsize=style.TICK * enlarged)
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])

@@ -70,7 +70,7 @@ def _draw_run(panel: Axes, run: PlottedRun, replicas: Sequence[Steps], lowest: f
         np.log2(np.maximum(scales, lowest))[np.searchsorted(epochs, grid, side="right") - 1]
         for epochs, scales in replicas
     ]
-    epochs, *curves = Curve.of(grid, powers, is_alone=run.is_alone)
+    epochs, *curves = Curve.of(grid.tolist(), powers, is_alone=run.is_alone)
     curve = Curve(epochs, *map(np.exp2, curves))
     label = "mean of the logarithm" if len(curve.replicas) else None
     curve.draw(panel, drawstyle="steps-post", label=label, **look)

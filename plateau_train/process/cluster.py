@@ -221,18 +221,3 @@ def _initialize(settings: config.ClusterSettings) -> bool:
     finally:
         timer.cancel()
     return True
-
-
-# Used by training/ until it is rewritten
-
-
-def joined(settings: config.ClusterSettings, _: Callable[[str], None]):
-    return join(settings)
-
-
-from_leader, text_from_leader = broadcast, _broadcast_text
-
-
-def is_same(text: str) -> bool:
-    differs, _ = agree(int(_broadcast_text(text) != text))
-    return not differs

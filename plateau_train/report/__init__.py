@@ -1,0 +1,5 @@
+"""Output for people: what is printed on the terminal, and how results become text.
+
+The functions here render plain results and compute no numbers of their own, except for the
+statistics over seeds. Imports run, config and errors.
+"""

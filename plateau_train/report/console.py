@@ -1,318 +1,213 @@
-"""What a user sees: of a run header, live bar, a row an epoch, drops, the end; of others tables.
+"""Terminal output: log messages, errors, tables, and the progress of a training run.
 
-Rows, drops and the end go to stdout, which is what was asked for; everything else goes to stderr.
-On a terminal the rows are a table under a live bar; elsewhere each is one plain line, flushed.
+Results go to stdout, everything else goes to stderr. On a terminal, text is wrapped and styled;
+elsewhere each row is one plain line, flushed.
 """
 
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.padding import Padding
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from plateau_train.errors import ChangedSettingsError, PlateauTrainError
-from plateau_train.run.records import Drop, EpochRecord, mean_scores
+
+MISSING = "-"  # the text for a value of None in a table
 
 
 def printable(text: object) -> str:
-    """Write foreign text so that it cannot steer the terminal."""
+    """Escape the characters that could control the terminal, line breaks included."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
     )
 
 
-def show_error(error: PlateauTrainError) -> None:
-    """Print what is wrong, a line each, and the way out."""
-    console = Console(stderr=True, highlight=False)
-    for problem in error.problems:
-        _print(console, Text.assemble(("error: ", "bold red"), printable(problem)))
-    if isinstance(error, ChangedSettingsError):
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        for row in error.table:
-            grid.add_row("", *(Text(printable(cell)) for cell in row))
-        if not console.is_terminal:
-            console.width = 1000  # here, too, one line stays one line
-        console.print(grid)
-    _print(console, Text.assemble(("hint: ", "bold cyan"), printable(error.hint)))
+@contextlib.contextmanager
+def _console(*, to_stderr: bool = False) -> Iterator[Console]:
+    """Yield a console, and write what was printed on it when the block ends.
+
+    It is written with ``print`` because a progress bar replaces ``sys.stdout`` and ``sys.stderr``
+    by files that write above the bar; a ``Console`` bypasses them.
+    """
+    console = Console(stderr=to_stderr, highlight=False)
+    with console.capture() as capture:
+        yield console
+    print(capture.get(), end="", file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
-def _print(console: Console, text: Text | str) -> None:
-    # Without a terminal there is no width to wrap to: one line stays one line.
+def print_text(console: Console, text: Text | str) -> None:
+    """Print text, wrapped on a terminal; elsewhere there is no width to wrap to."""
     console.print(text, markup=False, soft_wrap=not console.is_terminal)
 
 
-def _print_rows(console: Console, rows: Mapping[str, str]) -> None:
-    """Print names and what they stand for, on a terminal with a hanging indent."""
-    for name, text in rows.items():
-        if console.is_terminal:
-            grid = Table.grid(padding=(0, 2))
-            grid.add_column(width=8, style="bold")
-            grid.add_column(overflow="fold")
-            grid.add_row(name, Text(printable(text)))
-            console.print(grid)
-        else:
-            _print(console, f"{name:<8}  {printable(text)}")
+class _LogHandler(logging.Handler):
+    """Print log messages to stderr: each line of a warning as a notice, others dimmed."""
 
-
-class _Cell(NamedTuple):
-    title: str
-    width: int
-    text: str
-
-
-class Column(NamedTuple):
-    """A column of a table: numbers stand to the right, words to the left."""
-
-    title: str
-    cells: Sequence[str]
-    is_number: bool = True
-
-    @property
-    def width(self) -> int:
-        return max(cell_len(text) for text in (self.title, *self.cells))
-
-    def lines(self) -> Iterable[str]:
-        """Yield its title and its cells, each as wide as the widest."""
-        width = self.width
-        for text in (self.title, *self.cells):
-            blank = " " * (width - cell_len(text))
-            yield blank + text if self.is_number else text + blank
-
-
-# Columns that a narrow terminal goes without, the first one first: what follows from others.
-DROP_ORDER = ("time", "lr", "lowest", "acc", "to beat", "scale")
-
-SD = "\N{PLUS-MINUS SIGN}"  # the title of a deviation, behind the mean that it belongs to
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        with _console(to_stderr=True) as console:
+            if record.levelno < logging.WARNING:
+                print_text(console, Text(printable(message), style="dim"))
+                return
+            lines = [printable(line) for line in message.split("\n")]
+            if console.is_terminal:
+                text = Text("\n".join(lines))
+                console.print(Panel(text, title="NOTICE", style="bold yellow", expand=False))
+            else:
+                for line in lines:
+                    print_text(console, f"NOTICE: {line}")
 
 
 def configure_logging(*, is_quiet: bool = False) -> None:
-    """Print what the library logs to standard error."""
-    handler = logging.Handler(logging.WARNING if is_quiet else logging.INFO)
-    console = Console(stderr=True, highlight=False)
-    handler.emit = lambda record: _print(console, Text(printable(record.getMessage()), "dim"))
-    log = logging.getLogger("plateau_train")
-    log.setLevel(logging.INFO)
-    log.handlers = [handler]
+    """Print what the package logs, on stderr; if quiet, only warnings.
+
+    A second call replaces the handler of the first.
+    """
+    logger = logging.getLogger("plateau_train")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # other libraries configure the root logger
+    for handler in [each for each in logger.handlers if isinstance(each, _LogHandler)]:
+        logger.removeHandler(handler)
+    logger.addHandler(_LogHandler(logging.WARNING if is_quiet else logging.INFO))
 
 
-class Report:
-    """Tell the story of one run, on a terminal or line by line."""
+def print_error(error: PlateauTrainError) -> None:
+    """Print each problem on a line, and then the hint, on stderr."""
+    with _console(to_stderr=True) as console:
+        for problem in error.problems:
+            print_text(console, Text.assemble(("error: ", "bold red"), printable(problem)))
+        if isinstance(error, ChangedSettingsError):
+            grid = RichTable.grid(padding=(0, 2, 0, 0))
+            for row in error.table:
+                grid.add_row("", *(Text(printable(cell)) for cell in row))
+            if not console.is_terminal:
+                console.width = 1000  # one row stays one line
+            console.print(grid)
+        print_text(console, Text.assemble(("hint: ", "bold cyan"), printable(error.hint)))
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        configure_logging(is_quiet=quiet)
-        self._quiet = quiet
-        self._out = Console(highlight=False)
-        self._talk = Console(stderr=True, highlight=False)
-        self._progress: Progress | None = None
-        self._titles = ""
 
-    def say(self, message: str) -> None:
-        """Tell what is being done."""
-        if not self._quiet:
-            _print(self._talk, Text(printable(message), style="dim"))
+def print_rows(rows: Mapping[str, str], *, to_stderr: bool = False) -> None:
+    """Print names and their texts, on a terminal with a hanging indent."""
+    with _console(to_stderr=to_stderr) as console:
+        for name, text in rows.items():
+            if console.is_terminal:
+                grid = RichTable.grid(padding=(0, 2))
+                grid.add_column(width=8, style="bold")
+                grid.add_column(overflow="fold")
+                grid.add_row(name, Text(printable(text)))
+                console.print(grid)
+            else:
+                print_text(console, f"{name:<8}  {printable(text)}")
 
-    def warn(self, *lines: str) -> None:
-        """Tell what nobody should miss, also where the run is otherwise quiet."""
-        text = Text("\n".join(map(printable, lines)))
-        if self._talk.is_terminal:
-            self._talk.print(Panel(text, title="NOTICE", style="bold yellow", expand=False))
-        else:
-            for line in text.plain.splitlines():
-                _print(self._talk, f"NOTICE: {line}")
 
-    def header(self, rows: Mapping[str, str]) -> None:
-        """Tell what is about to be trained."""
-        if not self._quiet:
-            _print_rows(self._talk, rows)
+class Column(NamedTuple):
+    """A column of a table: which field of the rows it shows, its title, and its format.
 
-    def start_epoch(self, epoch: int, num_epochs: int, num_steps: int, part: str = "") -> None:
-        """Begin the live bar of an epoch, or of that part of it which one group trains."""
-        if self._quiet or not self._out.is_terminal:
-            return
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                # Short of the edge, where the terminal's echo of Ctrl-C would break the line.
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[loss]}"),
-                TimeRemainingColumn(compact=True),
-                console=self._out,
-                transient=True,
-            )
-            self._progress.add_task("", loss="")
-            self._progress.start()
-        self._progress.reset(
-            self._progress.task_ids[0],
-            total=num_steps if epoch > 0 else None,
-            description=f"epoch {epoch}/{num_epochs}{part}",
-            loss="" if epoch > 0 else "compiling, scoring the untrained network",
-        )
+    ``form`` is a format specification, or a function from the value to its text. ``item`` is the
+    index or key of the value if the field is a tuple or a mapping. Numbers are aligned to the
+    right, words to the left.
+    """
 
-    def step(self, step: int, loss: float) -> None:
-        """Move the live bar on to a step of the epoch."""
-        if self._progress is not None:
-            self._progress.update(
-                self._progress.task_ids[0], completed=step, loss=f"loss {loss:.4f}"
-            )
+    field: str
+    title: str
+    form: str | Callable[[Any], str] = ""
+    is_number: bool = True
+    item: int | str | None = None
 
-    def epoch(
-        self, records: Sequence[EpochRecord], drops: Iterable[Drop], *, num_epochs: int,
-        patience: int | None, num_trainings: int, seconds: float,
-    ) -> None:  # fmt: skip
-        """Tell an epoch's metrics, of several replicas mean and deviation, and each drop in it.
+    def text_of(self, row: object) -> str:
+        """Return the text of a row in this column."""
+        value = getattr(row, self.field)
+        if value is not None and self.item is not None:
+            value = value[self.item]
+        if value is None:
+            return MISSING
+        return format(value, self.form) if isinstance(self.form, str) else self.form(value)
 
-        Without ``patience`` the rule does not act, and what it waits for is not told.
-        """
-        if self._quiet:
-            return
-        if not self._out.is_terminal:
-            _print(self._out, _line(records, num_epochs, patience if num_trainings == 1 else None))
-        else:
-            cells = _cells(records, num_epochs, patience, num_trainings, seconds)
-            cells = _fitting(cells, DROP_ORDER, self._out.width)
-            gap = "  " if _width(cells, gap=2) <= self._out.width else " "
-            titles = gap.join(f"{cell.title:>{cell.width}}" for cell in cells)
-            if titles != self._titles:
-                self._titles = titles
-                self._out.print(Text(titles, style="bold"), no_wrap=True, crop=True)
-            row = gap.join(f"{cell.text:>{cell.width}}" for cell in cells)
-            self._out.print(Text(row), no_wrap=True, crop=True)
-        for drop in drops:
-            which = f"replica {drop.replica}: " if num_trainings > 1 else ""
-            text = Text(f"{which}{drop.describe()}", style="bold yellow")
-            indent = 6 if self._out.is_terminal else 0
-            self._out.print(
-                Padding(text, (0, 0, 0, indent)) if indent else text, soft_wrap=not indent
-            )
 
-    def end(self, rows: Mapping[str, str], run: Path) -> None:
-        """Tell how it ended and what to do next; a quiet run prints its folder here."""
-        self.close()
-        if self._quiet:
-            print(run, flush=True)
-            return
-        _print_rows(self._out, rows)
+class Table(NamedTuple):
+    """Rows, which are named tuples of plain values, and how they are printed.
 
-    def rows(self, rows: Mapping[str, str]) -> None:
-        """Print names and what they stand for."""
-        _print_rows(self._out, rows)
+    ``drop_order`` has the titles of the columns that a narrow terminal omits, the first one first.
+    """
 
-    def fits(self, columns: Sequence[Column]) -> bool:
-        """Tell whether a table can be printed with all of its columns."""
-        return not self._out.is_terminal or _width(columns, gap=1) <= self._out.width
+    rows: Sequence[object]
+    columns: Sequence[Column]
+    caption: str = ""
+    drop_order: Sequence[str] = ()
 
-    def table(
-        self, columns: Sequence[Column], *, caption: str = "", drop_order: Sequence[str] = ()
-    ) -> None:
-        """Print a table, which a narrow terminal gets without the drop_order, the first one first.
 
-        Where that is not enough, words are folded. Without a terminal each row is one plain line.
-        """
-        if self._quiet:
-            return
-        columns = [
-            column._replace(cells=[printable(cell) for cell in column.cells]) for column in columns
-        ]
-        if caption:
-            self._out.print()
-            _print(self._out, Text(caption, style="dim"))
-        if not self._out.is_terminal:
+class TextColumn(NamedTuple):
+    """A column as text, and the width that it is padded to."""
+
+    title: str
+    cells: Sequence[str]
+    width: int
+    is_number: bool = True
+
+    def lines(self) -> Iterator[str]:
+        """Yield the title and the cells, padded."""
+        for text in (self.title, *self.cells):
+            blank = " " * (self.width - cell_len(text))
+            yield blank + text if self.is_number else text + blank
+
+
+def _render(table: Table) -> Sequence[TextColumn]:
+    columns = []
+    for column in table.columns:
+        title = printable(column.title)
+        cells = [printable(column.text_of(row)) for row in table.rows]
+        width = max(map(cell_len, (title, *cells)))
+        columns.append(TextColumn(title, cells, width, column.is_number))
+    return columns
+
+
+def _total_width(columns: Sequence[TextColumn], *, gap: int) -> int:
+    return sum(column.width for column in columns) + gap * (len(columns) - 1)
+
+
+def fit_width(
+    columns: Sequence[TextColumn], drop_order: Sequence[str], width: int
+) -> tuple[Sequence[TextColumn], int]:
+    """Omit columns until the rest fits, and return the rest and the gap between two of them."""
+    for title in drop_order:
+        if _total_width(columns, gap=1) > width:
+            columns = [column for column in columns if column.title != title]
+    return columns, 2 if _total_width(columns, gap=2) <= width else 1
+
+
+def fits_terminal(table: Table) -> bool:
+    """Return whether all columns fit in the width of the terminal; without one, they do."""
+    with _console() as console:
+        is_narrow = _total_width(_render(table), gap=1) > console.width
+        return not (console.is_terminal and is_narrow)
+
+
+def print_table(table: Table) -> None:
+    """Print a table; on a terminal that is too narrow, words are folded."""
+    columns = _render(table)
+    with _console() as console:
+        if table.caption:
+            console.print()
+            print_text(console, Text(printable(table.caption), style="dim"))
+        if not console.is_terminal:
             rows = zip(*(column.lines() for column in columns), strict=True)
-            _print(self._out, "\n".join("  ".join(row).rstrip() for row in rows))
+            print_text(console, "\n".join("  ".join(row).rstrip() for row in rows))
             return
-        columns = _fitting(columns, drop_order, self._out.width)
-        gap = 2 if _width(columns, gap=2) <= self._out.width else 1
-        table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+        columns, gap = fit_width(columns, table.drop_order, console.width)
+        grid = RichTable(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
         for column in columns:
-            table.add_column(
+            grid.add_column(
                 Text(column.title),
                 justify="right" if column.is_number else "left",
                 overflow="fold",
                 no_wrap=column.is_number,
             )
-        for row in zip(*(column.cells for column in columns), strict=True):
-            table.add_row(*map(Text, row))
-        self._out.print(table)
-
-    def close(self) -> None:
-        """Take the live bar off the terminal."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-
-def _line(records: Sequence[EpochRecord], num_epochs: int, patience: int | None) -> str:
-    """Write an epoch as one plain line."""
-    first = records[0]
-    parts = [f"epoch {first.epoch}/{num_epochs}"]
-    parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in mean_scores(records)]
-    parts.append(f"scale {_range([record.scale for record in records], '.6g')}")
-    parts.append(f"lr {_range([record.learning_rate for record in records], '.6g')}")
-    if patience is not None:
-        to_beat = "" if first.to_beat is None else f", to beat {first.to_beat:.4f}"
-        cooldown = f", cooldown {first.cooldown}" if first.cooldown else ""
-        parts.append(f"wait {first.wait}/{patience}{to_beat}{cooldown}")
-    return "  ".join(parts)
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    """Write the lowest and the highest of some values, or the one that all of them are."""
-    ends = dict.fromkeys((min(values), max(values)))
-    return " to ".join(f"{value:{form}}" for value in ends)
-
-
-ColumnType = TypeVar("ColumnType", _Cell, Column)
-
-
-def _width(columns: Sequence[_Cell | Column], *, gap: int) -> int:
-    return sum(column.width for column in columns) + gap * (len(columns) - 1)
-
-
-def _fitting(
-    columns: Sequence[ColumnType], drop_order: Sequence[str], width: int
-) -> Sequence[ColumnType]:
-    """Leave out as many of the drop_order, in their order, as it takes to fit into a width."""
-    for title in drop_order:
-        if _width(columns, gap=1) > width:
-            columns = [column for column in columns if column.title != title]
-    return columns
-
-
-def _cells(
-    records: Sequence[EpochRecord],
-    num_epochs: int,
-    patience: int | None,
-    num_trainings: int,
-    seconds: float,
-) -> Sequence[_Cell]:
-    """Lay an epoch out as a row of a table that fits 80 columns without validation."""
-    first, are_several = records[0], num_trainings > 1
-    cells = [_Cell("epoch", len(f"{num_epochs}") * 2 + 1, f"{first.epoch}/{num_epochs}")]
-    for name, loss, accuracy in mean_scores(records):
-        cells.append(_Cell(f"{name} loss", len(name) + 5, f"{loss.mean:.4f}"))
-        if are_several:
-            cells.append(_Cell(SD, 6, f"{loss.sd:.4f}"))
-        cells.append(_Cell("acc", 6, f"{accuracy.mean:.4f}"))
-        if are_several:
-            cells.append(_Cell(SD, 6, f"{accuracy.sd:.4f}"))
-    scales = [record.scale for record in records]
-    cells.append(_Cell("scale", 10, f"{max(scales):.6g}"))
-    if are_several:
-        cells.append(_Cell("lowest", 10, f"{min(scales):.6g}"))
-    else:
-        cells.append(_Cell("lr", 9, f"{first.learning_rate:.4g}"))
-    if not are_several and patience is not None:
-        waits = f"{first.wait}/{patience}" if not first.cooldown else f"cd {first.cooldown}"
-        cells += [
-            _Cell("wait", len(f"{patience}") * 2 + 2, waits),
-            _Cell("to beat", 7, "" if first.to_beat is None else f"{first.to_beat:.4f}"),
-        ]
-    return [*cells, _Cell("time", 5, f"{seconds:.1f}s")]
+        for cells in zip(*(column.cells for column in columns), strict=True):
+            grid.add_row(*map(Text, cells))
+        console.print(grid)

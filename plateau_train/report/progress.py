@@ -1,72 +1,148 @@
-"""The progress of a training, printed: what the training loop calls."""
+"""The progress of a training on the terminal: what the training loop calls."""
 
 import datetime
 import logging
+import sys
 from collections.abc import Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from plateau_train.config import Settings
 from plateau_train.report import text
-from plateau_train.report.console import TrainingReport
+from plateau_train.report.console import TextColumn as Cell
+from plateau_train.report.console import fit_width, print_rows, print_text
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Drop, Ending
+from plateau_train.run.records import Drop, Ending, EpochRecord, mean_scores
 
 log = logging.getLogger("plateau_train")
 
+STD = "\N{PLUS-MINUS SIGN}"  # the title of a standard deviation, to the right of its mean
+
+# Columns that a narrow terminal omits, in this order: others imply them.
+DROP_ORDER = ("time", "lr", "lowest", "acc", "to beat", "scale")
+
 
 class RunReport:
-    """Print the training of one run."""
+    """Print the training of one run: header, progress bar, epochs, drops, end."""
 
     prints_drops = True
 
     def __init__(self, *, is_quiet: bool) -> None:
-        self._report = TrainingReport(is_quiet=is_quiet)
+        self.is_quiet = is_quiet
+        self._console = Console(highlight=False)
+        self._progress: Progress | None = None
+        self._titles = ""
         self._last_epoch = -1
 
     def on_start(self, info: TrainingInfo) -> None:
+        """Print what is about to be trained."""
         self._last_epoch = info.last_epoch
-        self._report.header(text.describe_header(info))
+        if not self.is_quiet:
+            print_rows(text.describe_header(info), to_stderr=True)
         if warning := text.warn_of_no_drops(info.settings, info.steps_per_epoch):
             log.warning("%s", warning)
 
     def on_epoch_start(self, epoch: int, num_epochs: int, num_steps: int) -> None:
-        self._report.start_epoch(epoch, num_epochs, num_steps)
-
-    def on_chunk(self, step: int, loss: float) -> None:
-        self._report.step(step, loss)
-
-    def on_epoch(self, lines: Sequence[EpochLines], settings: Settings) -> None:
-        num_replicas = len(lines) * len(settings.run.seeds)
-        for event in self._endings(lines) if num_replicas > 1 else ():
-            log.warning("seed %d: %s", event.seed, event.message)
-        is_plateau = settings.optimizer.schedule == "plateau"
-        self._report.epoch(
-            [record for written in lines for record in written.records],
-            self._drops(lines) if self.prints_drops else (),
-            num_replicas=num_replicas,
-            num_epochs=settings.run.epochs,
-            patience=settings.plateau.patience if is_plateau else None,
-            seconds=sum(
-                written.timing.train_seconds + written.timing.evaluate_seconds for written in lines
-            ),
+        """Start the progress bar of an epoch."""
+        if self.is_quiet or not self._console.is_terminal:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                # Not up to the edge, where the terminal's echo of Ctrl-C would break the line.
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[loss]}"),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+                transient=True,
+                redirect_stderr=sys.stderr.isatty(),  # a log file is not above the bar
+            )
+            self._progress.add_task("", loss="")
+            self._progress.start()
+        self._progress.reset(
+            self._progress.task_ids[0],
+            total=num_steps if epoch > 0 else None,
+            description=f"epoch {epoch}/{num_epochs}",
+            loss="" if epoch > 0 else "compiling, scoring the untrained network",
         )
 
+    def on_chunk(self, step: int, loss: float) -> None:
+        """Move the progress bar to a step of the epoch."""
+        if self._progress is not None:
+            self._progress.update(
+                self._progress.task_ids[0], completed=step, loss=f"loss {loss:.4f}"
+            )
+
+    def on_epoch(self, lines: Sequence[EpochLines], settings: Settings) -> None:
+        """Print the metrics of an epoch, its drops, and the replicas that diverged in it.
+
+        Of several replicas, means and standard deviations are printed.
+        """
+        num_replicas = len(lines) * len(settings.run.seeds)
+        events = [event for written in lines for event in written.events]
+        for event in events if num_replicas > 1 else ():
+            if isinstance(event, Ending) and not event.is_complete:
+                log.warning("seed %d: %s", event.seed, event.message)
+        records = [record for written in lines for record in written.records]
+        if self.is_quiet or not records:
+            return
+        seconds = sum(
+            written.timing.train_seconds + written.timing.evaluate_seconds for written in lines
+        )
+        self._print_epoch(records, settings, num_replicas, seconds)
+        for event in events if self.prints_drops else ():
+            if isinstance(event, Drop):
+                self._print_drop(event, num_replicas)
+
     def on_finish(self, run: Run, seconds: float) -> None:
+        """Print how the run ended and what to do next; if quiet, only the path of its folder."""
+        self.close()
+        if self.is_quiet:
+            print(run.directory.path, flush=True)
+            return
         duration = str(datetime.timedelta(seconds=round(seconds)))
         if self._last_epoch >= 0:
             duration += f" since epoch {self._last_epoch}"
-        self._report.end(text.describe_end(run, duration), run.directory.path)
+        print_rows(text.describe_end(run, duration))
 
     def close(self) -> None:
-        self._report.close()
+        """Remove the progress bar from the terminal."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
 
-    def _endings(self, lines: Sequence[EpochLines]) -> list[Ending]:
-        events = [event for written in lines for event in written.events]
-        return [event for event in events if isinstance(event, Ending) and not event.is_complete]
+    def _print_epoch(
+        self, records: Sequence[EpochRecord], settings: Settings, num_replicas: int, seconds: float
+    ) -> None:
+        num_epochs, patience = settings.run.epochs, None
+        if num_replicas == 1 and settings.optimizer.schedule == "plateau":
+            patience = settings.plateau.patience
+        if not self._console.is_terminal:
+            print_text(self._console, _epoch_line(records, num_epochs, patience))
+            return
+        columns = _epoch_columns(records, num_replicas, num_epochs, patience)
+        columns.append(Cell("time", [f"{seconds:.1f}s"], 5))
+        fitting, gap = fit_width(columns, DROP_ORDER, self._console.width)
+        rows = zip(*(column.lines() for column in fitting), strict=True)
+        titles, row = map((" " * gap).join, rows)
+        if titles != self._titles:
+            self._titles = titles
+            self._console.print(Text(titles, style="bold"), no_wrap=True, crop=True)
+        self._console.print(Text(row), no_wrap=True, crop=True)
 
-    def _drops(self, lines: Sequence[EpochLines]) -> list[Drop]:
-        return [event for event in lines[0].events if isinstance(event, Drop)]
+    def _print_drop(self, drop: Drop, num_replicas: int) -> None:
+        seed = f"seed {drop.seed}: " if num_replicas > 1 else ""
+        line = Text(f"{seed}{drop.describe()}", style="bold yellow")
+        if self._console.is_terminal:
+            self._console.print(Padding(line, (0, 0, 0, 6)))
+        else:
+            print_text(self._console, line)
 
 
 class ProgramReport(RunReport):
@@ -79,3 +155,48 @@ class ProgramReport(RunReport):
 
     def on_finish(self, run: Run, seconds: float) -> None:
         """Print nothing: a sweep ends with a table of all runs."""
+
+
+def _epoch_line(records: Sequence[EpochRecord], num_epochs: int, patience: int | None) -> str:
+    """Return an epoch as one plain line."""
+    first = records[0]
+    parts = [f"epoch {first.epoch}/{num_epochs}"]
+    parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in mean_scores(records)]
+    parts.append(f"scale {_range([record.scale for record in records])}")
+    parts.append(f"lr {_range([record.learning_rate for record in records])}")
+    if patience is not None:
+        to_beat = "" if first.to_beat is None else f", to beat {first.to_beat:.4f}"
+        cooldown = f", cooldown {first.cooldown}" if first.cooldown else ""
+        parts.append(f"wait {first.wait}/{patience}{to_beat}{cooldown}")
+    return "  ".join(parts)
+
+
+def _range(values: Sequence[float]) -> str:
+    """Return the lowest and the highest value as text, or the only one."""
+    return " to ".join(f"{value:.6g}" for value in dict.fromkeys((min(values), max(values))))
+
+
+def _epoch_columns(
+    records: Sequence[EpochRecord], num_replicas: int, num_epochs: int, patience: int | None
+) -> list[Cell]:
+    """Return an epoch as the row of a table that fits 80 columns without validation.
+
+    The widths do not depend on the values: all epochs are printed under the same titles.
+    """
+    first, scales = records[0], [record.scale for record in records]
+    cells = [("epoch", max(5, len(f"{num_epochs}") * 2 + 1), f"{first.epoch}/{num_epochs}")]
+    for split, loss, accuracy in mean_scores(records):
+        for title, value in ((f"{split} loss", loss), ("acc", accuracy)):
+            cells.append((title, max(6, len(title)), f"{value.mean:.4f}"))
+            if num_replicas > 1:
+                cells.append((STD, 6, f"{value.sd:.4f}"))
+    cells.append(("scale", 10, f"{max(scales):.6g}"))
+    if num_replicas > 1:
+        cells.append(("lowest", 10, f"{min(scales):.6g}"))
+    else:
+        cells.append(("lr", 9, f"{first.learning_rate:.4g}"))
+    if patience is not None:
+        wait = f"cd {first.cooldown}" if first.cooldown else f"{first.wait}/{patience}"
+        cells.append(("wait", len(f"{patience}") * 2 + 2, wait))
+        cells.append(("to beat", 7, "" if first.to_beat is None else f"{first.to_beat:.4f}"))
+    return [Cell(title, [text], width) for title, width, text in cells]

@@ -7,11 +7,12 @@ training uses.
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from plateau_train import config
 from plateau_train.numerics.replay import Row
-from plateau_train.report.console import Column
+from plateau_train.report.console import Column, Table
 from plateau_train.run.records import drop_reason
 from plateau_train.run.series import Series, lowers_by_time
 
@@ -99,8 +100,24 @@ def json_lines(series: Series, rules: Mapping[str, Sequence[Row]]) -> Iterator[s
         yield json.dumps({"number": row.number, **position, **values})
 
 
-def table_columns(series: Series, rules: Mapping[str, Sequence[Row]]) -> list[Column]:
-    """Return the columns of a table with one row per observation."""
+class ReplayRow(NamedTuple):
+    """One observation as the texts of a table."""
+
+    number: str
+    epoch: str
+    step: str
+    value: str
+    best: str
+    to_beat: str
+    wait: str
+    cooldown: str
+    scale: str
+    drop: str
+    others: Mapping[str, str]  # the scale of each other rule
+
+
+def make_table(series: Series, rules: Mapping[str, Sequence[Row]]) -> Table:
+    """Return a table with one row per observation."""
     (name, rows), *others = rules.items()
     size, patience = series.rule.accumulation_size, series.rule.patience
     shown = [row for row in rows if row.is_complete]
@@ -110,25 +127,36 @@ def table_columns(series: Series, rules: Mapping[str, Sequence[Row]]) -> list[Co
         shown = [row for row in shown if row.number in lowered or row is shown[-1]]
     drops = (row.number for row in rows if row.is_drop)
     drop_numbers = {value: f"{number}" for number, value in enumerate(drops, start=1)}
-    columns: dict[str, Callable[[Row], str]] = {
-        "number" if size == 1 else "numbers": lambda row: (
-            f"{row.number}" if size == 1 else f"{row.number - size + 1}-{row.number}"
-        ),
-        "epoch": lambda row: f"{series.positions[row.number - 1].epoch}",
-        "step": lambda row: f"{series.positions[row.number - 1].step:,}",
-        "value" if size == 1 else "mean": lambda row: f"{row.mean:.6g}",
-        "best": lambda row: f"{row.best:.6g}" if math.isfinite(row.best) else "",
-        "to beat": lambda row: f"{row.threshold:.6g}" if math.isfinite(row.best) else "",
-        "wait": lambda row: f"{row.wait}/{patience}",
-        "cooldown": lambda row: f"{row.cooldown}",
-        name: _show_scale,
-        "drop": lambda row: drop_numbers.get(row.number, ""),
-    }
-    for other, table in others:
-        columns[other] = lambda row, table=table: _show_scale(table[row.number - 1])
-    if not series.positions:
-        del columns["epoch"], columns["step"]
-    return [Column(title, [show(row) for row in shown]) for title, show in columns.items()]
+
+    def texts(row: Row) -> ReplayRow:
+        position = series.positions[row.number - 1] if series.positions else None
+        first, has_best = row.number - size + 1, math.isfinite(row.best)
+        return ReplayRow(
+            number=f"{row.number}" if size == 1 else f"{first}-{row.number}",
+            epoch=f"{position.epoch}" if position else "",
+            step=f"{position.step:,}" if position else "",
+            value=f"{row.mean:.6g}",
+            best=f"{row.best:.6g}" if has_best else "",
+            to_beat=f"{row.threshold:.6g}" if has_best else "",
+            wait=f"{row.wait}/{patience}",
+            cooldown=f"{row.cooldown}",
+            scale=_show_scale(row),
+            drop=drop_numbers.get(row.number, ""),
+            others={other: _show_scale(table[row.number - 1]) for other, table in others},
+        )
+
+    titles = {"number": "number", "value": "value"}
+    if size > 1:
+        titles = {"number": "numbers", "value": "mean"}
+    titles |= {"scale": name, "to_beat": "to beat"}
+    omitted = {"others"} if series.positions else {"others", "epoch", "step"}
+    columns = [
+        Column(field, titles.get(field, field))
+        for field in ReplayRow._fields
+        if field not in omitted
+    ]
+    columns += [Column("others", other, item=other) for other, _ in others]
+    return Table([texts(row) for row in shown], columns, drop_order=DROP_ORDER)
 
 
 def describe_drops(series: Series, rules: Mapping[str, Sequence[Row]]) -> dict[str, str]:

@@ -23,6 +23,13 @@ class History(NamedTuple):
     def last_epoch(self) -> int:
         return self.records[-1].epoch
 
+    def until(self, num_epochs: int) -> "History":
+        """Return the history without what happened after some epochs."""
+        return self._replace(
+            records=self.records[: num_epochs + 1],
+            drops=[drop for drop in self.drops if drop.epoch <= num_epochs],
+        )
+
     @property
     def has_diverged(self) -> bool:
         return self.ending is not None and not self.ending.is_complete

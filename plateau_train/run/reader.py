@@ -11,7 +11,7 @@ from plateau_train.run import checkpoint, journal
 from plateau_train.run.checkpoint import Manifest
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import Environment, read_environment
-from plateau_train.run.history import History, make_histories
+from plateau_train.run.history import History, completed, make_histories
 from plateau_train.run.records import Drop, Ending, EpochRecord, Notice, Timing
 
 State = Literal["running", "done", "failed", "stopped"]
@@ -82,6 +82,21 @@ class Run:
                 hint=f"plateau-train resume {self.directory} begins it again",
             )
         return histories
+
+    @property
+    def completed(self) -> list[History]:
+        """The replicas without those that diverged."""
+        return completed(self.histories)
+
+    @property
+    def last_epoch(self) -> int:
+        return max(history.last_epoch for history in self.completed)
+
+    @property
+    def seconds(self) -> float | None:
+        """The duration of all epochs; None if it is not recorded."""
+        seconds = [timing.train_seconds + timing.evaluate_seconds for timing in self.timings]
+        return sum(seconds) if seconds else None
 
     @property
     def state(self) -> State:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -43,8 +43,8 @@ class RunTask(NamedTuple):
     previous: Checkpoint | None = None
 
 
-class Callbacks:
-    """What the loop reports to; this one ignores everything."""
+class Callbacks(Protocol):
+    """What the loop calls; ``NoCallbacks`` ignores everything."""
 
     def on_start(self, info: TrainingInfo) -> None:
         """Called before the first step."""
@@ -63,6 +63,10 @@ class Callbacks:
 
     def close(self) -> None:
         """Called at the end of training, also after an error."""
+
+
+class NoCallbacks(Callbacks):
+    """The callbacks of the processes that print nothing."""
 
 
 class _NoJournal:

@@ -83,7 +83,8 @@ class LoadedDatasets:
             dataset = setup.load_new_data(settings).dataset
             # The same under the name that it has from now on.
             named = settings.model_copy(update={"dataset": dataset.name})
-            self._datasets = {settings: dataset, named: dataset}
+            self._datasets.clear()
+            self._datasets[settings] = self._datasets[named] = dataset
         return self._datasets[settings]
 
 

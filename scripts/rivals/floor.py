@@ -20,10 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from plateau_train import config
-from plateau_train.data.splits import Split
-from plateau_train.numerics.mesh import put_everywhere
 from plateau_train.numerics.program import (
     Program,
     empty_records,
@@ -31,6 +27,10 @@ from plateau_train.numerics.program import (
     init_state,
     train_steps,
 )
+
+from plateau_train import config
+from plateau_train.data.splits import Split
+from plateau_train.numerics.mesh import put_everywhere
 from plateau_train.run.environment import available_cores
 from plateau_train.training import loop
 

@@ -1,24 +1,23 @@
-"""plateau-train runs: what it says of each folder, and that no folder can break it."""
+"""plateau-train runs: the row of each folder, and that no folder can break the command."""
 
 import contextlib
-import io
 
 import pytest
 from helpers import command
-from rich.console import Console
 from rich.text import Text
 from test_run import RECORD
 
 from plateau_train import config
-from plateau_train.commands.runs import TITLES, show_runs
+from plateau_train.commands.runs import COLUMNS, list_runs, print_runs
 from plateau_train.config import RawValue
 from plateau_train.config.toml import to_toml
 from plateau_train.errors import RunError
-from plateau_train.report import console as reporting
-from plateau_train.report.console import Report
+from plateau_train.report.console import configure_logging
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.records import Notice
+
+TITLES = [column.title for column in COLUMNS]
 
 
 def make_run(runs_dir, name, *, accuracies=(0.1, 0.5, 0.4), done=False, notices=(), **values):
@@ -42,13 +41,18 @@ def make_run(runs_dir, name, *, accuracies=(0.1, 0.5, 0.4), done=False, notices=
     return run
 
 
+def show_runs(runs_dir):
+    configure_logging()
+    print_runs(list_runs(runs_dir))
+
+
 def listed(runs_dir, capsys):
-    """Return the rows that are printed, as cells under their titles, and what is told beside."""
-    show_runs(runs_dir, Report())
+    """Return the printed rows, as cells under their titles, and what is printed to stderr."""
+    show_runs(runs_dir)
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out + printed.err
     head, *rows = (line.split() for line in printed.out.splitlines())
-    assert tuple(head) == TITLES
+    assert head == TITLES
     return [dict(zip(TITLES, row, strict=True)) for row in rows], printed.err
 
 
@@ -181,18 +185,14 @@ def test_a_name_can_neither_steer_the_terminal_nor_break_its_line(tmp_path, caps
 
 @pytest.mark.parametrize("width", [200, 80, 20])
 def test_a_narrow_terminal_goes_without_columns_and_keeps_names_and_states(
-    tmp_path, monkeypatch, width
+    tmp_path, monkeypatch, capsys, width
 ):
-    screen = io.StringIO()
-    monkeypatch.setattr(
-        reporting,
-        "Console",
-        lambda **_: Console(file=screen, force_terminal=True, width=width, highlight=False),
-    )
+    for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", f"{width}"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
     name = "20261122-101530-[red]-loss"  # as wide as a usual one
     make_run(tmp_path, name, dataset="fashion_mnist")
-    show_runs(tmp_path, Report())
-    lines = Text.from_ansi(screen.getvalue()).plain.splitlines()
+    show_runs(tmp_path)
+    lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
     assert max(map(len, lines)) <= width
     titles = lines[0].split()
     assert {"name", "best", "state"} <= set(titles)
@@ -206,7 +206,7 @@ def test_a_narrow_terminal_goes_without_columns_and_keeps_names_and_states(
 @pytest.mark.parametrize("name", ["empty", "missing"])
 def test_where_there_is_no_run_it_says_how_to_make_one(tmp_path, capsys, name):
     (tmp_path / "empty").mkdir()
-    show_runs(tmp_path / name, Report())
+    show_runs(tmp_path / name)
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == f"there is no run in {tmp_path / name}: plateau-train makes one\n"
@@ -215,7 +215,7 @@ def test_where_there_is_no_run_it_says_how_to_make_one(tmp_path, capsys, name):
 def test_a_file_in_the_place_of_the_runs_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="file cannot be listed: Not a directory"):
-        show_runs(tmp_path / "file", Report())
+        show_runs(tmp_path / "file")
 
 
 def test_the_command_lists_a_run_that_was_trained(small_run):
@@ -223,7 +223,7 @@ def test_the_command_lists_a_run_that_was_trained(small_run):
     assert finished.returncode == 0
     assert finished.stderr == ""
     head, row = finished.stdout.splitlines()
-    assert head.split() == list(TITLES)
+    assert head.split() == TITLES
     assert row.split()[0] == small_run.resolve().name
     assert row.split()[4] == "6/6"
     assert row.split()[-1] == "done"

@@ -6,12 +6,12 @@ from helpers import command
 from test_plots import history
 
 from plateau_train import config
-from plateau_train.commands.compare import compare
+from plateau_train.commands.compare import compare, print_comparison
 from plateau_train.config import RawValue
 from plateau_train.config.toml import to_toml
 from plateau_train.errors import ConfigError, RunError, StorageError
 from plateau_train.report import stats as differences
-from plateau_train.report.console import Report
+from plateau_train.report.console import configure_logging
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.records import Timing
@@ -50,9 +50,14 @@ def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None,
     return run.path
 
 
+def show_comparison(paths, **options):
+    configure_logging()
+    print_comparison(compare(paths, **options))
+
+
 def compared(capsys, *paths, level=None, picture=None):
     """Return the tables, rows of cells under their titles each, and what is told beside."""
-    compare(paths, picture, level, Report())
+    show_comparison(paths, picture=picture, level=level)
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out
     tables = []
@@ -127,26 +132,26 @@ SECOND = dict(enumerate([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]))
 
 def test_intervals_are_those_of_the_textbooks():
     paired = differences.difference(SECOND, FIRST)
-    assert paired.how == "paired, 10 seeds"
+    assert paired.method == "paired, 10 seeds"
     assert paired.mean - paired.half_width == pytest.approx(0.7001142, abs=1e-7)
     assert paired.mean + paired.half_width == pytest.approx(2.4598858, abs=1e-7)
     others = {seed + 5: value for seed, value in SECOND.items()}  # half of the seeds are shared
     welch = differences.difference(others, FIRST)
-    assert welch.how == "Welch, 10 and 10 seeds"
+    assert welch.method == "Welch, 10 and 10 seeds"
     assert welch.mean - welch.half_width == pytest.approx(-0.2054832, abs=1e-7)
     assert welch.mean + welch.half_width == pytest.approx(3.3654832, abs=1e-7)
     few = {20: 1.0, 21: 2.0, 22: 4.0}
     unequal = differences.difference(few, FIRST)
     test = scipy.stats.ttest_ind(list(few.values()), list(FIRST.values()), equal_var=False)
     low, high = test.confidence_interval(0.95)
-    assert unequal.how == "Welch, 10 and 3 seeds"
+    assert unequal.method == "Welch, 10 and 3 seeds"
     assert unequal.mean - unequal.half_width == pytest.approx(low)
     assert unequal.mean + unequal.half_width == pytest.approx(high)
 
 
 def test_a_run_of_fewer_seeds_is_paired_with_the_same_seeds_of_the_other():
     found = differences.difference({2: 1.0, 3: 2.0}, {1: 9.0, 2: 0.5, 3: 1.0})
-    assert (found.mean, found.how) == (pytest.approx(0.75), "paired, 2 seeds")
+    assert (found.mean, found.method) == (pytest.approx(0.75), "paired, 2 seeds")
 
 
 @pytest.mark.parametrize(
@@ -184,8 +189,8 @@ def test_what_makes_runs_hard_to_compare_is_said(tmp_path, capsys):
         "on different data sets: mnist (a), garments (b).",
         "scored on different test images: 500 (a), all (b).",
         "of different lengths in epochs: 50 (a), 3 (b).",
-        "a has come to epoch 3 of 50: its final values are of that epoch.",
-        "b: 1 of 3 seeds ended before the others and are left out.",
+        "a has finished epoch 3 of 50: its final values are those of that epoch.",
+        "b: 1 of 3 seeds ended earlier and are left out.",
     ):
         assert f"{sentence}\n" in told
 
@@ -201,12 +206,12 @@ def test_an_accuracy_counts_as_reached_in_spite_of_its_rounding(tmp_path, capsys
 def test_runs_of_one_name_get_longer_ones_and_equal_settings_no_table(tmp_path, capsys):
     first, second = (make_run(tmp_path, f"2026010{day}-000000-a", ONE) for day in (1, 2))
     third, fourth = (make_run(tmp_path / folder, "b", ONE) for folder in "xy")
-    compare([first, second], None, None, Report())
+    show_comparison([first, second])
     printed = capsys.readouterr()
     assert "\n20260101-000000-a  " in printed.out
-    assert "no setting differs" in printed.err
+    assert "no setting that affects results differs" in printed.err
     assert "--" not in printed.out
-    compare([third, fourth], None, None, Report())
+    show_comparison([third, fourth])
     assert f"\n{third.resolve()}  " in capsys.readouterr().out
 
 
@@ -218,7 +223,7 @@ def test_a_missing_file_of_times_is_no_obstacle_and_a_damaged_one_is(tmp_path, c
     assert "seconds" not in results[0]
     RunDirectory(first).timings.write_text("{}\n")
     with pytest.raises(RunError, match="line 1 is damaged"):
-        compare([first, second], None, None, Report())
+        compare([first, second])
 
 
 def test_bad_requests_are_refused_before_anything_is_printed(tmp_path, capsys):
@@ -238,10 +243,10 @@ def test_bad_requests_are_refused_before_anything_is_printed(tmp_path, capsys):
         ([run, tmp_path], tmp_path / "compare.gif", None, ConfigError, "compare.gif"),
     ):
         with pytest.raises(error, match=words):
-            compare(paths, picture, level, Report())
+            show_comparison(paths, picture=picture, level=level)
     assert capsys.readouterr().out == ""
     with pytest.raises(StorageError):
-        compare([run, other], tmp_path / "none" / "compare.png", None, Report())
+        compare([run, other], picture=tmp_path / "none" / "compare.png")
 
 
 def test_the_command_prints_the_tables_and_draws_on_request(tmp_path):
