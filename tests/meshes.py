@@ -1,6 +1,6 @@
-"""Compile and train the replicas of one program on several meshes, and print what came of it.
+"""Train the replicas of one program on several meshes; print the losses and the collectives.
 
-A process of its own, since the number of simulated devices is fixed when JAX starts.
+A process of its own: the number of simulated devices is fixed when JAX starts.
 """
 
 import json
@@ -22,45 +22,45 @@ COLLECTIVE = re.compile(
 )
 
 
-def find_collectives(lowered: Any) -> list[str]:
-    """Return the collectives in a compiled program, by name."""
-    return COLLECTIVE.findall(lowered.compile().as_text())
-
-
-def describe_mesh(num_devices: int, num_replicas: int) -> dict[str, Any]:
-    """Return the shape of a mesh, the collectives, and the losses of two epochs."""
+def train(num_devices: int, num_replicas: int) -> dict[str, Any]:
+    """Train two epochs on a mesh; also return the collectives of each compiled function."""
     settings = make_settings(seed=tuple(range(num_replicas)), patience=1, accumulation_size=5)
     mesh = make_mesh(jax.devices()[:num_devices], num_replicas)
-    hyperparams = Hyperparams.from_settings([settings])
-    replicas = Replicas(make_spec(settings), hyperparams, mesh)
-    # As the training images of a real run: they divide neither by the batch nor by the devices.
-    train, test = (replicas.put_split(make_examples(num, num)) for num in (81, 30))
-    state = replicas.init(IMAGE_SHAPE)
-    order, records = replicas.epoch_order(1, 81), replicas.empty_records(10)
-    common = replicas.spec, mesh
-    lowered = {
-        "train": numerics._train_steps.lower(
-            *common, hyperparams, state, records, train, order, 0, 10, 1
-        ),
-        "evaluate": numerics._evaluate.lower(
-            *common, numerics.single.evaluation_losses, state.params, test, replicas._batches(test)
-        ),
-    }
-    collectives = {name: find_collectives(program) for name, program in lowered.items()}
-    losses = []
+    replicas = Replicas(make_spec(settings), Hyperparams.from_settings([settings]), mesh)
+    # 81 images: the last incomplete batch of 8 is dropped. 30 do not divide by 4 devices.
+    split, test = (replicas.put_split(make_examples(num, num)) for num in (81, 30))
+    state, losses = replicas.init(IMAGE_SHAPE), []
     for epoch in (1, 2):
-        state, records = take_epoch(replicas, state, train, epoch)
+        state, records = take_epoch(replicas, state, split, epoch)
         losses.append(np.asarray(records.metrics.loss))
+    metrics = replicas.evaluate(state.params, test)
+    confusion = replicas.count_confusion(state.params, test)
+    state, _ = replicas.observe_evaluation(state, metrics, 19)
     return {
-        "shape": list(mesh.shape.values()),
-        "order": [str(axis) for axis in order.sharding.spec],
-        "collectives": collectives,
-        "losses": np.concatenate(losses, axis=1).tolist(),
-        "test_loss": np.asarray(replicas.evaluate(state.params, test).loss).tolist(),
+        "mesh": [mesh.shape["replica"], mesh.shape["batch"]],
+        "train_loss": np.concatenate(losses, axis=1).tolist(),
+        "test_loss": np.asarray(metrics.loss).tolist(),
+        "num_scored": int(np.asarray(confusion).sum()),
         "scale": np.asarray(state.scale).tolist(),
     }
 
 
+def record_collectives(mesh: tuple[int, int]) -> dict[str, Any]:
+    """Train, and record the collectives in the compiled text of each function that is run."""
+    collectives: dict[str, list[str]] = {}
+    run = numerics._run
+
+    def lower_and_run(function: Any, *arguments: Any) -> Any:
+        text = run.lower(function, *arguments).compile().as_text()
+        collectives[function.__name__] = COLLECTIVE.findall(text)
+        return run(function, *arguments)
+
+    numerics._run = lower_and_run
+    try:
+        return train(*mesh) | {"collectives": collectives}
+    finally:
+        numerics._run = run
+
+
 if __name__ == "__main__":
-    meshes = json.loads(sys.argv[1])
-    print(json.dumps([describe_mesh(*mesh) for mesh in meshes]))
+    print(json.dumps([record_collectives(mesh) for mesh in json.loads(sys.argv[1])]))
