@@ -6,43 +6,62 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from plateau_train import config
+from plateau_train.commands.plot import plot
 from plateau_train.errors import ConfigError
-from plateau_train.plots.heatmaps import Grid, draw_heat_map
-from plateau_train.plots.panels import draw, draw_together, plot_run, save_plot
-from plateau_train.plots.scale import MOST_LISTED, Drawn
-from plateau_train.run.records import Drop, EpochRecord, History
+from plateau_train.plots import Grid, PlottedRun, check_format, save_run_plot
+from plateau_train.plots.heatmaps import draw_heat_map
+from plateau_train.plots.panels import draw_comparison, draw_run
+from plateau_train.plots.scale import MOST_LISTED
+from plateau_train.run.history import History
+from plateau_train.run.records import Drop, Ending, EpochRecord
 
 TITLES = ["LR scale", "train loss", "train accuracy", "test loss", "test accuracy"]
 
 
 def history(num_epochs, *, val=False, drop_every=0, replica=0):
-    """A plausible run: losses fall and rise again, some epochs end with a drop inside them."""
+    """Return a replica whose losses fall and rise again, with drops inside some epochs."""
     records, drops, scale = [], [], 1.0
     for epoch in range(num_epochs + 1):
         loss = 0.3 + 2 * math.exp(-epoch) + 0.002 * epoch + 0.01 * replica**2
         if drop_every and epoch and epoch % drop_every == 0:
             drops.append(
                 Drop(
-                    epoch=epoch, step=epoch * 10 - 4, position=epoch - 0.4, scale_before=scale,
-                    scale_after=scale / 2, learning_rate_before=0.01, learning_rate_after=0.01,
-                    observed="train loss", value=loss, best=loss, to_beat=loss, waited=5,
+                    epoch=epoch,
+                    step=epoch * 10 - 4,
+                    position=epoch - 0.4,
+                    scale_before=scale,
+                    scale_after=scale / 2,
+                    learning_rate_before=0.01,
+                    learning_rate_after=0.01,
+                    observed="train loss",
+                    value=loss,
+                    best=loss,
+                    to_beat=loss,
+                    waited=5,
                 )
-            )  # fmt: skip
+            )
             scale /= 2
         records.append(
             EpochRecord(
-                epoch=epoch, step=epoch * 10, train_loss=loss, train_accuracy=1 - loss / 3,
-                test_loss=loss + 0.1, test_accuracy=0.9 - loss / 3,
+                epoch=epoch,
+                step=epoch * 10,
+                train_loss=loss,
+                train_accuracy=1 - loss / 3,
+                test_loss=loss + 0.1,
+                test_accuracy=0.9 - loss / 3,
                 val_loss=loss + 0.05 if val else None,
                 val_accuracy=0.95 - loss / 3 if val else None,
-                scale=scale, learning_rate=0.01 * scale, wait=0, cooldown=0,
+                scale=scale,
+                learning_rate=0.01 * scale,
+                wait=0,
+                cooldown=0,
             )
-        )  # fmt: skip
+        )
     return History(replica, 10 + replica, records, drops)
 
 
 def replicas(num_epochs, *num_drops):
-    """Several trainings, one that drops every so many epochs each."""
+    """Return replicas, each with the number of epochs between its drops."""
     return [
         history(num_epochs, drop_every=every, replica=replica)
         for replica, every in enumerate(num_drops)
@@ -61,12 +80,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("num_epochs", "drop_every", "val"), CASES)
-def test_five_panels_start_at_epoch_0_and_every_marker_lies_on_its_curve(
-    num_epochs, drop_every, val
-):
+def test_the_panels_start_at_epoch_0_and_each_marker_is_on_its_curve(num_epochs, drop_every, val):
     single = history(num_epochs, val=val, drop_every=drop_every)
     records = single.records
-    figure = draw([single], config.Settings())
+    figure = draw_run([single], config.Settings())
     width, height = figure.get_size_inches()
     assert width == 20
     assert height > 4.5 if single.drops else height == 4.5
@@ -98,7 +115,7 @@ def test_five_panels_start_at_epoch_0_and_every_marker_lies_on_its_curve(
 def test_each_drop_is_a_line_through_all_panels_and_a_step_of_the_scale():
     single = history(50, drop_every=7)
     drops = single.drops
-    figure = draw([single], config.Settings())
+    figure = draw_run([single], config.Settings())
     positions = [drop.position for drop in drops]
     for panel in figure.axes:
         vertical = [line.get_xdata()[0] for line in panel.lines if line.get_linestyle() == ":"]
@@ -110,10 +127,10 @@ def test_each_drop_is_a_line_through_all_panels_and_a_step_of_the_scale():
     assert list(scale.get_ydata()) == [1.0, *(drop.scale_after for drop in drops), 2.0**-7]
 
 
-def test_what_the_first_epochs_flatten_is_shown_again_larger():
+def test_an_inset_repeats_the_later_epochs_if_the_first_ones_flatten_the_curves():
     single = history(50, drop_every=7, val=True)
     drops = single.drops
-    figure = draw([single], config.Settings())
+    figure = draw_run([single], config.Settings())
     for panel in figure.axes[1:]:
         (zoom,) = panel.child_axes
         for curve, whole in zip(zoom.lines[::2], panel.lines[::2], strict=False):
@@ -124,16 +141,16 @@ def test_what_the_first_epochs_flatten_is_shown_again_larger():
         assert vertical == [drop.position for drop in drops if drop.position >= 5]
         values = zoom.lines[0].get_ydata()
         assert low < min(values) <= max(values) < high
-    assert not any(panel.child_axes for panel in draw([history(3)], config.Settings()).axes)
+    assert not any(panel.child_axes for panel in draw_run([history(3)], config.Settings()).axes)
 
 
 @pytest.mark.parametrize(("num_epochs", "drop_every", "val"), CASES)
-def test_nothing_is_cut_off_and_no_texts_overlap(num_epochs, drop_every, val):
+def test_no_text_is_cut_off_or_overlaps_another(num_epochs, drop_every, val):
     single = history(num_epochs, val=val, drop_every=drop_every)
     long = config.Settings(
         data=config.DataSettings(dataset="garments"), run=config.RunSettings(seed=2**32 - 1)
     )
-    figure = draw([single], long)
+    figure = draw_run([single], long)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # lays it out
     renderer = canvas.get_renderer()
@@ -170,34 +187,40 @@ def _shown(panel, text):
     return True
 
 
-def test_the_title_says_when_the_data_are_not_fashion_mnist():
+def test_the_heading_says_that_the_garments_are_not_fashion_mnist():
     single = history(3)
     garments = config.Settings(data=config.DataSettings(dataset="garments"))
-    assert "not Fashion-MNIST" in draw([single], garments)._suptitle.get_text()
-    assert "not Fashion-MNIST" not in draw([single], config.Settings())._suptitle.get_text()
+    assert "not Fashion-MNIST" in draw_run([single], garments)._suptitle.get_text()
+    assert "not Fashion-MNIST" not in draw_run([single], config.Settings())._suptitle.get_text()
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_equal_runs_give_equal_files_in_every_format(tmp_path, ending):
     files = [tmp_path / f"{name}.{ending}" for name in ("one", "two")]
     for file in files:
-        save_plot(file, [history(3, drop_every=2)], config.Settings())
+        save_run_plot(file, [history(3, drop_every=2)], config.Settings())
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_an_unknown_format_is_refused_with_those_that_are_known(tmp_path):
+def test_the_format_is_that_of_the_suffix_in_any_case(tmp_path):
+    assert [check_format(tmp_path / name) for name in ("a.PNG", "b.svg", "c.1.pdf")] == [
+        "png",
+        "svg",
+        "pdf",
+    ]
+
+
+def test_an_unknown_format_is_refused_and_the_known_ones_are_listed(tmp_path):
     with pytest.raises(ConfigError) as refused:
-        save_plot(tmp_path / "plot.gif", [history(1)], config.Settings())
+        save_run_plot(tmp_path / "plot.gif", [history(1)], config.Settings())
     assert ".png, .svg or .pdf" in refused.value.hint
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("drop_every", "num_listed"), [(7, 7), (4, 12), (2, MOST_LISTED - 1)])
-def test_every_drop_has_its_number_at_its_step_and_its_reason_under_the_panels(
-    drop_every, num_listed
-):
+def test_each_drop_has_a_number_at_its_step_and_its_reason_below_the_panels(drop_every, num_listed):
     single = history(50, drop_every=drop_every)
-    figure = draw([single], config.Settings())
+    figure = draw_run([single], config.Settings())
     lines = [text.get_text().split(maxsplit=1) for text in figure.texts[1:]]
     assert lines[:num_listed] == [
         [f"{number}", drop.describe()]
@@ -215,17 +238,19 @@ def test_every_drop_has_its_number_at_its_step_and_its_reason_under_the_panels(
         assert drop.scale_after < scale < drop.scale_before
 
 
-def test_replicas_are_drawn_as_their_mean_with_a_band_and_thin_lines():
+def test_several_replicas_are_a_mean_with_a_band_and_thin_lines():
     three = replicas(20, 4, 6, 9)
     early = history(12, drop_every=5, replica=7)
+    ending = Ending(replica=7, epoch=12, reason="diverged", message="the loss is not finite")
+    early = early._replace(ending=ending)
     garments = config.Settings(data=config.DataSettings(dataset="garments"))
-    figure = draw([*three, early], garments)
+    figure = draw_run([*three, early], garments)
     for panel, metric in zip(
         figure.axes[1:], ["train_loss", "train_accuracy", "test_loss", "test_accuracy"], strict=True
     ):
         rows = np.array([[getattr(each, metric) for each in one.records] for one in three])
         mean, spread = rows.mean(axis=0), rows.std(axis=0, ddof=1)
-        curve, marker, *thin = panel.lines
+        curve, *thin, marker = panel.lines
         np.testing.assert_allclose(curve.get_ydata(), mean)
         np.testing.assert_array_equal([line.get_ydata() for line in thin], rows)
         (x,), (y,) = marker.get_xdata(), marker.get_ydata()
@@ -246,9 +271,9 @@ def test_replicas_are_drawn_as_their_mean_with_a_band_and_thin_lines():
 
 
 @pytest.mark.parametrize(("count", "num_rows"), [(3, 3), (30, 1)])
-def test_ticks_show_where_the_drops_of_each_replica_fell(count, num_rows):
+def test_each_drop_of_several_replicas_has_a_tick(count, num_rows):
     several = replicas(20, *range(4, 4 + count))
-    panel = draw(several, config.Settings()).axes[0]
+    panel = draw_run(several, config.Settings()).axes[0]
     rows = {}
     for ticks in panel.collections:
         segments = getattr(ticks, "get_segments", list)()  # the band has none
@@ -280,9 +305,11 @@ def scheduled(schedule, scales):
         ("step", [1.0, 1.0, 1.0, 0.5, 0.5], "steps-pre", "log"),
     ],
 )
-def test_the_scale_of_a_baseline_is_that_of_its_records(schedule, scales, drawstyle, yscale):
+def test_the_scale_of_another_schedule_is_read_from_the_records(
+    schedule, scales, drawstyle, yscale
+):
     single, settings = scheduled(schedule, scales)
-    figure = draw([single], settings)
+    figure = draw_run([single], settings)
     line = figure.axes[0].lines[0]
     assert list(line.get_ydata()) == scales
     assert (line.get_drawstyle(), figure.axes[0].get_yscale()) == (drawstyle, yscale)
@@ -292,23 +319,23 @@ def test_the_scale_of_a_baseline_is_that_of_its_records(schedule, scales, drawst
     assert ("every 2 epochs" in title) == (schedule == "step")
 
 
-def test_a_replica_is_drawn_as_if_it_were_alone(small_run, tmp_path):
+def test_one_replica_of_a_run_can_be_drawn_alone(small_run, tmp_path):
     with pytest.raises(ConfigError, match="has no replica 1"):
-        plot_run(small_run, tmp_path / "plot.png", replica=1)
-    assert plot_run(small_run, tmp_path / "plot.svg", replica=0).stat().st_size > 0
+        plot(small_run, tmp_path / "plot.png", 1)
+    assert plot(small_run, tmp_path / "plot.svg", 0).stat().st_size > 0
     two = config.Settings(run=config.RunSettings(seeds=(10, 11)))
-    assert "seed 11 (replica 1)" in draw(replicas(5, 2, 2)[1:], two)._suptitle.get_text()
+    assert "seed 11 (replica 1)" in draw_run(replicas(5, 2, 2)[1:], two)._suptitle.get_text()
 
 
-def test_runs_are_laid_over_each_other_and_named_once():
+def test_several_runs_share_the_panels_and_one_legend():
     cosine, its_settings = scheduled("cosine", [1.0, 0.75, 0.25, 0.0])
     names = ["_a $b$", "b", "c" * 60]
     runs = [
-        Drawn(config.Settings(), replicas(20, 4, 6, 9), names[0]),
-        Drawn(config.Settings(), [history(10, drop_every=3)], names[1]),
-        Drawn(its_settings, [cosine], names[2]),
+        PlottedRun(config.Settings(), replicas(20, 4, 6, 9), names[0]),
+        PlottedRun(config.Settings(), [history(10, drop_every=3)], names[1]),
+        PlottedRun(its_settings, [cosine], names[2]),
     ]
-    figure = draw_together(runs, "3 runs")
+    figure = draw_comparison(runs, "3 runs")
     FigureCanvasAgg(figure).draw()
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == names
@@ -326,15 +353,34 @@ def test_runs_are_laid_over_each_other_and_named_once():
     assert legend.get_window_extent().y0 > top
 
 
-def test_a_heat_map_writes_means_and_spreads_and_marks_the_best_and_the_diverged():
+def test_a_run_that_ends_before_the_inset_begins_has_no_curve_in_it():
+    runs = [
+        PlottedRun(config.Settings(), [history(num_epochs)], f"{num_epochs} epochs")
+        for num_epochs in (50, 2)
+    ]
+    figure = draw_comparison(runs, "2 runs")
+    FigureCanvasAgg(figure).draw()
+    for panel in figure.axes[1:]:
+        (zoom,) = panel.child_axes
+        curves = [line for line in zoom.lines if line.get_marker() == "None"]
+        assert [len(curve.get_xdata()) for curve in curves] == [46, 0]
+        values = curves[0].get_ydata()
+        low, high = zoom.get_ylim()
+        assert low < min(values) <= max(values) < high
+
+
+def test_a_heat_map_shows_means_and_deviations_the_best_cell_and_diverged_seeds():
     nan = math.nan
     grid = Grid(
-        "--patience", ["2", "5"], "--factor", ["0.1", "0.5", "0.9"],
+        "--patience",
+        ["2", "5"],
+        "--factor",
+        ["0.1", "0.5", "0.9"],
         means=np.array([[0.5, 0.4, nan], [0.45, 9.0, nan]]),
-        spreads=np.array([[0.01, nan, nan], [0.02, nan, nan]]),
-        diverged=np.array([[0, 0, 4], [1, 0, 0]]),
+        stds=np.array([[0.01, nan, nan], [0.02, nan, nan]]),
+        num_diverged=np.array([[0, 0, 4], [1, 0, 0]]),
         metric="test loss",
-    )  # fmt: skip
+    )
     panel, bar = draw_heat_map(grid, "heading").axes
     written = {text.get_position()[::-1]: text.get_text().split("\n") for text in panel.texts}
     assert written == {
@@ -343,16 +389,15 @@ def test_a_heat_map_writes_means_and_spreads_and_marks_the_best_and_the_diverged
         (0, 2): ["diverged"],
         (1, 0): ["0.4500", "± 0.0200", "1 diverged"],
         (1, 1): ["9.0000"],
-        (1, 2): [""],
     }
     (best,) = [patch for patch in panel.patches if not patch.get_hatch()]
     assert (best.get_x() + 0.5, best.get_y() + 0.5) == (1, 0)
     hatched = {(patch.get_y() + 0.5, patch.get_x() + 0.5) for patch in panel.patches} - {(0, 1)}
     assert hatched == {(0, 2), (1, 0)}
-    # The one that learns nothing does not make the others look alike.
+    # The cell that learns nothing does not make the others look equal.
     low, high = panel.images[0].get_clim()
     assert (low, high) == (0.4, pytest.approx(0.7))
     assert bar.get_ylabel() == "test loss"
     assert [label.get_text() for label in panel.get_yticklabels()] == ["2", "5"]
-    empty = grid._replace(means=np.full((2, 3), nan), spreads=np.full((2, 3), nan))
+    empty = grid._replace(means=np.full((2, 3), nan), stds=np.full((2, 3), nan))
     assert all(patch.get_hatch() for patch in draw_heat_map(empty, "none").axes[0].patches)
