@@ -1,6 +1,7 @@
 """Set up the tests: caches of their own, and checks of shapes and types in signatures."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -53,3 +54,14 @@ def small_run(tmp_path_factory):
     finished = command(*SMALL, "--epochs=6", cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return folder / "runs" / "latest"
+
+
+@pytest.fixture
+def messages():
+    """Collect the messages that the library logs, whether or not logging is configured."""
+    collected, log, handler = [], logging.getLogger("plateau_train"), logging.Handler()
+    handler.emit = lambda record: collected.append(record.getMessage())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield collected
+    log.removeHandler(handler)

@@ -104,7 +104,7 @@ def train_epochs(**values: str) -> list[EpochResult]:
 def iterate_epochs(program: Program, first_epoch: int = 0, state: Any = None) -> Any:
     """Yield the result of each epoch of the only run of a program."""
     monitor = DivergenceMonitor(program.members, [True] * len(program.members))
-    epochs = loop.train(program, first_epoch, state, monitor, loop.Callbacks())
+    epochs = loop.train(program, first_epoch, state, monitor, loop.NoCallbacks())
     for (lines,), arrays in epochs:
         yield EpochResult(lines.records, lines.events, arrays)
 

@@ -402,8 +402,10 @@ def test_the_line_of_an_epoch_has_mean_and_deviation_over_the_replicas(trio):
 
 def test_replicas_that_were_stopped_continue_with_the_same_bits(processes, tmp_path):
     settings = (*faults.TINY, "--seed=3,5", "--patience=1", "--rtol=0.5", "--epochs=3")
-    expected, _ = faults.unbroken(processes, tmp_path / "whole", settings)
-    folder = tmp_path / "stopped"
+    whole, folder = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    folder.mkdir()
+    expected, _ = faults.unbroken(processes, whole, settings)
     ended = processes.run(folder, *settings, fault="crash", at="epoch-000002")
     assert faults.epochs_printed(ended.stdout) == [0, 1]
     (path,) = faults.runs_in(folder)
