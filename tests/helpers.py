@@ -1,5 +1,6 @@
 """What several test files share: small settings, images, specs, and trainings in this process."""
 
+import math
 import os
 import re
 import subprocess
@@ -25,6 +26,7 @@ from plateau_train.numerics.step import Examples
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
+from plateau_train.run.records import Drop, EpochRecord, ObservedValue
 from plateau_train.training import loop
 from plateau_train.training.divergence import DivergenceMonitor
 from plateau_train.training.program import EpochArrays, Program
@@ -215,3 +217,73 @@ def take_epoch(replicas: Replicas, state: Any, split: Examples, epoch: int) -> t
 def epochs_printed(stdout: str) -> list[int]:
     """Return the epochs whose rows were printed."""
     return [int(number) for number in re.findall(r"^epoch (\d+)/", stdout, re.MULTILINE)]
+
+
+RECORD = EpochRecord(
+    epoch=1,
+    step=468,
+    train_loss=0.1 + 0.2,
+    train_accuracy=0.5,
+    test_loss=1.5,
+    test_accuracy=0.25,
+    scale=0.5,
+    learning_rate=0.005,
+    wait=1,
+    cooldown=0,
+    best_value=1.0,
+    to_beat=0.9999,
+    observations=(ObservedValue(step=200, value=1.0), ObservedValue(step=400, value=1.5)),
+)
+DROP = Drop(
+    epoch=11,
+    step=4800,
+    position=10.26,
+    scale_before=1.0,
+    scale_after=0.5,
+    learning_rate_before=0.01,
+    learning_rate_after=0.005,
+    observed="train loss, mean of 200 steps",
+    value=0.314,
+    best=0.3122,
+    to_beat=0.3121,
+    waited=5,
+)
+
+
+def make_history(
+    num_epochs: int, *, val: bool = False, drop_every: int = 0, replica: int = 0
+) -> History:
+    """Return a replica whose losses fall and rise again, with drops inside some epochs."""
+    records, drops, scale = [], [], 1.0
+    for epoch in range(num_epochs + 1):
+        loss = 0.3 + 2 * math.exp(-epoch) + 0.002 * epoch + 0.01 * replica**2
+        if drop_every and epoch and epoch % drop_every == 0:
+            changes = {"epoch": epoch, "step": epoch * 10 - 4, "position": epoch - 0.4}
+            changes |= {"scale_before": scale, "scale_after": scale / 2}
+            drops.append(DROP.model_copy(update=changes))
+            scale /= 2
+        records.append(
+            EpochRecord(
+                epoch=epoch,
+                step=epoch * 10,
+                train_loss=loss,
+                train_accuracy=1 - loss / 3,
+                test_loss=loss + 0.1,
+                test_accuracy=0.9 - loss / 3,
+                val_loss=loss + 0.05 if val else None,
+                val_accuracy=0.95 - loss / 3 if val else None,
+                scale=scale,
+                learning_rate=0.01 * scale,
+                wait=0,
+                cooldown=0,
+            )
+        )
+    return History(replica, 10 + replica, records, drops)
+
+
+def make_histories(num_epochs: int, *drop_every: int) -> list[History]:
+    """Return replicas, each with the number of epochs between its drops."""
+    return [
+        make_history(num_epochs, drop_every=every, replica=replica)
+        for replica, every in enumerate(drop_every)
+    ]
