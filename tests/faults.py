@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 from plateau_train import config
 from plateau_train.errors import RunError
-from plateau_train.run import checkpoint, storage
+from plateau_train.run import checkpoint, journal
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.records import read_drops
+from plateau_train.run.reader import Run
 from plateau_train.training import setup
 
 CRASHED = 99
@@ -173,12 +173,11 @@ def result_of(run: Path) -> Result:
     assert reasons == []
     assert not list(run.rglob("*.tmp")), "a temporary file was left behind"
     best = checkpoint.read_checkpoint(directory.checkpoints / checkpoint.BEST)
-    assert storage.as_lines(newest.manifest.records) == directory.metrics.read_bytes()
-    assert newest.manifest.drops == read_drops(directory.events)
+    assert not list(journal.verify(directory, newest.manifest))
     assert directory.plot.exists()
     return Result(
         metrics=directory.metrics.read_bytes(),
-        drops=newest.manifest.drops,
+        drops=[drop for history in Run(directory).histories for drop in history.drops],
         summary=directory.summary.read_bytes(),
         arrays={name: array.tobytes() for name, array in newest.arrays.items()},
         best_epoch=best.manifest.epoch,
@@ -245,7 +244,7 @@ def strike(
                 assert safe in lines[-1] or further in lines[-1], f"{where}: {lines[-1]}"
     if not resume:
         for run in runs_in(folder):
-            assert list(setup.check(run, config.resolve({}))), where
+            assert list(setup.check(RunDirectory.find(run), config.resolve({}))), where
         return
     again = resume_or_start(processes, folder, SHORT)
     assert again.code == 0, f"{where}, then {again.stderr}"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SMALL
+from helpers import SMALL
 from matplotlib.figure import Figure
 from test_program import IMAGE_SHAPE, examples, make_program
 

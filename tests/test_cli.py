@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import SMALL, command
+from helpers import SMALL, command
 
 from plateau_train.cli import app
 from plateau_train.config import SETTINGS

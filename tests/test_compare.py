@@ -2,7 +2,7 @@
 
 import pytest
 import scipy.stats
-from conftest import command
+from helpers import command
 from test_plots import history
 
 from plateau_train import config

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets
-from conftest import ORIGINALS
+from helpers import ORIGINALS
 
 from plateau_train import config, data
 from plateau_train.data import tfds

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
-from conftest import command
+from helpers import command
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from plateau_train import config
