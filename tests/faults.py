@@ -6,6 +6,7 @@ Set JAX_COMPILATION_CACHE_DIR, and they share what is compiled.
 """
 
 import errno
+import importlib
 import json
 import os
 import random
@@ -311,7 +312,8 @@ def fuzz(processes: Processes, folder: Path, count: int, seed: int) -> None:
     commands = (["plot"], ["resume"], ["resume", "--check"], ["evaluate", "--checkpoint=last"])
     for number in range(count):
         run = folder / f"fuzzed {number}" / "runs" / "run"
-        shutil.copytree(*runs_in(folder), run)
+        (original,) = runs_in(folder)
+        shutil.copytree(original, run)
         for name in dice.sample(names, dice.choice((1, 1, 2, 4))):
             path = run / name
             noise = dice.randbytes(dice.choice((0, 1, 10, 1000)))
@@ -319,7 +321,9 @@ def fuzz(processes: Processes, folder: Path, count: int, seed: int) -> None:
             keep = dice.choice((0, dice.randrange(len(content)), len(content)))
             path.write_bytes(content[:keep] + noise)
         for command in (*commands, ["runs"]):
-            given = [command[0], *([] if command == ["runs"] else [run]), *command[1:]]
+            given: list[object] = [*command]
+            if command != ["runs"]:
+                given.insert(1, run)
             finished = processes.run(run.parents[1], *given)
             where = f"{given} of fuzz {number}, seed {seed}: {finished.stderr}"
             assert finished.code in (0, 2, 4), where
@@ -336,12 +340,8 @@ def unbroken(processes: Processes, folder: Path, arguments) -> tuple[Result, lis
 
 def serve() -> None:
     """Fork a process for each line of stdin, and answer with what became of it."""
-    import rich.progress  # noqa: F401
-
-    from plateau_train.data import garments  # noqa: F401
-    from plateau_train.plots import panels  # noqa: F401
-    from plateau_train.training import loop, setup  # noqa: F401
-
+    for name in ("rich.progress", "plateau_train.data.garments", "plateau_train.plots.panels"):
+        importlib.import_module(name)
     for line in sys.stdin:
         task = json.loads(line)
         folder = Path(task["folder"])

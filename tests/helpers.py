@@ -74,7 +74,8 @@ def resolve(**values: str) -> Resolved:
 
 def resolve_small(**values: str) -> Resolved:
     """Resolve the settings of a small run, changed by the texts of flags."""
-    given = dict(flag.removeprefix("--").replace("-", "_").split("=") for flag in SMALL)
+    pairs = (flag.removeprefix("--").split("=") for flag in SMALL)
+    given = {name.replace("-", "_"): text for name, text in pairs}
     return resolve(**given | values)
 
 

@@ -51,7 +51,7 @@ def record_collectives(mesh: tuple[int, int]) -> dict[str, Any]:
     run = numerics._run
 
     def lower_and_run(function: Any, *arguments: Any) -> Any:
-        text = run.lower(function, *arguments).compile().as_text()
+        text: Any = run.lower(function, *arguments).compile().as_text()
         collectives[function.__name__] = COLLECTIVE.findall(text)
         return run(function, *arguments)
 

@@ -243,8 +243,7 @@ def test_every_change_of_a_file_changes_the_fingerprint(tmp_path):
     assert changed()
 
 
-def test_garments_are_drawn_again_only_when_their_code_changes(tmp_path, monkeypatch, caplog):
-    caplog.set_level("INFO", "plateau_train")
+def test_garments_are_drawn_again_only_when_their_code_changes(tmp_path, monkeypatch, messages):
     monkeypatch.setattr(garments, "TRAIN_EXAMPLES", 600)
     monkeypatch.setattr(garments, "TEST_EXAMPLES", 100)
     code = tmp_path / "garments.py"
@@ -252,18 +251,18 @@ def test_garments_are_drawn_again_only_when_their_code_changes(tmp_path, monkeyp
     monkeypatch.setattr(garments, "__file__", str(code))
 
     def load(**settings):
-        caplog.clear()
+        messages.clear()
         settings = config.DataSettings(dataset="garments", cache_dir=tmp_path / "cache", **settings)
         return data.load(settings)
 
     few = load(test_examples=50)
     assert not (tmp_path / "cache").exists(), "a part is drawn without the cache"
     drawn = load()
-    assert caplog.messages == ["drawing 700 built-in garments"]
+    assert messages == ["drawing 700 built-in garments"]
     found = load()
-    assert caplog.messages == []
+    assert messages == []
     assert content(found) == content(drawn)
     assert np.array_equal(found.test.images[:50], few.test.images)
     code.write_bytes(b"the code later")
     load()
-    assert caplog.messages == ["drawing 700 built-in garments"]
+    assert messages == ["drawing 700 built-in garments"]

@@ -391,15 +391,14 @@ def test_a_signal_also_ends_the_process_that_decodes(settings):
     assert not list(settings.cache_dir.iterdir()), "decoding continued"
 
 
-def test_a_damaged_or_unwritable_cache_changes_no_data(settings, tmp_path, caplog):
-    caplog.set_level("INFO", "plateau_train")
+def test_a_damaged_or_unwritable_cache_changes_no_data(settings, tmp_path, messages):
     assert_is_tiny(data.load(settings))
     (cached,) = settings.cache_dir.iterdir()
     content = cached.read_bytes()
     keep(-10)(cached)
-    caplog.clear()
+    messages.clear()
     assert_is_tiny(data.load(settings))
-    assert caplog.messages == [f"reading tiny/1.0.0 from {settings.data_dir}"]
+    assert messages == [f"reading tiny/1.0.0 from {settings.data_dir}"]
     assert cached.read_bytes() == content
     (tmp_path / "file").touch()
     assert_is_tiny(data.load(settings.model_copy(update={"cache_dir": tmp_path / "file"})))
@@ -445,8 +444,7 @@ def test_a_bug_in_the_code_of_a_set_is_not_reported_as_damage(tmp_path, monkeypa
     assert os.listdir(tmp_path) == [tfds.LOCK]
 
 
-def test_a_killed_preparation_blocks_nothing_and_leaves_nothing(tmp_path, monkeypatch, caplog):
-    caplog.set_level("INFO", "plateau_train")
+def test_a_killed_preparation_blocks_nothing_and_leaves_nothing(tmp_path, monkeypatch, messages):
     program = (
         "import sys, time, test_data\n"
         "def wait(): print(flush=True, file=sys.stderr); time.sleep(100)\n"
@@ -472,7 +470,7 @@ def test_a_killed_preparation_blocks_nothing_and_leaves_nothing(tmp_path, monkey
     assert_is_tiny(tfds.load("tiny", tmp_path))
     assert seen, "nothing was prepared"
     assert not seen & left, "it was prepared among the leftovers"
-    assert "waiting" not in caplog.text
+    assert not any("waiting" in message for message in messages)
     assert sorted(os.listdir(tmp_path)) == [tfds.LOCK, "tiny"]
     assert os.listdir(tmp_path / "tiny") == ["1.0.0"]
 
@@ -508,15 +506,14 @@ def test_a_second_preparation_waits_for_the_first(tmp_path, monkeypatch):
     assert_is_tiny(tfds.load("tiny", tmp_path))
 
 
-def test_a_prepared_set_needs_no_lock_and_no_write_permission(prepared, tmp_path, caplog):
-    caplog.set_level("INFO", "plateau_train")
+def test_a_prepared_set_needs_no_lock_and_no_write_permission(prepared, tmp_path, messages):
     shutil.copytree(prepared, tmp_path / "tiny" / "1.0.0")
     with (tmp_path / tfds.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         tmp_path.chmod(0o555)
         try:
             assert "is prepared already" in tfds.prepare("tiny", tmp_path)
-            assert not caplog.messages
+            assert not messages
             assert_is_tiny(tfds.load("tiny", tmp_path))
         finally:
             tmp_path.chmod(0o755)
@@ -543,9 +540,8 @@ def test_a_path_where_no_folder_can_be_made_is_refused(tmp_path):
 
 
 @needs_originals
-def test_fashion_mnist_is_downloaded_verified_and_prepared(tmp_path, monkeypatch, caplog):
+def test_fashion_mnist_is_downloaded_verified_and_prepared(tmp_path, monkeypatch, messages):
     """Serve the original files through a proxy on this machine; takes about twenty seconds."""
-    caplog.set_level("INFO", "plateau_train")
 
     class Proxy(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -568,7 +564,7 @@ def test_fashion_mnist_is_downloaded_verified_and_prepared(tmp_path, monkeypatch
         result = data.prepare(settings)
         server.shutdown()
     assert result == f"prepared fashion_mnist/3.0.1 in {tmp_path}"
-    assert caplog.messages[0].startswith("downloading and preparing fashion_mnist/3.0.1")
+    assert messages[0].startswith("downloading and preparing fashion_mnist/3.0.1")
 
     described = data.describe(settings)
     assert described["train"] == "60,000 images"

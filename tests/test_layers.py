@@ -109,7 +109,7 @@ def test_numerics_touch_no_file_clock_or_terminal():
     ("code", "unwanted"),
     [
         ("from plateau_train import cli", HEAVY | {"numpy", "tomlkit"}),
-        ("from plateau_train.commands import plot", HEAVY - {"matplotlib"}),
+        ("from plateau_train.commands import plot", HEAVY),
         ("from plateau_train.commands import runs", HEAVY | {"scipy"}),
         ("from plateau_train.commands import compare", HEAVY),
         ("from plateau_train import data", HEAVY),

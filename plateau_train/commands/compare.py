@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plateau_train import plots
-from plateau_train.config import SETTINGS, Setting, Settings, as_text
+from plateau_train.config import SETTINGS, Resolved, Settings
 from plateau_train.errors import ConfigError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table
@@ -148,18 +148,12 @@ def _best(history: History) -> EpochRecord:
 def _find_differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Return each run's values of the settings that affect results and are not the same in all."""
     values = {
-        setting.flag: [_text_of(run.settings, setting) for run in runs]
+        setting.flag: [setting.text(Resolved(run.settings, {}).value(setting)) for run in runs]
         for setting in SETTINGS
         if setting.affects_results
     }
     differing = {flag: texts for flag, texts in values.items() if len(set(texts)) > 1}
     return [{flag: texts[i] for flag, texts in differing.items()} for i in range(len(runs))]
-
-
-def _text_of(settings: Settings, setting: Setting) -> str:
-    """Return a value as it is typed."""
-    value = getattr(getattr(settings, setting.table), setting.key)
-    return setting.default if value is None else as_text(value)
 
 
 def _summarize(runs: Mapping[str, Run], level: float) -> list[ComparedRun]:

@@ -325,8 +325,8 @@ def print_replay(result: Replay, options: ScheduleOptions) -> None:
         texts.report_counterfactual(series, result.change)
     if options.plot is not None:
         reasons = texts.list_reasons(series, next(iter(rules.values())))
-        options_of_plot = {"rule": rule, "reasons": reasons, "change": result.change}
-        plots.save_replay(options.plot, series, rules, **options_of_plot)
+        marks = {"rule": rule, "reasons": reasons, "change": result.change}
+        plots.save_replay(options.plot, series, rules, **marks)
         if not options.as_json:
             print_rows({"plot": str(options.plot)})
 

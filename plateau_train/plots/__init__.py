@@ -100,7 +100,7 @@ def save_heat_map(path: Path, grid: Grid, heading: str) -> None:
 
 
 def save_replay(path: Path, *arguments: Any, **options: Any) -> None:
-    """Save a replay of the plateau rule; see ``replay.draw_replay`` for the arguments."""
+    """Save a replay of the rule, from the arguments of ``replay.draw_replay``."""
     from plateau_train.plots import replay, style
 
     style.save_figure(path, replay.draw_replay(*arguments, **options))

@@ -42,16 +42,12 @@ def draw_confusion(
         _write_cells(panel, texts, norm(shares), fontsize=min(16, 18 * side / num_classes))
     if num_classes <= MOST_NAMED:
         fontsize = style.TICK if is_numbered else 60 * side / num_classes
-        names = [
-            name if len(name) <= 24 else f"{name[:23]}\N{HORIZONTAL ELLIPSIS}"
-            for name in class_names
-        ]
+        names = [name if len(name) <= 24 else f"{name[:23]}…" for name in class_names]
         look: Look = {"fontsize": fontsize, "parse_math": False}
-        slant: Look = {"rotation": 90}
-        if is_numbered:
-            slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
         panel.set_yticks(range(num_classes), names, **look)
-        panel.set_xticks(range(num_classes), names, **(look | slant))
+        slant: Look = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        look |= slant if is_numbered else {"rotation": 90}
+        panel.set_xticks(range(num_classes), names, **look)
     bar = figure.colorbar(image, ax=panel, shrink=0.8, **style.COLOR_BAR)
     bar.set_label("share of the true class", fontsize=style.TICK * enlarged)
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])

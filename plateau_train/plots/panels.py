@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import cycle
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -42,10 +42,8 @@ def draw_run(histories: Sequence[History], settings: Settings) -> Figure:
         figure.text(0.03, height, reason, **look)
     draw_scale(figure.axes[0], [run], drops)
     for panel, (split, metric) in zip(figure.axes[1:], METRICS, strict=True):
-        lines = []
-        for name in (split, "val") if split == "test" and has_val else (split,):
-            color, linestyle = style.SPLIT_STYLES[name]
-            lines.append(_Line.of(run._replace(color=color, linestyle=linestyle), name, metric))
+        splits = (split, "val") if split == "test" and has_val else (split,)
+        lines = [_Line.of(run, name, metric) for name in splits]
         _draw_metric(panel, lines, [drop.position for drop in drops], metric)
     look = {"frameon": False, "borderpad": 0.2, "labelspacing": 0.2, "handlelength": 1.5}
     for panel in figure.axes:
@@ -110,14 +108,12 @@ def _make_panels(num_lines_below: int, num_lines_above: int, pad: float | None =
 
 def _name_runs(figure: Figure, runs: Sequence[PlottedRun], heading: str, num_columns: int) -> None:
     """Add one legend for all panels, under the heading; the labels may hold any characters."""
-    handles = [Line2D([], [], color=run.color, linestyle=run.linestyle) for run in runs]
-    for handle in handles:
-        handle.set(linewidth=2, marker="o")
+    line: Look = {"linewidth": 2, "marker": "o"}
+    handles = [Line2D([], [], color=run.color, linestyle=run.linestyle, **line) for run in runs]
     look: Look = {"loc": "outside upper center", "frameon": False, "handlelength": 3}
-    look |= {"title_fontsize": style.fit_font(heading, WIDTH, style.HEADING), "title": heading}
-    legend = figure.legend(
-        handles, [""] * len(runs), ncols=num_columns, fontsize=style.TICK, **look
-    )
+    look |= {"title": heading, "title_fontsize": style.fit_font(heading, WIDTH, style.HEADING)}
+    look |= {"ncols": num_columns, "fontsize": style.TICK}
+    legend = figure.legend(handles, [""] * len(runs), **look)
     legend.get_title().set_parse_math(False)
     for text, run in zip(legend.get_texts(), runs, strict=True):
         text.set(text=run.label, parse_math=False)
@@ -129,7 +125,8 @@ class _Line(NamedTuple):
     curve: Curve
     best_epoch: int
     label: str
-    look: Look
+    color: str
+    linestyle: Any
 
     @classmethod
     def of(cls, run: PlottedRun, split: str, metric: str) -> "_Line":
@@ -141,7 +138,8 @@ class _Line(NamedTuple):
         best = int(curve.mean.argmin() if metric == "loss" else curve.mean.argmax())
         word = ("min" if metric == "loss" else "max") + (" of mean" if len(histories) > 1 else "")
         label = f"{split}: {word} {curve.mean[best]:.4f} at epoch {epochs[best]}"
-        return cls(curve, epochs[best], label, {"color": run.color, "linestyle": run.linestyle})
+        look = style.SPLIT_STYLES[split] if run.is_alone else (run.color, run.linestyle)
+        return cls(curve, epochs[best], label, *look)
 
 
 def _draw_metric(panel: Axes, lines: Sequence[_Line], drops: Sequence[float], metric: str) -> None:
@@ -152,7 +150,7 @@ def _draw_metric(panel: Axes, lines: Sequence[_Line], drops: Sequence[float], me
     """
     last_epoch = max(int(line.curve.epochs[-1]) for line in lines)
     _draw_lines(panel, lines)
-    style.finish_epochs(panel, drops, 0, last_epoch)
+    style.finish(panel, drops, 0, last_epoch)
     if last_epoch < 4:
         return
     start = max(1, last_epoch // 10)
@@ -169,7 +167,7 @@ def _draw_metric(panel: Axes, lines: Sequence[_Line], drops: Sequence[float], me
     panel.add_patch(Rectangle((0.14, bottom - 0.1 if is_loss else 0.01), 0.87, 0.73, **look))
     inset = panel.inset_axes((0.29, bottom, 0.69, 0.51))
     _draw_lines(inset, lines)
-    style.finish_epochs(inset, drops, start, last_epoch)
+    style.finish(inset, drops, start, last_epoch)
     margin = 0.06 * (most - least) or 0.01
     inset.set_ylim(least - margin, most + margin)
     inset.set_title(f"from epoch {start}", fontsize=10, loc="left", pad=3)
@@ -177,8 +175,9 @@ def _draw_metric(panel: Axes, lines: Sequence[_Line], drops: Sequence[float], me
 
 
 def _draw_lines(panel: Axes, lines: Sequence[_Line]) -> None:
-    for curve, best_epoch, label, look in lines:
+    for curve, best_epoch, label, color, linestyle in lines:
+        look: Look = {"color": color, "linestyle": linestyle}
         # The bands of several runs overlap.
         curve.draw(panel, alpha=0.2 if len(curve.replicas) else 0.12, drawstyle="default", **look)
-        best, look = curve.epochs == best_epoch, look | style.BEST_MARKER
-        panel.plot(curve.epochs[best], curve.mean[best], label=label, **look)
+        best = curve.epochs == best_epoch
+        panel.plot(curve.epochs[best], curve.mean[best], label=label, **look, **style.BEST_MARKER)

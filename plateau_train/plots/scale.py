@@ -1,7 +1,7 @@
 """The panel of the scale: its value over the epochs, and the drops of each replica."""
 
 from collections.abc import Sequence
-from itertools import compress
+from itertools import chain, compress
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,15 +29,14 @@ def draw_scale(panel: Axes, runs: Sequence[PlottedRun], drops: Sequence[Drop]) -
     steps = [[_steps(run, history) for history in completed(run.histories)] for run in runs]
     # A cosine schedule ends near 0. It is cut off, as it would compress the curves of the others.
     has_drops = [run.settings.optimizer.schedule in ("plateau", "step") for run in runs]
-    scales = [
-        scale for each in compress(steps, has_drops) for _, scales in each for scale in scales
-    ]
+    dropping = chain.from_iterable(compress(steps, has_drops))
+    scales = [scale for _, scales in dropping for scale in scales]
     lowest = min((scale for scale in scales if scale > 0), default=1) / 1.5
     for run, replicas in zip(runs, steps, strict=True):
         _draw_run(panel, run, replicas, lowest)
     histories = [history for run in runs for history in run.histories]
     last_epoch = max(history.records[-1].epoch for history in histories)
-    style.finish_epochs(panel, [drop.position for drop in drops], 0, last_epoch)
+    style.finish(panel, [drop.position for drop in drops], 0, last_epoch)
     if not scales:
         panel.set_ylim(-0.03, 1.05)
         return
@@ -116,9 +115,8 @@ def list_reasons(drops: Sequence[Drop]) -> list[str]:
     """Return a line for each drop, with its number in the panel and its reason."""
     shown = drops if len(drops) <= MOST_LISTED else drops[: MOST_LISTED - 1]
     # A number of one digit is aligned by a space that is as wide as a digit.
-    lines = [
-        f"{row:\N{FIGURE SPACE}>2}  {drop.describe()}" for row, drop in enumerate(shown, start=1)
-    ]
+    numbered = enumerate(shown, start=1)
+    lines = [f"{number:\N{FIGURE SPACE}>2}  {drop.describe()}" for number, drop in numbered]
     if num_more := len(drops) - len(shown):
         lines.append(f"and {num_more:,} more, which events.jsonl has with their reasons")
     return lines

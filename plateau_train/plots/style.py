@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from numpy.typing import ArrayLike
 
 from plateau_train.plots import check_format
 from plateau_train.run import storage
@@ -46,7 +47,7 @@ class Curve(NamedTuple):
     replicas: Float[np.ndarray, "replicas points"]  # those that are drawn
 
     @classmethod
-    def of(cls, epochs: Sequence[float], replicas: Sequence[Any], *, is_alone: bool) -> "Curve":
+    def of(cls, epochs: ArrayLike, replicas: ArrayLike, *, is_alone: bool) -> "Curve":
         """Average over replicas. Several replicas of a run that ``is_alone`` are drawn as well."""
         values = np.array(replicas)
         mean, std = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
@@ -68,22 +69,17 @@ class Curve(NamedTuple):
         panel.fill_between(self.epochs, self.low, self.high, **band)
 
 
-def finish(panel: Axes) -> None:
-    """Draw a grid, no frame, and whole numbers on the horizontal axis."""
-    panel.tick_params(labelsize=TICK)
-    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-    panel.grid(alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def finish_epochs(panel: Axes, drops: Sequence[float], first: int, last: int) -> None:
-    """Show the epochs from ``first`` to ``last``, with a line at the position of each drop."""
+def finish(panel: Axes, drops: Sequence[float], first: int, last: int) -> None:
+    """Show the epochs from ``first`` to ``last``, with a line at each drop and a grid."""
     drops = [position for position in drops if position >= first]
     for position in drops:
         panel.axvline(position, **DROP_LINE, alpha=min(1, 30 / len(drops)))
     margin = 0.03 * last or 0.1  # space for half a marker
     panel.set_xlim(first - margin, last + margin)
-    finish(panel)
+    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    panel.tick_params(labelsize=TICK)
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def use_log_scale(panel: Axes, lowest: float) -> None:

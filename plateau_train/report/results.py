@@ -24,6 +24,8 @@ METRICS = tuple(
     f"{split}-{kind}" for split in ("test", "val", "train") for kind in ("accuracy", "loss")
 )
 
+MEASURES = ("best_accuracy", "num_drops", "final_scale")
+
 # Columns that a narrow terminal omits.
 DROP_ORDER = ("run", "scale", "best")
 
@@ -54,10 +56,9 @@ def choose_metric(metric: str | None, runs: Sequence[Settings]) -> str:
     if metric is None:
         return "val-accuracy" if has_val else "test-accuracy"
     if metric not in METRICS:
-        near = config.nearest(metric, METRICS)
         raise ConfigError(
             f"--metric must be one of {', '.join(METRICS)}, got {metric}"
-            + (f" (did you mean {near}?)" if near else ""),
+            f"{config.did_you_mean(metric, METRICS)}",
             hint="leave it out to take the accuracy",
         )
     if metric.startswith("val") and not has_val:
@@ -152,11 +153,7 @@ def to_csv(results: Sequence[SweepResult], varied: Sequence[Setting]) -> str:
         row = dict(zip((setting.key for setting in varied), result.values, strict=True))
         row |= {"run": result.run, "seeds": result.num_seeds, "finished": result.num_finished}
         means = {f"final_{name.replace('-', '_')}": result.finals[name] for name in metrics}
-        means |= {
-            "best_accuracy": result.best_accuracy,
-            "num_drops": result.num_drops,
-            "final_scale": result.final_scale,
-        }
+        means |= {name: getattr(result, name) for name in MEASURES}
         for name, value in means.items():
             mean, std, _ = value or ("", "", 0)
             row |= {f"{name}_mean": mean, f"{name}_sd": std}
@@ -183,13 +180,6 @@ def grid_arguments(
         if final := result.finals[metric]:
             means[position] = final.mean
             stds[position] = final.sd if final.num_replicas > 1 else np.nan
-    return {
-        "row_flag": varied[0].flag,
-        "rows": rows,
-        "column_flag": varied[1].flag,
-        "columns": columns,
-        "means": means,
-        "stds": stds,
-        "num_diverged": num_diverged,
-        "metric": metric.replace("-", " "),
-    }
+    axes = {"row_flag": varied[0].flag, "column_flag": varied[1].flag}
+    values = {"means": means, "stds": stds, "num_diverged": num_diverged}
+    return {**axes, "rows": rows, "columns": columns, **values, "metric": metric.replace("-", " ")}
