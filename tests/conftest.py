@@ -56,6 +56,16 @@ def small_run(tmp_path_factory):
     return folder / "runs" / "latest"
 
 
+@pytest.fixture(autouse=True)
+def default_logging():
+    """Undo after each test how the command line configured the logger of the package."""
+    yield
+    logger = logging.getLogger("plateau_train")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
+
+
 @pytest.fixture
 def messages():
     """Collect the messages that the library logs, whether or not logging is configured."""

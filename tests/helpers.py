@@ -23,6 +23,7 @@ from plateau_train.numerics.mesh import make_mesh
 from plateau_train.numerics.replicas import Replicas
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Examples
+from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
@@ -218,6 +219,11 @@ def take_epoch(replicas: Replicas, state: Any, split: Examples, epoch: int) -> t
 def epochs_printed(stdout: str) -> list[int]:
     """Return the epochs whose rows were printed."""
     return [int(number) for number in re.findall(r"^epoch (\d+)/", stdout, re.MULTILINE)]
+
+
+def write_lines(path: Path, records: Sequence[Any]) -> None:
+    """Write records as a file of a run, one JSON object a line."""
+    path.write_bytes(storage.as_lines(records))
 
 
 RECORD = EpochRecord(

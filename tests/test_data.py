@@ -22,7 +22,6 @@ from plateau_train import config, data
 from plateau_train.data import tfds
 from plateau_train.data.splits import Dataset, Split, split_dataset
 from plateau_train.errors import ConfigError, DataError, DataUnavailableError, StorageError
-from plateau_train.report.console import Report
 from plateau_train.training import setup
 
 needs_originals = pytest.mark.skipif(
@@ -416,7 +415,7 @@ def test_the_cache_hides_neither_damage_nor_other_data(settings, monkeypatch, tm
     assert_is_tiny(data.load(settings))
     run: Any = SimpleNamespace(path=tmp_path)
     with pytest.raises(DataError, match="was trained on tiny of SHA-256"):
-        setup.load_again(run, settings, setup.describe_data(before), Report())
+        setup.load_data_again(run, settings, setup.describe_data(before))
 
 
 def test_an_enormous_number_of_examples_is_refused(prepared, tmp_path):
