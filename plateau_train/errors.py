@@ -16,16 +16,18 @@ class PlateauTrainError(Exception):
 
     exit_code: int
 
+    def __init_subclass__(cls, exit_code: int | None = None) -> None:
+        if exit_code is not None:
+            cls.exit_code = exit_code
+
     def __init__(self, *problems: str, hint: str) -> None:
         super().__init__(*problems)
         self.problems = problems
         self.hint = hint
 
 
-class ConfigError(PlateauTrainError):
+class ConfigError(PlateauTrainError, exit_code=2):
     """A flag, a TOML file or a combination of settings that cannot be used."""
-
-    exit_code = 2
 
 
 class ForeignConfigError(ConfigError):
@@ -40,48 +42,36 @@ class ChangedSettingsError(ConfigError):
         self.table = table
 
 
-class DataError(PlateauTrainError):
+class DataError(PlateauTrainError, exit_code=3):
     """A data set that does not exist, is damaged, or is of the wrong kind."""
-
-    exit_code = 3
 
 
 class DataUnavailableError(DataError):
     """A good data set that is neither prepared nor can be downloaded now."""
 
 
-class RunError(PlateauTrainError):
+class RunError(PlateauTrainError, exit_code=4):
     """A run folder or a file in it that cannot be used."""
-
-    exit_code = 4
 
 
 class ForeignRunError(RunError):
     """A file of a run that is not damaged, and that another version has written."""
 
 
-class StorageError(PlateauTrainError):
+class StorageError(PlateauTrainError, exit_code=5):
     """A disk or a permission that refused a write."""
 
-    exit_code = 5
 
-
-class NonFiniteLossError(PlateauTrainError):
+class NonFiniteLossError(PlateauTrainError, exit_code=6):
     """A loss that became NaN or infinite."""
 
-    exit_code = 6
 
-
-class BusyRunError(PlateauTrainError):
+class BusyRunError(PlateauTrainError, exit_code=7):
     """A run that another process holds."""
 
-    exit_code = 7
 
-
-class ClusterError(PlateauTrainError):
+class ClusterError(PlateauTrainError, exit_code=8):
     """Another process of the same run that cannot be reached, or that ended."""
-
-    exit_code = 8
 
 
 class InterruptedRunError(PlateauTrainError):

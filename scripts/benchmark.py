@@ -322,7 +322,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-class MeanStd(NamedTuple):
+class MedianRange(NamedTuple):
     """Median and range of the rounds."""
 
     median: float
@@ -330,12 +330,12 @@ class MeanStd(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> "MeanStd":
+    def of(cls, values: Iterable[float]) -> "MedianRange":
         values = list(values)
         return cls(statistics.median(values), min(values), max(values))
 
     @classmethod
-    def of_ratios(cls, dividends: Iterable[float], divisors: Iterable[float]) -> "MeanStd":
+    def of_ratios(cls, dividends: Iterable[float], divisors: Iterable[float]) -> "MedianRange":
         """Divide within each round: what slows a machine down for a while slows both."""
         return cls.of(up / down for up, down in zip(dividends, divisors, strict=True))
 
@@ -394,8 +394,8 @@ def describe_commands(
         )
         cells = (
             what.format(epochs=epochs),
-            MeanStd.of(seconds).show(".1f"),
-            "" if goal is None else MeanStd.of_ratios(seconds, ours).show(".2f"),
+            MedianRange.of(seconds).show(".1f"),
+            "" if goal is None else MedianRange.of_ratios(seconds, ours).show(".2f"),
             "" if goal is None else f"at least {goal}",
             show_megabytes(peaks),
             f"{statistics.median(accuracies):.3f}",
@@ -421,14 +421,16 @@ def describe_parts(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]
             f"training epoch, times the floor: the five large matrix products of each step "
             f"({statistics.median(products):.2f} s, {by['products']}) and one pass over Adam's "
             f"bytes ({statistics.median(adam):.2f} s, {by['adam']})",
-            MeanStd.of_ratios(columns["ours"], floor).show(".2f")
+            MedianRange.of_ratios(columns["ours"], floor).show(".2f")
             + f"; {statistics.median(columns['ours']):.2f} s",
             "at most 1.25",
         )
     if overhead := figures.get("overhead"):
         yield (
             "evaluation, metrics, checkpoint and printing, of an epoch's training time",
-            MeanStd.of(100 * statistics.median(shares) for shares in overhead).show(".1f", " %"),
+            MedianRange.of(100 * statistics.median(shares) for shares in overhead).show(
+                ".1f", " %"
+            ),
             "below 8 %",
         )
     if memory := figures.get("memory"):
@@ -441,11 +443,11 @@ def describe_parts(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]
         ("cold", "the same with empty caches", ""),
     ):
         if start := figures.get("start"):
-            yield what, MeanStd.of(start[name]).show(".2f", " s"), goal
+            yield what, MedianRange.of(start[name]).show(".2f", " s"), goal
 
 
 def show_megabytes(peaks: Sequence[float]) -> str:
-    return MeanStd.of(peak / 1e6 for peak in peaks).show(",.0f", " MB")
+    return MedianRange.of(peak / 1e6 for peak in peaks).show(",.0f", " MB")
 
 
 def say(what: str) -> None:
@@ -476,13 +478,13 @@ def decode(path: str) -> None:
 def take_first_step(*arguments: str) -> None:
     """Run plateau-train, and leave when the first training step has come back."""
     from plateau_train.__main__ import main as run
-    from plateau_train.report.console import Report
+    from plateau_train.report.progress import RunReport
 
-    def leave(self: Report, step: int, loss: float) -> NoReturn:
+    def leave(self: RunReport, step: int, loss: float) -> NoReturn:
         del self, loss
         os._exit(0 if step == 1 else 1)
 
-    Report.step = leave
+    RunReport.on_chunk = leave
     sys.argv[1:] = arguments
     run()
 

@@ -7,7 +7,6 @@ Runs that are finished in --runs-dir are used again, so it can be stopped and st
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -26,9 +25,8 @@ from plateau_train.config.toml import to_toml
 from plateau_train.data import garments
 from plateau_train.report.stats import difference
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.environment import describe_processor
 from plateau_train.run.reader import Run
-from plateau_train.run.records import EPOCHS, MeanStd, best_of, read_drops, read_records
+from plateau_train.run.records import MeanStd, best_record
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -116,7 +114,7 @@ def helps_table(runs: Sequence[RunDirectory]) -> str:
     baseline, *_ = SCHEDULES
     for name, run in compared.items():
         histories = run.completed
-        chosen = [best_of(each.records).test_accuracy for each in histories]
+        chosen = [best_record(each.records).test_accuracy for each in histories]
         best = [max(record.test_accuracy for record in each.records) for each in histories]
         flattery = [high - honest for high, honest in zip(best, chosen, strict=True)]
         drops = [len(history.drops) for history in histories]
@@ -154,11 +152,11 @@ def results_table(runs: dict[tuple[str, int], RunDirectory]) -> str:
     for mode in MODES:
         lines.append(f"| {mode} | published, TPU | {' | '.join(PUBLISHED[mode])} |")
         for seed in SEEDS:
-            run = runs[mode, seed]
-            final = read_records(run.metrics, EPOCHS)[-1]
+            (history,) = Run(runs[mode, seed]).histories
+            final = history.records[-1]
             # A window that closes inside an epoch acts in that epoch, an evaluation in the next.
             later = 0 if mode.startswith("train") else 1
-            epochs = [drop.epoch + later for drop in read_drops(run.events)]
+            epochs = [drop.epoch + later for drop in history.drops]
             lines.append(
                 f"| {mode} | seed {seed} | {final.train_accuracy:.4f} | {final.test_accuracy:.4f} "
                 f"| {final.scale:.10g} | {', '.join(map(str, epochs))} |"
@@ -169,20 +167,21 @@ def results_table(runs: dict[tuple[str, int], RunDirectory]) -> str:
 
 def made_by(run: RunDirectory) -> str:
     """Say where and with what a run was made."""
-    environment = json.loads(run.environment.read_text())
+    environment = Run(run).environment
     versions = ", ".join(
-        f"{name} {environment['versions'][name]}" for name in ("jax", "flax", "optax")
+        f"{name} {environment.versions[name]}" for name in ("jax", "flax", "optax")
     )
     return (
-        f"Made by `scripts/reproduce.py` on {environment['processor_cores']} cores "
-        f"({describe_processor()}) with {versions}, Python {environment['python']}."
+        f"Made by `scripts/reproduce.py` on {environment.processor_cores} cores "
+        f"({environment.processor}) with {versions}, Python {environment.python}."
     )
 
 
 def garments_result(run: RunDirectory) -> str:
     """Say what the default settings reach on the built-in set."""
-    final = read_records(run.metrics, EPOCHS)[-1]
-    epochs = ", ".join(str(drop.epoch) for drop in read_drops(run.events))
+    (history,) = Run(run).histories
+    final = history.records[-1]
+    epochs = ", ".join(str(drop.epoch) for drop in history.drops)
     return (
         f"The default settings (train-loss, seed 0) reach a test accuracy of "
         f"{final.test_accuracy:.3f} and a mean train accuracy of {final.train_accuracy:.3f} after "

@@ -1,199 +1,215 @@
-"""The schedules that the plateau rule is held against: the same training, another scale."""
+"""The schedules that the plateau rule is compared with: the same training with another scale."""
 
-import contextlib
-import io
-import json
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SMALL
+from helpers import (
+    IMAGE_SHAPE,
+    SMALL_STEPS,
+    iterate_epochs,
+    make_examples,
+    make_replicas,
+    make_settings,
+    make_spec,
+    make_training,
+    records_of,
+    resolve_small,
+    resume_run,
+    take_epoch,
+    train_epochs,
+    train_run,
+)
 from matplotlib.figure import Figure
-from test_program import IMAGE_SHAPE, examples, make_program
 
 from plateau_train import config, data
-from plateau_train.config import RawValue, resolve
 from plateau_train.errors import ChangedSettingsError
-from plateau_train.numerics import program as numerics
-from plateau_train.numerics.program import Baseline
+from plateau_train.numerics import step as numerics
+from plateau_train.numerics.schedules import make_schedule
+from plateau_train.numerics.spec import Spec
 from plateau_train.plots import panels
-from plateau_train.report.console import Report
-from plateau_train.run.checkpoint import Checkpoint, Manifest, read_checkpoint
-from plateau_train.run.directory import RunDirectory
-from plateau_train.run.environment import describe_environment
-from plateau_train.run.records import EPOCHS, EVENTS, read_records
-from plateau_train.training import loop, setup
+from plateau_train.training.program import Program
 
-STEPS = 12  # an epoch, of the 600 images of a small run
-STAIRS = {"schedule": "step", "step_epochs": "2", "min_scale": "0.2", "epochs": "6"}
+EAGER = {"patience": "1", "rtol": "0.3"}
+STAIRS = {"schedule": "step", "step_epochs": "2", "min_scale": "0.2", "epochs": "6"} | EAGER
 COSINE = {
     "schedule": "cosine", "min_scale": "0.1", "epochs": "4", "mode": "test-loss",
     "accumulation_size": "1",
-}  # fmt: skip
-
-
-def small(folder="unused", **values):
-    given = dict(flag.removeprefix("--").replace("-", "_").split("=") for flag in SMALL)
-    given |= {"patience": "1", "rtol": "0.3", "runs_dir": str(folder)} | values
-    return resolve({key: RawValue(text, "flag") for key, text in given.items()})
-
-
-def retrained(found=(), **values):
-    """Train without a folder; return the data and each epoch."""
-    settings = small(**values).settings
-    dataset = data.load(settings.data)
-    epochs = loop.train(dataset, [settings], Report(quiet=True), found)
-    return dataset, [outcome for (outcome,) in epochs]
-
-
-def records_of(epochs):
-    return [record for outcome in epochs for record in outcome.records]
+} | EAGER  # fmt: skip
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch):
-    """Train in this process; return the folder of the run, and what was printed and told."""
+def train(tmp_path, monkeypatch, capsys):
+    """Train in this process, without a plot; return the run and what was printed."""
     monkeypatch.setattr(panels, "draw_run", lambda *_: Figure(figsize=(1, 1)))
 
-    def start(**values):
-        out, talk = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(talk):
-            path = setup.start(small(tmp_path, **values), Report())
-        return RunDirectory(path), out.getvalue(), talk.getvalue()
+    def train(**values):
+        run = train_run(tmp_path, **values)
+        return run, *capsys.readouterr()
 
-    return start
+    return train
 
 
 def scales(steps, **values):
-    """Return the scales that act on some steps of runs of 100 steps an epoch."""
-    baseline = Baseline.from_config(small(**values).settings)
-    assert baseline is not None
-    return [float(baseline.scale(jnp.asarray(step), 100)) for step in steps]
+    """Return the scales of some steps of a run of 100 steps per epoch."""
+    settings = resolve_small(**values).settings
+    schedule = make_schedule(settings, 100)
+    min_scale = jnp.float32(settings.plateau.min_scale)
+    return [float(schedule.scale(jnp.int32(step), jnp.float32(0.7), min_scale)) for step in steps]
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.1])
-def test_a_cosine_falls_from_1_to_the_floor_over_all_epochs(floor):
+def test_a_cosine_falls_from_1_to_the_minimum_over_all_epochs(floor):
     values = {"schedule": "cosine", "epochs": "8", "min_scale": str(floor)}
     steps = [0, 1, 200, 400, 799, 800, 900]
     closed = [0.5 * (1 + math.cos(math.pi * min(step, 800) / 800)) for step in steps]
-    expected = [floor + (1 - floor) * share for share in closed]
+    expected = [floor + (1 - floor) * fraction for fraction in closed]
     assert scales(steps, **values) == pytest.approx(expected, abs=1e-6)
     assert scales([0, 400, 800], **values) == pytest.approx([1, (1 + floor) / 2, floor], abs=1e-6)
 
 
-def test_a_step_multiplies_by_the_factor_every_so_many_epochs_down_to_the_floor():
-    values = {"schedule": "step", "step_epochs": "2", "factor": "0.5", "min_scale": "0.2"}
+def test_a_step_multiplies_by_the_factor_every_so_many_epochs():
+    values = {"schedule": "step", "step_epochs": "2", "factor": "0.5", "epochs": "200"}
     steps = [0, 199, 200, 399, 400, 599, 600, 10_000]
     expected = [1, 1, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2]
-    assert scales(steps, **values) == pytest.approx(expected)
-    assert scales([400, 600], **values | {"min_scale": "0"}) == pytest.approx([0.25, 0.125])
+    assert scales(steps, **values, min_scale="0.2") == pytest.approx(expected)
+    assert scales([400, 600], **values, min_scale="0") == pytest.approx([0.25, 0.125])
 
 
-def test_stairs_longer_than_any_run_are_none():
-    baseline = Baseline("step", epochs=3, step_epochs=1_000_000_000, factor=0.5, min_scale=0.0)
-    assert float(baseline.scale(jnp.int32(3 * 468 - 1), 468)) == 1
+def test_an_interval_longer_than_the_run_never_drops():
+    values = {"schedule": "step", "epochs": "3", "step_epochs": "1000000000"}
+    assert scales([0, 299], **values) == [1, 1]
 
 
-def test_a_constant_stays_1_and_the_plateau_rule_has_no_baseline():
-    values = {"schedule": "constant", "min_scale": "0.2"}
-    assert scales([0, 1, 10_000], **values) == [1, 1, 1]
-    assert Baseline.from_config(small(schedule="plateau").settings) is None
+def test_a_constant_stays_1_and_the_plateau_has_the_scale_of_its_rule():
+    assert scales([0, 1, 10_000], schedule="constant", min_scale="0.2") == [1, 1, 1]
+    assert scales([0, 1, 10_000], schedule="plateau") == pytest.approx([0.7, 0.7, 0.7])
+
+
+def test_only_drops_of_the_plateau_are_drops_of_the_scale():
+    for name in config.Schedule.__args__:
+        schedule = make_schedule(resolve_small(schedule=name).settings, 100)
+        assert schedule.follows_rule == (name == "plateau")
 
 
 def test_half_the_scale_is_half_the_update():
-    program = make_program(
-        hidden_sizes=(), optimizer=config.OptimizerSettings(optimizer="sgd", momentum=0.0)
+    optimizer = config.OptimizerSettings(
+        optimizer="sgd", momentum=0.0, schedule="step", step_epochs=1
     )
-    baseline = Baseline("step", epochs=9, step_epochs=1, factor=0.5, min_scale=0.0)
-    program, split = program._replace(baseline=baseline), examples(8)
-    state = numerics.init_state(program, 0, IMAGE_SHAPE)
-    before = jax.tree.map(np.array, state.params)
-    order = np.arange(8, dtype=np.int32)[np.newaxis]
+    spec, hyperparams = make_training(hidden_sizes=(), optimizer=optimizer)
+    state, split = numerics.init_state(spec, hyperparams, IMAGE_SHAPE), make_examples(8)
     moved = []
-    for epoch in (1, 2):
-        records = numerics.empty_records(program, state, split, 1)
-        copy = jax.tree.map(lambda leaf: leaf.copy(), state)
-        after, _ = numerics.train_steps(program, copy, records, split, order, 0, 1, epoch)
-        assert float(after.plateau.scale) == 1 / epoch
-        moved.append(jax.tree.map(lambda new, old: np.array(new) - old, after.params, before))
+    for step, scale in ((0, 1), (10, 0.5)):  # 10 steps per epoch
+        after, _ = numerics.train_step(spec, hyperparams, state, split, step)
+        assert after.scale == scale
+        moved.append(jax.tree.map(lambda new, old: new - old, after.params, state.params))
     for whole, half in zip(*map(jax.tree.leaves, moved), strict=True):
         assert np.abs(whole).max() > 1e-5
         np.testing.assert_allclose(half, whole / 2, rtol=1e-3, atol=1e-7)
 
 
-def test_a_constant_scale_is_a_plateau_rule_that_cannot_drop_bit_for_bit():
-    _, constant = retrained(schedule="constant", epochs="3")
-    _, patient = retrained(patience="1000000", epochs="3")
-    assert records_of(constant) == records_of(patient)
-    assert {record.scale for record in records_of(constant)} == {1.0}
+@pytest.mark.parametrize("name", ["constant", "cosine", "step"])
+def test_the_rule_observes_beside_a_schedule_and_never_sets_the_scale(name):
+    rule: dict[str, Any] = {"patience": 1, "rtol": 0.9, "accumulation_size": 2}
+    optimizer = config.OptimizerSettings(schedule=name, step_epochs=1)
+    settings = make_settings(optimizer=optimizer, **rule)
+    replicas, split = make_replicas(settings), make_examples(80)
+    state, scale = replicas.init(IMAGE_SHAPE), 1.0
+    for epoch in (1, 2):
+        state, records = take_epoch(replicas, state, split, epoch)
+        assert records.observation.is_complete.sum() == 5
+        last = jnp.int32(10 * epoch - 1)
+        expected = make_spec(settings).schedule.scale(last, jnp.float32(0), jnp.float32(0))
+        scale = float(state.scale[0])
+        assert scale == pytest.approx(float(expected), abs=1e-6)
+    # With its own patience the rule would have dropped several times, and resets its wait.
+    assert records.observation.scale[0, -1] <= 0.5**4 < scale
+    assert records.observation.wait.max() == 1
 
 
-def test_a_baseline_observes_what_the_rule_would_and_drops_nothing(start):
-    run, out, talk = start(**STAIRS)
-    records = read_records(run.metrics, EPOCHS)
+def test_a_schedule_that_does_not_observe_a_step_keeps_the_rule_as_it_is(monkeypatch):
+    spec, hyperparams = make_training(patience=1, rtol=0.9, accumulation_size=1)
+    monkeypatch.setattr(type(spec.schedule), "observes", lambda _, step: step >= 2)
+    state, split = numerics.init_state(spec, hyperparams, IMAGE_SHAPE), make_examples(8)
+    seen = []
+    for step in range(4):
+        state, record = numerics.train_step(spec, hyperparams, state, split, step)
+        assert record.observation is not None
+        seen.append((bool(record.observation.is_complete), float(state.scale)))
+    assert seen == [(False, 1), (False, 1), (True, 1), (True, 0.5)]
+
+
+def test_a_constant_scale_is_a_plateau_that_cannot_drop_bit_for_bit():
+    constant = records_of(train_epochs(**EAGER | {"schedule": "constant", "epochs": "3"}))
+    patient = records_of(train_epochs(**EAGER | {"patience": "1000000", "epochs": "3"}))
+    # The rule beside a constant resets its wait; everything else is equal.
+    fields = {"wait", "cooldown"}
+    assert [record.model_dump(exclude=fields) for record in constant] == [
+        record.model_dump(exclude=fields) for record in patient
+    ]
+    assert {record.scale for record in constant} == {1.0}
+
+
+def would_drop(values):
+    """Return whether an observation is no improvement, at the ``rtol`` of ``EAGER``."""
+    return any(value >= 0.7 * min(values[:number]) for number, value in enumerate(values) if number)
+
+
+def test_a_run_with_a_schedule_records_observations_and_no_drops(train):
+    run, stdout, stderr = train(**STAIRS)
     # Windows of 4 of the 12 steps of an epoch.
-    assert [len(record.observations) for record in records] == [0, 3, 3, 3, 3, 3, 3]
-    assert [record.scale for record in records] == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25, 0.25])
-    assert [record.learning_rate for record in records] == pytest.approx(
-        [0.03 * record.scale for record in records]
+    assert [len(record.observations) for record in run.records] == [0, 3, 3, 3, 3, 3, 3]
+    observed = [observation for record in run.records for observation in record.observations]
+    assert [observation.step for observation in observed] == list(range(4, 73, 4))
+    scales = [record.scale for record in run.records]
+    assert scales == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25, 0.25])
+    assert [record.learning_rate for record in run.records] == pytest.approx(
+        [0.03 * scale for scale in scales]
     )
-    assert read_records(run.events, EVENTS) == []
-    assert "because" not in out
-    assert run.path.name.endswith("-step")
-    assert "step: the scale is multiplied by 0.5 every 2 epochs, down to 0.2" in talk
-    assert "the plateau rule only observes" in talk
-    seen = [value for record in records for value in record.observations]
-    assert any(value >= 0.7 * min(seen[:number]) for number, value in enumerate(seen) if number), (
-        "the rule itself would not have dropped either"
-    )
+    assert [event.event for event in run.events] == ["ended"]
+    assert "because" not in stdout
+    assert run.directory.path.name.endswith("-step")
+    assert "step: the scale is multiplied by 0.5 every 2 epochs, down to 0.2" in stderr
+    assert "the plateau rule only records" in stderr
+    assert would_drop([observation.value for observation in observed]), "nothing to compare"
 
 
-def test_an_evaluation_that_is_a_plateau_leaves_a_baseline_as_it_is():
-    _, epochs = retrained(**COSINE)
-    records, num_steps = records_of(epochs)[1:], 4 * STEPS
-    # What acted on the last step of each epoch.
-    angles = [math.pi * (STEPS * record.epoch - 1) / num_steps for record in records]
+def test_an_evaluation_that_is_no_improvement_does_not_lower_a_cosine():
+    records, num_steps = records_of(train_epochs(**COSINE))[1:], 4 * SMALL_STEPS
+    # The scale of the last step of each epoch.
+    angles = [math.pi * (SMALL_STEPS * record.epoch - 1) / num_steps for record in records]
     expected = [0.1 + 0.9 * 0.5 * (1 + math.cos(angle)) for angle in angles]
     assert [record.scale for record in records] == pytest.approx(expected, abs=1e-6)
-    assert [record.observations for record in records] == [
-        (record.test_loss,) for record in records
+    assert [[seen.value for seen in record.observations] for record in records] == [
+        [record.test_loss] for record in records
     ]
-    losses = [record.test_loss for record in records]
-    assert losses[-1] >= 0.7 * min(losses[:-1]), "the rule itself would not have dropped either"
+    assert would_drop([record.test_loss for record in records]), "nothing to compare"
 
 
 @pytest.mark.parametrize("values", [COSINE, STAIRS], ids=["cosine", "step"])
-def test_a_baseline_goes_on_from_a_checkpoint_bit_for_bit(values):
-    dataset, whole = retrained(**values)
-    settings, origins = small(**values)
-    environment = describe_environment(["cpu:0"], setup.describe_data(dataset))
-    manifest = Manifest(
-        settings=settings, origins=origins, environment=environment, records=records_of(whole[:3])
-    )
-    state = jax.tree.map(lambda rows: rows[0], whole[2].state)
-    _, rest = retrained([Checkpoint(manifest, loop._named(state))], **values)
+def test_a_schedule_continues_from_a_state_bit_for_bit(values):
+    settings = resolve_small(**values).settings
+    dataset = data.load(settings.data)
+    whole = list(iterate_epochs(Program([settings], dataset)))
+    rest = list(iterate_epochs(Program([settings], dataset), 3, whole[2].arrays.state))
     assert records_of(rest) == records_of(whole[3:])
-    for ours, theirs in zip(*map(jax.tree.leaves, (rest[-1].state, whole[-1].state)), strict=True):
+    states = (rest[-1].arrays.state, whole[-1].arrays.state)
+    for ours, theirs in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def resume(run, **values):
-    asked = resolve({key: RawValue(text, "flag") for key, text in values.items()})
-    setup.resume(run.path, asked, Report(quiet=True))
-    return read_records(run.metrics, EPOCHS)
-
-
-def test_a_cosine_cannot_go_further_than_it_was_laid_over(start):
-    run, out, talk = start(**COSINE)
-    assert "epoch 4/4" in out
-    assert "wait" not in out, "no drop is near"
-    assert run.path.name.endswith("-cosine")
-    assert "cosine: the scale falls from 1 to 0.1 over 4 epochs" in talk
-    before = run.config.read_bytes(), run.metrics.read_bytes()
+def test_a_cosine_cannot_continue_beyond_its_epochs(train):
+    run, stdout, stderr = train(**COSINE)
+    assert "epoch 4/4" in stdout
+    assert "wait" not in stdout, "no drop is near"
+    assert run.directory.path.name.endswith("-cosine")
+    assert "cosine: the scale falls from 1 to 0.1 over 4 epochs" in stderr
+    before = run.directory.config.read_bytes(), run.directory.metrics.read_bytes()
     with pytest.raises(ChangedSettingsError) as refused:
-        resume(run, epochs="5")
+        resume_run(run, epochs="5")
     assert refused.value.exit_code == 2
     assert (
         "--epochs",
@@ -201,36 +217,40 @@ def test_a_cosine_cannot_go_further_than_it_was_laid_over(start):
         "5",
         "the cosine spans the epochs that the run began with",
     ) in refused.value.table
-    assert before == (run.config.read_bytes(), run.metrics.read_bytes())
+    assert before == (run.directory.config.read_bytes(), run.directory.metrics.read_bytes())
 
 
-@pytest.mark.parametrize("values", [STAIRS, {"schedule": "constant"}], ids=["step", "constant"])
-def test_a_schedule_without_an_end_goes_further_as_if_it_had_been_longer(start, values):
-    run, *_ = start(**values | {"epochs": "4"})
-    _, longer = retrained(**values | {"epochs": "5"})
-    assert resume(run, epochs="5") == records_of(longer)
+@pytest.mark.parametrize(
+    "values", [STAIRS, EAGER | {"schedule": "constant"}], ids=["step", "constant"]
+)
+def test_other_schedules_continue_as_if_the_run_had_been_longer(train, values):
+    run, *_ = train(**values | {"epochs": "4"})
+    longer = train_epochs(**values | {"epochs": "5"})
+    assert resume_run(run, epochs="5").records == records_of(longer)
 
 
-def test_the_schedule_of_a_run_cannot_change(start):
-    run, *_ = start(schedule="constant", epochs="1")
+def test_the_schedule_of_a_run_cannot_change(train):
+    run, *_ = train(schedule="constant", epochs="1")
     with pytest.raises(ChangedSettingsError) as refused:
-        resume(run, schedule="step", epochs="2")
+        resume_run(run, schedule="step", epochs="2")
     assert ("--schedule", "constant", "step", "the results depend on it") in refused.value.table
 
 
-def test_a_run_from_before_there_were_schedules_is_one_of_the_plateau_rule(start):
-    run, *_ = start(epochs="1")
-    lines = run.config.read_text().splitlines()
-    old = [line for line in lines if not line.startswith(("schedule", "step_epochs"))]
-    assert len(old) == len(lines) - 2
-    run.config.write_text("\n".join(old) + "\n")
-    read = run.settings().settings
-    assert (read.optimizer.schedule, read.run.seeds) == ("plateau", (0,))
-    manifest = read_checkpoint(run.checkpoints / "best.npz").manifest
-    former = manifest.model_dump(mode="json")
-    for key in ("schedule", "step_epochs"):
-        del former["settings"]["optimizer"][key]
-    for record in former["records"]:
-        del record["replica"]
-    assert Manifest.model_validate_json(json.dumps(former)) == manifest
-    assert [record.epoch for record in resume(run, epochs="2")] == [0, 1, 2]
+def test_a_config_without_a_schedule_is_that_of_the_plateau_rule(train):
+    run, *_ = train(**EAGER, epochs="1")
+    config_file = run.directory.config
+    lines = config_file.read_text().splitlines()
+    older = [line for line in lines if not line.startswith(("schedule", "step_epochs"))]
+    assert len(older) == len(lines) - 2
+    config_file.write_text("\n".join(older) + "\n")
+    settings = run.directory.settings().settings
+    assert (settings.optimizer.schedule, settings.run.seeds) == ("plateau", (0,))
+    assert [record.epoch for record in resume_run(run, epochs="2").records] == [0, 1, 2]
+
+
+def test_the_schedule_is_a_part_of_the_spec():
+    settings = resolve_small(schedule="cosine").settings
+    few, many = (
+        Spec.from_settings(settings, num_classes=10, steps_per_epoch=steps) for steps in (12, 13)
+    )
+    assert few != many

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import SMALL, command
+from helpers import SMALL, command
 
 from plateau_train.cli import app
 from plateau_train.config import SETTINGS
@@ -89,7 +89,7 @@ def test_an_option_that_was_renamed_is_refused_with_its_new_name(tmp_path):
 
 def test_a_data_set_that_does_not_exist_ends_with_exit_code_3(tmp_path):
     error = refused(tmp_path, "--dataset", "fashion_mnst", code=3)
-    assert error == "there is no data set fashion_mnst, did you mean fashion_mnist?"
+    assert error == "there is no data set fashion_mnst (did you mean fashion_mnist?)"
 
 
 def test_a_reference_config_without_its_data_ends_with_exit_code_3(tmp_path):

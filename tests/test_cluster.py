@@ -1,4 +1,4 @@
-"""Many devices and many processes train what one does, and end together."""
+"""Several devices and several processes train what one does, and end together."""
 
 import json
 import os
@@ -10,13 +10,10 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SMALL, command
+from helpers import SMALL, assert_same_history, command, epochs_printed
 
 from plateau_train.process import cluster
-from plateau_train.run.records import EPOCHS, read_drops, read_records
-
-# Of sums in another order, after some dozen steps.
-TOLERANCE = 1e-4
+from plateau_train.run.reader import Run
 
 SETTINGS = (*SMALL, "--batch-size=48")
 
@@ -52,55 +49,44 @@ def start_two(folder, *arguments, others=()):
 
 
 def end(*processes, within=60):
-    """Wait for processes; return the exit code, the output and the talk of each."""
+    """Wait for processes; return the exit code, stdout and stderr of each."""
     results = []
     for process in processes:
         try:
-            out, talk = process.communicate(timeout=within)
+            stdout, stderr = process.communicate(timeout=within)
         finally:
             process.kill()
-        results.append((process.returncode, out, talk))
+        results.append((process.returncode, stdout, stderr))
     return results
 
 
 def wait_for(process, beginning):
-    """Read what a process prints until a line begins so."""
+    """Read the output of a process up to a line with this beginning."""
     for line in process.stdout:
         if line.startswith(beginning):
             return
-    pytest.fail(f"it ended before it printed {beginning}: {process.stderr.read()}")
+    pytest.fail(f"it ended before it printed {beginning!r}: {process.stderr.read()}")
 
 
-def history(run):
-    return read_records(run / "metrics.jsonl", EPOCHS), read_drops(run / "events.jsonl")
+def assert_same_training(path, other):
+    """Assert that two runs have the same replicas, but for rounding."""
+    histories, expected = Run.open(path).histories, Run.open(other).histories
+    assert any(history.drops for history in histories), "no drop to compare"
+    for history, its in zip(histories, expected, strict=True):
+        assert_same_history(history, its)
 
 
-def assert_same_training(run, other):
-    """Hold two runs to the same drops, and to the same metrics but for rounding."""
-    (records, drops), (other_records, other_drops) = history(run), history(other)
-    assert drops, "no drop to compare"
-    assert [(drop.epoch, drop.step, drop.scale_after) for drop in drops] == [
-        (drop.epoch, drop.step, drop.scale_after) for drop in other_drops
-    ]
-    for record, its in zip(records, other_records, strict=True):
-        for (_, loss, accuracy), (_, other_loss, other_accuracy) in zip(
-            record.scores(), its.scores(), strict=True
-        ):
-            assert loss == pytest.approx(other_loss, rel=TOLERANCE)
-            assert accuracy == pytest.approx(other_accuracy, abs=1 / 300)  # an image more or less
-        assert record.observations == pytest.approx(its.observations, rel=TOLERANCE)
-
-
-def assert_went_on(run):
-    """Hold a resumed run to all of its epochs, and to what it had learned before it stopped."""
-    records, _ = history(run)
+def assert_continued(path):
+    """Assert that a resumed run has all epochs, and continued from what it had learned."""
+    (history,) = Run.open(path).histories
+    records = history.records
     assert [record.epoch for record in records] == list(range(61))
-    (stopped,) = (
+    (message,) = (
         json.loads(line)["message"]
-        for line in (run / "events.jsonl").read_text().splitlines()
+        for line in (path / "events.jsonl").read_text().splitlines()
         if '"resumed"' in line
     )
-    epoch = int(stopped.removeprefix("after epoch ").partition(";")[0])
+    epoch = int(message.removeprefix("after epoch ").partition(";")[0])
     assert 3 <= epoch < 60
     assert records[epoch + 1].train_loss < 0.6 * records[1].train_loss
     assert records[epoch + 1].scale <= records[epoch].scale
@@ -128,7 +114,7 @@ def test_four_devices_train_what_one_does(alone, tmp_path):
     assert "no longer bit-exact: devices cpu:0 (cpu), cpu:1 (cpu), cpu:2" in resumed.stderr
 
 
-def test_a_run_begun_on_devices_that_are_gone_goes_on_with_those_that_are_there(tmp_path):
+def test_a_run_continues_on_fewer_devices_than_it_began_with(tmp_path):
     begun = command(
         *SETTINGS, "--epochs=2", "--devices=2", "--mode=test-loss", "--accumulation-size=1",
         cwd=tmp_path, JAX_NUM_CPU_DEVICES="3",
@@ -139,8 +125,8 @@ def test_a_run_begun_on_devices_that_are_gone_goes_on_with_those_that_are_there(
     assert resumed.returncode == 0, resumed.stderr
 
 
-def test_devices_that_are_not_there_or_cannot_share_a_batch_are_refused(tmp_path):
-    for arguments, told in (
+def test_missing_devices_and_indivisible_batches_are_refused(tmp_path):
+    for arguments, message in (
         (("--devices=7",), "--devices 7, and there are 5 here"),
         ((), "--batch-size 48 does not divide by the 5 devices"),
     ):
@@ -148,12 +134,12 @@ def test_devices_that_are_not_there_or_cannot_share_a_batch_are_refused(tmp_path
             *SETTINGS, *arguments, "--epochs=4", cwd=tmp_path, JAX_NUM_CPU_DEVICES="5"
         )
         assert refused.returncode == 2
-        assert told in refused.stderr
+        assert message in refused.stderr
     assert "use --batch-size 45 or 50, or fewer --devices" in refused.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_processes_train_what_one_does_and_one_of_them_writes(alone, tmp_path):
+def test_two_processes_train_what_one_does_and_only_one_writes(alone, tmp_path):
     leader, other = end(*start_two(tmp_path, *SETTINGS, "--epochs=4"))
     assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
     assert "2 x cpu (cpu) in 2 processes" in leader[2]
@@ -163,45 +149,72 @@ def test_two_processes_train_what_one_does_and_one_of_them_writes(alone, tmp_pat
     assert_same_training(tmp_path / "0" / "runs" / "latest", alone)
 
 
-def test_a_killed_process_ends_the_other_and_the_run_goes_on_alone(tmp_path):
+def test_several_seeds_in_two_processes_equal_those_in_one_and_continue(tmp_path):
+    # Two devices share two replicas; each process has one of them, and process 0 writes both.
+    flags = (*SETTINGS, "--seed=3,5", "--patience=1", "--rtol=0.3")
+    whole = command(*flags, "--epochs=4", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    leader, other = end(*start_two(tmp_path, *flags, "--epochs=2"))
+    assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
+    assert (epochs_printed(leader[1]), other[1]) == ([0, 1, 2], "")
+    run = tmp_path / "0" / "runs" / "latest"
+    leader, other = end(*start_two(tmp_path, "resume", run, "--epochs=4"))
+    assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
+    assert epochs_printed(leader[1]) == [3, 4]
+    assert "bit-exact" not in leader[2]
+    assert list((tmp_path / "1").iterdir()) == []
+    assert [history.seed for history in Run.open(run).histories] == [3, 5]
+    assert_same_training(run, tmp_path / "runs" / "latest")
+
+
+def test_three_seeds_in_two_processes_share_each_batch(tmp_path):
+    flags = (*SETTINGS, "--seed=0-2", "--epochs=2", "--patience=1", "--rtol=0.3")
+    whole = command(*flags, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    leader, other = end(*start_two(tmp_path, *flags))
+    assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
+    assert_same_training(tmp_path / "0" / "runs" / "latest", tmp_path / "runs" / "latest")
+
+
+def test_a_killed_process_ends_the_other_and_the_run_continues_alone(tmp_path):
     leader, other = start_two(tmp_path, *SETTINGS, "--epochs=60")
     wait_for(leader, "epoch 3/60")
     other.kill()
     killed = time.monotonic()
-    (code, _, talk), _ = end(leader, other)
+    (code, _, stderr), _ = end(leader, other)
     assert time.monotonic() - killed < 30
     assert code == 8
-    assert "error: another process of this run was lost" in talk
-    assert "Traceback" not in talk
+    assert "error: another process of this run was lost" in stderr
+    assert "Traceback" not in stderr
 
     resumed = command("resume", "runs/latest", cwd=tmp_path / "0")
     assert resumed.returncode == 0, resumed.stderr
     assert "no longer bit-exact: devices cpu:0 (cpu), cpu:" in resumed.stderr
-    assert_went_on(tmp_path / "0" / "runs" / "latest")
+    assert_continued(tmp_path / "0" / "runs" / "latest")
 
 
-def test_a_signal_to_one_process_stops_both_and_both_can_go_on(tmp_path):
+def test_a_signal_to_one_process_stops_both_and_both_can_continue(tmp_path):
     leader, other = start_two(tmp_path, *SETTINGS, "--epochs=60")
     wait_for(leader, "epoch 3/60")
     other.terminate()
-    (code, _, talk), (others_code, _, others_talk) = end(leader, other)
-    assert (code, others_code) == (143, 143), talk + others_talk
-    assert "error: stopped by SIGTERM in another process" in talk
-    assert "error: stopped by SIGTERM\n" in others_talk
-    assert "Traceback" not in talk + others_talk
+    (code, _, stderr), (other_code, _, other_stderr) = end(leader, other)
+    assert (code, other_code) == (143, 143), stderr + other_stderr
+    assert "error: stopped by SIGTERM in another process" in stderr
+    assert "error: stopped by SIGTERM\n" in other_stderr
+    assert "Traceback" not in stderr + other_stderr
 
     run = tmp_path / "0" / "runs" / "latest"
     leader, other = end(*start_two(tmp_path, "resume", run))
     assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
     assert "bit-exact" not in leader[2]
-    assert_went_on(run)
+    assert_continued(run)
 
     leader, other = end(*start_two(tmp_path, "resume", run))
     assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
     assert "is done, with all of its 60 epochs" in leader[2]
 
 
-def test_what_one_process_refuses_ends_the_other_before_anything_is_written(tmp_path):
+def test_settings_that_one_process_refuses_end_both_before_a_folder_is_made(tmp_path):
     leader, other = end(*start_two(tmp_path, *SETTINGS, others=("--patience=7",)))
     assert other[0] == 2
     assert "process 1 of 2 has other settings than process 0" in other[2]
@@ -212,14 +225,14 @@ def test_what_one_process_refuses_ends_the_other_before_anything_is_written(tmp_
 
 
 @pytest.mark.parametrize("process_id", [0, 1])
-def test_a_process_that_cannot_reach_the_others_ends_and_does_not_train_alone(tmp_path, process_id):
+def test_a_process_that_cannot_reach_the_others_does_not_train_alone(tmp_path, process_id):
     process = start(
         tmp_path, *SETTINGS, "--join-timeout=2", process_id=process_id, port=free_port()
     )
-    ((code, _, talk),) = end(process)
+    ((code, _, stderr),) = end(process)
     assert code == 8
-    assert "the other processes could not be reached through 127.0.0.1:" in talk
-    assert "--join-timeout waits longer" in talk
+    assert "the other processes could not be reached through 127.0.0.1:" in stderr
+    assert "--join-timeout waits longer" in stderr
     assert not (tmp_path / "runs").exists()
 
 

@@ -2,19 +2,16 @@
 
 import pytest
 import scipy.stats
-from conftest import command
-from test_plots import history
+from helpers import command, make_history, resolve, write_lines
 
-from plateau_train import config
 from plateau_train.commands.compare import compare, print_comparison
-from plateau_train.config import RawValue
 from plateau_train.config.toml import to_toml
 from plateau_train.errors import ConfigError, RunError, StorageError
 from plateau_train.report import stats as differences
 from plateau_train.report.console import configure_logging
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.records import Timing
+from plateau_train.run.records import Ending, Timing
 
 
 def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None, **values):
@@ -23,11 +20,10 @@ def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None,
     storage.make_folder(run.path)
     values = {"dataset": "garments", "epochs": f"{len(accuracies[0]) - 1}"} | values
     if len(accuracies) > 1:
-        values = {"seeds": f"0-{len(accuracies) - 1}"} | values
-    resolved = config.resolve({key: RawValue(text, "flag") for key, text in values.items()})
-    storage.write_text(run.config, to_toml(*resolved))
-    template = history(1, drop_every=1)
-    records, drops = [], []
+        values = {"seed": f"0-{len(accuracies) - 1}"} | values
+    storage.write_text(run.config, to_toml(*resolve(**values)))
+    template = make_history(1, drop_every=1)
+    records, events = [], []
     for replica, of_seed in enumerate(accuracies):
         for epoch, accuracy in enumerate(of_seed):
             changes = {"replica": replica, "epoch": epoch, "test_accuracy": accuracy}
@@ -35,18 +31,21 @@ def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None,
             if val:
                 changes |= {"val_accuracy": val[replica][epoch], "val_loss": 0.5}
             records.append(template.records[0].model_copy(update=changes))
-        drops += [
+        if len(of_seed) < len(accuracies[0]):
+            last = {"replica": replica, "seed": replica, "epoch": len(of_seed) - 1}
+            events.append(Ending(reason="diverged", message="the loss is nan", **last))
+        events += [
             template.drops[0].model_copy(update={"replica": replica, "epoch": epoch})
             for epoch in (drop_epochs[replica] if drop_epochs else ())
         ]
     records.sort(key=lambda record: record.epoch)
-    storage.write_lines(run.metrics, records)
-    storage.write_lines(run.events, drops)
+    write_lines(run.metrics, records)
+    write_lines(run.events, events)
     timings = [
         Timing(epoch=epoch, train_seconds=100, evaluate_seconds=0.5, samples_per_second=None)
         for epoch in range(len(accuracies[0]))
     ]
-    storage.write_lines(run.timings, timings)
+    write_lines(run.timings, timings)
     return run.path
 
 
@@ -183,7 +182,8 @@ def test_with_held_out_images_the_accuracy_that_they_choose_stands_beside_the_be
 def test_what_makes_runs_hard_to_compare_is_said(tmp_path, capsys):
     first = make_run(tmp_path, "a", ONE, dataset="mnist", test_examples="500", epochs="50")
     second = make_run(tmp_path, "b", [[0.1, 0.5, 0.7, 0.6], [0.1, 0.5, 0.7, 0.6], [0.1, 0.9]])
-    ((_, row), _, _), told = compared(capsys, first, second)
+    ((_, row), _, settings), told = compared(capsys, first, second)
+    assert [row["--seed"] for row in settings] == ["0", "0-2"]
     assert (row["seeds"], row["best"]) == ("2", "0.7000 ± 0.0000")
     for sentence in (
         "on different data sets: mnist (a), garments (b).",

@@ -124,8 +124,8 @@ def test_every_problem_of_the_file_and_of_the_flags_is_reported_at_once(toml):
     assert [problem.partition(": ")[2] or problem for problem in found] == [
         "batch_size in [data] must be a whole number from 1 to 1,000,000,000, got 0",
         'cooldown in [plateau] must be a whole number from 0 to 1,000,000,000, got "1"',
-        "unknown key patiense in [plateau], did you mean patience?",
-        "unknown table or key platau, did you mean plateau?",
+        "unknown key patiense in [plateau] (did you mean patience?)",
+        "unknown table or key platau (did you mean plateau?)",
         "--hidden-sizes must be whole numbers from 1 to 100,000, separated by commas, got x",
         "--factor must be a number above 0 below 1, got 1.5",
         "--seed must be a whole number from 0 to 4,294,967,295, or up to 10,000 different ones "
@@ -139,7 +139,7 @@ def test_every_problem_of_the_file_and_of_the_flags_is_reported_at_once(toml):
         ("patience = 3", "patience belongs in the table [plateau]"),
         ("plateau = 3", "plateau must be a table: write [plateau] above its keys"),
         ("[run]\npatience = 3", "patience belongs in the table [plateau]"),
-        ("[run]\nseeds = [1, 2]", "unknown key seeds in [run], did you mean seed?"),
+        ("[run]\nseeds = [1, 2]", "unknown key seeds in [run] (did you mean seed?)"),
         ("[run]\nquiet = 1", "quiet in [run] must be true or false, got 1"),
         ("[run]\nepochs = 2.5", "epochs in [run] must be a whole number from 1 to 1,000,000"),
         ("[run]\nepochs = 2\nepochs = 3", "is not valid TOML"),
@@ -300,7 +300,7 @@ def refusals(begun, *overrides, **options):
     with pytest.raises(ChangedSettingsError) as refused:
         merge(begun, *overrides, **options)
     heads, *rows = refused.value.table
-    assert heads == ("setting", "run", "asked", "why not")
+    assert heads == ("setting", "run", "requested", "why not")
     assert refused.value.problems == ("the run continues",)
     return rows
 

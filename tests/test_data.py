@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets
-from conftest import ORIGINALS
+from helpers import ORIGINALS
 
 from plateau_train import config, data
 from plateau_train.data import tfds
 from plateau_train.data.splits import Dataset, Split, split_dataset
 from plateau_train.errors import ConfigError, DataError, DataUnavailableError, StorageError
-from plateau_train.report.console import Report
 from plateau_train.training import setup
 
 needs_originals = pytest.mark.skipif(
@@ -112,7 +111,7 @@ def test_a_server_that_never_answers_is_given_up_within_seconds(tmp_path, monkey
         # It accepts connections, which wait in its queue forever.
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{mute.server_port}")
         started = time.monotonic()
-        with pytest.raises(DataUnavailableError, match=r"timed out|no answer"):
+        with pytest.raises(DataUnavailableError, match=r"timed out|no response"):
             data.load(config.DataSettings(dataset="fashion_mnist", data_dir=tmp_path))
         assert time.monotonic() - started < 10
 
@@ -416,7 +415,7 @@ def test_the_cache_hides_neither_damage_nor_other_data(settings, monkeypatch, tm
     assert_is_tiny(data.load(settings))
     run: Any = SimpleNamespace(path=tmp_path)
     with pytest.raises(DataError, match="was trained on tiny of SHA-256"):
-        setup.load_again(run, settings, setup.describe_data(before), Report())
+        setup.load_data_again(run, settings, setup.describe_data(before))
 
 
 def test_an_enormous_number_of_examples_is_refused(prepared, tmp_path):
@@ -578,5 +577,5 @@ def test_fashion_mnist_is_downloaded_verified_and_prepared(tmp_path, monkeypatch
 def test_a_tilde_in_the_data_folder_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    builder = tfds._builder("mnist", Path("~/sets"))
-    assert str(builder.data_path).startswith(f"{tmp_path}/sets/mnist")
+    source = tfds._Source("mnist", Path("~/sets"))
+    assert str(source.folder).startswith(f"{tmp_path}/sets/mnist")

@@ -1,8 +1,11 @@
+"""The pictures of runs: panels, curves, drops, texts, and heat maps."""
+
 import math
 from itertools import chain
 
 import numpy as np
 import pytest
+from helpers import make_histories, make_history
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from plateau_train import config
@@ -12,60 +15,9 @@ from plateau_train.plots import Grid, PlottedRun, check_format, save_run_plot
 from plateau_train.plots.heatmaps import draw_heat_map
 from plateau_train.plots.panels import draw_comparison, draw_run
 from plateau_train.plots.scale import MOST_LISTED
-from plateau_train.run.history import History
-from plateau_train.run.records import Drop, Ending, EpochRecord
+from plateau_train.run.records import Ending
 
 TITLES = ["LR scale", "train loss", "train accuracy", "test loss", "test accuracy"]
-
-
-def history(num_epochs, *, val=False, drop_every=0, replica=0):
-    """Return a replica whose losses fall and rise again, with drops inside some epochs."""
-    records, drops, scale = [], [], 1.0
-    for epoch in range(num_epochs + 1):
-        loss = 0.3 + 2 * math.exp(-epoch) + 0.002 * epoch + 0.01 * replica**2
-        if drop_every and epoch and epoch % drop_every == 0:
-            drops.append(
-                Drop(
-                    epoch=epoch,
-                    step=epoch * 10 - 4,
-                    position=epoch - 0.4,
-                    scale_before=scale,
-                    scale_after=scale / 2,
-                    learning_rate_before=0.01,
-                    learning_rate_after=0.01,
-                    observed="train loss",
-                    value=loss,
-                    best=loss,
-                    to_beat=loss,
-                    waited=5,
-                )
-            )
-            scale /= 2
-        records.append(
-            EpochRecord(
-                epoch=epoch,
-                step=epoch * 10,
-                train_loss=loss,
-                train_accuracy=1 - loss / 3,
-                test_loss=loss + 0.1,
-                test_accuracy=0.9 - loss / 3,
-                val_loss=loss + 0.05 if val else None,
-                val_accuracy=0.95 - loss / 3 if val else None,
-                scale=scale,
-                learning_rate=0.01 * scale,
-                wait=0,
-                cooldown=0,
-            )
-        )
-    return History(replica, 10 + replica, records, drops)
-
-
-def replicas(num_epochs, *num_drops):
-    """Return replicas, each with the number of epochs between its drops."""
-    return [
-        history(num_epochs, drop_every=every, replica=replica)
-        for replica, every in enumerate(num_drops)
-    ]
 
 
 CASES = [
@@ -81,7 +33,7 @@ CASES = [
 
 @pytest.mark.parametrize(("num_epochs", "drop_every", "val"), CASES)
 def test_the_panels_start_at_epoch_0_and_each_marker_is_on_its_curve(num_epochs, drop_every, val):
-    single = history(num_epochs, val=val, drop_every=drop_every)
+    single = make_history(num_epochs, val=val, drop_every=drop_every)
     records = single.records
     figure = draw_run([single], config.Settings())
     width, height = figure.get_size_inches()
@@ -113,7 +65,7 @@ def test_the_panels_start_at_epoch_0_and_each_marker_is_on_its_curve(num_epochs,
 
 
 def test_each_drop_is_a_line_through_all_panels_and_a_step_of_the_scale():
-    single = history(50, drop_every=7)
+    single = make_history(50, drop_every=7)
     drops = single.drops
     figure = draw_run([single], config.Settings())
     positions = [drop.position for drop in drops]
@@ -128,7 +80,7 @@ def test_each_drop_is_a_line_through_all_panels_and_a_step_of_the_scale():
 
 
 def test_an_inset_repeats_the_later_epochs_if_the_first_ones_flatten_the_curves():
-    single = history(50, drop_every=7, val=True)
+    single = make_history(50, drop_every=7, val=True)
     drops = single.drops
     figure = draw_run([single], config.Settings())
     for panel in figure.axes[1:]:
@@ -141,12 +93,14 @@ def test_an_inset_repeats_the_later_epochs_if_the_first_ones_flatten_the_curves(
         assert vertical == [drop.position for drop in drops if drop.position >= 5]
         values = zoom.lines[0].get_ydata()
         assert low < min(values) <= max(values) < high
-    assert not any(panel.child_axes for panel in draw_run([history(3)], config.Settings()).axes)
+    assert not any(
+        panel.child_axes for panel in draw_run([make_history(3)], config.Settings()).axes
+    )
 
 
 @pytest.mark.parametrize(("num_epochs", "drop_every", "val"), CASES)
 def test_no_text_is_cut_off_or_overlaps_another(num_epochs, drop_every, val):
-    single = history(num_epochs, val=val, drop_every=drop_every)
+    single = make_history(num_epochs, val=val, drop_every=drop_every)
     long = config.Settings(
         data=config.DataSettings(dataset="garments"), run=config.RunSettings(seed=2**32 - 1)
     )
@@ -188,7 +142,7 @@ def _shown(panel, text):
 
 
 def test_the_heading_says_that_the_garments_are_not_fashion_mnist():
-    single = history(3)
+    single = make_history(3)
     garments = config.Settings(data=config.DataSettings(dataset="garments"))
     assert "not Fashion-MNIST" in draw_run([single], garments)._suptitle.get_text()
     assert "not Fashion-MNIST" not in draw_run([single], config.Settings())._suptitle.get_text()
@@ -198,7 +152,7 @@ def test_the_heading_says_that_the_garments_are_not_fashion_mnist():
 def test_equal_runs_give_equal_files_in_every_format(tmp_path, ending):
     files = [tmp_path / f"{name}.{ending}" for name in ("one", "two")]
     for file in files:
-        save_run_plot(file, [history(3, drop_every=2)], config.Settings())
+        save_run_plot(file, [make_history(3, drop_every=2)], config.Settings())
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -212,14 +166,14 @@ def test_the_format_is_that_of_the_suffix_in_any_case(tmp_path):
 
 def test_an_unknown_format_is_refused_and_the_known_ones_are_listed(tmp_path):
     with pytest.raises(ConfigError) as refused:
-        save_run_plot(tmp_path / "plot.gif", [history(1)], config.Settings())
+        save_run_plot(tmp_path / "plot.gif", [make_history(1)], config.Settings())
     assert ".png, .svg or .pdf" in refused.value.hint
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("drop_every", "num_listed"), [(7, 7), (4, 12), (2, MOST_LISTED - 1)])
 def test_each_drop_has_a_number_at_its_step_and_its_reason_below_the_panels(drop_every, num_listed):
-    single = history(50, drop_every=drop_every)
+    single = make_history(50, drop_every=drop_every)
     figure = draw_run([single], config.Settings())
     lines = [text.get_text().split(maxsplit=1) for text in figure.texts[1:]]
     assert lines[:num_listed] == [
@@ -239,8 +193,8 @@ def test_each_drop_has_a_number_at_its_step_and_its_reason_below_the_panels(drop
 
 
 def test_several_replicas_are_a_mean_with_a_band_and_thin_lines():
-    three = replicas(20, 4, 6, 9)
-    early = history(12, drop_every=5, replica=7)
+    three = make_histories(20, 4, 6, 9)
+    early = make_history(12, drop_every=5, replica=7)
     ending = Ending(replica=7, epoch=12, reason="diverged", message="the loss is not finite")
     early = early._replace(ending=ending)
     garments = config.Settings(data=config.DataSettings(dataset="garments"))
@@ -272,7 +226,7 @@ def test_several_replicas_are_a_mean_with_a_band_and_thin_lines():
 
 @pytest.mark.parametrize(("count", "num_rows"), [(3, 3), (30, 1)])
 def test_each_drop_of_several_replicas_has_a_tick(count, num_rows):
-    several = replicas(20, *range(4, 4 + count))
+    several = make_histories(20, *range(4, 4 + count))
     panel = draw_run(several, config.Settings()).axes[0]
     rows = {}
     for ticks in panel.collections:
@@ -287,7 +241,7 @@ def test_each_drop_of_several_replicas_has_a_tick(count, num_rows):
 
 
 def scheduled(schedule, scales):
-    single = history(len(scales) - 1)
+    single = make_history(len(scales) - 1)
     records = [
         record.model_copy(update={"scale": scale})
         for record, scale in zip(single.records, scales, strict=True)
@@ -323,16 +277,16 @@ def test_one_replica_of_a_run_can_be_drawn_alone(small_run, tmp_path):
     with pytest.raises(ConfigError, match="has no replica 1"):
         plot(small_run, tmp_path / "plot.png", 1)
     assert plot(small_run, tmp_path / "plot.svg", 0).stat().st_size > 0
-    two = config.Settings(run=config.RunSettings(seeds=(10, 11)))
-    assert "seed 11 (replica 1)" in draw_run(replicas(5, 2, 2)[1:], two)._suptitle.get_text()
+    two = config.Settings(run=config.RunSettings(seed=(10, 11)))
+    assert "seed 11 (replica 1)" in draw_run(make_histories(5, 2, 2)[1:], two)._suptitle.get_text()
 
 
 def test_several_runs_share_the_panels_and_one_legend():
     cosine, its_settings = scheduled("cosine", [1.0, 0.75, 0.25, 0.0])
     names = ["_a $b$", "b", "c" * 60]
     runs = [
-        PlottedRun(config.Settings(), replicas(20, 4, 6, 9), names[0]),
-        PlottedRun(config.Settings(), [history(10, drop_every=3)], names[1]),
+        PlottedRun(config.Settings(), make_histories(20, 4, 6, 9), names[0]),
+        PlottedRun(config.Settings(), [make_history(10, drop_every=3)], names[1]),
         PlottedRun(its_settings, [cosine], names[2]),
     ]
     figure = draw_comparison(runs, "3 runs")
@@ -355,7 +309,7 @@ def test_several_runs_share_the_panels_and_one_legend():
 
 def test_a_run_that_ends_before_the_inset_begins_has_no_curve_in_it():
     runs = [
-        PlottedRun(config.Settings(), [history(num_epochs)], f"{num_epochs} epochs")
+        PlottedRun(config.Settings(), [make_history(num_epochs)], f"{num_epochs} epochs")
         for num_epochs in (50, 2)
     ]
     figure = draw_comparison(runs, "2 runs")

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import faults
 import pytest
-from conftest import SMALL
+from helpers import SMALL
 
 from plateau_train.run import checkpoint
 from plateau_train.run.directory import RunDirectory

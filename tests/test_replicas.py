@@ -1,112 +1,74 @@
-"""Several trainings in one program and one run folder, each as if it were alone."""
+"""Several trainings in one program and one run folder, each as if it were the only one."""
 
-import contextlib
-import io
+import itertools
 import json
 import os
-import statistics
-from functools import partial
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import faults
+import jax
 import numpy as np
 import pytest
-from conftest import SMALL, command
+from helpers import (
+    IMAGE_SHAPE,
+    NUM_CLASSES,
+    SMALL,
+    SMALL_STEPS,
+    TOLERANCE,
+    assert_same_history,
+    command,
+    histories_of,
+    make_examples,
+    make_replicas,
+    make_settings,
+    make_spec,
+    one_device,
+    resolve_small,
+    resume_run,
+    take_epoch,
+    train_epochs,
+    train_run,
+)
 from matplotlib.figure import Figure
-from test_program import IMAGE_SHAPE, examples, make_program
 
-from plateau_train import config, data
-from plateau_train.commands import evaluate
-from plateau_train.config import RawValue, resolve
-from plateau_train.errors import ConfigError, NonFiniteLossError, RunError
+from plateau_train import config
+from plateau_train.errors import ConfigError, NonFiniteLossError
 from plateau_train.numerics import replicas as numerics
-from plateau_train.numerics.mesh import REPLICA_AXIS, make_mesh
-from plateau_train.numerics.program import Program
-from plateau_train.numerics.replicas import Ensemble, Solo, estimate_memory
+from plateau_train.numerics.replicas import estimate_memory
+from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.plots import panels
-from plateau_train.report.console import Report, configure_logging
-from plateau_train.run import environment
+from plateau_train.report.progress import RunReport
+from plateau_train.run import checkpoint, environment
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.records import EPOCHS, EVENTS, best_of, read_drops, read_records
-from plateau_train.training import groups, loop, setup
-from plateau_train.training.groups import plan_memory
+from plateau_train.run.reader import Run
+from plateau_train.run.records import Ending, MeanStd, Notice, best_record
+from plateau_train.training import memory
 
-# A replica and a single run multiply arrays of other shapes, whose sums are in another order: after
-# some dozen steps a loss differs by a few units in the last places of float32, relatively. It is
-# stated for the first epochs: at these rates such a difference grows from step to step.
-TOLERANCE = 1e-4
-ONE_IMAGE = 1.001 / 300  # of the test images, which may fall on the other side
-
-# Every other observation or so is no improvement, and none is so by a hair: drops in each epoch.
+# About every second observation is no improvement, and none is close to the threshold.
 EAGER = {"patience": "1", "rtol": "0.3", "epochs": "3"}
+FLAGS = [f"--{key}={value}" for key, value in EAGER.items()]
 
-
-def small(folder, **values):
-    given = dict(flag.removeprefix("--").replace("-", "_").split("=") for flag in SMALL)
-    given |= EAGER | {"runs_dir": str(folder)} | values
-    return resolve({key: RawValue(text, "flag") for key, text in given.items()})
-
-
-def start(folder, **values):
-    """Train in this process; return the folder of the run, and what was printed and told."""
-    out, talk = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(talk):
-        path = setup.start(small(folder, **values), Report())
-    return RunDirectory(path), out.getvalue(), talk.getvalue()
-
-
-def retrained(report=None, **values):
-    """Train without a folder; return all records and all drops."""
-    settings = small("unused", **values).settings
-    dataset = data.load(settings.data)
-    outcomes = [
-        outcome for (outcome,) in loop.train(dataset, [settings], report or Report(quiet=True))
-    ]
-    records = [record for outcome in outcomes for record in outcome.records]
-    return records, [drop for outcome in outcomes for drop in outcome.drops]
-
-
-def of_replica(replica, records, drops):
-    """Return what belongs to one replica, as a single run would have recorded it."""
-    return tuple(
-        [row.model_copy(update={"replica": 0}) for row in rows if row.replica == replica]
-        for rows in (records, drops)
-    )
-
-
-def history(run):
-    return read_records(run.metrics, EPOCHS), read_drops(run.events)
-
-
-def assert_same(ours, theirs):
-    """Hold records and drops to others but for rounding."""
-    (records, drops), (other_records, other_drops) = ours, theirs
-    assert [(drop.replica, drop.epoch, drop.step, drop.scale_after) for drop in drops] == [
-        (drop.replica, drop.epoch, drop.step, drop.scale_after) for drop in other_drops
-    ]
-    for record, other in zip(records, other_records, strict=True):
-        assert (record.replica, record.epoch, record.wait, record.cooldown) == (
-            other.replica, other.epoch, other.wait, other.cooldown,
-        )  # fmt: skip
-        for (_, loss, accuracy), (_, other_loss, other_accuracy) in zip(
-            record.scores(), other.scores(), strict=True
-        ):
-            assert loss == pytest.approx(other_loss, rel=TOLERANCE)
-            assert accuracy == pytest.approx(other_accuracy, abs=ONE_IMAGE)
-        assert record.observations == pytest.approx(other.observations, rel=TOLERANCE)
-        assert record.scale == pytest.approx(other.scale, rel=1e-6)
+# Devices and replicas, and the mesh (replica, batch) of gcd(R, D) that they are trained on.
+MESHES = {(1, 1): (1, 1), (4, 1): (1, 4), (4, 2): (2, 2), (4, 3): (1, 4), (4, 4): (4, 1)}
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Leave out the drawing, which takes longer than these runs."""
+def no_plots(monkeypatch):
+    """Replace the plot of a run, which takes longer than its training."""
     monkeypatch.setattr(panels, "draw_run", lambda *_: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture(scope="module")
 def trio(tmp_path_factory):
-    """A finished run of three replicas, and what it printed; the tests only read it."""
-    return start(tmp_path_factory.mktemp("trio"), seeds="0-2")
+    """A finished run of three replicas; the tests only read it."""
+    folder = tmp_path_factory.mktemp("trio")
+    finished = command(*SMALL, *FLAGS, "--seed=0-2", cwd=folder, NPROC="1")
+    assert finished.returncode == 0, finished.stderr
+    return Run.open(folder / "runs" / "latest"), finished
 
 
 @pytest.mark.parametrize(
@@ -118,148 +80,219 @@ def trio(tmp_path_factory):
     ],
     ids=["train-loss", "test-loss", "cosine"],
 )
-def test_a_replica_is_the_single_run_with_its_seed(trio, settings):
-    together = retrained(seeds="0-2", **settings) if settings else history(trio[0])
-    alone = retrained(seed="1", **settings)
-    assert_same(of_replica(1, *together), alone)
-    if "schedule" not in settings:
-        assert alone[1], "no drop to compare"
-    assert of_replica(0, *together)[0][1].train_loss != alone[0][1].train_loss
+def test_a_replica_equals_a_single_training_of_its_seed(settings):
+    together = histories_of(train_epochs(**EAGER | settings, seed="0-2"))
+    (alone,) = histories_of(train_epochs(**EAGER | settings, seed="1"))
+    assert_same_history(together[1], alone)
+    assert bool(alone.drops) == ("schedule" not in settings)
+    assert together[0].records[1].train_loss != alone.records[1].train_loss
 
 
-def train_an_epoch(trainer, state, split):
-    """Take the steps of an epoch; return what they recorded of each training."""
-    order = trainer.epoch_order(1, len(split.labels))
-    state = trainer.place(state)
-    records = trainer.empty_records(state, split, order.shape[-2])
-    _, records = trainer.train_steps(state, records, split, order, 0, order.shape[-2], 1)
-    return trainer.fetch(records)
-
-
-def one_device():
-    import jax
-
-    return make_mesh(jax.devices()[:1], REPLICA_AXIS)
-
-
-def test_what_can_be_traced_may_differ_and_each_is_as_alone_in_one_compiled_program():
-    trainings = []
-    for seed, (learning_rate, patience, cooldown, min_scale) in enumerate(
-        [(0.01, 1, 0, 0.0), (0.02, 2, 1, 0.3)]
-    ):
-        program = make_program(
-            hidden_sizes=(), optimizer=config.OptimizerSettings(learning_rate=learning_rate),
+def test_traced_hyperparameters_differ_in_one_compiled_program():
+    runs = [
+        make_settings(
+            seed=(seed,), hidden_sizes=(),
+            optimizer=config.OptimizerSettings(learning_rate=learning_rate),
             accumulation_size=1, rtol=0.3, patience=patience, cooldown=cooldown,
             min_scale=min_scale,
-        )  # fmt: skip
-        trainings.append((program, seed))
-    split = examples(80)
-    alone = [Solo(*training) for training in trainings]
-    states = [solo.fetch(solo.init(IMAGE_SHAPE)) for solo in alone]
-    before = numerics._take_each._cache_size()
-    ensemble = Ensemble.of(trainings, one_device(), 3)
-    together = train_an_epoch(ensemble, groups.stack(states), split)
-    others = Ensemble.of([*reversed(trainings), trainings[0]], one_device())
-    train_an_epoch(others, groups.stack([*states, states[0]]), split)
-    assert numerics._take_each._cache_size() == before + 1
-    assert len(together.metrics.loss) == 2, "what only fills the room up is left out"
-    lowest = []
-    for row, (solo, state) in enumerate(zip(alone, states, strict=True)):
-        single = train_an_epoch(solo, state, split)
-        seen, expected = together.observation, single.observation
-        np.testing.assert_allclose(together.metrics.loss[row], single.metrics.loss[0], TOLERANCE)
-        np.testing.assert_array_equal(seen.waited[row], expected.waited[0])
-        np.testing.assert_allclose(seen.scale[row], expected.scale[0], rtol=1e-6)
-        lowest.append(float(seen.scale[row].min()))
+        )
+        for seed, (learning_rate, patience, cooldown, min_scale) in enumerate(
+            [(0.01, 1, 0, 0.0), (0.02, 2, 1, 0.3)]
+        )
+    ]  # fmt: skip
+    run_compiled: Any = numerics._run
+    split, results, num_compiled = make_examples(80), [], set()
+    for together in (runs, runs[::-1]):
+        replicas = make_replicas(*together)
+        _, records = take_epoch(replicas, replicas.init(IMAGE_SHAPE), split, 1)
+        results.append(records)
+        num_compiled.add(run_compiled._cache_size())
+    assert len(num_compiled) == 1
+    records, swapped = results
+    np.testing.assert_array_equal(records.metrics.loss, swapped.metrics.loss[::-1])
+    for row, run in enumerate(runs):
+        single = make_replicas(run)
+        _, expected = take_epoch(single, single.init(IMAGE_SHAPE), split, 1)
+        np.testing.assert_allclose(records.metrics.loss[row], expected.metrics.loss[0], TOLERANCE)
+        seen, other = records.observation, expected.observation
+        np.testing.assert_array_equal(seen.wait[row], other.wait[0])
+        np.testing.assert_allclose(seen.scale[row], other.scale[0], rtol=1e-6)
+    lowest = records.observation.scale.min(axis=1)
     assert lowest[0] < 0.1, "no drops to compare"
     assert lowest[1] == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("changed", [{"factor": 0.4}, {"batch_size": 4}, {"hidden_sizes": (4,)}])
-def test_what_cannot_be_traced_may_not_differ(changed):
-    trainings = [(make_program(), 0), (make_program(**changed), 1)]
-    with pytest.raises(ValueError, match="not of one program"):
-        Ensemble.of(trainings, one_device())
+@pytest.mark.parametrize(
+    ("changed", "is_same"),
+    [
+        ({"factor": 0.4}, False),
+        ({"batch_size": 4}, False),
+        ({"hidden_sizes": (4,)}, False),
+        ({"mode": "test-loss"}, False),
+        ({"patience": 9, "cooldown": 2, "min_scale": 0.1, "seed": (3, 4)}, True),
+        ({"optimizer": config.OptimizerSettings(learning_rate=0.5)}, True),
+    ],
+)
+def test_specs_are_equal_where_only_traced_settings_differ(changed, is_same):
+    assert (make_spec(make_settings()) == make_spec(make_settings(**changed))) == is_same
 
 
-def test_replicas_on_four_devices_are_what_they_are_on_one(trio, tmp_path):
-    flags = [f"--{key}={value}" for key, value in EAGER.items()]
-    finished = command(*SMALL, *flags, "--seeds=0-2", cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
+def test_an_epoch_in_chunks_is_traced_once_and_has_the_bits_of_a_whole_one(monkeypatch):
+    traces = []
+    train_step = numerics.single.train_step
+
+    def count(*arguments):
+        traces.append(1)
+        return train_step(*arguments)
+
+    monkeypatch.setattr(numerics.single, "train_step", count)
+    # No other test has this batch size, so no other compilation is used.
+    replicas = make_replicas(make_settings(batch_size=6, accumulation_size=4, patience=1))
+    split, order = make_examples(80), replicas.epoch_order(1, 80)
+    results = []
+    for cuts in ((0, 13), (0, 1, 9, 13)):
+        state, records = replicas.init(IMAGE_SHAPE), replicas.empty_records(13)
+        for start, stop in itertools.pairwise(cuts):
+            state, records = replicas.train_steps(state, records, split, order, start, stop, 1)
+        results.append((state, records))
+    for whole, chunked in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(whole, chunked)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+@pytest.mark.parametrize("num_examples", [7, 8, 9, 39, 41])  # beside one and five batches
+def test_evaluation_scores_every_image_once(monkeypatch, num_examples, num_replicas):
+    monkeypatch.setattr(numerics, "EVALUATION_BATCH", 8)
+    replicas = make_replicas(make_settings(seed=tuple(range(num_replicas))))
+    params, split = replicas.init(IMAGE_SHAPE).params, make_examples(num_examples)
+    metrics = replicas.evaluate(params, split)
+    confusion = replicas.count_confusion(params, split)
+    labels = np.asarray(split.labels)
+    for row in range(num_replicas):
+        own = jax.tree.map(lambda rows, row=row: rows[row], params)
+        logits = np.asarray(numerics.single.predict(replicas.spec, own, split.images), np.float64)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(num_examples), labels]
+        predicted = logits.argmax(axis=1)
+        assert metrics.loss[row] == pytest.approx(losses.mean(), rel=1e-5)
+        assert metrics.accuracy[row] == pytest.approx((predicted == labels).mean())
+        expected = np.zeros((NUM_CLASSES, NUM_CLASSES), int)
+        np.add.at(expected, (labels, predicted), 1)
+        np.testing.assert_array_equal(confusion[row], expected)
+
+
+@pytest.fixture(scope="module")
+def meshes():
+    """What tests/meshes.py prints of each of ``MESHES``, on four simulated devices."""
+    script = Path(__file__).with_name("meshes.py")
+    finished = subprocess.run(
+        [sys.executable, script, json.dumps(list(MESHES))],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    return dict(zip(MESHES, json.loads(finished.stdout), strict=True))
+
+
+@pytest.mark.parametrize("key", MESHES, ids=str)
+def test_the_devices_share_replicas_and_batches_by_the_greatest_common_divisor(meshes, key):
+    assert tuple(meshes[key]["mesh"]) == MESHES[key]
+
+
+@pytest.mark.parametrize("key", MESHES, ids=str)
+def test_steps_have_one_all_reduce_where_devices_share_a_batch_else_none(meshes, key):
+    collectives, (_, num_sharing) = meshes[key]["collectives"], MESHES[key]
+    assert collectives["train_steps"] == (["all-reduce"] if num_sharing > 1 else [])
+    if num_sharing == 1:
+        assert not any(collectives.values())
+    assert {"init_state", "epoch_order", "evaluate", "observe_evaluation"} < collectives.keys()
+
+
+@pytest.mark.parametrize("key", MESHES, ids=str)
+def test_every_mesh_gives_the_same_losses_up_to_rounding(meshes, key):
+    actual, expected = meshes[key], meshes[4, 4]
+    num_replicas = key[1]
+    for name in ("train_loss", "test_loss", "scale"):
+        np.testing.assert_allclose(actual[name], expected[name][:num_replicas], rtol=TOLERANCE)
+    assert actual["num_scored"] == 30 * num_replicas
+    assert max(actual["scale"]) < 1, "no drop to compare"
+
+
+def test_replicas_on_four_devices_equal_those_on_one(tmp_path):
+    flags = (*SMALL, *FLAGS, "--seed=0-3")
+    finished = command(*flags, cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
     assert finished.returncode == 0, finished.stderr
     assert "4 x cpu" in finished.stderr
-    assert_same(history(RunDirectory(tmp_path / "runs" / "latest")), history(trio[0]))
+    expected = histories_of(train_epochs(**EAGER, seed="0-3"))
+    histories = Run.open(tmp_path / "runs" / "latest").histories
+    for history, other in zip(histories, expected, strict=True):
+        assert_same_history(history, other)
 
 
-class Parts(Report):
-    """Remember which groups were told of."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.parts = []
-
-    def start_epoch(self, *numbers):
-        self.parts += [part for part in numbers if isinstance(part, str)]
+def needed_memory(num_replicas: float) -> int:
+    """Return the available memory in which so many replicas of a small run fit."""
+    spec = small_spec()
+    per_replica, state_bytes = estimate_memory(spec, (28, 28, 1))
+    return int(num_replicas * (per_replica + memory.HOST_COPIES * state_bytes) / memory.USABLE)
 
 
-def needed(num_trainings, at_once):
-    """Return the free memory in which some trainings of ``small`` fit, so many at once."""
-    program = Program.from_config(small("unused").settings, num_classes=10)
-    per_device, held = estimate_memory(program, (28, 28, 1))
-    return (groups.HOST_COPIES * held * num_trainings + at_once * per_device) / groups.USABLE
+def small_spec() -> Spec:
+    return Spec.from_settings(resolve_small().settings, num_classes=10, steps_per_epoch=SMALL_STEPS)
 
 
-def test_groups_that_take_turns_train_what_all_do_at_once(trio, monkeypatch):
-    monkeypatch.setattr(environment, "available_memory", lambda: needed(5, at_once=3.5))
-    report = Parts()
-    records, drops = retrained(report, seeds="0-4")
-    assert report.parts[-2:] == [", group 1/2", ", group 2/2"]
-    for replica in range(3):
-        expected = of_replica(replica, *history(trio[0]))
-        assert of_replica(replica, records, drops) == expected
-    # The second group has two, and room for a third.
-    assert {record.replica for record in records} == set(range(5))
-    assert_same(of_replica(4, records, drops), retrained(seed="4"))
-
-
-def test_where_not_even_one_fits_that_is_said_in_numbers_and_no_folder_is_made(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(environment, "available_memory", lambda: needed(3, at_once=0.5))
+@pytest.mark.parametrize(
+    ("num_fitting", "way_out"),
+    [(2.5, "train 2 of them at a time"), (0.5, "train a smaller network (--hidden-sizes)")],
+)
+def test_too_many_seeds_for_the_memory_are_refused(tmp_path, monkeypatch, num_fitting, way_out):
+    monkeypatch.setattr(environment, "available_memory", lambda: needed_memory(num_fitting))
     with pytest.raises(ConfigError) as refused:
-        start(tmp_path, seeds="0-2")
+        train_run(tmp_path, seed="0-4")
     (problem,) = refused.value.problems
-    wanted, free = (needed(3, at_once) * groups.USABLE / 1e9 for at_once in (1, 0.5))
-    assert f"need about {wanted:.3g} GB" in problem
-    assert f"and {free:.3g} GB may be used" in problem
+    wanted, free = (needed_memory(num) * memory.USABLE / 1e9 for num in (5, num_fitting))
+    assert problem == (
+        f"5 seeds need about {wanted:.3g} GB of memory, and {free:.3g} GB may be used"
+    )
+    assert refused.value.hint == way_out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_more_trainings_there_are_the_fewer_of_them_fit_at_once(monkeypatch):
-    program = make_program(hidden_sizes=(1000, 1000))
-    per_device, held = estimate_memory(program, IMAGE_SHAPE)
-    # Ten at once beside what the host holds of twenty.
-    free = (10.5 * per_device + 20 * groups.HOST_COPIES * held) / groups.USABLE
-    monkeypatch.setattr(environment, "available_memory", lambda: free)
-    plan = partial(plan_memory, program, mesh=one_device(), image_shape=IMAGE_SHAPE)
-    four, twenty = plan(num_trainings=4), plan(num_trainings=20)
-    assert (four.at_once, twenty.at_once) == (4, 10)
-    assert four.needed < twenty.needed < free
-    with pytest.raises(ConfigError, match="200 trainings in one run need about"):
-        plan(num_trainings=200)
+def test_seeds_that_fit_into_the_memory_are_trained(monkeypatch):
+    spec, mesh = small_spec(), one_device(5)
+    monkeypatch.setattr(environment, "available_memory", lambda: needed_memory(5.5))
+    plan = memory.plan_memory(spec, 5, mesh, (28, 28, 1))
+    assert plan.needed < plan.free
+    with pytest.raises(ConfigError, match="6 seeds need about"):
+        memory.plan_memory(spec, 6, mesh, (28, 28, 1))
 
 
-def test_the_estimate_is_not_below_what_a_state_really_takes(trio):
-    found = evaluate.find_checkpoint(trio[0], "last")
-    sizes = {name: array.nbytes / 3 for name, array in found.arrays.items()}
-    program = Program.from_config(small("unused").settings, num_classes=10)
-    per_device, held = estimate_memory(program, (28, 28, 1))
-    assert held >= sum(sizes.values())
-    # A step also has the gradients and the updates beside the state, each as large as parameters.
+def test_the_memory_of_accelerators_limits_the_replicas_of_each(monkeypatch):
+    spec = small_spec()
+    per_replica, _ = estimate_memory(spec, (28, 28, 1))
+    stats = {"bytes_limit": int(3.5 * per_replica / memory.USABLE) + 1000, "bytes_in_use": 1000}
+    device = SimpleNamespace(memory_stats=lambda: stats)
+    monkeypatch.setattr(environment, "available_memory", lambda: needed_memory(100))
+    for num_sharing, num_fitting in ((1, 3), (2, 7)):
+        mesh: Any = SimpleNamespace(local_devices=[device], shape={"replica": num_sharing})
+        memory.plan_memory(spec, num_fitting, mesh, (28, 28, 1))
+        with pytest.raises(ConfigError) as refused:
+            memory.plan_memory(spec, num_fitting + 1, mesh, (28, 28, 1))
+        assert refused.value.hint == f"train {num_fitting} of them at a time"
+
+
+def test_the_estimate_is_not_below_the_size_of_a_state(trio):
+    newest, _ = checkpoint.read_newest(trio[0].directory.checkpoints)
+    assert newest is not None
+    sizes = {name: array.nbytes / 3 for name, array in newest.arrays.items()}
+    per_replica, state_bytes = estimate_memory(small_spec(), (28, 28, 1))
+    assert state_bytes >= sum(sizes.values())
+    # A step also has gradients and updates, each as large as the parameters.
     params = sum(size for name, size in sizes.items() if name.startswith("params/"))
-    assert per_device >= sum(sizes.values()) + 2 * params
+    assert per_replica >= sum(sizes.values()) + 2 * params
 
 
-def test_the_free_memory_is_some_and_not_more_than_there_is(tmp_path, monkeypatch):
+def test_the_available_memory_is_below_that_of_the_machine(tmp_path, monkeypatch):
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < environment.available_memory() < whole
     (tmp_path / "memory.max").write_text("1000\n")
@@ -272,128 +305,112 @@ def test_the_free_memory_is_some_and_not_more_than_there_is(tmp_path, monkeypatc
 
 @pytest.fixture
 def explosive(monkeypatch):
-    """Give the replica of seed 1 a rate at which its loss is soon not finite."""
-    of = Ensemble.of
+    """Give the replica of seed 1 a learning rate at which its loss is soon not finite."""
+    from_settings = Hyperparams.from_settings
 
-    def explode(*arguments):
-        ensemble = of(*arguments)
-        ensemble.replicas.learning_rate[ensemble.replicas.seed == 1] = 1e30
-        return ensemble
+    def explode(runs):
+        rows: Any = from_settings(runs)
+        rows.learning_rate[rows.seed == 1] = 1e30
+        return rows
 
-    monkeypatch.setattr(Ensemble, "of", explode)
+    monkeypatch.setattr(Hyperparams, "from_settings", explode)
 
 
-def test_a_replica_that_diverges_is_told_and_left_out_and_the_others_go_on(
-    trio, tmp_path, explosive, monkeypatch
+def test_a_replica_that_diverges_ends_and_the_others_continue(
+    tmp_path, explosive, monkeypatch, messages, no_plots
 ):
     shown = []
-    monkeypatch.setattr(Report, "step", lambda _, step, loss: shown.append((step, loss)))
-    run, out, talk = start(tmp_path, seeds="0-2")
-    (told,) = (line for line in talk.splitlines() if "replica 1 (seed 1)" in line)
-    assert told.startswith("NOTICE: replica 1 (seed 1): the training loss is ")
-    assert "at epoch 1, step " in told
-    assert "the last finite training loss was " in told
-    events = read_records(run.events, EVENTS)
-    (event,) = (event for event in events if event.event == "diverged")
-    assert f"NOTICE: {event.message}" == told
-    lines = [(record.epoch, record.replica) for record in history(run)[0]]
-    assert lines == [
-        (0, 0),
-        (0, 1),
-        (0, 2),
-        *((epoch, row) for epoch in (1, 2, 3) for row in (0, 2)),
-    ]
+    monkeypatch.setattr(RunReport, "on_chunk", lambda _, step, loss: shown.append((step, loss)))
+    expected = histories_of(train_epochs(**EAGER, seed="0-2"))
+    run = train_run(tmp_path, **EAGER, seed="0-2")
+    (message,) = (message for message in messages if message.startswith("seed 1: "))
+    assert message.startswith("seed 1: the training loss is ")
+    assert "at epoch 1, step " in message
+    assert "the last finite training loss was " in message
+    endings = [event for event in run.events if isinstance(event, Ending)]
+    assert [(ending.seed, ending.epoch, ending.reason) for ending in endings] == [
+        (1, 0, "diverged"), (0, 3, "epochs"), (2, 3, "epochs"),
+    ]  # fmt: skip
+    assert endings[0].message == message.removeprefix("seed 1: ")
+    assert [history.last_epoch for history in run.histories] == [3, 0, 3]
     for replica in (0, 2):
-        assert of_replica(replica, *history(run)) == of_replica(replica, *history(trio[0]))
-    assert run.plot.exists()
-    summary = json.loads(run.summary.read_text())
-    assert [replica["diverged"] for replica in summary["replicas"]] == [False, True, False]
+        assert run.histories[replica].records == expected[replica].records
+        assert run.histories[replica].drops == expected[replica].drops
+    assert run.directory.plot.exists()
+    summary = json.loads(run.directory.summary.read_text())
+    assert [replica["ending"] for replica in summary["replicas"]] == [
+        "epochs", "diverged", "epochs",
+    ]  # fmt: skip
     assert summary["final"]["test_loss"]["num_replicas"] == 2
-    assert "nan" not in out
-    assert np.isfinite(shown).all(), "the live bar shows those that go on"
-    assert shown[-1][0] == 12
+    assert np.isfinite(shown).all(), "the progress bar shows the finite replicas"
+    assert shown[-1][0] == SMALL_STEPS
 
-    setup.resume(run.path, resolve({"epochs": RawValue("4", "flag")}), Report(quiet=True))
-    last = [record.replica for record in history(run)[0] if record.epoch == 4]
-    assert last == [0, 2]
-    assert sum(event.event == "diverged" for event in read_records(run.events, EVENTS)) == 1
-    found = evaluate.find_checkpoint(run, "last")
-    with pytest.raises(RunError, match=r"replica 1 \(seed 1\) had diverged by epoch 4"):
-        evaluate.take_replica(found, 1)
+    resumed = resume_run(run, epochs="4")
+    assert [history.last_epoch for history in resumed.histories] == [4, 0, 4]
+    endings = [event for event in resumed.events if isinstance(event, Ending)]
+    assert [ending.seed for ending in endings if ending.reason == "diverged"] == [1]
+    refused = command("evaluate", run.directory.path, "--replica=1", cwd=tmp_path)
+    assert refused.returncode == 4
+    assert "replica 1 (seed 1) had diverged by epoch " in refused.stderr
 
 
-def test_when_all_replicas_diverge_the_run_ends_with_exit_code_6(tmp_path):
+def test_a_run_whose_replicas_all_diverge_ends_with_exit_code_6(tmp_path):
     with pytest.raises(NonFiniteLossError) as ended:
-        start(tmp_path, seeds="0-2", learning_rate="1e30")
+        train_run(tmp_path, **EAGER, seed="0-2", learning_rate="1e30")
     assert ended.value.exit_code == 6
     assert "--learning-rate than 1e+30" in ended.value.hint
-    run = RunDirectory(tmp_path / "latest")
-    assert [(record.epoch, record.replica) for record in history(run)[0]] == [
-        (0, 0), (0, 1), (0, 2),
+    run = Run(RunDirectory.find(tmp_path / "latest"))
+    assert [(record.epoch, record.seed) for record in run.records] == [(0, 0), (0, 1), (0, 2)]
+    assert [getattr(event, "reason", event.event) for event in run.events] == [
+        "diverged", "diverged", "diverged", "failed",
     ]  # fmt: skip
-    events = read_records(run.events, EVENTS)
-    assert [event.event for event in events] == ["diverged"] * 3 + ["failed"]
-    assert not run.summary.exists()
+    assert not run.directory.summary.exists()
 
 
-def test_metrics_have_a_line_of_each_replica_an_epoch_in_order(trio):
-    records, drops = history(trio[0])
-    assert [(record.epoch, record.replica) for record in records] == [
-        (epoch, replica) for epoch in range(4) for replica in range(3)
+def test_metrics_have_a_line_for_each_replica_and_epoch_in_order(trio):
+    run, _ = trio
+    assert [(record.epoch, record.replica, record.seed) for record in run.records] == [
+        (epoch, replica, replica) for epoch in range(4) for replica in range(3)
     ]
-    assert {drop.replica for drop in drops} == {0, 1, 2}
-    assert len({record.train_loss for record in records}) == len(records)
+    assert {drop.replica for history in run.histories for drop in history.drops} == {0, 1, 2}
+    assert len({record.train_loss for record in run.records}) == 12
 
 
-def test_a_run_of_one_seed_in_a_list_has_replica_0_and_equal_runs_equal_files(
-    tmp_path, no_pictures, monkeypatch
-):
-    of = Ensemble.of  # with room for three there is nothing to compile
-    monkeypatch.setattr(Ensemble, "of", lambda trainings, mesh, _: of(trainings, mesh, 3))
-    one, other = (start(tmp_path, seeds="1", name=name)[0] for name in "ab")
-    records, drops = history(one)
-    assert {row.replica for row in (*records, *drops)} == {0}
-    assert drops
+def test_equal_runs_write_equal_files(tmp_path, no_plots):
+    one, other = (train_run(tmp_path, **EAGER, seed="1,4", name=name) for name in "ab")
+    assert any(history.drops for history in one.histories)
+    assert not [event for event in one.events if isinstance(event, Notice)]
     for name in ("metrics", "events", "summary"):
-        assert getattr(one, name).read_bytes() == getattr(other, name).read_bytes()
-    assert json.loads(one.summary.read_text())["replicas"][0]["seed"] == 1
-    assert_same(history(one), retrained(seed="1"))
+        path, same = getattr(one.directory, name), getattr(other.directory, name)
+        assert path.read_bytes() == same.read_bytes()
 
 
-def test_an_epochs_line_has_mean_and_deviation_over_the_replicas(trio):
-    run, out, talk = trio
-    records = [record for record in history(run)[0] if record.epoch == 3]
+def test_the_line_of_an_epoch_has_mean_and_deviation_over_the_replicas(trio):
+    run, finished = trio
+    records = [history.records[3] for history in run.histories]
     expected = "epoch 3/3"
     for split in ("train", "test"):
         for name, field in ((f"  {split} loss", "loss"), (" acc", "accuracy")):
             values = [getattr(record, f"{split}_{field}") for record in records]
-            mean = sum(values) / 3
-            deviation = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
-            expected += f"{name} {mean:.4f} ± {deviation:.4f}"
-    (line,) = (line for line in out.splitlines() if line.startswith("epoch 3/3"))
+            expected += f"{name} {np.mean(values):.4f} \N{PLUS-MINUS SIGN} "
+            expected += f"{np.std(values, ddof=1):.4f}"
+    (line,) = (line for line in finished.stdout.splitlines() if line.startswith("epoch 3/3"))
     assert line.startswith(expected + "  scale ")
-    assert "seeds 0, 1, 2" in talk
-    counts = [sum(drop.replica == replica for drop in history(run)[1]) for replica in range(3)]
-    deviation = statistics.stdev(counts)
-    assert f"drops     {statistics.mean(counts):.1f} ± {deviation:.1f} a replica" in out
+    assert "seeds 0, 1, 2" in finished.stderr
+    num_drops = MeanStd.of([len(history.drops) for history in run.histories])
+    assert f"drops     {num_drops:.1f} a seed" in finished.stdout
 
 
-@pytest.fixture(scope="module")
-def pair(processes, tmp_path_factory):
-    """The result of an unbroken run of two replicas, and the folder of one that was stopped."""
-    settings = (*faults.TINY, "--seeds=3,5", "--patience=1", "--rtol=0.5", "--epochs=3")
-    whole = tmp_path_factory.mktemp("whole")
+def test_replicas_that_were_stopped_continue_with_the_same_bits(processes, tmp_path):
+    settings = (*faults.TINY, "--seed=3,5", "--patience=1", "--rtol=0.5", "--epochs=3")
+    whole, folder = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    folder.mkdir()
     expected, _ = faults.unbroken(processes, whole, settings)
-    stopped = tmp_path_factory.mktemp("stopped")
-    ended = processes.run(stopped, *settings, fault="crash", at="epoch-000002")
+    ended = processes.run(folder, *settings, fault="crash", at="epoch-000002")
     assert faults.epochs_printed(ended.stdout) == [0, 1]
-    return expected, stopped
-
-
-def test_replicas_that_were_stopped_go_on_as_if_they_had_not_been(processes, pair):
-    expected, folder = pair
     (path,) = faults.runs_in(folder)
-    refused = processes.run(folder, "resume", path, "--seeds=3,6")
+    refused = processes.run(folder, "resume", path, "--seed=3,6")
     assert refused.code == 2
     assert "--seed 3,5 3,6 the results depend on it" in " ".join(refused.stderr.split())
     checked = processes.run(folder, "resume", path, "--check")
@@ -406,69 +423,27 @@ def test_replicas_that_were_stopped_go_on_as_if_they_had_not_been(processes, pai
     assert faults.result_of(path) == expected
 
 
-def test_a_replicas_scores_are_those_that_were_recorded_for_it(trio, capsys):
-    run, *_ = trio
-    found = evaluate.find_checkpoint(run, "last")
-    settings = small("unused").settings
-    dataset = data.load(settings.data)
-    final = [record for record in history(run)[0] if record.epoch == 3]
-    for replica in range(3):
-        taken, which = evaluate.take_replica(found, replica)
-        assert which == f"replica {replica}, seed {replica}: "
-        scores, _ = evaluate.score(taken, dataset)
-        assert scores["test"].loss == pytest.approx(final[replica].test_loss, rel=1e-6)
-        assert scores["test"].accuracy == pytest.approx(final[replica].test_accuracy)
-    assert len({record.test_loss for record in final}) == 3
-    best = best_of(final).replica
-    said = "alone it is summed in another order than among the replicas, or the machine"
-    configure_logging()
-    evaluate.compare_scores(taken, {"test": scores["test"]._replace(loss=0.0)}, is_replica=True)
-    assert said in capsys.readouterr().err
-    _, which = evaluate.take_replica(found, None)
-    assert which == f"replica {best}, seed {best}, the best of 3: "
+def test_evaluate_gives_the_recorded_scores_of_each_replica(trio, tmp_path):
+    run, _ = trio
+    records = [history.records[3] for history in run.histories]
+    best = best_record(records)
+    for replica in (None, 0, 1, 2):
+        flags = [] if replica is None else [f"--replica={replica}"]
+        finished = command(
+            "evaluate", run.directory.path, "--checkpoint=last", "-o", "c.png", *flags,
+            cwd=tmp_path, NPROC="1",
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr
+        record = best if replica is None else records[replica]
+        which = f"replica {record.replica}, seed {record.seed}"
+        which += ", the best of 3" if replica is None else ""
+        assert f"{which}: last checkpoint, epoch 3" in finished.stdout
+        scores = f"test      loss {record.test_loss:.4f}, accuracy {record.test_accuracy:.4f}"
+        assert scores in finished.stdout
+        assert "recorded" not in finished.stderr, "the scores are not the recorded ones"
 
 
-def test_evaluate_takes_the_best_replica_and_says_which(trio, tmp_path, capsys):
-    run, *_ = trio
-    evaluate.print_evaluation(
-        evaluate.evaluate_run(run.path, resolve({}), which="last", output=tmp_path / "c.png")
-    )
-    shown = capsys.readouterr()
-    best = best_of([record for record in history(run)[0] if record.epoch == 3])
-    assert f"replica {best.replica}, seed {best.replica}, the best of 3: last" in shown.out
-    assert f"accuracy {best.test_accuracy:.4f}" in shown.out
-    assert "NOTICE" not in shown.err
-
-
-def test_a_replica_that_is_not_there_is_refused(trio):
-    found = evaluate.find_checkpoint(trio[0], "last")
-    with pytest.raises(ConfigError, match="--replica 3, and the run has 3, counted from 0"):
-        evaluate.take_replica(found, 3)
-    single, _ = evaluate.take_replica(found, 2)  # as a run of one training has it
-    with pytest.raises(ConfigError, match="--replica 1, and the run has 1"):
-        evaluate.take_replica(single, 1)
-    assert evaluate.take_replica(single, 0) == evaluate.take_replica(single, None)
-
-
-@pytest.mark.parametrize("text", ["0-", "7-0", "1,1", "0-3,2", "a", "0-99999", "", "4294967296"])
-def test_seeds_that_are_no_list_of_different_seeds_are_refused(text):
-    with pytest.raises(ConfigError, match="--seeds must be up to 10,000 different seeds like 0-7"):
-        resolve({"seeds": RawValue(text, "flag")})
-
-
-def test_seeds_are_single_ones_and_ranges_and_outrank_no_seed():
-    run = resolve({"seeds": RawValue("0-3, 8,6 - 7", "flag")}).settings.run
-    assert run.seeds == (0, 1, 2, 3, 8, 6, 7)
-    with pytest.raises(ConfigError, match="--seed and --seeds are both given"):
-        resolve({"seed": RawValue("1", "flag"), "seeds": RawValue("0-3", "flag")})
-
-
-def test_several_processes_are_refused_before_a_folder_is_made(tmp_path, monkeypatch):
-    several = SimpleNamespace(
-        **vars(loop.cluster)
-        | {"is_multiprocess": lambda: True, "describe": lambda: "process 0 of 2"}
-    )
-    monkeypatch.setattr(loop, "cluster", several)
-    with pytest.raises(ConfigError, match="--seeds trains in one process, and this is process 0"):
-        start(tmp_path, seeds="0-1")
-    assert list(tmp_path.iterdir()) == []
+def test_a_replica_that_does_not_exist_is_refused(trio, tmp_path):
+    refused = command("evaluate", trio[0].directory.path, "--replica=3", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--replica 3, and the run has 3, counted from 0" in refused.stderr

@@ -5,21 +5,22 @@ import sys
 from typing import NamedTuple
 
 import pytest
+from helpers import DROP, RECORD, resolve, train_run
 from rich.text import Text
-from test_run import DROP, RECORD
 
 from plateau_train.errors import ConfigError
 from plateau_train.report.console import (
     Column,
     Table,
-    TrainingReport,
     configure_logging,
     fits_terminal,
     print_error,
     print_table,
     printable,
 )
-from plateau_train.run.records import MeanStd
+from plateau_train.report.progress import ProgramReport, RunReport
+from plateau_train.run.journal import EpochLines
+from plateau_train.run.records import Ending, MeanStd, Timing
 
 logger = logging.getLogger("plateau_train")
 
@@ -53,19 +54,19 @@ def terminal(monkeypatch):
     return set_width
 
 
-def print_epoch(report, *records, drops=(), num_replicas=1):
-    report.epoch(
-        records or [RECORD],
-        drops,
-        num_replicas=num_replicas,
-        num_epochs=50,
-        patience=5,
-        seconds=3.14,
-    )
+TIMING = Timing(epoch=1, train_seconds=3, evaluate_seconds=0.14, samples_per_second=None)
+
+
+def print_epoch(report, *records, events=(), seed="0"):
+    """Print an epoch of a run of 50; by default ``RECORD``."""
+    settings = resolve(patience="5", seed=seed).settings
+    report.on_epoch([EpochLines(records or [RECORD], events, TIMING)], settings)
 
 
 def test_without_a_terminal_an_epoch_is_one_plain_line(capsys):
-    print_epoch(TrainingReport(), RECORD.model_copy(update={"train_loss": 0.3121, "wait": 0}))
+    print_epoch(
+        RunReport(is_quiet=False), RECORD.model_copy(update={"train_loss": 0.3121, "wait": 0})
+    )
     assert capsys.readouterr().out == (
         "epoch 1/50  train loss 0.3121 acc 0.5000  test loss 1.5000 acc 0.2500  scale 0.5  "
         "lr 0.005  wait 0/5, to beat 0.9999\n"
@@ -73,7 +74,7 @@ def test_without_a_terminal_an_epoch_is_one_plain_line(capsys):
 
 
 def test_without_a_terminal_a_drop_is_one_plain_line_however_long(capsys):
-    print_epoch(TrainingReport(), drops=[DROP])
+    print_epoch(RunReport(is_quiet=False), events=[DROP])
     out = capsys.readouterr().out
     assert out.splitlines()[1] == DROP.describe()
     assert "\x1b" not in out
@@ -81,7 +82,7 @@ def test_without_a_terminal_a_drop_is_one_plain_line_however_long(capsys):
 
 def test_validation_and_cooldown_are_told_where_there_are_any(capsys):
     changes = {"val_loss": 0.7, "val_accuracy": 0.6, "cooldown": 2}
-    print_epoch(TrainingReport(), RECORD.model_copy(update=changes))
+    print_epoch(RunReport(is_quiet=False), RECORD.model_copy(update=changes))
     out = capsys.readouterr().out
     assert "val loss 0.7000 acc 0.6000" in out
     assert "cooldown 2" in out
@@ -89,7 +90,7 @@ def test_validation_and_cooldown_are_told_where_there_are_any(capsys):
 
 def test_a_row_fits_80_columns_and_has_its_titles_once(terminal, capsys):
     terminal(80)
-    report = TrainingReport()
+    report = RunReport(is_quiet=False)
     small = {"scale": 0.00390625, "learning_rate": 3.90625e-05}
     for _ in range(3):
         print_epoch(report, RECORD.model_copy(update=small))
@@ -106,7 +107,7 @@ def test_with_validation_a_narrow_terminal_goes_without_what_follows_from_the_re
     terminal, capsys, width
 ):
     terminal(width)
-    report = TrainingReport()
+    report = RunReport(is_quiet=False)
     print_epoch(report, RECORD.model_copy(update={"val_loss": 0.7, "val_accuracy": 0.6}))
     titles, row = Text.from_ansi(capsys.readouterr().out).plain.splitlines()[:2]
     assert len(titles) == len(row) <= width
@@ -118,22 +119,15 @@ def test_with_validation_a_narrow_terminal_goes_without_what_follows_from_the_re
 
 def test_a_drop_is_marked_under_its_row_on_a_terminal(terminal, capsys):
     terminal(200)
-    report = TrainingReport()
-    print_epoch(report, drops=[DROP])
+    report = RunReport(is_quiet=False)
+    print_epoch(report, events=[DROP])
     assert "drop in epoch 11, after 4,800 steps" in capsys.readouterr().out
 
 
 def test_a_quiet_run_prints_its_folder_and_nothing_else(capsys, tmp_path):
-    configure_logging(is_quiet=True)
-    report = TrainingReport(is_quiet=True)
-    logger.info("reading")
-    report.header({"data": "x"})
-    report.start_epoch(1, 50, 10)
-    print_epoch(report, drops=[DROP])
-    report.end({"done": "x"}, tmp_path)
-    captured = capsys.readouterr()
-    assert captured.out == f"{tmp_path}\n"
-    assert captured.err == ""
+    run = train_run(tmp_path, epochs="1", rtol="0.9", patience="1", quiet="true")
+    assert run.histories[0].drops
+    assert capsys.readouterr() == (f"{run.directory.path}\n", "")
 
 
 def test_a_notice_is_shown_even_when_quiet(capsys):
@@ -213,8 +207,8 @@ def test_a_warning_during_an_epoch_is_printed_above_the_bar_or_to_the_log_file(
     terminal(80)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     configure_logging()
-    report = TrainingReport()
-    report.start_epoch(1, 50, 10)
+    report = RunReport(is_quiet=False)
+    report.on_epoch_start(1, 50, 10)
     logger.warning("diverged")
     report.close()
     above_the_bar, log = map(Text.from_ansi, capsys.readouterr())
@@ -227,13 +221,14 @@ def test_of_several_replicas_means_and_deviations_are_printed(terminal, capsys):
         RECORD.model_copy(update={"test_loss": loss, "scale": scale, "learning_rate": scale / 100})
         for loss, scale in ((1.0, 1.0), (2.0, 0.25))
     ]
-    print_epoch(TrainingReport(), *records, drops=[DROP], num_replicas=3)
-    line, drop = capsys.readouterr().out.splitlines()
+    drop = DROP.model_copy(update={"replica": 1, "seed": 2})
+    print_epoch(RunReport(is_quiet=False), *records, events=[drop], seed="0-2")
+    line, reason = capsys.readouterr().out.splitlines()
     assert "test loss 1.5000 ± 0.7071 acc" in line
     assert line.endswith("  scale 0.25 to 1  lr 0.0025 to 0.01")
-    assert drop == f"replica 0: {DROP.describe()}"
+    assert reason == f"seed 2: {DROP.describe()}"
     terminal(200)
-    print_epoch(TrainingReport(), *records, num_replicas=3)
+    print_epoch(RunReport(is_quiet=False), *records, seed="0-2")
     titles, row = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
     assert titles.split() == [
         *("epoch", "train", "loss", "±", "acc", "±", "test", "loss", "±", "acc", "±"),
@@ -243,8 +238,23 @@ def test_of_several_replicas_means_and_deviations_are_printed(terminal, capsys):
     assert row.split()[-3:] == ["1", "0.25", "3.1s"]
 
 
+def test_a_replica_that_diverged_is_a_notice_and_the_end_of_the_only_one_is_not(capsys):
+    configure_logging(is_quiet=True)
+    ending = Ending(replica=1, seed=2, epoch=3, reason="diverged", message="the loss is nan")
+    over = Ending(epoch=4, reason="epochs", message="epoch 4, the last one")
+    print_epoch(RunReport(is_quiet=True), events=[ending, over], seed="0,2")
+    assert capsys.readouterr() == ("", "NOTICE: seed 2: the loss is nan\n")
+    print_epoch(RunReport(is_quiet=True), events=[ending])  # its error says it
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_programs_of_a_sweep_print_epochs_and_no_drops(capsys):
+    print_epoch(ProgramReport(is_quiet=False), events=[DROP])
+    assert capsys.readouterr().out.count("\n") == 1
+
+
 def test_the_values_of_an_epoch_are_below_their_titles(terminal, capsys):
     terminal(80)
-    TrainingReport().epoch([RECORD], [], num_replicas=1, num_epochs=6, patience=5, seconds=1)
+    print_epoch(RunReport(is_quiet=False))
     titles, row = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
     assert titles.index("test loss") + len("test loss") == row.index("1.5000") + len("1.5000")

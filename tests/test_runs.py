@@ -3,7 +3,7 @@
 import contextlib
 
 import pytest
-from conftest import command
+from helpers import command
 from rich.text import Text
 from test_run import RECORD
 

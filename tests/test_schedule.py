@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
-from conftest import command
+from helpers import command
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from plateau_train import config
@@ -23,8 +23,8 @@ from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
 from plateau_train.numerics.replay import replay
 from plateau_train.plots.replay import draw_replay
-from plateau_train.run.directory import RunDirectory
-from plateau_train.run.records import read_drops
+from plateau_train.run.reader import Run
+from plateau_train.run.records import Drop
 from plateau_train.run.series import Position, Series
 
 SEQUENCES = json.loads((Path(__file__).parent / "plateau_sequences.json").read_text())["rows"]
@@ -482,8 +482,17 @@ def test_compare_uses_the_same_numbers_and_names_differences(schedule):
 # Runs
 
 
+def drops_of(path):
+    return [event for event in Run.open(path).events if isinstance(event, Drop)]
+
+
+def copy_run(run, to):
+    """Copy a run without its checkpoints, against which its files would be verified."""
+    return shutil.copytree(run, to, ignore=shutil.ignore_patterns("checkpoints"))
+
+
 def test_a_replay_with_the_settings_of_a_run_reproduces_its_drops(small_run, schedule):
-    drops = read_drops(RunDirectory.open(small_run).events)
+    drops = drops_of(small_run)
     assert drops
     output = schedule(source=str(small_run), as_json=True)
     fell = [each for each in output.objects if each["reason"]]
@@ -497,7 +506,7 @@ def test_a_replay_with_the_settings_of_a_run_reproduces_its_drops(small_run, sch
 
 
 def test_values_after_the_first_different_drop_are_counterfactual(small_run, tmp_path, schedule):
-    first = read_drops(RunDirectory.open(small_run).events)[0]
+    first = drops_of(small_run)[0]
     output = schedule({"patience": 1000}, source=str(small_run))
     place = f"(epoch {first.epoch}, after {first.step:,} steps)"
     assert f"{place} is counterfactual" in output.log  # the first one is missing
@@ -508,8 +517,7 @@ def test_values_after_the_first_different_drop_are_counterfactual(small_run, tmp
     assert fell["step"] < first.step
     assert f"(epoch {fell['epoch']}, after {fell['step']:,} steps) is counterfactual" in output.log
     # A run under another schedule has observations and no drop.
-    run = tmp_path / "cosine"
-    shutil.copytree(small_run, run)
+    run = copy_run(small_run, tmp_path / "cosine")
     text = (run / "config.toml").read_text()
     assert 'schedule = "plateau"' in text
     (run / "config.toml").write_text(text.replace('schedule = "plateau"', 'schedule = "cosine"'))
@@ -558,10 +566,10 @@ def test_values_that_a_run_did_not_record_are_refused(
 
 
 def test_one_replica_is_replayed_at_a_time(small_run, tmp_path, schedule):
-    run = tmp_path / "several"
-    shutil.copytree(small_run, run)
+    run = copy_run(small_run, tmp_path / "several")
     text = (run / "config.toml").read_text()
-    (run / "config.toml").write_text(text.replace("[run]", "[run]\nseeds = [3, 4]"))
+    assert "\nseed = 0 " in text
+    (run / "config.toml").write_text(text.replace("\nseed = 0 ", '\nseed = "3-4" '))
     for name in ("metrics.jsonl", "events.jsonl"):
         lines = (run / name).read_text().splitlines()
         again = [json.dumps(json.loads(line) | {"replica": 1}) for line in lines]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plateau_train import plots
-from plateau_train.config import SETTINGS, Setting, Settings, as_text
+from plateau_train.config import SETTINGS, Resolved, Settings
 from plateau_train.errors import ConfigError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table
@@ -21,18 +21,6 @@ logger = logging.getLogger("plateau_train")
 
 # Accuracies are fractions of the same number of images: a smaller difference is rounding.
 ROUNDING = 1e-6
-
-# Until every setting says whether it affects results.
-_CIRCUMSTANCES = {
-    "data_dir",
-    "cache_dir",
-    "name",
-    "runs_dir",
-    "quiet",
-    "threads",
-    "devices",
-    "seed",
-}
 
 # What compared runs should have in common, and how a warning says that they do not.
 SHARED: Mapping[str, Callable[[Settings], object]] = {
@@ -160,22 +148,12 @@ def _best(history: History) -> EpochRecord:
 def _find_differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Return each run's values of the settings that affect results and are not the same in all."""
     values = {
-        setting.flag: [_text_of(run.settings, setting) for run in runs]
+        setting.flag: [setting.text(Resolved(run.settings, {}).value(setting)) for run in runs]
         for setting in SETTINGS
-        if setting.key not in _CIRCUMSTANCES and setting.table != "cluster"
+        if setting.affects_results
     }
     differing = {flag: texts for flag, texts in values.items() if len(set(texts)) > 1}
     return [{flag: texts[i] for flag, texts in differing.items()} for i in range(len(runs))]
-
-
-def _text_of(settings: Settings, setting: Setting) -> str:
-    """Return a value as it is typed, consecutive seeds as a range."""
-    value = getattr(getattr(settings, setting.table), setting.key)
-    if setting.key == "seeds":
-        value = settings.run.seeds
-        if len(value) > 2 and value == tuple(range(value[0], value[-1] + 1)):
-            return f"{value[0]}-{value[-1]}"
-    return setting.default if value is None else as_text(value)
 
 
 def _summarize(runs: Mapping[str, Run], level: float) -> list[ComparedRun]:

@@ -98,10 +98,10 @@ def evaluate_run(
     settings = manifest.settings.data.model_copy(update={"cache_dir": cache_dir})
     if overrides.is_explicit("data_dir"):
         settings = settings.model_copy(update={"data_dir": overrides.settings.data.data_dir})
-    dataset, _ = setup.load_data_again(run, settings, manifest.environment.dataset)
     if manifest.environment.threads is not None:
         environment.pin_threads(manifest.environment.threads)
-    setup.enable_compilation_cache(cache_dir)
+    every_setting = manifest.settings.model_copy(update={"data": settings})
+    dataset, _ = setup.load_data(every_setting, run, manifest.environment.dataset)
     scores, confusion = score(found, dataset, number)
     for record in records:
         if record.replica == number:

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from functools import partial
 from pathlib import Path
 
 from plateau_train import plots
@@ -40,11 +39,8 @@ def resume(path: Path, overrides: Resolved) -> None:
                 _report_done(opened, is_quiet=is_quiet)
             return
         setup.pin_threads(resolved)
-        load = None
-        if opened is not None:
-            known = setup.known_data(opened)
-            load = partial(setup.load_data_again, opened.directory, before=known)
-        dataset, facts = setup.load_data(resolved.settings, load)
+        directory, known = (opened.directory, opened.data) if opened else (None, None)
+        dataset, facts = setup.load_data(resolved.settings, directory, known)
         program = setup.make_program([resolved.settings], dataset)
         task = RunTask(resolved)
         callbacks: Callbacks = NoCallbacks()

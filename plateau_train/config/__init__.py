@@ -18,7 +18,6 @@ from plateau_train.config.resolve import (
 from plateau_train.config.settings import (
     DEFAULT_MOMENTUM,
     DEFAULT_WEIGHT_DECAY,
-    LARGEST_COUNT,
     SETTINGS,
     ClusterSettings,
     DataSettings,
@@ -35,5 +34,5 @@ from plateau_train.config.settings import (
     Settings,
     Split,
     as_text,
-    nearest,
+    did_you_mean,
 )

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -11,16 +10,16 @@ from typing import Any, NamedTuple, get_origin
 from pydantic import ValidationError
 
 from plateau_train.config.settings import (
-    FORMAT,
     SETTINGS,
     ClusterSettings,
     OnResume,
     Setting,
     Settings,
     as_text,
-    nearest,
+    did_you_mean,
 )
-from plateau_train.errors import ChangedSettingsError, ConfigError, ForeignConfigError
+from plateau_train.config.toml import read_toml
+from plateau_train.errors import ChangedSettingsError, ConfigError
 
 BY_KEY = {setting.key: setting for setting in SETTINGS}
 
@@ -58,10 +57,8 @@ class Resolved(NamedTuple):
 
     def without_cluster(self) -> "Resolved":
         """Return a copy with the default cluster settings: they describe a process, not a run."""
-        settings = self.settings.model_copy(update={"cluster": ClusterSettings()})
-        return Resolved(
-            settings, self.origins | dict.fromkeys(ClusterSettings.model_fields, "default")
-        )
+        origins = self.origins | dict.fromkeys(ClusterSettings.model_fields, "default")
+        return Resolved(self.settings.model_copy(update={"cluster": ClusterSettings()}), origins)
 
 
 def resolve(given: Mapping[str, RawValue], *, file: Path | None = None) -> Resolved:
@@ -147,7 +144,7 @@ def merge(
                 continue
         merged = merged.replace(setting.key, value, origin)
     if refused:
-        heads = ("setting", "run", "asked", "why not")
+        heads = ("setting", "run", "requested", "why not")
         raise ChangedSettingsError(problem, hint=hint, table=[heads, *refused.values()])
     return merged
 
@@ -178,9 +175,7 @@ def resolve_sweep(given: Mapping[str, RawValue], *, file: Path | None = None) ->
     every problem of every combination.
     """
     values: dict[str, list[RawValue]] = {}
-    for setting in SETTINGS:
-        if setting.key not in given:
-            continue
+    for setting in (setting for setting in SETTINGS if setting.key in given):
         text, origin = given[setting.key]
         separator = ";" if get_origin(setting.field.annotation) is tuple else ","
         texts = text.split(separator) if setting.can_vary and origin == "flag" else [text]
@@ -197,11 +192,8 @@ def resolve_sweep(given: Mapping[str, RawValue], *, file: Path | None = None) ->
         cells.setdefault(cell.settings, cell)  # a value can be written in two ways
     if problems:
         raise ConfigError(*problems, hint=next(iter(problems.values())))
-    varied = (
-        BY_KEY[key]
-        for key in values
-        if len({cell.value(BY_KEY[key]) for cell in cells.values()}) > 1
-    )
+    settings = [BY_KEY[key] for key in values]
+    varied = (s for s in settings if len({cell.value(s) for cell in cells.values()}) > 1)
     return Sweep(tuple(varied), tuple(cells.values()))
 
 
@@ -227,7 +219,7 @@ def _problems(
         if file is None:
             origin = given[setting.key].origin
             name = origin if origin == setting.variable else setting.flag
-        near = f" (did you mean {match}?)" if (match := nearest(value, setting.choices)) else ""
+        near = did_you_mean(value, setting.choices)
         yield f"{name} must be {setting.expected}, got {shown}{near}"
 
 
@@ -239,29 +231,4 @@ def _misplaced(table: str, key: str | None) -> str:
     if word in BY_KEY:
         return f"{word} belongs in the table [{BY_KEY[word].table}]"
     unknown = f"unknown key {key} in [{table}]" if key else f"unknown table or key {table}"
-    near = nearest(word, BY_KEY if key else [*Settings.model_fields, *BY_KEY])
-    return unknown + (f", did you mean {near}?" if near else "")
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; raises ``ConfigError`` if it is missing, invalid or of another version."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        problem, hint = (
-            "does not exist",
-            "plateau-train config > my.toml writes a file to start from",
-        )
-    except OSError as error:
-        problem, hint = f"cannot be read: {error.strerror}", "give a readable TOML file"
-    # tomllib's own error is a ValueError, as are those of bytes that are no text and of integers
-    # with thousands of digits; thousands of brackets exhaust the stack.
-    except (ValueError, RecursionError) as error:
-        problem = f"is not valid TOML: {error}"
-        hint = "write texts in quotes, lists in [ ], and each key once in its table"
-    else:
-        if (number := content.get("format", FORMAT)) == FORMAT:
-            return content
-        problem = f"{path} is of another version: it has format {number}, not {FORMAT}"
-        raise ForeignConfigError(problem, hint="install the version that wrote it")
-    raise ConfigError(f"{path} {problem}", hint=hint)
+    return unknown + did_you_mean(word, BY_KEY if key else [*Settings.model_fields, *BY_KEY])

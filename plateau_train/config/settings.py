@@ -4,6 +4,7 @@ A field of a table below is at once a flag (``--patience``), a TOML key (``patie
 ``[plateau]``) and a row of the README's table. Defaults live here and nowhere else.
 """
 
+import contextlib
 import difflib
 import os
 import re
@@ -28,28 +29,21 @@ OptimizerName = Literal[
     "adam", "adamw", "sgd", "rmsprop", "nadam", "nadamw", "radam", "adabelief", "adagrad",
     "adamax", "amsgrad", "lamb", "lion", "yogi",
 ]  # fmt: skip
+# Whether a run can continue with another value: no; any explicit value; a larger explicit value;
+# always with the value of the process that resumes.
 OnResume = Literal["fixed", "free", "grow", "local"]
 
 # The optimizers that take weight decay or momentum: optax's defaults, and for sgd the usual 0.9.
 DEFAULT_WEIGHT_DECAY = {"adamw": 1e-4, "nadamw": 1e-4, "lamb": 0.0, "lion": 1e-3}
 DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
 
-FORMAT = 1  # of config.toml; a version that changes the meaning of a file increments it
 LARGEST_COUNT = 1_000_000_000  # counts enter the compiled program as 32-bit integers
 LARGEST_SEED = 2**32 - 1
 MOST_SEEDS = 10_000  # catches a typing error such as 0-70000
 
 
 class Setting(NamedTuple):
-    """One field of one table, as the command line, the TOML files and the README see it.
-
-    ``on_resume`` says whether a run can continue with another value:
-
-    - fixed: no
-    - free: with any value that is given explicitly
-    - grow: with a larger one that is given explicitly
-    - local: with the value of the process that resumes, always
-    """
+    """One field of one table, as the command line, the TOML files and the README see it."""
 
     table: str
     key: str
@@ -156,10 +150,10 @@ def _as_sizes(value: object) -> object:
 
 def _as_seeds(value: object) -> object:
     """Read ``3``, ``"0-7,12"`` or an array; return anything else as it is, to fail."""
+    if type(value) is int:
+        return (value,)
     if not isinstance(value, str):
-        return (
-            tuple(value) if isinstance(value, list) else (value,) if type(value) is int else value
-        )
+        return tuple(value) if isinstance(value, list) else value
     seeds: list[int] = []
     for part in value.split(","):
         ends = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", part)
@@ -180,14 +174,10 @@ def _distinct(seeds: tuple[int, ...]) -> Seeds:
 
 def _checked_path(path: Path) -> Path:
     """Refuse a path with an unknown home, or that a file system or a TOML file cannot hold."""
-    try:
-        path.expanduser()
-        is_usable = b"\0" not in str(path).encode()
-    except (RuntimeError, ValueError):
-        is_usable = False
-    if not is_usable:
-        raise PydanticCustomError("path", "no usable path")
-    return path
+    with contextlib.suppress(RuntimeError, ValueError):
+        if b"\0" not in str(path.expanduser()).encode():
+            return path
+    raise PydanticCustomError("path", "no usable path")
 
 
 def _user_cache(_: object) -> Path:
@@ -263,8 +253,8 @@ class DataSettings(_Table):
     @property
     def title(self) -> str:
         """The name of the data set; the built-in drawings are not mistaken for Fashion-MNIST."""
-        drawn = " (built-in drawings, not Fashion-MNIST)" if self.dataset == "garments" else ""
-        return f"{self.dataset}{drawn}"
+        is_drawn = self.dataset == "garments"
+        return self.dataset + " (built-in drawings, not Fashion-MNIST)" * is_drawn
 
 
 class ModelSettings(_Table):
@@ -344,11 +334,10 @@ class PlateauSettings(_Table):
 
     def observation_epochs(self, steps_per_epoch: int) -> float:
         """Return how many epochs one observation spans."""
-        per_value = 1 / steps_per_epoch if self.split == "train" else 1
-        return self.accumulation_size * per_value
+        return self.accumulation_size / (steps_per_epoch if self.split == "train" else 1)
 
     def describe_observation(self) -> str:
-        """Return what one observation is."""
+        """Return what one observation is, such as ``train loss, mean of 200 steps``."""
         what = f"{'1 - ' if self.metric == 'accuracy' else ''}{self.split} {self.metric}"
         if self.accumulation_size == 1:
             return what
@@ -437,15 +426,13 @@ class ClusterSettings(_Table):
         flags = ("--coordinator", "--num-processes", "--process-id")
         values = (self.coordinator, self.num_processes, self.process_id)
         missing = [flag for flag, value in zip(flags, values, strict=True) if value is None]
-        is_alone = self.num_processes == 1 and len(missing) == 2
-        if missing and len(missing) < len(flags) and not is_alone:
+        is_single = self.num_processes == 1 and len(missing) == 2
+        if missing and len(missing) < len(flags) and not is_single:
             yield f"{', '.join(flags)} belong together: {' and '.join(missing)} is missing"
         number, count = self.process_id, self.num_processes
         if number is not None and count is not None and number >= count:
-            yield (
-                f"--process-id {number} must be below --num-processes {count}: "
-                "processes are numbered from 0"
-            )
+            problem = f"--process-id {number} must be below --num-processes {count}"
+            yield f"{problem}: processes are numbered from 0"
 
 
 class Settings(_Table):
@@ -477,10 +464,8 @@ class Settings(_Table):
             ("--momentum", optimizer.momentum, DEFAULT_MOMENTUM),
         ):
             if value and optimizer.optimizer not in takers:
-                yield (
-                    f"{flag} {value:g} has no meaning for {optimizer.optimizer}: "
-                    f"it is for {', '.join(takers)}"
-                )
+                problem = f"{flag} {value:g} has no meaning for {optimizer.optimizer}"
+                yield f"{problem}: it is for {', '.join(takers)}"
 
 
 SETTINGS = tuple(
@@ -499,6 +484,7 @@ def as_text(value: object) -> str:
     return str(value)
 
 
-def nearest(word: object, known: Iterable[str]) -> str | None:
-    """Return the known word that is closest to a mistyped one, if any is close."""
-    return next(iter(difflib.get_close_matches(str(word), list(known), n=1)), None)
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """Return " (did you mean X?)" for the known word closest to a mistyped one, if one is close."""
+    matches = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" (did you mean {matches[0]}?)" if matches else ""

@@ -1,11 +1,38 @@
-"""Write settings as TOML."""
+"""Settings as TOML files."""
 
+import json
+import tomllib
 from collections.abc import Mapping
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
-import tomlkit
+from plateau_train.config.settings import SETTINGS, Seeds, Settings, as_text
+from plateau_train.errors import ConfigError, ForeignConfigError
 
-from plateau_train.config.settings import FORMAT, SETTINGS, Seeds, Settings, as_text
+FORMAT = 1  # of config.toml; a version that changes the meaning of a file increments it
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; raises ``ConfigError`` if it is missing, invalid or of another version."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = "plateau-train config > my.toml writes a file to start from"
+        raise ConfigError(f"{path} does not exist", hint=hint) from None
+    except OSError as error:
+        problem = f"{path} cannot be read: {error.strerror}"
+        raise ConfigError(problem, hint="give a readable TOML file") from None
+    # tomllib's own error is a ValueError, as are those of bytes that are no text and of integers
+    # with thousands of digits; thousands of brackets exhaust the stack.
+    except (ValueError, RecursionError) as error:
+        hint = "write texts in quotes, lists in [ ], and each key once in its table"
+        raise ConfigError(f"{path} is not valid TOML: {error}", hint=hint) from None
+    if (number := content.get("format", FORMAT)) != FORMAT:
+        problem = f"{path} is of another version: it has format {number}, not {FORMAT}"
+        raise ForeignConfigError(problem, hint="install the version that wrote it")
+    return content
 
 
 def to_toml(settings: Settings, origins: Mapping[str, str], *, describe: bool = False) -> str:
@@ -15,29 +42,25 @@ def to_toml(settings: Settings, origins: Mapping[str, str], *, describe: bool = 
     that is unset or that follows from other settings is commented out: as a value it would stay
     when the file is used with another mode or another optimizer.
     """
-    document = tomlkit.document()
-    document.add("format", tomlkit.item(FORMAT).comment("the format of this file"))
-    for name in Settings.model_fields:
-        table = tomlkit.table()
-        for setting in (setting for setting in SETTINGS if setting.table == name):
+    lines = [f"format = {FORMAT} # the format of this file"]
+    for name, group in groupby(SETTINGS, attrgetter("table")):
+        lines += ["", f"[{name}]"]
+        for setting in group:
             value = getattr(getattr(settings, name), setting.key)
             origin = origins.get(setting.key, "default")
-            origin = "".join(char if char.isprintable() else "?" for char in origin)
-            if describe:
-                table.add(tomlkit.comment(setting.help))
-            if value is None or (origin == "default" and setting.may_be_unset):
+            is_unset = value is None or (origin == "default" and setting.may_be_unset)
+            shown = _quoted(value)
+            if is_unset:
                 shown = setting.default if describe or value is None else as_text(value)
-                line = f"{setting.key} = {shown}"
-                table.add(tomlkit.comment(line if describe else f"{line}  # {origin}"))
-                continue
-            item = tomlkit.item(_plain(value))
-            table.add(setting.key, item if describe else item.comment(origin))
-        document.add(name, table)
-    return tomlkit.dumps(document)
+            line = f"{'# ' * is_unset}{setting.key} = {shown}"
+            printable = "".join(char if char.isprintable() else "?" for char in origin)
+            comment = f"{' ' * is_unset} # {printable}"
+            lines += [f"# {setting.help}", line] if describe else [line + comment]
+    return "\n".join(lines) + "\n"
 
 
-def _plain(value: object) -> object:
-    """Return a value as one of TOML's own types; seeds as a number or as compact text."""
-    if isinstance(value, tuple) and not (isinstance(value, Seeds) and len(value) > 1):
-        return value[0] if isinstance(value, Seeds) else list(value)
-    return str(value) if isinstance(value, Path | Seeds) else value
+def _quoted(value: object) -> str:
+    """Write a value as TOML, whose numbers, texts and arrays are those of JSON but for DEL."""
+    if isinstance(value, Seeds):
+        value = value[0] if len(value) == 1 else str(value)
+    return json.dumps(value, default=str, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,13 +1,12 @@
 """One column of numbers from a CSV file, read line by line."""
 
-import contextlib
 import csv
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
-from plateau_train.config import nearest
+from plateau_train.config import did_you_mean
 from plateau_train.errors import ConfigError
 
 STANDARD_INPUT = "-"
@@ -27,17 +26,14 @@ class NumberColumn(NamedTuple):
 def parse_number(text: str, place: str) -> float:
     """Read a finite number; raises ``ConfigError`` that begins with ``place``."""
     if not _is_number(text):
-        shown = f"{text[:40]!r}" if text.strip() else "nothing"
-        raise ConfigError(
-            f"{place} holds {shown}, which is not a number",
-            hint="write numbers like 0.25 or 2.5e-1",
-        )
+        problem = f"{place} holds {repr(text[:40]) if text.strip() else 'nothing'}"
+        hint = "write numbers like 0.25 or 2.5e-1"
+        raise ConfigError(f"{problem}, which is not a number", hint=hint)
     number = float(text)
     if not math.isfinite(number):
-        raise ConfigError(
-            f"{place} is {number}, which would count as no improvement",
-            hint="leave out the values from there on: the training diverged",
-        )
+        problem = f"{place} is {number}, which would count as no improvement"
+        hint = "leave out the values from there on: the training diverged"
+        raise ConfigError(problem, hint=hint)
     return number
 
 
@@ -48,59 +44,68 @@ def read_column(source: str, name: str | None) -> NumberColumn:
     1, 2, ... An empty cell is skipped: loggers write it where nothing was measured. Raises
     ``ConfigError`` with the number of the line for a file that cannot be read so.
     """
-    shown = "standard input" if source == STANDARD_INPUT else source
-    with _as_config_error(shown), _open(source) as file:
-        lines = _read_lines(file, shown)
-        first = next(lines, "")
-        delimiter = max(",\t;", key=first.count)
-        reader = csv.reader(
-            itertools.chain([first], lines), delimiter=delimiter, skipinitialspace=True
-        )
-        rows = (row for row in reader if any(map(str.strip, row)))
-        names = [cell.strip() for cell in next(rows, [])]
-        if names and all(map(_is_number, names)):
-            rows = itertools.chain([names], rows)
-            names = [f"{number}" for number in range(1, len(names) + 1)]
-        head = next(rows, None)
-        if head is None:
-            raise ConfigError(f"{shown} holds no values", hint="write one value per line")
-        column = _find_column(names, head, name, shown)
-        values: list[float] = []
-        num_empty = 0
-        for row in itertools.chain([head], rows):
-            if column < len(row) and not row[column].strip():
-                num_empty += 1
-                continue
-            place = f"{shown} line {reader.line_num}, {names[column]},"
-            values.append(parse_number(row[column] if column < len(row) else "", place))
-            if len(values) > MAX_VALUES:
-                raise ConfigError(
-                    f"{shown} has more than {MAX_VALUES:,} values", hint="give a part of them"
-                )
+    is_input = source == STANDARD_INPUT
+    shown, path = ("standard input", 0) if is_input else (source, source)
+    try:
+        # Spreadsheets write a byte order mark, which would become part of the first name.
+        with open(path, encoding="utf-8-sig", newline="", closefd=not is_input) as file:
+            return _read(file, name, shown)
+    except OSError as error:
+        is_missing = isinstance(error, FileNotFoundError)
+        problem = "does not exist" if is_missing else f"cannot be read: {error.strerror}"
+        hint = "give a CSV file, a run folder, or - for standard input"
+    except UnicodeDecodeError:
+        problem, hint = "is not UTF-8 text", "save it as CSV in UTF-8"
+    except csv.Error as error:
+        problem, hint = f"is not valid CSV: {error}", "close each quote"
+    raise ConfigError(f"{shown} {problem}", hint=hint)
+
+
+def _read(file: IO[str], name: str | None, shown: str) -> NumberColumn:
+    lines = _read_lines(file, shown)
+    first = next(lines, "")
+    delimiter = max(",\t;", key=first.count)
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, skipinitialspace=True)
+    rows = (row for row in reader if any(map(str.strip, row)))
+    names = [cell.strip() for cell in next(rows, [])]
+    if names and all(map(_is_number, names)):
+        rows = itertools.chain([names], rows)
+        names = [str(number) for number in range(1, len(names) + 1)]
+    head = next(rows, None)
+    if head is None:
+        raise ConfigError(f"{shown} holds no values", hint="write one value per line")
+    column = _column_index(names, head, name, shown)
+    values: list[float] = []
+    num_empty = 0
+    for row in itertools.chain([head], rows):
+        if column < len(row) and not row[column].strip():
+            num_empty += 1
+            continue
+        place = f"{shown} line {reader.line_num}, {names[column]},"
+        values.append(parse_number(row[column] if column < len(row) else "", place))
+        if len(values) > MAX_VALUES:
+            problem = f"{shown} has more than {MAX_VALUES:,} values"
+            raise ConfigError(problem, hint="give a part of them")
     if not values:
-        raise ConfigError(
-            f"{shown} has no value in the column {names[column]}",
-            hint=f"its columns: {_join(names)}",
-        )
+        problem = f"{shown} has no value in the column {names[column]}"
+        raise ConfigError(problem, hint=f"its columns: {_join(names)}")
     return NumberColumn(names[column], values, num_empty)
 
 
-def _find_column(names: list[str], head: list[str], name: str | None, shown: str) -> int:
+def _column_index(names: list[str], head: list[str], name: str | None, shown: str) -> int:
     """Return the index of the column with a name, or of the only one with a number in ``head``."""
     if name is not None and names.count(name) == 1:
         return names.index(name)
     numeric = [index for index, cell in enumerate(head[: len(names)]) if _is_number(cell)]
     if name is None and len(numeric) == 1:
         return numeric[0]
-    problem = f"{len(numeric) or 'no'} columns of numbers"
-    if name in names:
+    problem = f"no column {name}{did_you_mean(name, names)}"
+    if name is None:
+        problem = f"{len(numeric) or 'no'} columns of numbers"
+    elif name in names:
         problem = f"two columns {name}"
-    elif name is not None:
-        near = nearest(name, names)
-        problem = f"no column {name}" + (f" (did you mean {near}?)" if near else "")
-    raise ConfigError(
-        f"{shown} has {problem}", hint=f"choose one with --column NAME: {_join(names)}"
-    )
+    hint = f"choose one with --column NAME: {_join(names)}"
+    raise ConfigError(f"{shown} has {problem}", hint=hint)
 
 
 def _join(names: list[str]) -> str:
@@ -108,41 +113,17 @@ def _join(names: list[str]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    with contextlib.suppress(ValueError):
+    try:
         float(text)
-        return True
-    return False
-
-
-def _open(source: str) -> IO[str]:
-    # Spreadsheets write a byte order mark, which would become part of the first name.
-    is_input = source == STANDARD_INPUT
-    return open(0 if is_input else source, encoding="utf-8-sig", newline="", closefd=not is_input)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_lines(file: IO[str], shown: str) -> Iterator[str]:
     """Yield the lines of a file; raises ``ConfigError`` before a long line fills the memory."""
     while line := file.readline(MAX_LINE_CHARS):
         if len(line) == MAX_LINE_CHARS:
-            raise ConfigError(
-                f"{shown} has a line of more than {MAX_LINE_CHARS:,} characters",
-                hint="give a CSV file with one value per line",
-            )
+            problem = f"{shown} has a line of more than {MAX_LINE_CHARS:,} characters"
+            raise ConfigError(problem, hint="give a CSV file with one value per line")
         yield line
-
-
-@contextlib.contextmanager
-def _as_config_error(shown: str) -> Iterator[None]:
-    """Convert the errors of a file that cannot be read to ``ConfigError``."""
-    try:
-        yield
-    except OSError as error:
-        is_missing = isinstance(error, FileNotFoundError)
-        problem = "does not exist" if is_missing else f"cannot be read: {error.strerror}"
-        raise ConfigError(
-            f"{shown} {problem}", hint="give a CSV file, a run folder, or - for standard input"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown} is not UTF-8 text", hint="save it as CSV in UTF-8") from error
-    except csv.Error as error:
-        raise ConfigError(f"{shown} is not valid CSV: {error}", hint="close each quote") from error

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.lax import Precision
-from jaxtyping import Array, Float32, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Float32, Key, PyTree, UInt8
 
 from plateau_train import config
 
@@ -20,7 +20,7 @@ DTYPES = {
     "bfloat16": (jnp.bfloat16, None),
 }
 
-Params = PyTree[Float32[Array, "..."]]
+Params = PyTree[Float[Array, "..."]]
 
 
 class MLP(nn.Module):
@@ -66,13 +66,18 @@ class ModelSize(NamedTuple):
     activation_bytes: int
 
 
+def _is_layer_output(module: nn.Module, method: str) -> bool:
+    """Return whether a method computes the output of a layer; that of a model is one of these."""
+    return method == "__call__" and module.name is not None
+
+
 def measure(model: MLP, image_shape: tuple[int, int, int]) -> ModelSize:
     """Measure a model from the shapes of its arrays, without computing any."""
 
     def apply(key: Key[Array, ""]) -> tuple[Params, PyTree[Array]]:
         images = jnp.zeros((1, *image_shape), jnp.uint8)
         variables = model.init(key, images)
-        _, outputs = model.apply(variables, images, capture_intermediates=True)
+        _, outputs = model.apply(variables, images, capture_intermediates=_is_layer_output)
         return variables["params"], outputs
 
     params, outputs = jax.eval_shape(apply, jax.random.key(0))
@@ -82,6 +87,6 @@ def measure(model: MLP, image_shape: tuple[int, int, int]) -> ModelSize:
     )
 
 
-def count_bytes(tree: PyTree[Array]) -> int:
+def count_bytes(tree: PyTree[Array | jax.ShapeDtypeStruct]) -> int:
     """Return the bytes of all arrays of a tree, or of their shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -7,15 +7,18 @@ every value comes back as an ``Observation``. ``config`` holds the ranges of the
 accepts some values outside of them and then does the opposite.
 """
 
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float32, Int32
 from optax.contrib import ReduceLROnPlateauState
 
 from plateau_train import config
+
+Values = TypeVar("Values", Float32[Array, "*n"], Float32[np.ndarray, "*n"])
 
 
 class Observation(NamedTuple):
@@ -51,7 +54,7 @@ class PlateauRule(NamedTuple):
         """Return the state before the first value: scale 1, float32."""
         return cast(ReduceLROnPlateauState, self._transform.init(jnp.zeros((), jnp.float32)))
 
-    def threshold(self, best: Float32[Array, "*n"]) -> Float32[Array, "*n"]:
+    def threshold(self, best: Values) -> Values:
         """Return the value that an observation must be below to count as an improvement."""
         return (1 - self.rtol) * best - self.atol
 

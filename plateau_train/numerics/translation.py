@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from plateau_train import config
-from plateau_train.config import nearest
+from plateau_train.config import did_you_mean
 from plateau_train.errors import ConfigError
 
 _SHARED: dict[str, Any] = {"factor": 0.1, "patience": 10, "cooldown": 0, "min_lr": 0.0}
@@ -29,9 +29,8 @@ NEGLIGIBLE = 1e-30
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """Raise ``ConfigError`` for a name that is not known."""
     if name not in known:
-        near = nearest(name, known)
         raise ConfigError(
-            f"{what} {name or 'without a name'}" + (f" (did you mean {near}?)" if near else ""),
+            f"{what} {name or 'without a name'}{did_you_mean(name, known)}",
             hint=f"choose from {', '.join(known)}",
         )
 

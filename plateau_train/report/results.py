@@ -56,10 +56,9 @@ def choose_metric(metric: str | None, runs: Sequence[Settings]) -> str:
     if metric is None:
         return "val-accuracy" if has_val else "test-accuracy"
     if metric not in METRICS:
-        near = config.nearest(metric, METRICS)
         raise ConfigError(
             f"--metric must be one of {', '.join(METRICS)}, got {metric}"
-            + (f" (did you mean {near}?)" if near else ""),
+            f"{config.did_you_mean(metric, METRICS)}",
             hint="leave it out to take the accuracy",
         )
     if metric.startswith("val") and not has_val:

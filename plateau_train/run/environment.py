@@ -5,7 +5,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,20 +18,19 @@ from plateau_train.errors import RunError
 PACKAGES = ("plateau-train", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 # What XLA reads, when its devices start, as the number of its threads; the last bits depend on it.
-THREADS_VARIABLE = next(knob.variable for knob in SETTINGS if knob.key == "threads") or ""
-
+THREADS_VARIABLE = next(setting.variable for setting in SETTINGS if setting.key == "threads") or ""
 
 CGROUP = Path("/sys/fs/cgroup")
 
 
 class DatasetFacts(BaseModel):
-    """What a resumed run must find again of its data set."""
+    """The properties of a data set that a resumed run verifies."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
-    fallback: str  # why it stands in for another, or empty
-    sha256: str  # of the decoded arrays, as they were shared out
+    fallback: str  # why it replaces another one, or empty
+    sha256: str  # of the decoded images and labels of all splits
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
 
@@ -54,17 +52,16 @@ class Environment(BaseModel):
     dataset: DatasetFacts
 
     def differences(self, other: "Environment") -> Iterator[str]:
-        """Say what differs in another place, of all that the last bits of a result depend on."""
-        for name in (*self.versions, *(other.versions.keys() - self.versions.keys())):
-            yield from _difference(name, self.versions.get(name), other.versions.get(name))
-        for name in ("processor", "threads"):
-            yield from _difference(name, getattr(self, name), getattr(other, name))
-        yield from _difference("devices", ", ".join(self.devices), ", ".join(other.devices))
-
-
-def _difference(name: str, before: object, after: object) -> Iterator[str]:
-    if before != after:
-        yield f"{name} {before} -> {after}"
+        """Yield each difference from another environment that can change a result's last bits."""
+        before, after = (
+            env.versions
+            | {"processor": env.processor, "threads": env.threads}
+            | {"devices": ", ".join(env.devices)}
+            for env in (self, other)
+        )
+        for name in before | after:
+            if before.get(name) != after.get(name):
+                yield f"{name} {before.get(name)} -> {after.get(name)}"
 
 
 def describe_environment(devices: list[str], dataset: DatasetFacts) -> Environment:
@@ -86,41 +83,35 @@ def describe_environment(devices: list[str], dataset: DatasetFacts) -> Environme
 
 
 def describe_versions() -> dict[str, str]:
-    """Name the versions of what a result depends on."""
+    """Return the versions of the packages that a result depends on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def read_environment(path: Path) -> Environment:
-    """Read a run's ``environment.json``; raises ``RunError`` where it is damaged."""
+    """Read a run's ``environment.json``; raises ``RunError`` if it is damaged."""
     try:
         return Environment.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise RunError(
-            f"{path} cannot be used: {str(error).splitlines()[0]}",
-            hint="restore the file from a copy",
-        ) from error
+        problem = f"{path} cannot be used: {str(error).splitlines()[0]}"
+        raise RunError(problem, hint="restore the file from a copy") from error
 
 
 def available_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory() -> int:
     """Return the bytes of memory that this process may still take.
 
-    Where the system does not say what is free, it is half of all that there is.
+    If the system does not say what is free, it is half of the whole memory.
     """
-    page = os.sysconf("SC_PAGE_SIZE")
-    free = [os.sysconf("SC_PHYS_PAGES") * page // 2]
+    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         line = next(line for line in lines if line.startswith("MemAvailable"))
         free = [int(line.split()[1]) * 1024]
-    # What a container leaves, if it says so.
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError):  # outside of a container, or without a limit
         most, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         free.append(most - used)
     return min(free)
@@ -132,33 +123,29 @@ def pin_threads(num_threads: int) -> None:
 
 
 def describe_processor() -> str:
-    """Name the processor of this machine."""
-    return f"{_of_processor('model name') or platform.processor()}, {platform.machine()}"
+    """Return the name of this machine's processor and its architecture."""
+    return f"{_processor_field('model name') or platform.processor()}, {platform.machine()}"
 
 
 def identify_code() -> str:
     """Return a name that is the same where XLA compiles the same code: processor and threads."""
-    features = _of_processor("flags") or _of_processor("Features")  # the latter on ARM
+    features = _processor_field("flags") or _processor_field("Features")  # the latter on ARM
     facts = (describe_processor(), features, os.environ.get(THREADS_VARIABLE))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _of_processor(field: str) -> str:
-    """Return what Linux says of its first processor, or nothing."""
+def _processor_field(name: str) -> str:
+    """Return a property of the first processor, which only Linux has, or an empty text."""
     table = Path("/proc/cpuinfo")
     lines = table.read_text().splitlines() if table.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the code, with a plus sign where files differ; None outside git."""
-    if shutil.which("git") is None:
-        return None
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return asked.stdout.strip() or None
+    """Return the commit of the code, with a plus sign if files differ; None outside git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    with contextlib.suppress(OSError):  # there is no git
+        folder = Path(__file__).parent
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        return result.stdout.strip() or None
+    return None

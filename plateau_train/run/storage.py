@@ -1,4 +1,4 @@
-"""All writes of files. A file that is replaced is there whole, old or new, at every moment.
+"""All writes of files. A file that is replaced is complete, old or new, at every moment.
 
 Every change of the disk is one call of ``os``, so that the tests can stop, tear or refuse each.
 """
@@ -24,14 +24,11 @@ TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Put a whole file in the place of what is there; the rename is the moment it counts."""
-    with _naming(path, needed=len(content)), _beside(path) as temporary:
-        descriptor = os.open(temporary, _NEW, 0o666)
-        try:
+    """Write a whole file in place of the one that is there; the rename commits it."""
+    with _as_storage_error(path, needed=len(content)), _temporary(path) as temporary:
+        with _opened(temporary, _NEW) as descriptor:
             _write(descriptor, content)
-            os.fsync(descriptor)  # or the rename could reach the disk before what it names
-        finally:
-            os.close(descriptor)
+            os.fsync(descriptor)  # or the rename could reach the disk before the content
         os.replace(temporary, path)
         _sync_folder(path.parent)
 
@@ -42,30 +39,29 @@ def write_text(path: Path, text: str) -> None:
 
 
 def as_lines(records: Iterable[BaseModel]) -> bytes:
-    """Write records as JSON, a line each."""
+    """Return records as lines of JSON."""
     return "".join(f"{record.model_dump_json()}\n" for record in records).encode()
 
 
 def append_bytes(path: Path, content: bytes) -> None:
-    """Append to a file and sync it; on an error the file keeps its old length. A crash can tear."""
-    with _naming(path, needed=len(content)):
-        descriptor = os.open(path, _APPEND, 0o666)
+    """Append to a file and sync it; on an error the file keeps its old length.
+
+    A crash can leave a part of the content.
+    """
+    with _as_storage_error(path, needed=len(content)), _opened(path, _APPEND) as descriptor:
+        size = os.fstat(descriptor).st_size
         try:
-            size = os.fstat(descriptor).st_size
-            try:
-                _write(descriptor, content)
-                os.fsync(descriptor)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(descriptor, size)
-                raise
-        finally:
-            os.close(descriptor)
+            _write(descriptor, content)
+            os.fsync(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
 
 
 def make_folder(path: Path) -> bool:
     """Make a folder and those above it; return whether it is new."""
-    with _naming(path):
+    with _as_storage_error(path):
         os.makedirs(path.parent, exist_ok=True)
         try:
             os.mkdir(path)
@@ -74,9 +70,8 @@ def make_folder(path: Path) -> bool:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
             return False
         try:
-            # The folder above may be new as well.
-            for folder in (path.parent, path.parent.parent):
-                _sync_folder(folder)
+            _sync_folder(path.parent)
+            _sync_folder(path.parent.parent)  # the folder above may be new as well
         except OSError:
             os.rmdir(path)
             raise
@@ -85,16 +80,16 @@ def make_folder(path: Path) -> bool:
 
 def point_link(link: Path, target: str) -> None:
     """Make a symbolic link, or swap the one that is there, in one step."""
-    with _naming(link), _beside(link) as temporary:
+    with _as_storage_error(link), _temporary(link) as temporary:
         os.symlink(target, temporary)
         os.replace(temporary, link)
 
 
 def link_file(path: Path, link: Path) -> None:
-    """Give a file a second name in the place of what is there; a copy where links are refused."""
-    with _naming(link), _beside(link) as temporary:
+    """Give a file a second name, or copy it if the file system refuses links."""
+    with _as_storage_error(link), _temporary(link) as temporary:
         if link.exists() and link.samefile(path):
-            return  # renaming one name of a file to another of the same does nothing, says POSIX
+            return  # POSIX: a rename between two names of one file does nothing
         try:
             os.link(path, temporary)
         except OSError:
@@ -105,7 +100,7 @@ def link_file(path: Path, link: Path) -> None:
 
 def remove_file(path: Path) -> None:
     """Remove a file, if it is there."""
-    with _naming(path), contextlib.suppress(FileNotFoundError):
+    with _as_storage_error(path), contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
@@ -117,40 +112,46 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Name a temporary file in the same folder, which is removed if the block fails."""
-    # Without the file's own name, which may be as long as names can be.
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o666)
     try:
-        yield temporary
-    except BaseException:
-        with contextlib.suppress(OSError):  # the first failure is the one to tell
-            os.unlink(temporary)
-        raise
-
-
-def _write(descriptor: int, content: bytes | memoryview) -> None:
-    """Write all of it: one call may take a part only."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk, or a rename could be lost with the power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # of a file system that does this for files alone
-            raise
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _naming(path: Path, *, needed: int = 0) -> Iterator[None]:
-    """Turn the system's refusal of a write into an error that names the file and the reason."""
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file in the same folder, which is removed on an error."""
+    # Without the file's own name, which may be as long as names can be.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            os.unlink(temporary)
+        raise
+
+
+def _write(descriptor: int, content: bytes | memoryview) -> None:
+    rest = memoryview(content)  # one call may write a part only
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Sync a folder's list of names, or a power failure could undo a rename."""
+    with _opened(folder, os.O_RDONLY) as descriptor:
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # some file systems sync files only
+                raise
+
+
+@contextlib.contextmanager
+def _as_storage_error(path: Path, *, needed: int = 0) -> Iterator[None]:
+    """Raise ``StorageError`` with the file and the reason if the system refuses a write."""
     try:
         yield
     except OSError as error:
@@ -158,16 +159,12 @@ def _naming(path: Path, *, needed: int = 0) -> Iterator[None]:
         if error.errno == errno.ELOOP:
             reason = "it is a symbolic link, which is not followed"
         elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason += f" ({needed:,} bytes needed{_free(path.parent)})"
-        raise StorageError(
-            f"{path} cannot be written: {reason}",
-            hint="give a folder that exists, has room, and that you may write to "
-            "(--runs-dir, or -o for a picture)",
-        ) from error
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f", {shutil.disk_usage(folder).free:,} free"
-    except OSError:
-        return ""
+            free = ""
+            with contextlib.suppress(OSError):
+                free = f", {shutil.disk_usage(path.parent).free:,} free"
+            reason += f" ({needed:,} bytes needed{free})"
+        hint = (
+            "give a folder that exists, has free space, and that you may write to "
+            "(--runs-dir, or -o for a picture)"
+        )
+        raise StorageError(f"{path} cannot be written: {reason}", hint=hint) from error

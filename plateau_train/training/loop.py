@@ -72,6 +72,8 @@ class NoCallbacks(Callbacks):
 class _NoJournal:
     """The journal of the processes that write nothing."""
 
+    epoch = -1
+
     def commit(self, lines: EpochLines, arrays: object) -> None: ...
 
     def note(self, event: Notice | Ending) -> None: ...
@@ -248,6 +250,6 @@ def _note_failure(
         with contextlib.suppress(StorageError):
             for row, problem in problems.items():
                 member = program.members[row]
-                if member.run == run and isinstance(journal, Journal):
+                if member.run == run:
                     journal.note(make_ending(member, journal.epoch, "diverged", problem))
             journal.note(Notice(event=kind, message="; ".join(error.problems)))

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 
 from plateau_train.config import Settings
@@ -123,8 +122,8 @@ def _record(
     """Return the metrics of a replica and the state of its rule after an epoch."""
     member, plateau = program.members[row], arrays.state.plateau
     rule = PlateauRule.from_settings(program.runs[member.run].plateau)
-    best: Any = np.asarray(plateau.best_value)[row]
-    has_best = bool(np.isfinite(best))
+    best = np.asarray(plateau.best_value)[row : row + 1]
+    has_best = bool(np.isfinite(best[0]))
     scale = float(arrays.state.scale[row])
     scores: dict[str, Any] = {
         f"{split}_{name}": float(values[row])
@@ -141,8 +140,8 @@ def _record(
         learning_rate=member.learning_rate * scale,
         wait=int(np.asarray(plateau.plateau_count)[row]),
         cooldown=int(np.asarray(plateau.cooldown_count)[row]),
-        best_value=float(best) if has_best else None,
-        to_beat=float(rule.threshold(jnp.asarray(best))) if has_best else None,
+        best_value=float(best[0]) if has_best else None,
+        to_beat=float(rule.threshold(best)[0]) if has_best else None,
         observations=tuple(
             ObservedValue(step=step, value=float(observation.value))
             for step, observation in observed

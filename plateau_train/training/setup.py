@@ -33,17 +33,13 @@ from plateau_train.training.program import Program, enable_compilation_cache
 log = logging.getLogger("plateau_train")
 
 
-class LoadedData(NamedTuple):
-    dataset: Dataset
-    facts: DatasetFacts
-
-
 class OpenedRun(NamedTuple):
-    """A run to continue: its folder, its merged settings, and the checkpoint to continue from."""
+    """A run to continue: its folder, its merged settings, its last checkpoint and its data."""
 
     directory: RunDirectory
     resolved: Resolved
     previous: Checkpoint | None
+    data: DatasetFacts | None  # None if nothing was trained yet
 
 
 def localize(resolved: Resolved) -> Resolved:
@@ -84,46 +80,35 @@ def pin_threads(resolved: Resolved) -> None:
 
 
 def load_data(
-    settings: Settings, load: Callable[[config.DataSettings], LoadedData] | None = None
-) -> LoadedData:
-    """Load the data in every process; raises ``ClusterError`` where they are not the same."""
+    settings: Settings, directory: RunDirectory | None = None, known: DatasetFacts | None = None
+) -> tuple[Dataset, DatasetFacts]:
+    """Load the data in every process, of a new run or again for the run in ``directory``.
+
+    Raises ``DataError`` where they are not the ``known`` ones that the run began with, and
+    ``ClusterError`` where the processes have not loaded the same.
+    """
     with cluster.fail_together():
-        loaded = (load or load_new_data)(settings.data)
+        try:
+            dataset = data.load(settings.data)
+        except DataUnavailableError as error:
+            if directory is not None:
+                error.hint = "give the folder that it is in now: --data-dir DIR"
+            raise
+        if directory is None and dataset.fallback:
+            log.warning(
+                f"Training on {dataset.name} ({dataset.source}), NOT on Fashion-MNIST:\n"
+                f"{dataset.fallback}.\nTo get the real data: plateau-train data prepare, with a "
+                "network, or with --from DIR and the four original files."
+            )
+        if known is not None:
+            dataset = replace(dataset, fallback=known.fallback)
+        facts = describe_data(dataset)
+        if directory is not None:
+            refuse_other_data(directory, known, facts, dataset)
         enable_compilation_cache(settings.data.cache_dir)
-    cluster.require_same("data", loaded.facts.sha256)
+    cluster.require_same("data", facts.sha256)
     cluster.require_same("versions", json.dumps(environment.describe_versions()))
-    return loaded
-
-
-def load_new_data(settings: config.DataSettings) -> LoadedData:
-    """Load the data of a new run; warn if they replace what was wanted."""
-    dataset = data.load(settings)
-    if dataset.fallback:
-        log.warning(
-            "Training on %s (%s), NOT on Fashion-MNIST:\n%s.\n"
-            "To get the real data: plateau-train data prepare, with a network, or with --from DIR "
-            "and the four original files.",
-            dataset.name,
-            dataset.source,
-            dataset.fallback,
-        )
-    return LoadedData(dataset, describe_data(dataset))
-
-
-def load_data_again(
-    directory: RunDirectory, settings: config.DataSettings, before: DatasetFacts | None
-) -> LoadedData:
-    """Load the data that a run began with, if known; raises ``DataError`` for other data."""
-    try:
-        dataset = data.load(settings)
-    except DataUnavailableError as error:
-        error.hint = "give the folder that it is in now: --data-dir DIR"
-        raise
-    if before is not None:
-        dataset = replace(dataset, fallback=before.fallback)
-    facts = describe_data(dataset)
-    refuse_other_data(directory, before, facts, dataset)
-    return LoadedData(dataset, facts)
+    return dataset, facts
 
 
 def refuse_other_data(
@@ -200,16 +185,11 @@ def open_run(
             epoch = previous.manifest.epoch
             log.warning("%s", "\n".join((*problems, f"The run continues from epoch {epoch}.")))
         state.restore(previous)
-    return OpenedRun(directory, resolved, previous)
-
-
-def known_data(opened: OpenedRun) -> DatasetFacts | None:
-    """Return what is known of the data that a run began with."""
-    if opened.previous is not None:
-        return opened.previous.manifest.environment.dataset
+        return OpenedRun(directory, resolved, previous, previous.manifest.environment.dataset)
+    known = None
     with contextlib.suppress(RunError):  # nothing was trained yet: nothing is lost
-        return environment.read_environment(opened.directory.environment).dataset
-    return None
+        known = environment.read_environment(directory.environment).dataset
+    return OpenedRun(directory, resolved, None, known)
 
 
 def is_done(opened: OpenedRun) -> bool:
@@ -347,7 +327,8 @@ def check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]:
                 continue
             yield f"{file}: sound, epoch {found.manifest.epoch}"
         refuse_lost_run(directory, newest, problems)
-        opened = OpenedRun(directory, merge_settings(directory, overrides, newest), newest)
+        merged = merge_settings(directory, overrides, newest)
+        opened = OpenedRun(directory, merged, newest, None)
         damage = list(journal.verify(directory, newest and newest.manifest))
         problems += damage
         problems += (unreadable := list(unreadable_files(directory, newest)))

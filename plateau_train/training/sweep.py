@@ -78,14 +78,14 @@ class LoadedDatasets:
     def __init__(self) -> None:
         self._datasets: dict[config.DataSettings, Dataset] = {}
 
-    def load(self, settings: config.DataSettings) -> Dataset:
-        if settings not in self._datasets:
-            dataset = setup.load_new_data(settings).dataset
+    def load(self, settings: Settings) -> Dataset:
+        if settings.data not in self._datasets:
+            dataset, _ = setup.load_data(settings)
             # The same under the name that it has from now on.
-            named = settings.model_copy(update={"dataset": dataset.name})
+            named = settings.data.model_copy(update={"dataset": dataset.name})
             self._datasets.clear()
-            self._datasets[settings] = self._datasets[named] = dataset
-        return self._datasets[settings]
+            self._datasets[settings.data] = self._datasets[named] = dataset
+        return self._datasets[settings.data]
 
 
 def make_plan(sweep: config.Sweep, metric: str, datasets: LoadedDatasets) -> SweepPlan:
@@ -93,8 +93,7 @@ def make_plan(sweep: config.Sweep, metric: str, datasets: LoadedDatasets) -> Swe
     runs: list[SweepRun] = []
     programs: dict[Any, list[Settings]] = {}
     for number, cell in enumerate(map(setup.localize, sweep.cells), start=1):
-        dataset = datasets.load(cell.settings.data)
-        setup.enable_compilation_cache(cell.settings.data.cache_dir)
+        dataset = datasets.load(cell.settings)
         named = setup.name_dataset(cell, dataset)
         together = programs.setdefault(_program_key(named.settings), [])
         together.append(named.settings)
@@ -268,7 +267,7 @@ def _train_program(
 ) -> None:
     """Train some runs together; what cannot be continued is refused before anything is written."""
     first = tasks[0]
-    dataset = datasets.load(first.resolved.settings.data)
+    dataset = datasets.load(first.resolved.settings)
     assert first.directory is not None
     dataset = replace(dataset, fallback=fallbacks[first.directory.path.name])
     facts = setup.describe_data(dataset)

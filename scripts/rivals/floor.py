@@ -20,19 +20,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from plateau_train.numerics.program import (
-    Program,
-    empty_records,
-    epoch_order,
-    init_state,
-    train_steps,
-)
 
 from plateau_train import config
 from plateau_train.data.splits import Split
-from plateau_train.numerics.mesh import put_everywhere
+from plateau_train.numerics.replicas import Replicas
+from plateau_train.numerics.spec import Hyperparams
 from plateau_train.run.environment import available_cores
-from plateau_train.training import loop
+from plateau_train.training.program import find_mesh
+from plateau_train.training.state import make_spec
 
 # The threads of a library wait for more work, busily at first, after what they were given.
 SETTLE_SECONDS = 0.5
@@ -81,17 +76,16 @@ def repeat(step: Work, times: int) -> None:
 
 def our_epoch(settings: config.Settings, train: Split) -> Work:
     """Train one epoch after the other as a run does, but all steps of it in one call."""
-    mesh = loop.find_mesh(settings)
-    program = Program.from_config(settings, num_classes=10, mesh=mesh)
-    seed, batch_size = np.uint32(settings.run.seeds[0]), settings.data.batch_size
-    order = epoch_order(seed, 1, num_examples=len(train.labels), batch_size=batch_size, mesh=mesh)
-    split = loop.on_device(train, mesh)
-    state = put_everywhere(mesh, init_state(program, seed, (28, 28, 1)))
-    records = empty_records(program, state, split, len(order))
+    num_examples = len(train.labels)
+    spec = make_spec(settings, 10, num_examples)
+    replicas = Replicas(spec, Hyperparams.from_settings([settings]), find_mesh(settings, 1))
+    split, order = replicas.put_split(train), replicas.epoch_order(1, num_examples)
+    num_steps = num_examples // spec.batch_size
+    state, records = replicas.init((28, 28, 1)), replicas.empty_records(num_steps)
 
     def run() -> None:
         nonlocal state, records
-        state, records = train_steps(program, state, records, split, order, 0, len(order), 1)
+        state, records = replicas.train_steps(state, records, split, order, 0, num_steps, 1)
         jax.block_until_ready(state)
 
     return run

@@ -9,13 +9,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL, command
+from helpers import (
+    IMAGE_SHAPE,
+    RECORD,
+    command,
+    make_examples,
+    make_replicas,
+    make_settings,
+    resolve,
+    train_run,
+)
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.text import Text
-from test_program import IMAGE_SHAPE, examples, make_program
-from test_run import RECORD
 
-from plateau_train import config, data
+from plateau_train import data
 from plateau_train.commands import evaluate as evaluation
 from plateau_train.commands.evaluate import (
     Evaluation,
@@ -26,16 +33,16 @@ from plateau_train.commands.evaluate import (
     print_evaluation,
     score_classes,
 )
-from plateau_train.config import RawValue
+from plateau_train.commands.plot import plot
 from plateau_train.data.splits import Split
 from plateau_train.errors import ConfigError, DataError, RunError, StorageError
-from plateau_train.numerics import program as numerics
-from plateau_train.plots import heatmaps, panels
+from plateau_train.numerics import replicas as numerics
+from plateau_train.numerics import step as single
+from plateau_train.plots import heatmaps
 from plateau_train.report.console import configure_logging
 from plateau_train.run import checkpoint, environment, storage
-from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.records import read_history
+from plateau_train.run.reader import Run
 
 KEPT = (5, 6)  # the epochs that a run of 6 epochs keeps, beside its best
 
@@ -53,9 +60,8 @@ def evaluate(monkeypatch):
     monkeypatch.setattr(environment, "pin_threads", lambda _: None)
 
     def call(run, which="best", output=None, **given):
-        asked = config.resolve({key: RawValue(text, "flag") for key, text in given.items()})
         configure_logging()
-        print_evaluation(evaluate_run(run.path, asked, which=which, output=output))
+        print_evaluation(evaluate_run(run.path, resolve(**given), which=which, output=output))
 
     return call
 
@@ -66,38 +72,25 @@ def matrix_of(lines):
     return np.array([line.split()[-10:] for line in lines[start + 2 : start + 12]], dtype=int)
 
 
-@pytest.mark.parametrize("batch_size", [1, 8, 30])
 @pytest.mark.parametrize("num_examples", [7, 8, 9, 25])
-def test_the_confusion_matrix_counts_every_image_once(num_examples, batch_size):
-    program = make_program(batch_size=batch_size, hidden_sizes=())
-    params = numerics.init_state(program, 0, IMAGE_SHAPE).params
-    # Without a mean the weights do not find the same class in all of these random images.
-    params = jax.tree.map(lambda leaf: leaf - leaf.mean(axis=0), params)
-    split = examples(num_examples)
-    confusion = np.asarray(numerics.count_confusion(program, params, split))
-    predicted = np.asarray(program.model.apply({"params": params}, split.images)).argmax(axis=1)
-    expected = np.zeros((3, 3), np.int32)
-    np.add.at(expected, (np.asarray(split.labels), predicted), 1)
-    np.testing.assert_array_equal(confusion, expected)
-    accuracy = numerics.evaluate(program, params, split).accuracy
-    assert confusion.trace() / num_examples == pytest.approx(float(accuracy), abs=1e-6)
-    assert len(set(predicted)) > 1, "one class alone shows no mistake of rows and columns"
-
-
-def test_the_confusion_matrix_is_traced_once(monkeypatch):
-    traces = []
-    find_logits = numerics.find_logits
-
-    def counting(*arguments):
-        traces.append(1)
-        return find_logits(*arguments)
-
-    program = make_program(batch_size=7)  # that no other test has
-    params = numerics.init_state(program, 0, IMAGE_SHAPE).params
-    monkeypatch.setattr(numerics, "find_logits", counting)
-    for seed in (0, 1):
-        numerics.count_confusion(program, params, examples(25, seed))
-    assert len(traces) == 1
+def test_the_confusion_matrix_counts_every_image_once(monkeypatch, num_examples):
+    monkeypatch.setattr(numerics, "EVALUATION_BATCH", 8)
+    replicas = make_replicas(make_settings(hidden_sizes=(), seed=(0, 1)))
+    # Without a mean the weights do not predict the same class for all of these random images.
+    params = jax.tree.map(
+        lambda leaf: leaf - leaf.mean(axis=1, keepdims=True), replicas.init(IMAGE_SHAPE).params
+    )
+    split = make_examples(num_examples)
+    confusions = np.asarray(replicas.count_confusion(params, split))
+    for replica, confusion in enumerate(confusions):
+        own = jax.tree.map(lambda rows, replica=replica: rows[replica], params)
+        predicted = np.asarray(single.predict(replicas.spec, own, split.images)).argmax(axis=1)
+        expected = np.zeros((3, 3), np.int32)
+        np.add.at(expected, (np.asarray(split.labels), predicted), 1)
+        np.testing.assert_array_equal(confusion, expected)
+        accuracy = replicas.evaluate(params, split).accuracy[replica]
+        assert confusion.trace() / num_examples == pytest.approx(float(accuracy), abs=1e-6)
+        assert len(set(predicted)) > 1, "one class does not distinguish rows and columns"
 
 
 def test_the_command_prints_what_the_run_recorded_and_where_its_hits_and_mistakes_are(copy):
@@ -106,7 +99,7 @@ def test_the_command_prints_what_the_run_recorded_and_where_its_hits_and_mistake
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == "drawing 900 built-in garments\n", "the bits are not the recorded"
     lines = finished.stdout.splitlines()
-    best = max(read_history(copy.metrics), key=lambda record: record.test_accuracy)
+    best = max(Run(copy).records, key=lambda record: record.test_accuracy)
     assert lines[:4] == [
         f"run       copy, best checkpoint, epoch {best.epoch}",
         "data      garments (built-in drawings, not Fashion-MNIST); "
@@ -130,10 +123,10 @@ def share(part, whole):
 
 
 def test_the_held_out_images_are_scored_where_there_are_any(tmp_path, evaluate, capsys):
-    made = command(*SMALL, "--epochs=1", "--val-fraction=0.2", "--quiet", cwd=tmp_path)
-    assert made.returncode == 0, made.stderr
-    evaluate(RunDirectory(tmp_path / "runs" / "latest"))
-    record = read_history(tmp_path / "runs" / "latest" / "metrics.jsonl")[-1]
+    run = train_run(tmp_path, epochs="1", val_fraction="0.2", quiet="true")
+    capsys.readouterr()
+    evaluate(run.directory)
+    record = run.records[-1]
     out = capsys.readouterr().out
     assert f"val       loss {record.val_loss:.4f}, accuracy {record.val_accuracy:.4f} (120" in out
     assert f"test      loss {record.test_loss:.4f}, accuracy {record.test_accuracy:.4f} (300" in out
@@ -203,8 +196,8 @@ def test_no_other_word_names_a_checkpoint(copy, evaluate, which):
 def test_other_data_are_refused_as_a_resumed_run_refuses_them(copy, evaluate, monkeypatch):
     load = data.load
 
-    def other(settings, *, say):
-        dataset = load(settings, say=say)
+    def other(settings):
+        dataset = load(settings)
         test = Split(dataset.test.images, dataset.test.labels[::-1].copy())
         return dataclasses.replace(dataset, test=test)
 
@@ -218,7 +211,7 @@ def test_the_folder_of_the_data_can_be_given_and_nothing_else_of_the_settings(
 ):
     asked = []
 
-    def load(settings, *, say):
+    def load(settings):
         asked.append(settings)
         raise DataError("enough", hint="none")
 
@@ -242,12 +235,10 @@ def test_the_folder_of_the_data_can_be_given_and_nothing_else_of_the_settings(
     ],
 )
 def test_other_bits_are_told_and_another_accuracy_is_warned_of(
-    capsys, small_run, loss, accuracy, quietly, loudly
+    capsys, loss, accuracy, quietly, loudly
 ):
-    manifest = find_checkpoint(RunDirectory(small_run), "best").manifest
-    found = Checkpoint(manifest.model_copy(update={"records": (RECORD,)}), {})
     configure_logging()
-    compare_scores(found, {"test": Score(loss, accuracy, 300)}, is_replica=False)
+    compare_scores(RECORD, {"test": Score(loss, accuracy, 300)})
     told = capsys.readouterr().err
     assert told.startswith("test loss ") == quietly
     assert told.startswith("NOTICE: The test accuracy is ") == loudly
@@ -269,12 +260,12 @@ def test_a_run_that_cannot_be_written_to_leaves_its_pictures_in_the_working_dire
     monkeypatch.chdir(tmp_path / "here")
     evaluate(copy)
     assert "plot      copy-confusion.png" in capsys.readouterr().out
-    assert str(panels.plot_run(copy.path)) == "copy-plot.png"
+    assert str(plot(copy.path, None, None)) == "copy-plot.png"
     here = sorted(path.name for path in (tmp_path / "here").iterdir())
     assert here == ["copy-confusion.png", "copy-plot.png"]
     # Where it was asked for it must be, or nowhere.
     with pytest.raises(StorageError):
-        panels.plot_run(copy.path, copy.path / "other.png")
+        plot(copy.path, copy.path / "other.png", None)
     assert len(list((tmp_path / "here").iterdir())) == 2
 
 

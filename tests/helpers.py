@@ -1,0 +1,296 @@
+"""What several test files share: small settings, images, specs, and trainings in this process."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from plateau_train import config, data
+from plateau_train.commands.resume import resume
+from plateau_train.commands.train import train
+from plateau_train.config import RawValue, Resolved, Settings
+from plateau_train.numerics.mesh import make_mesh
+from plateau_train.numerics.replicas import Replicas
+from plateau_train.numerics.spec import Hyperparams, Spec
+from plateau_train.numerics.step import Examples
+from plateau_train.run import storage
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.history import History
+from plateau_train.run.reader import Run
+from plateau_train.run.records import Drop, EpochRecord, ObservedValue
+from plateau_train.training import loop
+from plateau_train.training.divergence import DivergenceMonitor
+from plateau_train.training.program import EpochArrays, Program
+
+# A run of seconds on the built-in data; tests add to it.
+SMALL = (
+    "--dataset=garments", "--train-examples=600", "--test-examples=300", "--batch-size=50",
+    "--hidden-sizes=16", "--accumulation-size=4", "--patience=2", "--learning-rate=0.03",
+)  # fmt: skip
+SMALL_STEPS = 12  # per epoch
+
+# The original files of Fashion-MNIST, which are not part of the project.
+ORIGINALS = Path(__file__).parents[2] / "shared" / "fashion_mnist"
+
+# Sums in another order differ in the last places of float32. After some dozen steps a loss differs
+# by less than this, relatively; the difference grows from step to step.
+TOLERANCE = 1e-4
+ONE_IMAGE = 1.001 / 300  # of the test images of a small run, as a fraction
+
+IMAGE_SHAPE = (4, 4, 1)
+NUM_CLASSES = 3
+
+
+def command(
+    *arguments: object, cwd: Path, timeout: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run plateau-train in a process of its own, with no terminal and no network."""
+    return subprocess.run(
+        [sys.executable, "-m", "plateau_train", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"TFDS_DATA_DIR": str(Path(cwd) / "no-data")} | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def resolve(**values: str) -> Resolved:
+    """Resolve settings from the texts of flags."""
+    return config.resolve({key: RawValue(text, "flag") for key, text in values.items()})
+
+
+def resolve_small(**values: str) -> Resolved:
+    """Resolve the settings of a small run, changed by the texts of flags."""
+    pairs = (flag.removeprefix("--").split("=") for flag in SMALL)
+    given = {name.replace("-", "_"): text for name, text in pairs}
+    return resolve(**given | values)
+
+
+def train_run(folder: Path, **values: str) -> Run:
+    """Train a small run in this process, as the command does."""
+    train(resolve_small(runs_dir=str(folder), **values))
+    return Run(RunDirectory.find(folder / "latest"))
+
+
+def resume_run(run: Run, **values: str) -> Run:
+    """Continue a run in this process, as the command does."""
+    resume(run.directory.path, resolve(**values))
+    return Run(run.directory)
+
+
+class EpochResult(NamedTuple):
+    """What a small run recorded of an epoch, and the arrays."""
+
+    records: Sequence[Any]
+    events: Sequence[Any]
+    arrays: EpochArrays
+
+
+def train_epochs(**values: str) -> list[EpochResult]:
+    """Train a small run in this process, without a folder."""
+    settings = resolve_small(**values).settings
+    return list(iterate_epochs(Program([settings], data.load(settings.data))))
+
+
+def iterate_epochs(program: Program, first_epoch: int = 0, state: Any = None) -> Any:
+    """Yield the result of each epoch of the only run of a program."""
+    monitor = DivergenceMonitor(program.members, [True] * len(program.members))
+    epochs = loop.train(program, first_epoch, state, monitor, loop.NoCallbacks())
+    for (lines,), arrays in epochs:
+        yield EpochResult(lines.records, lines.events, arrays)
+
+
+def records_of(results: Sequence[EpochResult]) -> list[Any]:
+    return [record for result in results for record in result.records]
+
+
+def histories_of(results: Sequence[EpochResult]) -> list[History]:
+    """Return the replicas of a training without a folder."""
+    records, histories = records_of(results), {}
+    for record in records:
+        histories.setdefault(record.replica, History(record.replica, record.seed, [], []))
+        histories[record.replica].records.append(record)
+    for event in (event for result in results for event in result.events):
+        if event.event == "drop":
+            histories[event.replica].drops.append(event)
+    return list(histories.values())
+
+
+def assert_same_history(history: History, other: History) -> None:
+    """Assert that two replicas have the same waits and drops, and the same metrics but rounding."""
+    assert [(drop.step, drop.scale_after) for drop in history.drops] == [
+        (drop.step, drop.scale_after) for drop in other.drops
+    ]
+    for record, expected in zip(history.records, other.records, strict=True):
+        assert (record.seed, record.epoch, record.wait, record.cooldown) == (
+            expected.seed,
+            expected.epoch,
+            expected.wait,
+            expected.cooldown,
+        )
+        for (split, *scores), (_, *expected_scores) in zip(
+            record.scores(), expected.scores(), strict=True
+        ):
+            assert scores[0] == pytest.approx(expected_scores[0], rel=TOLERANCE), split
+            assert scores[1] == pytest.approx(expected_scores[1], abs=ONE_IMAGE), split
+        steps, values = (
+            [getattr(observed, name) for observed in record.observations]
+            for name in ("step", "value")
+        )
+        assert steps == [observed.step for observed in expected.observations]
+        assert values == pytest.approx(
+            [observed.value for observed in expected.observations], rel=TOLERANCE
+        )
+        assert record.scale == pytest.approx(expected.scale, rel=1e-6)
+
+
+def make_examples(num_examples: int, seed: int = 0) -> Examples:
+    """Draw images of ``IMAGE_SHAPE`` and their labels at random."""
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (num_examples, *IMAGE_SHAPE), np.uint8)
+    labels = random.integers(0, NUM_CLASSES, num_examples)
+    return Examples(jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+
+
+def make_settings(
+    *,
+    seed: tuple[int, ...] = (0,),
+    batch_size: int = 8,
+    hidden_sizes: tuple[int, ...] = (16,),
+    optimizer: config.OptimizerSettings | None = None,
+    **plateau: Any,
+) -> Settings:
+    """Return settings of a network that trains in a moment."""
+    return Settings(
+        data=config.DataSettings(batch_size=batch_size),
+        model=config.ModelSettings(hidden_sizes=hidden_sizes),
+        optimizer=optimizer or config.OptimizerSettings(),
+        plateau=config.PlateauSettings(**plateau),
+        run=config.RunSettings(seed=seed),
+    )
+
+
+def make_spec(settings: Settings, *, steps_per_epoch: int = 10) -> Spec:
+    return Spec.from_settings(settings, num_classes=NUM_CLASSES, steps_per_epoch=steps_per_epoch)
+
+
+def make_training(**settings: Any) -> tuple[Spec, Hyperparams]:
+    """Return a spec, and the hyperparameters of one training without a replica axis."""
+    made = make_settings(**settings)
+    hyperparams = Hyperparams.from_settings([made])
+    return make_spec(made), first_row(hyperparams)
+
+
+def first_row(hyperparams: Hyperparams) -> Hyperparams:
+    """Return the hyperparameters of the first replica alone."""
+    return jax.tree.map(lambda rows: jnp.asarray(rows)[0], hyperparams)
+
+
+def one_device(num_replicas: int) -> Mesh:
+    return make_mesh(jax.devices()[:1], num_replicas)
+
+
+def make_replicas(*runs: Settings) -> Replicas:
+    """Return the replicas of some runs on one device."""
+    hyperparams = Hyperparams.from_settings(runs)
+    return Replicas(make_spec(runs[0]), hyperparams, one_device(len(hyperparams.seed)))
+
+
+def take_epoch(replicas: Replicas, state: Any, split: Examples, epoch: int) -> tuple[Any, Any]:
+    """Train an epoch; return the state and the records of its steps. ``state`` is donated."""
+    order = replicas.epoch_order(epoch, len(split.labels))
+    records = replicas.empty_records(order.shape[1])
+    return replicas.train_steps(state, records, split, order, 0, order.shape[1], epoch)
+
+
+def epochs_printed(stdout: str) -> list[int]:
+    """Return the epochs whose rows were printed."""
+    return [int(number) for number in re.findall(r"^epoch (\d+)/", stdout, re.MULTILINE)]
+
+
+def write_lines(path: Path, records: Sequence[Any]) -> None:
+    """Write records as a file of a run, one JSON object a line."""
+    path.write_bytes(storage.as_lines(records))
+
+
+RECORD = EpochRecord(
+    epoch=1,
+    step=468,
+    train_loss=0.1 + 0.2,
+    train_accuracy=0.5,
+    test_loss=1.5,
+    test_accuracy=0.25,
+    scale=0.5,
+    learning_rate=0.005,
+    wait=1,
+    cooldown=0,
+    best_value=1.0,
+    to_beat=0.9999,
+    observations=(ObservedValue(step=200, value=1.0), ObservedValue(step=400, value=1.5)),
+)
+DROP = Drop(
+    epoch=11,
+    step=4800,
+    position=10.26,
+    scale_before=1.0,
+    scale_after=0.5,
+    learning_rate_before=0.01,
+    learning_rate_after=0.005,
+    observed="train loss, mean of 200 steps",
+    value=0.314,
+    best=0.3122,
+    to_beat=0.3121,
+    waited=5,
+)
+
+
+def make_history(
+    num_epochs: int, *, val: bool = False, drop_every: int = 0, replica: int = 0
+) -> History:
+    """Return a replica whose losses fall and rise again, with drops inside some epochs."""
+    records, drops, scale = [], [], 1.0
+    for epoch in range(num_epochs + 1):
+        loss = 0.3 + 2 * math.exp(-epoch) + 0.002 * epoch + 0.01 * replica**2
+        if drop_every and epoch and epoch % drop_every == 0:
+            changes = {"epoch": epoch, "step": epoch * 10 - 4, "position": epoch - 0.4}
+            changes |= {"scale_before": scale, "scale_after": scale / 2}
+            drops.append(DROP.model_copy(update=changes))
+            scale /= 2
+        records.append(
+            EpochRecord(
+                epoch=epoch,
+                step=epoch * 10,
+                train_loss=loss,
+                train_accuracy=1 - loss / 3,
+                test_loss=loss + 0.1,
+                test_accuracy=0.9 - loss / 3,
+                val_loss=loss + 0.05 if val else None,
+                val_accuracy=0.95 - loss / 3 if val else None,
+                scale=scale,
+                learning_rate=0.01 * scale,
+                wait=0,
+                cooldown=0,
+            )
+        )
+    return History(replica, 10 + replica, records, drops)
+
+
+def make_histories(num_epochs: int, *drop_every: int) -> list[History]:
+    """Return replicas, each with the number of epochs between its drops."""
+    return [
+        make_history(num_epochs, drop_every=every, replica=replica)
+        for replica, every in enumerate(drop_every)
+    ]

@@ -1,0 +1,66 @@
+"""Train the replicas of one program on several meshes; print the losses and the collectives.
+
+A process of its own: the number of simulated devices is fixed when JAX starts.
+"""
+
+import json
+import re
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from helpers import IMAGE_SHAPE, make_examples, make_settings, make_spec, take_epoch
+
+from plateau_train.numerics import replicas as numerics
+from plateau_train.numerics.mesh import make_mesh
+from plateau_train.numerics.replicas import Replicas
+from plateau_train.numerics.spec import Hyperparams
+
+COLLECTIVE = re.compile(
+    r"= .*?\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
+
+
+def train(num_devices: int, num_replicas: int) -> dict[str, Any]:
+    """Train two epochs on a mesh; also return the collectives of each compiled function."""
+    settings = make_settings(seed=tuple(range(num_replicas)), patience=1, accumulation_size=5)
+    mesh = make_mesh(jax.devices()[:num_devices], num_replicas)
+    replicas = Replicas(make_spec(settings), Hyperparams.from_settings([settings]), mesh)
+    # 81 images: the last incomplete batch of 8 is dropped. 30 do not divide by 4 devices.
+    split, test = (replicas.put_split(make_examples(num, num)) for num in (81, 30))
+    state, losses = replicas.init(IMAGE_SHAPE), []
+    for epoch in (1, 2):
+        state, records = take_epoch(replicas, state, split, epoch)
+        losses.append(np.asarray(records.metrics.loss))
+    metrics = replicas.evaluate(state.params, test)
+    confusion = replicas.count_confusion(state.params, test)
+    state, _ = replicas.observe_evaluation(state, metrics, 19)
+    return {
+        "mesh": [mesh.shape["replica"], mesh.shape["batch"]],
+        "train_loss": np.concatenate(losses, axis=1).tolist(),
+        "test_loss": np.asarray(metrics.loss).tolist(),
+        "num_scored": int(np.asarray(confusion).sum()),
+        "scale": np.asarray(state.scale).tolist(),
+    }
+
+
+def record_collectives(mesh: tuple[int, int]) -> dict[str, Any]:
+    """Train, and record the collectives in the compiled text of each function that is run."""
+    collectives: dict[str, list[str]] = {}
+    run = numerics._run
+
+    def lower_and_run(function: Any, *arguments: Any) -> Any:
+        text: Any = run.lower(function, *arguments).compile().as_text()
+        collectives[function.__name__] = COLLECTIVE.findall(text)
+        return run(function, *arguments)
+
+    numerics._run = lower_and_run
+    try:
+        return train(*mesh) | {"collectives": collectives}
+    finally:
+        numerics._run = run
+
+
+if __name__ == "__main__":
+    print(json.dumps([record_collectives(mesh) for mesh in json.loads(sys.argv[1])]))
