@@ -239,6 +239,7 @@ def strike(
     The process starts a run, or resumes the one that is there. Afterwards the run is resumed and
     must have the expected result; without ``resume`` only its files are verified.
     """
+    epochs = [checkpoint.last_epoch(run / "checkpoints") for run in runs_in(folder)]
     struck = resume_or_start(processes, folder, SHORT, fault=fault, at=at)
     where = f"{fault} at operation {at}, {struck.operations[at - 1]}"
     refused = fault in REFUSALS or fault == BROKEN
@@ -250,10 +251,10 @@ def strike(
             lines = struck.stderr.splitlines()
             assert [line.split(":")[0] for line in lines[-2:]] == ["error", "hint"], struck.stderr
             assert os.strerror(REFUSALS.get(fault, errno.EIO)) in lines[-2], where
-            last = epochs_printed(struck.stdout)[-1:]
-            safe = f"epoch {last[0]}" if last else "no epoch is done"
-            # One more epoch may be committed and not yet printed.
-            further = f"epoch {last[0] + 1 if last else 0} is safe"
+            epochs += epochs_printed(struck.stdout)
+            last = -1 if not epochs or epochs[-1] is None else epochs[-1]
+            safe = f"epoch {last} is safe" if last >= 0 else "no epoch is done"
+            further = f"epoch {last + 1} is safe"  # committed, and not yet printed
             if "runs/latest" not in lines[-2] and any(folder.glob("runs/*/config.toml")):
                 assert safe in lines[-1] or further in lines[-1], f"{where}: {lines[-1]}"
     if not resume:
