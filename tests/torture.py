@@ -25,13 +25,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         processes = faults.Processes()
         began = time.monotonic()
-        for line in test_promises(processes, Path(scratch), options):
+        for line in check_promises(processes, Path(scratch), options):
             seconds, began = time.monotonic() - began, time.monotonic()
             print(f"{line}  (seed {options.seed}, {seconds:.0f} s)", flush=True)
         processes.close()
 
 
-def test_promises(
+def check_promises(
     processes: faults.Processes, scratch: Path, options: argparse.Namespace
 ) -> Iterator[str]:
     """Yield a sentence about each promise that holds."""
