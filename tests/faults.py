@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from helpers import epochs_printed
 
@@ -58,7 +58,7 @@ class Processes:
             env=os.environ | {"NPROC": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
-    def run(self, folder, *arguments, fault=None, at=0, kill_after=None) -> Finished:
+    def run(self, folder, *arguments, fault=None, at: Any = 0, kill_after=None) -> Finished:
         """Run a command; ``fault`` strikes at the operation ``at``, SIGKILL after some seconds.
 
         ``at`` is the number of the operation, or a text in the name of a file: its first one.

@@ -4,7 +4,7 @@ import numpy as np
 from helpers import DROP, RECORD, resolve
 
 from plateau_train.config.toml import to_toml
-from plateau_train.run import storage
+from plateau_train.run import checkpoint, storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import DatasetFacts, describe_environment
 from plateau_train.run.journal import EpochLines, Journal
@@ -52,3 +52,11 @@ def write_epochs(journal, *epochs, **changes):
     """Commit some epochs."""
     for epoch in epochs:
         journal.commit(make_lines(epoch, **changes), ARRAYS)
+
+
+def read_newest(run):
+    """Read the newest checkpoint of a run whose checkpoints are all sound."""
+    found, problems = checkpoint.read_newest(run.checkpoints)
+    assert found is not None
+    assert problems == []
+    return found

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from folders import ARRAYS, make_lines, start_journal, write_epochs
+from folders import ARRAYS, make_lines, read_newest, start_journal, write_epochs
 
 from plateau_train.errors import ForeignRunError, RunError
 from plateau_train.run import checkpoint, journal, storage
@@ -30,13 +30,6 @@ def short_run(tmp_path):
     return written.directory
 
 
-def newest(run):
-    found, problems = checkpoint.read_newest(run.checkpoints)
-    assert found is not None
-    assert problems == []
-    return found
-
-
 def read_everything(run):
     """Read all that commands show of a run."""
     opened = Run(run)
@@ -54,7 +47,7 @@ def test_a_run_reads_back_as_it_was_committed(run):
     assert [drop.epoch for drop in history.drops] == [1, 3]
     assert events == history.drops
     assert [timing.epoch for timing in timings] == [0, 1, 2, 3]
-    assert list(journal.verify(run, newest(run).manifest)) == []
+    assert list(journal.verify(run, read_newest(run).manifest)) == []
 
 
 def test_the_files_are_verified_by_every_checkpoint_that_is_kept(run):
@@ -67,7 +60,7 @@ def test_the_files_are_verified_by_every_checkpoint_that_is_kept(run):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_flipped_byte_is_found_and_the_file_is_named(short_run, name):
     run = short_run
-    path, manifest = run.path / name, newest(run).manifest
+    path, manifest = run.path / name, read_newest(run).manifest
     content = path.read_bytes()
     for position in range(len(content)):
         flipped = bytearray(content)
@@ -85,7 +78,7 @@ def test_every_flipped_byte_is_found_and_the_file_is_named(short_run, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_cut_is_found_and_the_file_is_named(short_run, name):
     run = short_run
-    path, manifest = run.path / name, newest(run).manifest
+    path, manifest = run.path / name, read_newest(run).manifest
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
@@ -106,7 +99,7 @@ def test_every_cut_is_found_and_the_file_is_named(short_run, name):
 def test_all_damaged_files_are_named_at_once(run):
     for name in NAMES:
         (run.path / name).write_bytes(b"")
-    problems = list(journal.verify(run, newest(run).manifest))
+    problems = list(journal.verify(run, read_newest(run).manifest))
     assert [problem.split(" was cut")[0] for problem in problems] == [
         str(run.path / name) for name in NAMES
     ]
@@ -115,7 +108,7 @@ def test_all_damaged_files_are_named_at_once(run):
 def test_a_file_that_cannot_be_read_is_named(run):
     run.metrics.unlink()
     run.metrics.mkdir()
-    (problem,) = journal.verify(run, newest(run).manifest)
+    (problem,) = journal.verify(run, read_newest(run).manifest)
     assert f"{run.metrics} cannot be read: Is a directory" in problem
 
 
@@ -124,7 +117,7 @@ def test_committed_lines_of_another_format_are_of_another_version(tmp_path):
     written.commit(make_lines(0, format=2), ARRAYS)
     run = written.directory
     with pytest.raises(ForeignRunError, match="line 1 is of another version: it has format 2"):
-        list(journal.verify(run, newest(run).manifest))
+        list(journal.verify(run, read_newest(run).manifest))
     with pytest.raises(ForeignRunError, match="is of another version"):
         read_everything(run)
 
@@ -138,7 +131,7 @@ def test_lines_that_no_checkpoint_committed_are_not_read(run):
     histories, events, timings = read_everything(run)
     assert (histories, timings) == (before[0], before[2])
     assert events == [*before[1], NOTICE]
-    assert list(journal.verify(run, newest(run).manifest)) == []
+    assert list(journal.verify(run, read_newest(run).manifest)) == []
 
 
 def test_a_resume_cuts_what_was_not_committed_and_keeps_the_notices(run):
@@ -147,19 +140,19 @@ def test_a_resume_cuts_what_was_not_committed_and_keeps_the_notices(run):
     append(run.metrics, storage.as_lines(make_lines(4).records).decode())
     append(run.events, storage.as_lines([*make_lines(5).events, NOTICE, ending]).decode())
     append(run.timings, '{"torn')
-    resumed = start_journal(run.path, newest(run))
+    resumed = start_journal(run.path, read_newest(run))
     kept = storage.as_lines([NOTICE])
     after = {name: (run.path / name).read_bytes() for name in NAMES}
     assert after == before | {"events.jsonl": before["events.jsonl"] + kept}
     write_epochs(resumed, 4, 5)
-    assert list(journal.verify(run, newest(run).manifest)) == []
+    assert list(journal.verify(run, read_newest(run).manifest)) == []
     kinds = [type(event) for event in Run(run).events]
     assert kinds == [Drop, Drop, Notice, Drop]
 
 
 def test_a_notice_survives_any_number_of_resumes(run):
     for _ in range(3):
-        start_journal(run.path, newest(run)).note(NOTICE)
+        start_journal(run.path, read_newest(run)).note(NOTICE)
     assert Run(run).events[2:] == [NOTICE] * 3
     assert [drop.epoch for drop in Run(run).histories[0].drops] == [1, 3]
 
@@ -168,7 +161,7 @@ def test_a_run_can_be_read_while_it_continues_behind_a_damaged_checkpoint(run, c
     """The damaged checkpoint has a readable manifest, and the history that it commits is cut."""
     path = checkpoint.epoch_path(run.checkpoints, 3)
     large = np.ones(100_000, np.uint8)
-    checkpoint.save_checkpoint(run.checkpoints, newest(run)._replace(arrays={"large": large}))
+    checkpoint.save_checkpoint(run.checkpoints, read_newest(run)._replace(arrays={"large": large}))
     path.write_bytes(path.read_bytes().replace(large.tobytes(), bytes(large.size)))
     assert checkpoint.read_manifest(path).epoch == 3
     second = read_checkpoint(checkpoint.epoch_path(run.checkpoints, 2))
@@ -210,7 +203,7 @@ def test_without_a_checkpoint_every_complete_line_is_read(run):
 
 
 def test_a_checkpoint_of_another_version_does_not_verify_a_run(run):
-    found = newest(run)
+    found = read_newest(run)
     later = found.manifest.model_copy(update={"format": checkpoint.FORMAT + 1})
     checkpoint.save_checkpoint(run.checkpoints, Checkpoint(later, found.arrays))
     with pytest.raises(ForeignRunError, match="is of another version"):

@@ -9,6 +9,7 @@ import time
 
 import faults
 import pytest
+from folders import read_newest
 from helpers import epochs_printed
 
 from plateau_train.run import checkpoint, journal, storage
@@ -162,7 +163,7 @@ def test_a_finished_run_is_reported_and_not_changed(processes, run):
 def test_changed_settings_are_refused_with_a_table_of_the_differences(
     processes, run, arguments, rows
 ):
-    last = checkpoint.read_newest(run.checkpoints)[0]
+    last = read_newest(run)
     assert (Run(run).records[-1].wait, last.arrays["plateau/count"].tolist()) == (1, [4])
     said = refused(processes, run, *arguments, code=2)
     lines = [" ".join(line.split()) for line in said.splitlines()]
@@ -240,7 +241,7 @@ def test_a_cut_config_is_refused_where_there_is_no_checkpoint(processes, run):
 
 
 def test_other_data_is_refused(processes, run):
-    newest, _ = checkpoint.read_newest(run.checkpoints)
+    newest = read_newest(run)
     before = newest.manifest.environment.dataset
     other = before.model_copy(update={"sha256": "f" * 64})
     rewrite(run, newest, dataset=other)
@@ -257,7 +258,7 @@ def rewrite(run, newest, **changes):
 
 
 def test_a_run_in_another_environment_is_no_longer_bit_exact(processes, run):
-    newest, _ = checkpoint.read_newest(run.checkpoints)
+    newest = read_newest(run)
     versions = newest.manifest.environment.versions
     rewrite(run, newest, versions=versions | {"jax": "0.1"}, devices=["gpu:0", "gpu:1"])
     ended = finished(processes, run)
@@ -273,7 +274,7 @@ def test_a_resume_uses_the_number_of_threads_of_the_run(processes, tmp_path):
     assert "threads = 2 # flag" in run.config.read_text()
     # The processes of the tests have NPROC=1, which is not what this run began with.
     assert "bit-exact" not in finished(processes, run).stderr
-    newest, _ = checkpoint.read_newest(run.checkpoints)
+    newest = read_newest(run)
     assert newest.manifest.environment.threads == 2
 
 
@@ -360,7 +361,7 @@ def dropped(dropped_once, tmp_path):
 
 def damage_history(run, name, kind="flip"):
     """Damage a file of the journal inside of what the checkpoint committed."""
-    newest, _ = checkpoint.read_newest(run.checkpoints)
+    newest = read_newest(run)
     path, num_bytes = run.path / name, newest.manifest.files[name].num_bytes
     content = bytearray(path.read_bytes())
     content[num_bytes // 2] ^= 1
@@ -455,7 +456,7 @@ def test_check_refuses_what_resume_would(processes, run):
 
 def test_a_checkpoint_of_another_version_is_not_skipped(processes, run):
     """To continue from an older one would overwrite what the other version has trained."""
-    newest, _ = checkpoint.read_newest(run.checkpoints)
+    newest = read_newest(run)
     later = newest.manifest.model_copy(update={"format": checkpoint.FORMAT + 1})
     checkpoint.save_checkpoint(run.checkpoints, Checkpoint(later, newest.arrays))
     assert_of_another_version(processes, run, "epoch-000002.npz", ["plot", "runs"])
@@ -469,7 +470,7 @@ def test_a_config_of_another_version_is_not_written_again(processes, run):
 @pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
 def test_a_history_of_another_version_is_not_continued(processes, run, name):
     """Another version wrote the lines, and the checkpoint that committed them."""
-    newest, _ = checkpoint.read_newest(run.checkpoints)
+    newest = read_newest(run)
     files = dict(newest.manifest.files)
     text = (run.path / name).read_bytes()[: files[name].num_bytes]
     text += b'{"format":2,"event":"new","epoch":3}\n'
@@ -497,7 +498,7 @@ def assert_of_another_version(processes, run, name, commands):
 
 
 def test_a_checkpoint_with_missing_arrays_is_refused(processes, run):
-    newest, _ = checkpoint.read_newest(run.checkpoints)
+    newest = read_newest(run)
     kept = {name: array for name, array in newest.arrays.items() if "bias" not in name}
     checkpoint.save_checkpoint(run.checkpoints, Checkpoint(newest.manifest, kept))
     before = content(run)

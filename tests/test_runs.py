@@ -3,7 +3,7 @@
 import contextlib
 
 import pytest
-from folders import make_folder, make_lines, start_journal, write_epochs
+from folders import make_folder, make_lines, read_newest, start_journal, write_epochs
 from helpers import RECORD, command, write_lines
 from rich.text import Text
 
@@ -178,8 +178,7 @@ def test_an_epoch_without_a_checkpoint_is_not_listed(tmp_path, capsys):
 def test_a_run_with_a_checkpoint_of_another_version_is_listed_with_the_reason(tmp_path, capsys):
     run = start_journal(tmp_path / "a")
     write_epochs(run, 0)
-    found, _ = checkpoint.read_newest(run.directory.checkpoints)
-    assert found is not None
+    found = read_newest(run.directory)
     manifest = found.manifest.model_copy(update={"format": checkpoint.FORMAT + 1})
     checkpoint.save_checkpoint(run.directory.checkpoints, Checkpoint(manifest, found.arrays))
     ((row,), notices) = listed(tmp_path, capsys)
