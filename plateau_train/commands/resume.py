@@ -32,6 +32,8 @@ def resume(path: Path, overrides: Resolved) -> None:
         with cluster.fail_together():
             if cluster.is_leader():
                 opened = setup.open_run(RunDirectory.find(path), overrides, stack)
+            # Before the first collective, which uses the devices.
+            setup.pin_threads(overrides if opened is None else opened.resolved)
         is_over = opened is not None and setup.is_done(opened)
         resolved = setup.adopt(overrides, None if opened is None or is_over else opened.resolved)
         if resolved is None:
