@@ -74,6 +74,7 @@ def adopt(own: Resolved, leader: Resolved | None) -> Resolved | None:
             problem=f"{cluster.describe()} has other settings than process 0",
             hint="start all processes with the same settings",
             policy=config.cluster_policy,
+            why_not=lambda _setting, _value: "all processes share it",
         )
 
 
