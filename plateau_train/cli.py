@@ -16,46 +16,43 @@ ALL = tuple(setting.key for setting in SETTINGS)
 PLATEAU = {setting.key for setting in SETTINGS if setting.table == "plateau"}
 CLUSTER = {setting.key for setting in SETTINGS if setting.table == "cluster"}
 
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", help="TOML file with settings, which flags outrank", metavar="FILE"),
-]
 
-RunArgument = Annotated[Path, typer.Argument(help="Run folder, such as runs/latest", metavar="RUN")]
+def _option(help_text: str, metavar: str | None = None, *flags: str, **details: Any) -> Any:
+    """Describe an option to Typer; without flags it is named after its parameter."""
+    return typer.Option(*flags, help=help_text, metavar=metavar, **details)
 
 
 def _picture(name: str) -> Any:
-    """Describe the option that puts a picture elsewhere."""
-    return typer.Option(
-        "--output", "-o", metavar="FILE", help=f"PNG, SVG or PDF file, instead of {name} there"
-    )
+    """Describe the option for the path of a picture."""
+    return _option(f"PNG, SVG or PDF file, instead of {name} there", "FILE", "--output", "-o")
 
 
 def _replica(otherwise: str) -> Any:
-    """Describe the option that takes one training of a run of several."""
+    """Describe the option that selects one training of a run with several seeds."""
     help_text = f"Which replica, from 0, of a run with several seeds; without it {otherwise}"
-    return typer.Option("--replica", metavar="N", min=0, help=help_text)
+    return _option(help_text, "N", "--replica", min=0)
 
 
-EXAMPLES = """\
-[bold]Examples[/bold]
+def _examples(*arguments: str) -> str:
+    """Return the examples that end the help of a command."""
+    return "\n\n".join(("[bold]Examples[/bold]", *(f"plateau-train {line}" for line in arguments)))
 
-plateau-train --mode train-loss --patience 5
 
-plateau-train --mode val-loss --val-fraction 0.1 --epochs 20
+ConfigFile = Annotated[
+    Path | None, _option("TOML file with settings, which flags outrank", "FILE", "--config")
+]
+RunArgument = Annotated[Path, typer.Argument(help="Run folder, such as runs/latest", metavar="RUN")]
 
-plateau-train --config configs/test_loss.toml --seed 3
-
-plateau-train resume runs/latest --epochs 80
-
-plateau-train evaluate runs/latest --checkpoint last
-
-plateau-train plot runs/latest -o plot.svg
-
-plateau-train sweep --patience 2,5,10 --factor 0.1,0.5 --seed 0-3
-
-plateau-train compare runs/ONE runs/TWO --plot compare.png
-"""
+EXAMPLES = _examples(
+    "--mode train-loss --patience 5",
+    "--mode val-loss --val-fraction 0.1 --epochs 20",
+    "--config configs/test_loss.toml --seed 3",
+    "resume runs/latest --epochs 80",
+    "evaluate runs/latest --checkpoint last",
+    "plot runs/latest -o plot.svg",
+    "sweep --patience 2,5,10 --factor 0.1,0.5 --seed 0-3",
+    "compare runs/ONE runs/TWO --plot compare.png",
+)
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -96,18 +93,18 @@ def _takes(
             if context.invoked_subcommand is not None:
                 _refuse_flags_before(context)
                 return
-            given = {
+            raw = {
                 setting.key: RawValue(config.as_text(value), _origin(context, setting))
                 for setting in settings
                 if (value := values.pop(setting.key)) is not None
             }
-            command(resolve(given, file=config_file), **values)
+            command(resolve(raw, file=config_file), **values)
 
         parameters = [
             _keyword("context", typer.Context),
             _keyword("config_file", ConfigFile, default=None),
             *list(inspect.signature(command).parameters.values())[1:],
-            *(_keyword(setting.key, _option(setting), default=None) for setting in settings),
+            *(_keyword(each.key, _setting_option(each), default=None) for each in settings),
         ]
         # Typer reads both.
         call.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue]
@@ -123,27 +120,20 @@ def _keyword(name: str, annotation: Any, **default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, **default)
 
 
-def _option(setting: Setting) -> Any:
+def _setting_option(setting: Setting) -> Any:
     """Describe a setting to Typer, as text: ``config`` validates all settings at once."""
-    choices = setting.choices
-    return Annotated[
-        bool | None if setting.is_switch else str | None,
-        typer.Option(
-            f"{setting.flag}/--no-{setting.key}" if setting.is_switch else setting.flag,
-            help=_help(setting),
-            show_default=False,
-            metavar=None if setting.is_switch else setting.key.split("_")[-1].upper(),
-            rich_help_panel=setting.table.capitalize(),
-            envvar=setting.variable,
-            autocompletion=(lambda: list(choices)) if choices else None,
-        ),
-    ]
-
-
-def _help(setting: Setting) -> str:
-    choices = f": {', '.join(setting.choices)}" if setting.choices else ""
-    default = "" if setting.is_switch else f" [dim]\\[default: {setting.default}][/dim]"
-    return setting.help.replace("[", r"\[") + choices + default
+    choices, is_switch = setting.choices, setting.is_switch
+    help_text = setting.help.replace("[", r"\[") + (f": {', '.join(choices)}" if choices else "")
+    option = _option(
+        help_text + ("" if is_switch else f" [dim]\\[default: {setting.default}][/dim]"),
+        None if is_switch else setting.key.split("_")[-1].upper(),
+        f"{setting.flag}/--no-{setting.key}" if is_switch else setting.flag,
+        show_default=False,
+        rich_help_panel=setting.table.capitalize(),
+        envvar=setting.variable,
+        autocompletion=(lambda: list(choices)) if choices else None,
+    )
+    return Annotated[bool | None if is_switch else str | None, option]
 
 
 def _origin(context: typer.Context, setting: Setting) -> str:
@@ -165,23 +155,23 @@ def _refuse_flags_before(context: typer.Context) -> None:
             )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         from importlib.metadata import version
 
         typer.echo(f"plateau-train {version('plateau-train')}")
         raise typer.Exit
 
 
-Version = Annotated[
-    bool,
-    typer.Option("--version", help="Print the version", callback=_print_version, is_eager=True),
-]
-
-
 @app.callback(invoke_without_command=True, epilog=EXAMPLES)
 @_takes(*ALL)
-def bare(resolved: Resolved, version: Version = False) -> None:
+def bare(
+    resolved: Resolved,
+    version: Annotated[
+        bool,
+        _option("Print the version", None, "--version", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
     """Train a network with reduce-on-plateau, and show when the rate drops and why.
 
     Without a command it trains, as the command train does.
@@ -193,7 +183,7 @@ def bare(resolved: Resolved, version: Version = False) -> None:
 @app.command(epilog=EXAMPLES)
 @_takes(*ALL)
 def train(resolved: Resolved) -> None:
-    """Train a network, print every epoch, and leave a run folder with a plot."""
+    """Train a network, print every epoch, and write a run folder with a plot."""
     _train(resolved)
 
 
@@ -210,7 +200,7 @@ def resume(
     resolved: Resolved,
     run: RunArgument,
     check: Annotated[
-        bool, typer.Option("--check", help="Verify the run's files, and change nothing")
+        bool, _option("Verify the run's files, and change nothing", None, "--check")
     ] = False,
 ) -> None:
     """Continue a run exactly where it stopped; with more --epochs, further than planned.
@@ -230,8 +220,8 @@ def sweep(
     plan: config.Sweep,
     metric: Annotated[
         str | None,
-        typer.Option(
-            help="Metric of the last epoch to sort by, such as test-loss "
+        _option(
+            "Metric of the last epoch to sort by, such as test-loss "
             "[dim]\\[default: the accuracy on held-out images, else on the test images][/dim]"
         ),
     ] = None,
@@ -264,18 +254,16 @@ def compare_runs(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, two or more", metavar="RUN...")],
     picture: Annotated[
         Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            help="Draw the five panels with all runs into this PNG, SVG or PDF file",
+        _option(
+            "Draw the five panels with all runs into this PNG, SVG or PDF file", "FILE", "--plot"
         ),
     ] = None,
     level: Annotated[
         float | None,
-        typer.Option(
-            help="Report the first epoch that reaches this test accuracy "
+        _option(
+            "Report the first epoch that reaches this test accuracy "
             "[dim]\\[default: the highest that every seed reaches][/dim]",
-            metavar="ACCURACY",
+            "ACCURACY",
         ),
     ] = None,
 ) -> None:
@@ -309,9 +297,9 @@ def evaluate(
     run: RunArgument,
     checkpoint: Annotated[
         str,
-        typer.Option(
-            help="Which checkpoint: best, last (the newest that is sound), or an epoch's number",
-            metavar="best|last|N",
+        _option(
+            "Which checkpoint: best, last (the newest that is sound), or an epoch's number",
+            "best|last|N",
         ),
     ] = "best",
     replica: Annotated[int | None, _replica("the best is scored")] = None,
@@ -329,17 +317,12 @@ def evaluate(
     evaluate.print_evaluation(evaluation)
 
 
-SCHEDULE_EXAMPLES = """\
-[bold]Examples[/bold]
-
-plateau-train schedule --values 1,1,1,0.5,0.9,0.9 --patience 2 --cooldown 2
-
-plateau-train schedule losses.csv --column val_loss --patience 3 --compare torch,keras
-
-plateau-train schedule runs/latest --patience 3 --factor 0.3 --plot replay.png
-
-plateau-train schedule --from-torch patience=10,threshold=1e-3
-"""
+SCHEDULE_EXAMPLES = _examples(
+    "schedule --values 1,1,1,0.5,0.9,0.9 --patience 2 --cooldown 2",
+    "schedule losses.csv --column val_loss --patience 3 --compare torch,keras",
+    "schedule runs/latest --patience 3 --factor 0.3 --plot replay.png",
+    "schedule --from-torch patience=10,threshold=1e-3",
+)
 
 
 @app.command(epilog=SCHEDULE_EXAMPLES)
@@ -354,44 +337,35 @@ def schedule(
         ),
     ] = None,
     values: Annotated[
-        str | None, typer.Option(help="The values themselves, separated by commas", metavar="LIST")
+        str | None, _option("The values themselves, separated by commas", "LIST")
     ] = None,
-    column: Annotated[
-        str | None, typer.Option(help="Column of the file, by its name", metavar="NAME")
-    ] = None,
+    column: Annotated[str | None, _option("Column of the file, by its name", "NAME")] = None,
     mode: Annotated[
-        str | None,
-        typer.Option(
-            help="Metric of the run, instead of the one that its rule observed", metavar="MODE"
-        ),
+        str | None, _option("Metric of the run, instead of the one that its rule observed", "MODE")
     ] = None,
     replica: Annotated[int | None, _replica("there must be a single one")] = None,
     compare: Annotated[
         str | None,
-        typer.Option(
-            help="Compare with other libraries' rules of the same numbers: optax, torch, keras",
-            metavar="LIBRARIES",
+        _option(
+            "Compare with other libraries' rules of the same numbers: optax, torch, keras",
+            "LIBRARIES",
         ),
     ] = None,
     from_torch: Annotated[
         str | None,
-        typer.Option(
-            help="Translate PyTorch's ReduceLROnPlateau, such as patience=10,threshold=1e-3, "
+        _option(
+            "Translate PyTorch's ReduceLROnPlateau, such as patience=10,threshold=1e-3, "
             "and replay it over the values, if any; other parameters have their defaults",
-            metavar="PARAMETERS",
+            "PARAMETERS",
         ),
     ] = None,
     from_keras: Annotated[
         str | None,
-        typer.Option(
-            help="The same for Keras, such as patience=10,min_delta=1e-4",
-            metavar="PARAMETERS",
-        ),
+        _option("The same for Keras, such as patience=10,min_delta=1e-4", "PARAMETERS"),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per value")] = False,
+    json: Annotated[bool, _option("Print one JSON object per value", None, "--json")] = False,
     plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw values and scale into a PNG, SVG or PDF file", metavar="FILE"),
+        Path | None, _option("Draw values and scale into a PNG, SVG or PDF file", "FILE")
     ] = None,
 ) -> None:
     """Replay the plateau rule over values, and show when it would lower the rate and why.
@@ -412,7 +386,7 @@ def schedule(
 def show_config(
     resolved: Resolved,
     describe: Annotated[
-        bool, typer.Option("--describe", help="Comment each value with its meaning, not its origin")
+        bool, _option("Comment each value with its meaning, not its origin", None, "--describe")
     ] = False,
 ) -> None:
     """Print the resolved settings as TOML, and where each value came from."""
@@ -427,11 +401,11 @@ def prepare(
     resolved: Resolved,
     manual_dir: Annotated[
         Path | None,
-        typer.Option(
-            "--from",
-            metavar="DIR",
-            help="Folder with the original files of the data set, whose checksums are verified; "
+        _option(
+            "Folder with the original files of the data set, whose checksums are verified; "
             "without it they are downloaded",
+            "DIR",
+            "--from",
         ),
     ] = None,
 ) -> None:

@@ -54,8 +54,8 @@ class RunError(PlateauTrainError, exit_code=4):
     """A run folder or a file in it that cannot be used."""
 
 
-class ForeignCheckpointError(RunError):
-    """A checkpoint that is whole, and that another version has written."""
+class ForeignRunError(RunError):
+    """A file of a run that is not damaged, and that another version has written."""
 
 
 class StorageError(PlateauTrainError, exit_code=5):

@@ -1,12 +1,11 @@
-"""Break runs in every way, and hold that none is lost: for the tests and for scripts/torture.
+"""Break runs in every way, and check that none is lost: for the tests and for scripts/torture.
 
 Each run and each resume is a new process. ``Processes`` forks it from a server that has imported
-everything and done nothing, which is as new as after a start of Python in a fraction of the time.
-Set JAX_COMPILATION_CACHE_DIR, and they share what is compiled.
+everything and done nothing: a process as new as one started by Python, in a fraction of the time.
+With JAX_COMPILATION_CACHE_DIR set, the processes share compiled programs.
 """
 
 import errno
-import importlib
 import json
 import os
 import random
@@ -30,16 +29,19 @@ from plateau_train.training import setup
 CRASHED = 99
 FILES = ("stdout", "stderr", "operations")  # of a process
 OPERATIONS = (
-    "open", "write", "fsync", "replace", "link", "unlink", "symlink", "mkdir", "makedirs",
+    "open", "write", "fsync", "ftruncate", "replace", "link", "unlink", "symlink", "mkdir",
+    "makedirs", "rmdir",
 )  # fmt: skip
 REFUSALS = {name: getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS")}
+BROKEN = "broken"  # the disk refuses an operation and all those after it
 
 
 class Finished(NamedTuple):
     code: int  # negative: the signal that ended it
     stdout: str
     stderr: str
-    operations: list[str]  # the changes of the disk that it made, one after the other
+    operations: list[str]  # its changes of the disk, in order
+    num_bytes: list[int]  # written by each of them
     seconds: float
 
 
@@ -81,17 +83,18 @@ class Processes:
 
 
 class FaultyOs:
-    """The module ``os`` for ``storage``, which counts what changes the disk, and goes wrong once.
+    """The module ``os`` for ``storage``: counts the changes of the disk, and one of them fails.
 
     ``crash`` ends the process before the operation, ``tear`` in the middle of a write. ``power``
-    is a crash after which all that was not brought to the disk is lost: half of each such file.
-    A name of ``REFUSALS`` is the error that the operation fails with.
+    is a crash after which half of the bytes that no ``fsync`` brought to the disk are lost. A name
+    of ``REFUSALS`` is the error that the operation fails with; after ``broken`` all others fail.
     """
 
     def __init__(self, fault, at, log) -> None:
         self._fault, self._at, self._log = fault, at, log
         self._count = 0
-        self._unsynced = {}
+        self._is_broken = False
+        self._synced: dict[str, int] = {}  # bytes on the disk, of each file that has more
 
     def __getattr__(self, name):
         function = getattr(os, name)
@@ -100,12 +103,15 @@ class FaultyOs:
 
         def operation(*arguments, **keywords):
             self._count += 1
-            self._log.write(f"{name}\n")
+            self._log.write(f"{name} {len(arguments[1]) if name == 'write' else 0}\n")
             self._log.flush()
-            if self._fault and self._is_due(arguments):
+            if self._is_broken or (self._fault and self._is_due(arguments)):
                 self._strike(name, arguments)
+            if name == "write":
+                path = _path_of(arguments[0])
+                self._synced.setdefault(path, os.path.getsize(path))
             result = function(*arguments, **keywords)
-            self._watch(name, arguments, result)
+            self._watch(name, arguments)
             return result
 
         return operation
@@ -115,35 +121,32 @@ class FaultyOs:
             return any(self._at in str(argument) for argument in arguments)
         return self._count == self._at
 
-    def _watch(self, name, arguments, result) -> None:
-        """Keep account of the files whose content may still be in memory alone."""
-        if name == "write":
-            self._unsynced[arguments[0]] = os.readlink(f"/proc/self/fd/{arguments[0]}")
-        elif name == "fsync":
-            self._unsynced.pop(arguments[0], None)
-        elif name == "open":
-            stale = self._unsynced.pop(result, None)
-            if stale is not None:
-                self._unsynced[f"closed {self._count}"] = stale
+    def _watch(self, name, arguments) -> None:
+        """Record which files are on the disk as a whole."""
+        if name == "fsync":
+            self._synced.pop(_path_of(arguments[0]), None)
         elif name == "replace":
             old, new = map(os.path.abspath, arguments)
-            self._unsynced = {
-                key: new if path == old else path
-                for key, path in self._unsynced.items()
-                if path != new  # which is gone
-            }
+            self._synced.pop(new, None)
+            if old in self._synced:
+                self._synced[new] = self._synced.pop(old)
 
     def _strike(self, name, arguments) -> None:
-        if self._fault in REFUSALS:
-            number = REFUSALS[self._fault]
+        self._is_broken = self._fault == BROKEN
+        if self._is_broken or self._fault in REFUSALS:
+            number = REFUSALS.get(self._fault, errno.EIO)
             raise OSError(number, os.strerror(number))
         if self._fault == "tear" and name == "write":
             os.write(arguments[0], arguments[1][: len(arguments[1]) // 2])
         if self._fault == "power":
-            for path in self._unsynced.values():
+            for path, synced in self._synced.items():
                 if os.path.exists(path):
-                    os.truncate(path, os.path.getsize(path) // 2)
+                    os.truncate(path, (synced + os.path.getsize(path)) // 2)
         os._exit(CRASHED)
+
+
+def _path_of(descriptor: int) -> str:
+    return os.readlink(f"/proc/self/fd/{descriptor}")
 
 
 # A run of a second. Twelve steps an epoch and windows of five: epochs end inside of windows.
@@ -157,31 +160,44 @@ LONG = (*TINY, "--patience=3", "--cooldown=2", "--rtol=0.05", "--factor=0.9", "-
 
 
 class Result(NamedTuple):
-    """What a run comes to, which must not depend on how often it was stopped."""
+    """The result of a run, which must not depend on how often the run was stopped."""
 
     metrics: bytes
     drops: list
+    endings: list
     summary: bytes
     arrays: dict
     best_epoch: int
 
 
 def result_of(run: Path) -> Result:
-    """Read what a finished run came to, and hold that nothing else is left in its folder."""
-    directory = RunDirectory.open(run)
-    newest, reasons = checkpoint.read_newest(directory.checkpoints)
+    """Read the result of a finished run, and check that its folder is sound and has no leftovers.
+
+    Every checkpoint that is kept must agree with the files of the run.
+    """
+    opened = Run.open(run)
+    directory = opened.directory
+    newest, problems = checkpoint.read_newest(directory.checkpoints)
     assert newest is not None
-    assert reasons == []
+    assert problems == []
     assert not list(run.rglob("*.tmp")), "a temporary file was left behind"
-    best = checkpoint.read_checkpoint(directory.checkpoints / checkpoint.BEST)
-    assert not list(journal.verify(directory, newest.manifest))
+    for path in checkpoint.candidates(directory.checkpoints):
+        manifest = checkpoint.read_checkpoint(path).manifest
+        assert not list(journal.verify(directory, manifest)), path
+    lengths = {name: state.num_bytes for name, state in newest.manifest.files.items()}
+    for name in ("metrics.jsonl", "timings.jsonl"):
+        assert (run / name).stat().st_size == lengths[name], f"{name} has uncommitted lines"
+    assert [timing.epoch for timing in opened.timings] == list(range(newest.manifest.epoch + 1))
     assert directory.plot.exists()
     return Result(
         metrics=directory.metrics.read_bytes(),
-        drops=[drop for history in Run(directory).histories for drop in history.drops],
+        drops=[history.drops for history in opened.histories],
+        endings=[history.ending for history in opened.histories],
         summary=directory.summary.read_bytes(),
         arrays={name: array.tobytes() for name, array in newest.arrays.items()},
-        best_epoch=best.manifest.epoch,
+        best_epoch=checkpoint.read_checkpoint(
+            directory.checkpoints / checkpoint.BEST
+        ).manifest.epoch,
     )
 
 
@@ -193,7 +209,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def make_folder(runs_dir: Path) -> str:
-    """Begin a run as a start does, without training, and return the name of its folder."""
+    """Create a run as a start does, without training, and return the name of its folder."""
     run = RunDirectory.create(runs_dir, "same")
     run.config.touch()
     run.make_latest()
@@ -206,7 +222,7 @@ def epochs_printed(stdout: str) -> list[int]:
 
 
 def resume_or_start(processes: Processes, folder: Path, arguments, **trouble) -> Finished:
-    """Go on with what a stopped process left; where it left no run, start one."""
+    """Continue the run that a stopped process left; where it left none, start one."""
     runs = runs_in(folder)
     if runs:
         finished = processes.run(folder, "resume", runs[-1], **trouble)
@@ -221,31 +237,31 @@ def resume_or_start(processes: Processes, folder: Path, arguments, **trouble) ->
 def strike(
     processes: Processes, folder: Path, fault: str, at: int, expected: Result, *, resume=True
 ) -> None:
-    """Let what happens next in a folder go wrong at one operation, then hold that nothing is lost.
+    """Let the next process in a folder fail at one operation, then check that nothing is lost.
 
-    What happens next is a new run, or the resume of one that is there. In the end it is resumed and
-    comes to what is expected, or, without ``resume``, it is held that it could be.
+    The process starts a run, or resumes the one that is there. Afterwards the run is resumed and
+    must have the expected result; without ``resume`` only its files are verified.
     """
     struck = resume_or_start(processes, folder, SHORT, fault=fault, at=at)
     where = f"{fault} at operation {at}, {struck.operations[at - 1]}"
-    refused = fault in REFUSALS
+    refused = fault in REFUSALS or fault == BROKEN
     assert struck.code in ((0, 5) if refused else (CRASHED,)), f"{where}: {struck.stderr}"
     assert "Traceback" not in struck.stderr, f"{where}: {struck.stderr}"
     if refused:
-        assert not list(folder.rglob("*.tmp")), f"{where} left a temporary file"
+        assert fault == BROKEN or not list(folder.rglob("*.tmp")), f"{where} left a temporary file"
         if struck.code == 5:
             lines = struck.stderr.splitlines()
             assert [line.split(":")[0] for line in lines[-2:]] == ["error", "hint"], struck.stderr
-            assert os.strerror(REFUSALS[fault]) in lines[-2], where
+            assert os.strerror(REFUSALS.get(fault, errno.EIO)) in lines[-2], where
             last = epochs_printed(struck.stdout)[-1:]
             safe = f"epoch {last[0]}" if last else "no epoch is done"
-            # It may be one further: kept, and not yet printed.
+            # One more epoch may be committed and not yet printed.
             further = f"epoch {last[0] + 1 if last else 0} is safe"
-            if "runs/latest" not in lines[-2] and runs_in(folder):
+            if "runs/latest" not in lines[-2] and any(folder.glob("runs/*/config.toml")):
                 assert safe in lines[-1] or further in lines[-1], f"{where}: {lines[-1]}"
     if not resume:
         for run in runs_in(folder):
-            assert list(setup.check(RunDirectory.find(run), config.resolve({}))), where
+            assert list(setup.check(RunDirectory(run), config.resolve({}))), where
         return
     again = resume_or_start(processes, folder, SHORT)
     assert again.code == 0, f"{where}, then {again.stderr}"
@@ -260,9 +276,9 @@ def strike(
 
 
 def kill(processes: Processes, folder: Path, count: int, seed: int, expected: Result) -> int:
-    """Kill runs, a number of times at random moments; return how many were finished.
+    """Kill runs at random moments, some number of times; return how many were finished.
 
-    A killed one is resumed, and each that is finished is held to the result of an unbroken run.
+    A killed run is resumed, and every finished run must have the result of an unbroken one.
     """
     dice = random.Random(seed)
     kills = done = 0
@@ -287,7 +303,7 @@ def kill(processes: Processes, folder: Path, count: int, seed: int, expected: Re
 
 
 def flip(path: Path, flips: int, cuts: int, seed: int) -> None:
-    """Damage a checkpoint, a number of times each in its own way, and hold that all is found."""
+    """Damage a checkpoint in many ways, and check that every damage is found."""
     dice = random.Random(seed)
     content = path.read_bytes()
     checkpoint.read_checkpoint(path)
@@ -306,14 +322,19 @@ def flip(path: Path, flips: int, cuts: int, seed: int) -> None:
 
 
 def fuzz(processes: Processes, folder: Path, count: int, seed: int) -> None:
-    """Put random bytes in the place of a run's files, and hold that every command says so."""
+    """Put random bytes into a run's files, and check that every command reports the damage."""
     dice = random.Random(seed)
-    names = ("config.toml", "metrics.jsonl", "events.jsonl", "checkpoints/epoch-000002.npz")
-    commands = (["plot"], ["resume"], ["resume", "--check"], ["evaluate", "--checkpoint=last"])
+    names = (
+        "config.toml", "metrics.jsonl", "events.jsonl", "timings.jsonl", "environment.json",
+        "checkpoints/epoch-000002.npz",
+    )  # fmt: skip
+    commands = (
+        ["plot"], ["schedule"], ["compare"], ["evaluate", "--checkpoint=last"],
+        ["resume", "--check"], ["resume"],
+    )  # fmt: skip
     for number in range(count):
         run = folder / f"fuzzed {number}" / "runs" / "run"
-        (original,) = runs_in(folder)
-        shutil.copytree(original, run)
+        shutil.copytree(*runs_in(folder), run)
         for name in dice.sample(names, dice.choice((1, 1, 2, 4))):
             path = run / name
             noise = dice.randbytes(dice.choice((0, 1, 10, 1000)))
@@ -321,9 +342,7 @@ def fuzz(processes: Processes, folder: Path, count: int, seed: int) -> None:
             keep = dice.choice((0, dice.randrange(len(content)), len(content)))
             path.write_bytes(content[:keep] + noise)
         for command in (*commands, ["runs"]):
-            given: list[object] = [*command]
-            if command != ["runs"]:
-                given.insert(1, run)
+            given = [command[0], *([] if command == ["runs"] else [run]), *command[1:]]
             finished = processes.run(run.parents[1], *given)
             where = f"{given} of fuzz {number}, seed {seed}: {finished.stderr}"
             assert finished.code in (0, 2, 4), where
@@ -331,7 +350,7 @@ def fuzz(processes: Processes, folder: Path, count: int, seed: int) -> None:
 
 
 def unbroken(processes: Processes, folder: Path, arguments) -> tuple[Result, list[str]]:
-    """Return what a run comes to that nothing happens to, and its changes of the disk."""
+    """Return the result of a run that is never stopped, and its changes of the disk."""
     finished = processes.run(folder, *arguments)
     assert finished.code == 0, finished.stderr
     (run,) = runs_in(folder)
@@ -339,9 +358,13 @@ def unbroken(processes: Processes, folder: Path, arguments) -> tuple[Result, lis
 
 
 def serve() -> None:
-    """Fork a process for each line of stdin, and answer with what became of it."""
-    for name in ("rich.progress", "plateau_train.data.garments", "plateau_train.plots.panels"):
-        importlib.import_module(name)
+    """Fork a process for each line of stdin, and write how it ended to stdout."""
+    import rich.progress  # noqa: F401
+
+    from plateau_train.data import garments  # noqa: F401
+    from plateau_train.plots import panels  # noqa: F401
+    from plateau_train.training import loop, setup  # noqa: F401
+
     for line in sys.stdin:
         task = json.loads(line)
         folder = Path(task["folder"])
@@ -350,7 +373,7 @@ def serve() -> None:
         for number, arguments in enumerate(task["commands"]):
             place = scratch / f"{number}"
             place.mkdir(parents=True)
-            for name in FILES:  # a child that is killed at once would leave none
+            for name in FILES:  # a process that is killed at once would leave none
                 (place / name).touch()
             child = os.fork()
             if child == 0:
@@ -368,7 +391,8 @@ def serve() -> None:
                 (places[child] / name).read_text(errors="replace") for name in FILES
             )
             code, seconds = os.waitstatus_to_exitcode(status), time.monotonic() - started
-            answers[child] = Finished(code, out, err, operations.split(), seconds)._asdict()
+            names, sizes = operations.split()[::2], list(map(int, operations.split()[1::2]))
+            answers[child] = Finished(code, out, err, names, sizes, seconds)._asdict()
         shutil.rmtree(scratch)
         print(json.dumps([answers[child] for child in places]), flush=True)
 

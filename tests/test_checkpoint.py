@@ -1,4 +1,4 @@
-"""Checkpoints: what they hold, and that nothing but what was written is ever read back."""
+"""Checkpoints: what is in them, and that only what was written is ever read back."""
 
 import io
 import os
@@ -7,38 +7,32 @@ import zipfile
 
 import numpy as np
 import pytest
-from test_run import DROP, RECORD
+from folders import ARRAYS, ENVIRONMENT
 
 from plateau_train import config
-from plateau_train.errors import RunError, StorageError
+from plateau_train.errors import ForeignRunError, RunError, StorageError
 from plateau_train.run import checkpoint, storage
-from plateau_train.run.checkpoint import Checkpoint, Manifest, read_checkpoint, save_checkpoint
-from plateau_train.run.environment import DatasetFacts, describe_environment
-from plateau_train.run.records import Notice, Timing
+from plateau_train.run.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    FileState,
+    Manifest,
+    read_checkpoint,
+    read_manifest,
+    save_checkpoint,
+)
 
-ARRAYS = {
-    "params/Dense_0/kernel": np.random.default_rng(0).random((7, 5), np.float32),
-    "plateau/count": np.array(3, np.int32),
-    "plateau/best_value": np.array(np.inf, np.float32),
-}
 
-
-def manifest(epoch, *, best=None):
-    """Return what a run is after an epoch, with its best one where it is said."""
-    facts = DatasetFacts(
-        name="garments", fallback="", sha256="0" * 64, image_shape=(28, 28, 1), class_names=("a",)
-    )
-    records = [
-        RECORD.model_copy(update={"epoch": number, "test_accuracy": float(number == best)})
-        for number in range(epoch + 1)
-    ]
+def manifest(epoch, *, best=0):
+    """Return the manifest of an epoch; ``best`` is the best one."""
     return Manifest(
+        epoch=epoch,
+        best_epoch=best,
+        best_score=0.1 + 0.2,
         settings=config.Settings(),
-        origins={},
-        environment=describe_environment(["cpu:0"], facts),
-        records=tuple(records),
-        timings=(Timing(epoch=0, train_seconds=1, evaluate_seconds=2, samples_per_second=None),),
-        events=(Notice(event="warning", message="ä [b]\u2028"), DROP),
+        origins={"epochs": "ä [b]\u2028"},
+        environment=ENVIRONMENT,
+        files={"metrics.jsonl": FileState(num_bytes=3, sha256="0" * 64)},
     )
 
 
@@ -49,7 +43,7 @@ def saved(folder, epoch=7):
 
 
 def stamped(content):
-    """Give bytes the checksum that their writer would have given them."""
+    """Return bytes with the checksum that their writer would have computed."""
     content = bytearray(content)
     digest = checkpoint.hashlib.sha256(content[: -checkpoint.DIGEST_BYTES]).digest()
     content[-checkpoint.DIGEST_BYTES :] = digest
@@ -57,7 +51,7 @@ def stamped(content):
 
 
 def archived(**arrays):
-    """Return the bytes of a checkpoint with these members, whatever they are."""
+    """Return the bytes of a checkpoint with any members."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     with zipfile.ZipFile(buffer, "a") as archive:
@@ -65,15 +59,15 @@ def archived(**arrays):
     return stamped(buffer.getvalue())
 
 
-def test_a_checkpoint_holds_every_array_and_all_of_the_run_bit_for_bit(tmp_path):
+def test_a_checkpoint_reads_back_every_array_and_its_manifest_exactly(tmp_path):
     path = saved(tmp_path)
     found = read_checkpoint(path)
-    assert found.manifest == manifest(7)
+    assert found.manifest == read_manifest(path) == manifest(7)
     assert found.arrays.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         assert found.arrays[name].dtype == array.dtype
         np.testing.assert_array_equal(found.arrays[name], array)
-    with np.load(path, allow_pickle=False) as loaded:  # what anybody can read without us
+    with np.load(path, allow_pickle=False) as loaded:  # without this package
         np.testing.assert_array_equal(
             loaded["state/params/Dense_0/kernel"], ARRAYS["params/Dense_0/kernel"]
         )
@@ -88,9 +82,7 @@ def test_the_two_newest_checkpoints_and_the_best_are_kept(tmp_path):
     assert (tmp_path / "best.npz").stat().st_nlink == 1
 
 
-def test_the_best_checkpoint_is_a_second_name_and_where_links_are_refused_a_copy(
-    tmp_path, monkeypatch
-):
+def test_the_best_checkpoint_is_a_link_or_a_copy_where_links_are_refused(tmp_path, monkeypatch):
     path = saved(tmp_path / "linked", epoch=0)
     assert (path.parent / "best.npz").samefile(path)
 
@@ -119,8 +111,8 @@ def test_every_flipped_bit_and_every_cut_is_found(tmp_path):
             read_checkpoint(path)
 
 
-def test_bytes_that_somebody_stamped_are_refused_or_read_but_never_end_in_a_traceback(tmp_path):
-    """Behind the checksum zip and NumPy read what anybody may have written."""
+def test_malformed_bytes_with_a_right_checksum_are_refused_or_read(tmp_path):
+    """zip and NumPy raise many kinds of errors, and none of them may reach the user."""
     content = saved(tmp_path).read_bytes()
     path = tmp_path / "best.npz"
     dice = random.Random(3)
@@ -130,14 +122,15 @@ def test_bytes_that_somebody_stamped_are_refused_or_read_but_never_end_in_a_trac
         for _ in range(dice.choice((1, 1, 2, 20))):
             fuzzed[dice.randrange(len(fuzzed))] = dice.randrange(256)
         path.write_bytes(stamped(fuzzed))
-        try:
-            read_checkpoint(path)
-        except RunError:
-            refused += 1
+        for read in (read_manifest, read_checkpoint):
+            try:
+                read(path)
+            except RunError:
+                refused += read is read_checkpoint
     assert refused > 100
 
 
-def test_a_content_whose_crc_is_wrong_is_refused_behind_a_right_checksum(tmp_path):
+def test_a_wrong_crc_behind_a_right_checksum_is_refused(tmp_path):
     path = saved(tmp_path)
     content = path.read_bytes()
     start = content.index(ARRAYS["params/Dense_0/kernel"].tobytes())
@@ -160,22 +153,55 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_an_array_that_claims_to_be_larger_than_its_file_is_refused_before_it_is_read(tmp_path):
+def test_an_array_that_declares_more_than_its_file_has_is_not_read(tmp_path):
     path = tmp_path / "epoch-000001.npz"
     content = archived(manifest=np.zeros(99_999, np.uint8))  # more than zip reads ahead
     path.write_bytes(stamped(content.replace(b"(99999,), }       ", b"(99999999999,), } ")))
-    with pytest.raises(RunError, match="has not the size of its type"):
-        read_checkpoint(path)
+    for read in (read_manifest, read_checkpoint):
+        with pytest.raises(RunError, match="does not have the size of its type"):
+            read(path)
 
 
-def test_a_checkpoint_of_a_later_format_says_so(tmp_path):
+@pytest.mark.parametrize("number", [FORMAT - 1, FORMAT + 1])
+def test_a_checkpoint_of_another_format_is_of_another_version(tmp_path, number):
     path = tmp_path / "epoch-000001.npz"
-    path.write_bytes(archived(manifest=np.array(b'{"format": 2}')))
-    with pytest.raises(RunError, match="it has format 2, and this version reads 1"):
+    path.write_bytes(archived(manifest=np.array(b'{"format": %d}' % number)))
+    said = f"is of another version: it has format {number}, and this version reads {FORMAT}"
+    for read in (read_manifest, read_checkpoint):
+        with pytest.raises(ForeignRunError, match=said):
+            read(path)
+    with pytest.raises(ForeignRunError, match=said):
+        checkpoint.read_newest(tmp_path)
+
+
+def test_a_manifest_with_unknown_values_is_of_another_version(tmp_path):
+    path = tmp_path / "epoch-000007.npz"
+    text = manifest(7).model_dump_json().replace('"mode":"train-loss"', '"mode":"new"')
+    path.write_bytes(archived(manifest=np.array(text.encode())))
+    with pytest.raises(ForeignRunError, match=r"of another version: .* at settings.plateau.mode"):
         read_checkpoint(path)
 
 
-def test_the_newest_sound_checkpoint_is_found_and_the_others_are_named(tmp_path):
+def test_a_checkpoint_under_the_name_of_another_epoch_is_refused(tmp_path):
+    path = saved(tmp_path).rename(tmp_path / "epoch-000008.npz")
+    with pytest.raises(RunError, match="it is of epoch 7, not of the one in its name"):
+        read_checkpoint(path)
+
+
+def test_only_sound_checkpoints_of_later_epochs_are_removed(tmp_path):
+    for epoch in range(4):
+        saved(tmp_path, epoch)
+    for epoch in (4, 5):
+        path = saved(tmp_path, epoch)
+    path.write_bytes(b"damaged")
+    checkpoint.remove_later(tmp_path, 3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best.npz", "epoch-000005.npz"]
+    checkpoint.remove_later(tmp_path, -1)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-000005.npz"]
+
+
+def test_the_newest_sound_checkpoint_is_read_and_the_damaged_are_named(tmp_path):
     for epoch in range(4):
         save_checkpoint(tmp_path, Checkpoint(manifest(epoch, best=1), ARRAYS))
     found, reasons = checkpoint.read_newest(tmp_path)
@@ -189,7 +215,7 @@ def test_the_newest_sound_checkpoint_is_found_and_the_others_are_named(tmp_path)
     assert len(reasons) == 3
 
 
-def test_what_a_run_finds_damaged_stays_until_it_is_made_again(tmp_path):
+def test_a_damaged_checkpoint_stays_until_it_is_written_again(tmp_path):
     for epoch in (0, 1, 2, 3):
         path = saved(tmp_path, epoch)
     path.write_bytes(b"damaged")

@@ -111,7 +111,7 @@ def test_a_server_that_never_answers_is_given_up_within_seconds(tmp_path, monkey
         # It accepts connections, which wait in its queue forever.
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{mute.server_port}")
         started = time.monotonic()
-        with pytest.raises(DataUnavailableError, match=r"timed out|no answer"):
+        with pytest.raises(DataUnavailableError, match=r"timed out|no response"):
             data.load(config.DataSettings(dataset="fashion_mnist", data_dir=tmp_path))
         assert time.monotonic() - started < 10
 
@@ -577,5 +577,5 @@ def test_fashion_mnist_is_downloaded_verified_and_prepared(tmp_path, monkeypatch
 def test_a_tilde_in_the_data_folder_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    builder = tfds._builder("mnist", Path("~/sets"))
-    assert str(builder.data_path).startswith(f"{tmp_path}/sets/mnist")
+    source = tfds._Source("mnist", Path("~/sets"))
+    assert str(source.folder).startswith(f"{tmp_path}/sets/mnist")

@@ -1,33 +1,18 @@
+"""The files of a run: how they are written, and that what is read is what was written."""
+
 import errno
 import json
 import os
 
 import pytest
+from folders import DROP, RECORD
 
-from plateau_train.errors import RunError, StorageError
+from plateau_train.errors import ForeignRunError, RunError, StorageError
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.records import (
-    EPOCHS,
-    EVENTS,
-    Drop,
-    EpochRecord,
-    Notice,
-    read_drops,
-    read_history,
-    read_records,
-)
-
-RECORD = EpochRecord(
-    epoch=1, step=468, train_loss=0.1 + 0.2, train_accuracy=0.5, test_loss=1.5, test_accuracy=0.25,
-    scale=0.5, learning_rate=0.005, wait=1, cooldown=0, best_value=1.0, to_beat=0.9999,
-    observations=(1.0, 1.5),
-)  # fmt: skip
-DROP = Drop(
-    epoch=11, step=4800, position=10.26, scale_before=1.0, scale_after=0.5,
-    learning_rate_before=0.01, learning_rate_after=0.005,
-    observed="train loss, mean of 200 steps", value=0.314, best=0.3122, to_beat=0.3121, waited=5,
-)  # fmt: skip
+from plateau_train.run.history import make_histories
+from plateau_train.run.journal import read_lines
+from plateau_train.run.records import EVENTS, Ending, Notice
 
 
 def test_a_file_that_could_not_be_finished_leaves_the_old_one_and_nothing_else(
@@ -47,6 +32,27 @@ def test_a_file_that_could_not_be_finished_leaves_the_old_one_and_nothing_else(
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
+def test_bytes_that_could_not_be_appended_leave_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    storage.append_bytes(path, b"old\n")
+
+    def refused(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(StorageError, match="Input/output error"):
+        storage.append_bytes(path, b"new\n")
+    assert path.read_bytes() == b"old\n"
+
+
+def test_a_system_that_writes_in_small_parts_writes_everything(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, rest: write(descriptor, rest[:3]))
+    storage.write_bytes(tmp_path / "file", bytes(range(100)))
+    storage.append_bytes(tmp_path / "file", bytes(range(100, 200)))
+    assert (tmp_path / "file").read_bytes() == bytes(range(200))
+
+
 def test_a_refused_write_names_the_file_and_the_reason(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="Not a directory"):
@@ -60,13 +66,13 @@ def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "precious")
     with pytest.raises(StorageError, match="it is a symbolic link, which is not followed"):
-        storage.append_lines(link, [RECORD])
+        storage.append_bytes(link, b"new")
     storage.write_text(link, "new")
     assert (tmp_path / "precious").read_text() == "old"
     assert link.read_text() == "new"
 
 
-def test_two_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
+def test_runs_of_the_same_second_get_different_folders(tmp_path):
     paths = [RunDirectory.create(tmp_path, "same").path for _ in range(20)]
     assert len(set(paths)) == 20
     assert all(path.is_dir() for path in paths)
@@ -82,40 +88,71 @@ def test_latest_points_at_the_newest_run_by_a_relative_link(tmp_path):
     assert (tmp_path / "latest").resolve() == run.path.resolve()
 
 
-def test_a_folder_that_is_no_run_is_refused_and_says_what_it_lacks(tmp_path):
+def test_a_folder_without_the_files_of_a_run_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"has no config.toml and no metrics.jsonl"):
         RunDirectory.open(tmp_path)
     with pytest.raises(RunError, match="is no folder"):
         RunDirectory.open(tmp_path / "nowhere")
 
 
+def write_lines(path, *records):
+    storage.write_bytes(path, storage.as_lines(records))
+    return path
+
+
 def test_an_epoch_reads_back_exactly_as_it_was_written(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    storage.append_lines(path, [RECORD])
-    storage.append_lines(path, [RECORD.model_copy(update={"epoch": 2})])
-    one, two = read_records(path, EPOCHS)
+    path = write_lines(tmp_path / "metrics.jsonl", RECORD, RECORD.model_copy(update={"epoch": 2}))
+    one, two = read_lines(path, None)
     assert one == RECORD
     assert two.epoch == 2
     assert one.train_loss == 0.1 + 0.2
 
 
-def test_a_damaged_line_is_named_by_its_number(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    storage.append_lines(path, [RECORD])
-    with path.open("a") as file:
-        file.write(RECORD.model_dump_json()[:40])
-    with pytest.raises(RunError, match=r"metrics.jsonl line 2 is damaged"):
-        read_records(path, EPOCHS)
-    path.write_text('{"epoch": 1}\n')
-    with pytest.raises(RunError, match="line 1 is damaged: Field required at step"):
-        read_records(path, EPOCHS)
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (RECORD.model_dump_json()[:40], "Invalid JSON"),
+        ('{"format": 1, "epoch": 1}', "Field required at step"),
+        ("[" * 100_000, "Invalid JSON"),
+        ("\xff", "Invalid JSON"),
+        (RECORD.model_dump_json().replace('"step":468', '"step":NaN'), "finite number at step"),
+        (
+            RECORD.model_dump_json().replace('"step":468', '"step":"x"'),
+            "Input should be .* at step",
+        ),
+    ],
+)
+def test_a_damaged_line_is_named_by_its_number(tmp_path, line, problem):
+    path = write_lines(tmp_path / "metrics.jsonl", RECORD)
+    path.write_bytes(path.read_bytes() + line.encode("latin-1") + b"\n")
+    with pytest.raises(RunError, match=f"metrics.jsonl line 2 is damaged: .*{problem}"):
+        read_lines(path, None)
 
 
-def test_a_drop_carries_its_reason_into_the_file_and_out_again(tmp_path):
-    path = tmp_path / "events.jsonl"
-    storage.append_lines(path, [Notice(event="warning", message="careful")])
-    storage.append_lines(path, [DROP])
-    assert read_drops(path) == [DROP]
+def test_a_torn_last_line_is_not_damage(tmp_path):
+    path = write_lines(tmp_path / "metrics.jsonl", RECORD)
+    path.write_text(path.read_text() + RECORD.model_dump_json()[:-1])
+    assert read_lines(path, None) == [RECORD]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "timings.jsonl"])
+@pytest.mark.parametrize("line", ['{"format":2}', '{"format": 2, "event": "new", "epoch": [1]}'])
+def test_a_line_of_another_format_is_of_another_version(tmp_path, name, line):
+    (tmp_path / name).write_text(line + "\n")
+    with pytest.raises(ForeignRunError, match="line 1 is of another version: it has format 2"):
+        read_lines(tmp_path / name, None)
+
+
+def test_a_whole_line_of_another_format_is_of_another_version(tmp_path):
+    path = write_lines(tmp_path / "metrics.jsonl", RECORD.model_copy(update={"format": 2}))
+    with pytest.raises(ForeignRunError, match="line 1 is of another version: it has format 2"):
+        read_lines(path, None)
+
+
+def test_a_drop_is_written_with_its_reason_and_reads_back(tmp_path):
+    notice = Notice(event="warning", message="careful")
+    path = write_lines(tmp_path / "events.jsonl", notice, DROP)
+    assert read_lines(path, None) == [notice, DROP]
     assert json.loads(path.read_text().splitlines()[1])["reason"] == (
         "5 observations in a row (train loss, mean of 200 steps) were not below 0.3121 "
         "(best 0.3122); the last was 0.314"
@@ -123,28 +160,39 @@ def test_a_drop_carries_its_reason_into_the_file_and_out_again(tmp_path):
     assert DROP.describe().startswith(
         "drop in epoch 11, after 4,800 steps: scale 1 -> 0.5, lr 0.01 -> 0.005, because 5 "
     )
-    assert read_drops(tmp_path / "none.jsonl") == []
+    assert read_lines(tmp_path / "none" / "events.jsonl", None) == []
 
 
-def test_a_history_that_is_not_whole_is_refused_with_the_line(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    first = RECORD.model_copy(update={"epoch": 0})
-    for damaged, said in (
-        (RECORD.model_copy(update={"epoch": 3}), "line 2 is of epoch 3, not 1"),
-        (RECORD.model_copy(update={"val_loss": 1.0, "val_accuracy": 0.5}), "line 2 lacks"),
-    ):
-        storage.write_text(path, f"{first.model_dump_json()}\n{damaged.model_dump_json()}\n")
-        with pytest.raises(RunError, match=said):
-            read_history(path)
-    storage.write_text(path, f"{first.model_dump_json()}\n{RECORD.model_dump_json()[:-1]}")
-    assert read_history(path) == [first], "a torn line is no damage"
-    storage.write_text(path, first.model_dump_json().replace("1.5", "NaN") + "\n")
-    with pytest.raises(RunError, match="line 1 is damaged"):
-        read_history(path)
-
-
-def test_separators_that_json_leaves_as_they_are_do_not_break_a_line(tmp_path):
-    path = tmp_path / "events.jsonl"
+def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):
     notice = Notice(event="warning", message="a\u2028b\u0085c")
-    storage.append_lines(path, [notice])
-    assert read_records(path, EVENTS) == [notice]
+    assert read_lines(write_lines(tmp_path / "events.jsonl", notice), None) == [notice]
+    assert EVENTS.validate_json(notice.model_dump_json()) == notice
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"epoch": 3}, "line 2 is of epoch 3, not 1"),
+        ({"epoch": 0}, "line 2 is of epoch 0, not 1"),
+        ({"val_loss": 1.0, "val_accuracy": 0.5}, "line 2 lacks validation metrics"),
+        ({"replica": 1}, "line 2 is of replica 1, and the run has 1"),
+    ],
+)
+def test_a_history_with_a_gap_is_refused_with_the_line(tmp_path, changes, problem):
+    records = [RECORD.model_copy(update={"epoch": 0}), RECORD.model_copy(update=changes)]
+    with pytest.raises(RunError, match=problem):
+        make_histories((0,), records, (), tmp_path / "metrics.jsonl")
+
+
+def test_a_replica_has_its_own_records_drops_and_ending(tmp_path):
+    records = [
+        RECORD.model_copy(update={"epoch": epoch, "replica": replica})
+        for epoch, replica in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 1))
+    ]
+    ending = Ending(replica=0, epoch=1, reason="diverged", message="the loss is nan")
+    old = Ending(replica=1, epoch=1, reason="epochs", message="continued since then")
+    drop = DROP.model_copy(update={"replica": 1})
+    first, second = make_histories((4, 7), records, (drop, ending, old), tmp_path)
+    assert (first.seed, first.last_epoch, first.drops, first.ending) == (4, 1, [], ending)
+    assert (second.seed, second.last_epoch, second.drops, second.ending) == (7, 2, [drop], None)
+    assert (first.has_diverged, second.has_diverged) == (True, False)

@@ -65,17 +65,8 @@ class ScheduleOptions(NamedTuple):
     @property
     def translations(self) -> dict[str, str]:
         """The parameters to translate, by library."""
-        given = {"torch": self.from_torch, "keras": self.from_keras}
-        return {library: text for library, text in given.items() if text is not None}
-
-
-class Replay(NamedTuple):
-    """What the rule did with a series, and the same for other libraries' rules."""
-
-    series: Series
-    rules: Mapping[str, Sequence[Row]]  # the first one is the rule that training uses
-    notes: Mapping[str, str]  # the settings of each other library's rule
-    change: Row | None  # where the drops begin to differ from those of the run, if they do
+        texts = {"torch": self.from_torch, "keras": self.from_keras}
+        return {library: text for library, text in texts.items() if text is not None}
 
 
 def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
@@ -100,10 +91,11 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
         if run is not None and not resolved.is_explicit("learning_rate"):
             optimizer = run.settings.optimizer
         translated = translate_flags(library, text, overrides, optimizer.learning_rate)
+        flags = _as_flags(translated)
         if not options.has_values:
-            print(_as_flags(translated))
+            print(flags)
             return
-        log.info(f"in flags: {_as_flags(translated)}")
+        log.info(f"in flags: {flags}")
         overrides |= translated
     if run is not None:
         mode = resolved.settings.plateau.mode if resolved.is_explicit("mode") else None
@@ -111,7 +103,7 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
     else:
         series = read_list(overrides, options)
     check_values(series)
-    print_replay(compute_replay(series, libraries), options)
+    print_replay(series, libraries, options)
 
 
 def check_options(options: ScheduleOptions) -> None:
@@ -127,15 +119,15 @@ def check_options(options: ScheduleOptions) -> None:
         )
     if len(options.translations) > 1:
         raise ConfigError(f"{translations} both set the rule", hint="leave out one")
-    for flag, value, is_allowed, purpose in (
-        ("--compare", options.compare, not translations, f"rules without {translations}"),
-        ("--mode", options.mode, options.is_run, "a run"),
-        ("--replica", options.replica, options.is_run, "a run"),
-        ("--column", options.column, is_file, "a CSV file"),
-        ("--plot", options.plot, options.has_values, "values"),
+    for option, is_allowed, purpose in (
+        ("compare", not translations, f"rules without {translations}"),
+        ("mode", options.is_run, "a run"),
+        ("replica", options.is_run, "a run"),
+        ("column", is_file, "a CSV file"),
+        ("plot", options.has_values, "values"),
     ):
-        if value is not None and not is_allowed:
-            raise ConfigError(f"{flag} is for {purpose}", hint=f"leave out {flag}")
+        if getattr(options, option) is not None and not is_allowed:
+            raise ConfigError(f"--{option} is for {purpose}", hint=f"leave out --{option}")
     if options.plot is not None:
         plots.check_format(options.plot)
 
@@ -176,14 +168,13 @@ def translate_flags(
             hint="patience becomes --patience, a threshold --rtol or --atol, and min_lr / "
             "--learning-rate --min-scale",
         ) from error
-    _report_translation(library, parameters, settings, learning_rate)
+    _report_differences(library, parameters, settings, learning_rate)
     return translated
 
 
-def _report_translation(
+def _report_differences(
     library: str, parameters: Mapping[str, Any], settings: Mapping[str, float], learning_rate: float
 ) -> None:
-    """Log how a library's rule and its translation differ."""
     log.info(
         f"patience and cooldown count epochs in {LIBRARIES[library]} and observations here: "
         "one per epoch in the test and val modes, one per --accumulation-size steps in the train "
@@ -206,10 +197,9 @@ def read_list(overrides: dict[str, RawValue], options: ScheduleOptions) -> Serie
     """Read values from a file, from standard input or from the command line."""
     defaults = {"accumulation_size": RawValue("1", "default")}
     rule = config.resolve(defaults | overrides).settings.plateau
-    if options.source is not None:
-        name, values, num_empty = csv_files.read_column(options.source, options.column)
-        is_input = options.source == csv_files.STANDARD_INPUT
-        title = "standard input" if is_input else options.source
+    if (title := options.source) is not None:
+        name, values, num_empty = csv_files.read_column(title, options.column)
+        title = "standard input" if title == csv_files.STANDARD_INPUT else title
         if num_empty:
             log.info(f"{num_empty:,} lines without {name} were skipped")
     else:
@@ -252,10 +242,8 @@ def read_run(
         scores, positions = read_evaluations(run, history, rule)
         values = as_losses(rule.metric, np.array(scores, np.float32)).tolist()
         size = rule.accumulation_size
-    observed, rule = (
-        rule.describe_observation(),
-        rule.model_copy(update={"accumulation_size": size}),
-    )
+    observed = rule.describe_observation()
+    rule = rule.model_copy(update={"accumulation_size": size})
     schedule = own.optimizer.schedule
     return Series(title, observed, values, rule, positions, history.drops, schedule)
 
@@ -278,11 +266,15 @@ def check_values(series: Series) -> None:
         )
 
 
-def compute_replay(series: Series, libraries: Sequence[str] | None) -> Replay:
-    """Apply the rule, and those of other libraries with the same numbers, to a series."""
+def apply_rules(
+    series: Series, libraries: Sequence[str] | None
+) -> tuple[dict[str, list[Row]], dict[str, str]]:
+    """Apply the rule, and those of other libraries with the same numbers, to a series.
+
+    Return the rows of each rule, that of the training first, and a note on each other rule.
+    """
     rows = replay(series.rule, series.values)
-    rules = {"scale" if libraries is None else "optax": rows}
-    notes = {}
+    rules, notes = {"scale" if libraries is None else "optax": rows}, {}
     for library in libraries or ():
         if library != "optax":  # the rule of the training itself
             parameters, difference = translation.with_same_numbers(library, series.rule)
@@ -290,7 +282,7 @@ def compute_replay(series: Series, libraries: Sequence[str] | None) -> Replay:
             rules[library] = replay(series.rule.model_copy(update=settings), series.values)
             call = ", ".join(f"{name}={_exact(value)}" for name, value in parameters.items())
             notes[library] = f"{call}, here {_as_flags(_as_raw(settings))}{difference}"
-    return Replay(series, rules, notes, find_change(series, rows))
+    return rules, notes
 
 
 def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
@@ -306,27 +298,27 @@ def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
     return next((row for row in rows if steps[row.number - 1] >= first), None)
 
 
-def print_replay(result: Replay, options: ScheduleOptions) -> None:
-    """Print a replay as a table or as JSON lines, and draw its plot."""
-    series, rules = result.series, result.rules
-    rule = texts.describe_rule(series.rule)
+def print_replay(series: Series, libraries: Sequence[str] | None, options: ScheduleOptions) -> None:
+    """Apply the rules to a series, print the result as a table or JSON lines, and draw its plot."""
+    rules, notes = apply_rules(series, libraries)
+    rows, rule = next(iter(rules.values())), texts.describe_rule(series.rule)
+    change = find_change(series, rows)
     if options.as_json:
         for line in texts.json_lines(series, rules):
             print(line)
     else:
-        values = f"{len(series.values):,} from {series.title}: {series.observed}"
-        print_rows({"values": values, "rule": rule, **result.notes}, to_stderr=True)
+        num_values, size = len(series.values), series.rule.accumulation_size
+        values = f"{num_values:,} from {series.title}: {series.observed}"
+        print_rows({"values": values, "rule": rule, **notes}, to_stderr=True)
         print_table(texts.make_table(series, rules))
         print_rows(texts.describe_drops(series, rules))
-        num_values, size = len(series.values), series.rule.accumulation_size
         if rest := num_values % size:
             log.info(f"the last {rest:,} of {num_values:,} values do not fill a window of {size:,}")
     if series.schedule is not None:
-        texts.report_counterfactual(series, result.change)
+        texts.report_counterfactual(series, change)
     if options.plot is not None:
-        reasons = texts.list_reasons(series, next(iter(rules.values())))
-        marks = {"rule": rule, "reasons": reasons, "change": result.change}
-        plots.save_replay(options.plot, series, rules, **marks)
+        reasons = texts.list_reasons(series, rows)
+        plots.save_replay(options.plot, series, rules, rule=rule, reasons=reasons, change=change)
         if not options.as_json:
             print_rows({"plot": str(options.plot)})
 

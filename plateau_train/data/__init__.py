@@ -105,26 +105,22 @@ def _cache_path(settings: config.DataSettings) -> tuple[Path, Path]:
     return cache.path_of(settings.cache_dir.expanduser(), name, folder), folder
 
 
-def _read_cache(settings: config.DataSettings) -> Dataset | None:
-    path, folder = _cache_path(settings)
-    return cache.read(path, partial(cache.fingerprint_of_files, folder))
-
-
 def _load_whole(settings: config.DataSettings, *, download: bool = True) -> Dataset:
     """Load all images, from the cache unless a file of the prepared set has changed since."""
     if settings.dataset == BUILT_IN:
         return _load_built_in(settings)
-    dataset = _read_cache(settings)
-    if dataset is None:
+    path, folder = _cache_path(settings)
+    read = partial(cache.read, path, partial(cache.fingerprint_of_files, folder))
+    if (dataset := read()) is None:
         from plateau_train.data import tfds
 
         name = _full_name(settings)
         if download:
             tfds.prepare(name, settings.data_dir)
-        full_name = tfds.find(name, settings.data_dir)
-        log.info("reading %s from %s", full_name, settings.data_dir)
-        _decode_in_subprocess(settings)
-        dataset = _read_cache(settings) or decode(settings)
+        log.info("reading %s from %s", tfds.find(name, settings.data_dir), settings.data_dir)
+        if cache.is_writable(path):
+            _decode_in_subprocess(settings)
+        dataset = read() or decode(settings)
     return replace(dataset, source=f"{dataset.source} in {settings.data_dir}")
 
 
@@ -133,7 +129,7 @@ def _decode_in_subprocess(settings: config.DataSettings) -> None:
 
     If that process fails, nothing is raised: this process decodes again and reports the error.
     """
-    if "tensorflow" in sys.modules or not cache.is_writable(_cache_path(settings)[0]):
+    if "tensorflow" in sys.modules:
         return
     # -P: modules in the working directory are not ours.
     program = [sys.executable, "-P", "-m", __name__, settings.model_dump_json()]
@@ -152,9 +148,10 @@ def _load_built_in(settings: config.DataSettings) -> Dataset:
     """
     from plateau_train.data import garments
 
-    num_train = min(settings.train_examples or garments.TRAIN_EXAMPLES, garments.TRAIN_EXAMPLES)
-    num_test = min(settings.test_examples or garments.TEST_EXAMPLES, garments.TEST_EXAMPLES)
-    is_whole = (num_train, num_test) == (garments.TRAIN_EXAMPLES, garments.TEST_EXAMPLES)
+    whole = num_train, num_test = garments.TRAIN_EXAMPLES, garments.TEST_EXAMPLES
+    num_train = min(settings.train_examples or num_train, num_train)
+    num_test = min(settings.test_examples or num_test, num_test)
+    is_whole = (num_train, num_test) == whole
     code = Path(garments.__file__)
     fingerprint = hashlib.sha256(code.read_bytes()).hexdigest()
     path = cache.path_of(settings.cache_dir.expanduser(), BUILT_IN, code)

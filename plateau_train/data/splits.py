@@ -41,16 +41,11 @@ class Dataset:
 
     def describe(self) -> str:
         """Return the counts, the shape and the source in one line."""
-        counts = [f"{len(self.train.labels):,} training"]
-        if self.val is not None:
-            counts.append(f"{len(self.val.labels):,} validation")
-        counts.append(f"{len(self.test.labels):,} test images")
+        splits = {"training": self.train, "validation": self.val, "test": self.test}.items()
+        counts = ", ".join(f"{len(split.labels):,} {name}" for name, split in splits if split)
         shape = "x".join(map(str, self.image_shape))
-        text = (
-            f"{self.name}: {', '.join(counts)} of {shape}, {len(self.class_names)} classes; "
-            f"{self.source}"
-        )
-        return text + ("; NOT Fashion-MNIST" if self.fallback else "")
+        text = f"{self.name}: {counts} images of {shape}, {len(self.class_names)} classes"
+        return f"{text}; {self.source}" + "; NOT Fashion-MNIST" * bool(self.fallback)
 
     def sha256(self) -> str:
         """Return the digest of all images and labels, split by split."""
@@ -74,19 +69,15 @@ def split_dataset(dataset: Dataset, settings: config.DataSettings) -> Dataset:
     if settings.val_fraction > 0:
         num_val = round(settings.val_fraction * num_train)
         if num_val in (0, num_train):
-            raise ConfigError(
-                f"--val-fraction {settings.val_fraction:g} of {num_train:,} training images "
-                f"holds out {'none' if num_val == 0 else 'all of them'}",
-                hint="use --val-fraction 0.1",
-            )
+            problem = f"--val-fraction {settings.val_fraction:g} of {num_train:,} training images"
+            amount = "none" if num_val == 0 else "all of them"
+            raise ConfigError(f"{problem} holds out {amount}", hint="use --val-fraction 0.1")
         order = np.random.Generator(np.random.PCG64(0)).permutation(num_train)
         # Sorted: the training images keep their order.
         val, train = train.take(np.sort(order[:num_val])), train.take(np.sort(order[num_val:]))
     if settings.batch_size > len(train.labels):
         held_out = f" that --val-fraction {settings.val_fraction:g} leaves" if val else ""
-        raise ConfigError(
-            f"--batch-size {settings.batch_size:,} is larger than the {len(train.labels):,} "
-            f"training images of {dataset.name}{held_out}",
-            hint=f"use --batch-size {len(train.labels)} or less",
-        )
+        problem = f"--batch-size {settings.batch_size:,} is larger than the {len(train.labels):,}"
+        hint = f"use --batch-size {len(train.labels)} or less"
+        raise ConfigError(f"{problem} training images of {dataset.name}{held_out}", hint=hint)
     return replace(dataset, train=train, test=test, val=val)

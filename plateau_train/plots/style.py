@@ -69,8 +69,8 @@ class Curve(NamedTuple):
         panel.fill_between(self.epochs, self.low, self.high, **band)
 
 
-def finish(panel: Axes, drops: Sequence[float], first: int, last: int) -> None:
-    """Show the epochs from ``first`` to ``last``, with a line at each drop and a grid."""
+def finish(panel: Axes, drops: Sequence[float], first: float, last: float) -> None:
+    """Show the horizontal axis from ``first`` to ``last``, with a line at each drop and a grid."""
     drops = [position for position in drops if position >= first]
     for position in drops:
         panel.axvline(position, **DROP_LINE, alpha=min(1, 30 / len(drops)))

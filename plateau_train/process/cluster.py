@@ -52,10 +52,9 @@ def join(settings: config.ClusterSettings) -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, ValueError) as error:  # NumPy turns the one into the other
         reason = str(error).partition("\n")[0]
         if UNEQUAL in reason:
-            raise ClusterError(
-                f"the processes do not all have {jax.local_device_count()} devices, as this one",
-                hint="give each of them as many devices, with CUDA_VISIBLE_DEVICES for example",
-            ) from error
+            problem = f"the processes do not all have {jax.local_device_count()} devices"
+            hint = "give each of them as many devices, with CUDA_VISIBLE_DEVICES for example"
+            raise ClusterError(f"{problem}, as this one", hint=hint) from error
         if not LOST.search(reason):
             raise
         raise ClusterError(f"another process of this run was lost: {reason}", hint=HINT) from error
@@ -77,8 +76,9 @@ def is_leader() -> bool:
 
 def describe() -> str:
     """Return a text such as ``process 1 of 2``; empty for a single process."""
-    state = global_state
-    return f"process {state.process_id} of {state.num_processes}" if is_multiprocess() else ""
+    if not is_multiprocess():
+        return ""
+    return f"process {global_state.process_id} of {global_state.num_processes}"
 
 
 def grace_seconds() -> float:
@@ -146,9 +146,8 @@ def gather(tree: Any) -> Any:
     """
 
     def copy(array: jax.Array) -> np.ndarray:
-        if array.is_fully_addressable or array.is_fully_replicated:
-            return np.array(array)
-        return np.array(multihost_utils.process_allgather(array, tiled=True))
+        is_local = array.is_fully_addressable or array.is_fully_replicated
+        return np.array(array if is_local else multihost_utils.process_allgather(array, tiled=True))
 
     return jax.tree.map(copy, tree)
 
@@ -160,10 +159,8 @@ def require_same(what: str, text: str) -> None:
     """
     differs, _ = agree(int(_broadcast_text(text) != text))
     if differs:
-        raise ClusterError(
-            f"the processes differ in their {what}: {text} in {describe()}",
-            hint=f"give all of them the same {what}",
-        )
+        problem = f"the processes differ in their {what}: {text} in {describe()}"
+        raise ClusterError(problem, hint=f"give all of them the same {what}")
 
 
 def _broadcast_text(text: str) -> str:
@@ -188,15 +185,15 @@ def _initialize(settings: config.ClusterSettings) -> bool:
         log.info("joining %s processes at %s", settings.num_processes, address)
     # JAX's preemption service would replace our handler of SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
+    seconds = settings.join_timeout
     unreachable = (
-        f"the other processes could not be reached through {address} "
-        f"in {settings.join_timeout} seconds",
+        f"the other processes could not be reached through {address} in {seconds} seconds",
         "start them all with the same --coordinator and --num-processes, each with a "
         "--process-id of its own; --join-timeout waits longer, --num-processes 1 trains alone",
         ClusterError.exit_code,
     )
     # In a thread: nothing can interrupt the call below.
-    timer = threading.Timer(settings.join_timeout, signals.exit_with_error, unreachable)
+    timer = threading.Timer(seconds, signals.exit_with_error, unreachable)
     timer.daemon = True
     timer.start()
     try:
@@ -205,7 +202,7 @@ def _initialize(settings: config.ClusterSettings) -> bool:
             settings.num_processes,
             settings.process_id,
             # Later than the timer: JAX's own timeout ends in an abort with a stack trace.
-            initialization_timeout=settings.join_timeout + 60,
+            initialization_timeout=seconds + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
@@ -213,11 +210,12 @@ def _initialize(settings: config.ClusterSettings) -> bool:
         reason = str(error).splitlines()[0]
         if settings.coordinator is None and NO_CLUSTER.search(reason):
             return False
-        raise ClusterError(
-            f"the cluster cannot be joined through {address}: {reason}",
-            hint="give --coordinator HOST:PORT with a port that is free on process 0, "
-            "--num-processes and --process-id; --num-processes 1 trains alone",
-        ) from error
+        hint = (
+            "give --coordinator HOST:PORT with a port that is free on process 0, "
+            "--num-processes and --process-id; --num-processes 1 trains alone"
+        )
+        problem = f"the cluster cannot be joined through {address}: {reason}"
+        raise ClusterError(problem, hint=hint) from error
     finally:
         timer.cancel()
     return True

@@ -22,7 +22,7 @@ from plateau_train.errors import InterruptedRunError
 GRACE_SECONDS = 0.6
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-hint = "start it again with the same command"
+_hint = "start it again with the same command"
 
 _received = 0
 _grace_seconds = 0.0  # from the signal on, for the main thread; 0 outside of `graceful_shutdown`
@@ -41,8 +41,8 @@ def install() -> None:
 
 def set_hint(text: str) -> None:
     """Set what the user is advised to do after a signal."""
-    global hint
-    hint = text
+    global _hint
+    _hint = text
 
 
 @contextlib.contextmanager
@@ -67,7 +67,7 @@ def received() -> int:
 def stop(number: int) -> NoReturn:
     """Raise ``InterruptedRunError`` for a signal, which another process may have received."""
     where = "" if number == _received else " in another process"
-    raise InterruptedRunError(_message(number) + where, hint=hint, signal_number=number)
+    raise InterruptedRunError(_message(number) + where, hint=_hint, signal_number=number)
 
 
 def lock_output() -> None:
@@ -102,7 +102,7 @@ def _wait(read_end: int) -> NoReturn:
     if _grace_seconds:
         select.select([read_end], [], [], _grace_seconds)  # returns early on a second signal
     if _output_lock.acquire(blocking=False):
-        exit_with_error(_message(number), hint, 128 + number)
+        exit_with_error(_message(number), _hint, 128 + number)
     threading.Event().wait(GRACE_SECONDS / 2)  # the main thread is printing
     os._exit(128 + number)
 

@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plateau_train.config import Settings
-from plateau_train.errors import ForeignCheckpointError, RunError
+from plateau_train.errors import ForeignRunError, RunError
 from plateau_train.run import storage
 from plateau_train.run.environment import Environment
 
@@ -111,7 +111,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; raises ``RunError`` unless it is exactly as it was written.
 
-    A checkpoint of another version raises ``ForeignCheckpointError``. Nothing is unpickled, and
+    A checkpoint of another version raises ``ForeignRunError``. Nothing is unpickled, and
     no array is read before its offset, size and type are known.
     """
     with _explained(path):
@@ -136,6 +136,7 @@ def read_manifest(path: Path) -> Manifest:
     Only the CRC of the manifest is verified.
     """
     with _explained(path), zipfile.ZipFile(path) as archive:
+        _refuse_odd_members(archive)
         with archive.open(f"{MANIFEST}.npy") as member:
             content = member.read()
         text = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False).item()
@@ -193,6 +194,18 @@ def mend_best(folder: Path, manifest: Manifest) -> None:
     storage.link_file(epoch_path(folder, manifest.epoch), folder / BEST)
 
 
+def remove_later(folder: Path, epoch: int) -> None:
+    """Remove the sound checkpoints of later epochs, before their history is cut.
+
+    Damaged ones stay until they are written again.
+    """
+    for path in candidates(folder):
+        with contextlib.suppress(RunError):
+            if read_manifest(path).epoch > epoch:
+                read_checkpoint(path)
+                storage.remove_file(path)
+
+
 def candidates(folder: Path) -> list[Path]:
     """Return the checkpoints that a run can continue from, the newest first, the best last."""
     best = folder / BEST
@@ -218,13 +231,13 @@ def last_epoch(folder: Path) -> int | None:
 def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Read the newest sound checkpoint; also return the problems of those that are newer.
 
-    Raises ``ForeignCheckpointError`` instead of going back behind another version's checkpoint.
+    Raises ``ForeignRunError`` instead of going back behind another version's checkpoint.
     """
     problems = []
     for path in candidates(folder):
         try:
             return read_checkpoint(path), problems
-        except ForeignCheckpointError:
+        except ForeignRunError:
             raise
         except RunError as error:
             problems += error.problems
@@ -232,7 +245,7 @@ def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def _foreign(path: Path, reason: str) -> RunError:
-    return ForeignCheckpointError(
+    return ForeignRunError(
         f"{path} is of another version: {reason}", hint="install the version that wrote it"
     )
 

@@ -17,6 +17,7 @@ from plateau_train.errors import (
     BusyRunError,
     ConfigError,
     ForeignConfigError,
+    ForeignRunError,
     RunError,
     StorageError,
 )
@@ -90,11 +91,11 @@ class RunDirectory:
         return run
 
     def settings(self) -> Resolved:
-        """Read what the run was configured to be; raises ``RunError`` where that is damaged."""
+        """Read ``config.toml``; raises ``RunError`` if it is damaged or of another version."""
         try:
             return config.resolve_whole(self.config)
         except ForeignConfigError as error:
-            raise RunError(*error.problems, hint=error.hint) from error
+            raise ForeignRunError(*error.problems, hint=error.hint) from error
         except ConfigError as error:
             raise RunError(*error.problems, hint="restore the file from a copy") from error
 

@@ -48,6 +48,9 @@ def make_histories(
     """
     epochs, drops, endings = defaultdict(list), defaultdict(list), {}
     for number, record in enumerate(records, start=1):
+        if record.replica >= len(seeds):
+            problem = f"is of replica {record.replica}, and the run has {len(seeds)}"
+            raise _damaged(path, number, problem)
         past = epochs[record.replica]
         if record.epoch != len(past):
             raise _damaged(path, number, f"is of epoch {record.epoch}, not {len(past)}")

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from plateau_train.config import Resolved
-from plateau_train.errors import RunError
+from plateau_train.errors import ForeignRunError, RunError
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint, FileState, Manifest
 from plateau_train.run.directory import RunDirectory
@@ -81,6 +81,7 @@ class Journal:
         if previous is None or not _is_readable(directory):  # the first environment stays
             text = environment.model_dump_json(indent=2)
             storage.write_text(directory.environment, text + "\n")
+        checkpoint.remove_later(directory.checkpoints, self.epoch)
         self._digests = {name: self._cut(name, previous) for name in FILES}
         if previous is not None:
             checkpoint.mend_best(directory.checkpoints, previous.manifest)
@@ -88,13 +89,13 @@ class Journal:
     def _cut(self, name: str, previous: Checkpoint | None) -> "_Digest":
         """Remove what no checkpoint committed; keep notices, which nothing else has."""
         path = self.directory.path / name
-        content = path.read_bytes() if path.exists() else None
+        content = _read(path)
         size = 0 if previous is None else previous.manifest.files[name].num_bytes
-        whole = (content or b"")[:size]
+        whole = content[:size]
         if name == "events.jsonl":  # drops and endings happen again
-            later = _parse_events((content or b"")[size:])
+            later = _parse_events(content[size:])
             whole += storage.as_lines(event for event in later if isinstance(event, Notice))
-        if whole != content:
+        if whole != content or not path.exists():
             storage.write_bytes(path, whole)
         digest = _Digest()
         digest.update(whole)
@@ -170,12 +171,36 @@ RESTORE_HINT = (
 
 
 def verify(directory: RunDirectory, manifest: Manifest | None) -> Iterator[str]:
-    """Yield what is wrong with the files of a run, as of a checkpoint."""
+    """Yield what is damaged in the files of a run, as of a checkpoint.
+
+    Raises ``ForeignRunError`` for lines of another version.
+    """
     for name in FILES if manifest is not None else ():
         try:
-            read_committed(directory.path / name, manifest)
+            read_lines(directory.path / name, manifest)
+        except ForeignRunError:
+            raise
         except RunError as error:
             yield from error.problems
+
+
+def is_committed(directory: RunDirectory, manifest: Manifest) -> bool:
+    """Return whether the files of a run begin with what a checkpoint committed."""
+    with contextlib.suppress(RunError):
+        for name in FILES:
+            read_committed(directory.path / name, manifest)
+        return True
+    return False
+
+
+def _read(path: Path) -> bytes:
+    """Read a file of ``FILES``, or nothing where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}", hint=RESTORE_HINT) from error
 
 
 def read_committed(path: Path, manifest: Manifest | None) -> tuple[bytes, bytes]:
@@ -184,19 +209,16 @@ def read_committed(path: Path, manifest: Manifest | None) -> tuple[bytes, bytes]
     Without a manifest every complete line counts as committed. Raises ``RunError`` where the file
     is not what was written.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        content = b""
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}", hint=RESTORE_HINT) from error
+    content = _read(path)
     complete = content[: content.rfind(b"\n") + 1]
     if manifest is None:
         return complete, b""
     state = manifest.files[path.name]
     committed = content[: state.num_bytes]
     if hashlib.sha256(committed).hexdigest() != state.sha256:
-        what = "is damaged" if len(committed) == state.num_bytes else "was cut"
+        what = "was cut" if path.exists() else "is missing"
+        if len(committed) == state.num_bytes:
+            what = "is damaged"
         raise RunError(
             f"{path} {what}: its first {state.num_bytes:,} bytes are not those that the "
             f"checkpoint of epoch {manifest.epoch} was written with",
@@ -217,21 +239,22 @@ def read_lines(path: Path, manifest: Manifest | None) -> list[Any]:
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> Any:
-    written = FORMAT
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        written = json.loads(line).get("format", FORMAT)
+    record, written, problem = None, FORMAT, ""
+    try:
+        record = FILES[path.name].validate_json(line)
+        written = record.format
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        problem = first["msg"] + (place and f" at {place}")
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
+            written = json.loads(line).get("format", FORMAT)
     if written != FORMAT:
-        raise RunError(
+        raise ForeignRunError(
             f"{path} line {number} is of another version: it has format {written}, and this "
             f"version reads {FORMAT}",
             hint="install the version that wrote it",
         )
-    try:
-        return FILES[path.name].validate_json(line)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise RunError(
-            f"{path} line {number} is damaged: {problem['msg']}" + (place and f" at {place}"),
-            hint=RESTORE_HINT,
-        ) from error
+    if problem:
+        raise RunError(f"{path} line {number} is damaged: {problem}", hint=RESTORE_HINT)
+    return record

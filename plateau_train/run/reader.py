@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from plateau_train.config import Settings
-from plateau_train.errors import ForeignCheckpointError, RunError
+from plateau_train.errors import ForeignRunError, RunError
 from plateau_train.run import checkpoint, journal
 from plateau_train.run.checkpoint import Manifest
 from plateau_train.run.directory import RunDirectory
@@ -44,20 +44,28 @@ class Run:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """The newest manifest that can be read; None for a run without checkpoints."""
-        problems = []
+        """The manifest of the newest sound checkpoint; None for a run without one."""
+        manifest, problems = None, []
         for path in checkpoint.candidates(self.directory.checkpoints):
             try:
-                return checkpoint.read_manifest(path)
-            except ForeignCheckpointError:
+                manifest = checkpoint.read_manifest(path)
+                # Either the files are damaged or the checkpoint, whose history may have been cut.
+                if not journal.is_committed(self.directory, manifest):
+                    checkpoint.read_checkpoint(path)
+                break
+            except ForeignRunError:
                 raise
             except RunError as error:
+                manifest = None
                 problems += error.problems
         if problems:
-            log.warning(
-                "No checkpoint of %s can be read, so its metrics are not verified.", self.directory
+            used = (
+                f"No checkpoint of {self.directory} can be read, so its metrics are not verified."
+                if manifest is None
+                else f"What {self.directory} recorded after epoch {manifest.epoch} is not read."
             )
-        return None
+            log.warning("%s", "\n".join((*problems, used)))
+        return manifest
 
     @cached_property
     def records(self) -> list[EpochRecord]:
@@ -73,8 +81,11 @@ class Run:
 
     @cached_property
     def histories(self) -> list[History]:
-        """The replicas that have finished epoch 0; raises ``RunError`` where there is none."""
-        seeds, path = self.settings.run.seeds, self.directory.metrics
+        """The replicas that have finished epoch 0; raises ``RunError`` where there is none.
+
+        All files are read: a run is damaged if one of them is.
+        """
+        seeds, path, _ = self.settings.run.seeds, self.directory.metrics, self.timings
         histories = make_histories(seeds, self.records, self.events, path)
         if not histories:
             raise RunError(

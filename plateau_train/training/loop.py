@@ -22,7 +22,7 @@ from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import DatasetFacts, Environment, describe_environment
 from plateau_train.run.history import History
 from plateau_train.run.info import TrainingInfo, summarize
-from plateau_train.run.journal import EpochLines, Journal
+from plateau_train.run.journal import EpochLines, Journal, read_lines
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Ending, Notice
 from plateau_train.training.divergence import DivergenceMonitor
@@ -203,8 +203,9 @@ def _restore(
 
 def _finite_replicas(task: RunTask, epoch: int) -> set[int]:
     assert task.directory is not None
-    histories = Run(task.directory).histories
-    return {history.replica for history in histories if history.last_epoch == epoch}
+    assert task.previous is not None
+    records = read_lines(task.directory.metrics, task.previous.manifest)
+    return {record.replica for record in records if record.epoch == epoch}
 
 
 def _commit(

@@ -6,6 +6,7 @@ No device is used before the number of threads is set.
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,7 +15,13 @@ from plateau_train import config, data
 from plateau_train.config import Resolved, Setting, Settings
 from plateau_train.config.toml import to_toml
 from plateau_train.data.splits import Dataset
-from plateau_train.errors import DataError, DataUnavailableError, RunError, StorageError
+from plateau_train.errors import (
+    DataError,
+    DataUnavailableError,
+    ForeignRunError,
+    RunError,
+    StorageError,
+)
 from plateau_train.process import cluster, signals
 from plateau_train.run import checkpoint, environment, journal, storage
 from plateau_train.run.checkpoint import Checkpoint
@@ -218,9 +225,10 @@ def refuse_lost_run(
     """
     if previous is not None:
         return
-    # Before the first checkpoint there is at most one line of timings, that of epoch 0.
-    timings = directory.timings.read_bytes() if directory.timings.exists() else b""
-    if problems or directory.summary.exists() or timings.count(b"\n") > 1:
+    # Before the first checkpoint there is no line of an epoch after 0.
+    files = [path for path in (directory.metrics, directory.timings) if path.is_file()]
+    has_trained = any(re.search(rb'"epoch":[1-9]', path.read_bytes()) for path in files)
+    if problems or directory.summary.exists() or has_trained:
         raise RunError(
             *(problems or [f"{directory.checkpoints} has no checkpoint"]),
             hint="restore a checkpoint from a copy, or train anew; nothing was deleted",
@@ -242,8 +250,8 @@ def merge_settings(
         begun = directory.settings()
     else:
         begun = Resolved(previous.manifest.settings, previous.manifest.origins)
-        with contextlib.suppress(RunError):  # it is written again
-            sources = (directory.settings(), overrides)
+        if edited := read_settings(directory):
+            sources = (edited, overrides)
 
     def why_not(setting: Setting, value: Any) -> str:
         return "" if previous is None else _why_not(setting, value, previous)
@@ -272,10 +280,22 @@ def _why_not(setting: Setting, value: Any, previous: Checkpoint) -> str:
 
 def write_settings(directory: RunDirectory, resolved: Resolved) -> None:
     """Write ``config.toml`` unless it has the same settings, whatever their origins."""
-    with contextlib.suppress(RunError):
-        if directory.config.exists() and directory.settings().settings == resolved.settings:
-            return
-    storage.write_text(directory.config, to_toml(*resolved))
+    written = read_settings(directory)
+    if written is None or written.settings != resolved.settings:
+        storage.write_text(directory.config, to_toml(*resolved))
+
+
+def read_settings(directory: RunDirectory) -> Resolved | None:
+    """Read ``config.toml``, or return None where it is missing or damaged: it is written again.
+
+    Raises ``ForeignRunError`` where it is of another version.
+    """
+    try:
+        return directory.settings()
+    except ForeignRunError:
+        raise
+    except RunError:
+        return None
 
 
 def check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]:
@@ -291,6 +311,8 @@ def check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]:
             try:
                 found = checkpoint.read_checkpoint(file)
                 state.restore(found)
+            except ForeignRunError:
+                raise
             except RunError as error:
                 problems += error.problems
                 continue

@@ -221,18 +221,16 @@ def _name_folder(number: int, resolved: Resolved, varied: Sequence[Setting]) -> 
 
 def _goes_further(directory: RunDirectory, planned: SweepRun) -> bool:
     """Return whether a run was resumed alone, with more epochs than the sweep has."""
-    with contextlib.suppress(RunError):
-        if directory.config.exists():
-            epochs = directory.settings().settings.run.epochs
-            if epochs > planned.settings.run.epochs:
-                log.warning(
-                    "%s has more epochs than the sweep: it is left as it is, and plateau-train "
-                    "resume %s continues it.",
-                    directory,
-                    directory,
-                )
-                return True
-    return False
+    written = setup.read_settings(directory)
+    if written is None or written.settings.run.epochs <= planned.settings.run.epochs:
+        return False
+    log.warning(
+        "%s has more epochs than the sweep: it is left as it is, and plateau-train resume %s "
+        "continues it.",
+        directory,
+        directory,
+    )
+    return True
 
 
 def _is_lost(directory: RunDirectory, planned: SweepRun) -> bool:
