@@ -38,6 +38,7 @@ class RunReport:
         self._progress: Progress | None = None
         self._titles = ""
         self._last_epoch = -1
+        self._names: list[str] = []  # of the runs of a program, if there may be several
 
     def on_start(self, info: TrainingInfo) -> None:
         """Print what is about to be trained."""
@@ -86,9 +87,8 @@ class RunReport:
         """
         num_replicas = len(lines) * len(settings.run.seeds)
         events = [event for written in lines for event in written.events]
-        for event in events if num_replicas > 1 else ():
-            if isinstance(event, Ending) and not event.is_complete:
-                log.warning("seed %d: %s", event.seed, event.message)
+        if num_replicas > 1:
+            self._warn_of_divergence(lines)
         records = [record for written in lines for record in written.records]
         if self.is_quiet or not records:
             return
@@ -116,6 +116,13 @@ class RunReport:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def _warn_of_divergence(self, lines: Sequence[EpochLines]) -> None:
+        for run, written in enumerate(lines):
+            name = f"{self._names[run]}, " if self._names else ""
+            for event in written.events:
+                if isinstance(event, Ending) and not event.is_complete:
+                    log.warning("%sseed %d: %s", name, event.seed, event.message)
 
     def _print_epoch(
         self, records: Sequence[EpochRecord], settings: Settings, num_replicas: int, seconds: float
@@ -152,9 +159,14 @@ class ProgramReport(RunReport):
 
     def on_start(self, info: TrainingInfo) -> None:
         """Print nothing: a sweep prints what its programs have in common."""
+        self._names.append(info.directory.path.name)
 
     def on_finish(self, run: Run, seconds: float) -> None:
         """Print nothing: a sweep ends with a table of all runs."""
+
+    def close(self) -> None:
+        super().close()
+        self._names.clear()
 
 
 def _epoch_line(records: Sequence[EpochRecord], num_epochs: int, patience: int | None) -> str:
