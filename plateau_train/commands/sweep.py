@@ -71,18 +71,18 @@ def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
     """Print the results, the best first, and write ``results.csv`` and a heat map."""
     varied, is_quiet = plan.varied_settings, plan.runs[0].settings.run.quiet
     runs = [(RunDirectory(directory.path / run.folder), run.settings) for run in plan.runs]
-    found = results.read_results(runs, varied)
-    if not any(result.num_finished for result in found):
+    all_results = results.read_results(runs, varied)
+    if not any(result.num_finished for result in all_results):
         raise NonFiniteLossError(
             f"all seeds of {directory} diverged", hint="train with smaller --learning-rate values"
         )
-    ordered = results.sort_results(found, plan.metric)
+    ordered = results.sort_results(all_results, plan.metric)
     table, picture = directory.path / "results.csv", directory.path / "heat_map.png"
     storage.write_text(table, results.to_csv(ordered, varied))
     rows = {"results": str(table)}
     if len(varied) == 2:
-        grid = plots.Grid(**results.grid_arguments(found, varied, plan.metric))
-        heading = f"{grid.metric} after the last epoch, {found[0].num_seeds} seeds"
+        grid = plots.Grid(**results.grid_arguments(all_results, varied, plan.metric))
+        heading = f"{grid.metric} after the last epoch, {all_results[0].num_seeds} seeds"
         plots.save_heat_map(picture, grid, heading)
         rows["heat map"] = str(picture)
     rows["next"] = f"plateau-train plot {RunDirectory(directory.path / ordered[0].run)}"

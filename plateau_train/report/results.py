@@ -18,7 +18,7 @@ from plateau_train.run.history import History
 from plateau_train.run.reader import Run
 from plateau_train.run.records import MeanStd, best_record
 
-logger = logging.getLogger("plateau_train")
+log = logging.getLogger("plateau_train")
 
 METRICS = tuple(
     f"{split}-{kind}" for split in ("test", "val", "train") for kind in ("accuracy", "loss")
@@ -102,7 +102,7 @@ def _read_finished(directory: RunDirectory, num_epochs: int) -> list[History]:
             if history.last_epoch >= num_epochs or (history.ending and history.ending.is_complete)
         ]
     except RunError as error:
-        logger.warning("\n".join(error.problems))
+        log.warning("\n".join(error.problems))
         return []
 
 
