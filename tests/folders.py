@@ -1,26 +1,15 @@
-"""Run folders that are written without training, and the records in them."""
+"""Run folders that are written without training."""
 
 import numpy as np
+from helpers import DROP, RECORD, resolve
 
-from plateau_train import config
-from plateau_train.config import RawValue
 from plateau_train.config.toml import to_toml
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import DatasetFacts, describe_environment
 from plateau_train.run.journal import EpochLines, Journal
-from plateau_train.run.records import Drop, EpochRecord, ObservedValue, Timing
+from plateau_train.run.records import Timing
 
-RECORD = EpochRecord(
-    epoch=1, step=468, train_loss=0.1 + 0.2, train_accuracy=0.5, test_loss=1.5, test_accuracy=0.25,
-    scale=0.5, learning_rate=0.005, wait=1, cooldown=0, best_value=1.0, to_beat=0.9999,
-    observations=(ObservedValue(step=200, value=1.0), ObservedValue(step=400, value=1.5)),
-)  # fmt: skip
-DROP = Drop(
-    epoch=11, step=4800, position=10.26, scale_before=1.0, scale_after=0.5,
-    learning_rate_before=0.01, learning_rate_after=0.005,
-    observed="train loss, mean of 200 steps", value=0.314, best=0.3122, to_beat=0.3121, waited=5,
-)  # fmt: skip
 ARRAYS = {
     "params/Dense_0/kernel": np.random.default_rng(0).random((1, 7, 5), np.float32),
     "plateau/count": np.array([3], np.int32),
@@ -32,11 +21,6 @@ ENVIRONMENT = describe_environment(
         name="garments", fallback="", sha256="0" * 64, image_shape=(28, 28, 1), class_names=("a",)
     ),
 )
-
-
-def resolve(**values):
-    """Resolve settings from the texts of flags."""
-    return config.resolve({key: RawValue(text, "flag") for key, text in values.items()})
 
 
 def make_folder(path, **values):

@@ -222,6 +222,13 @@ def test_the_version_is_that_of_the_package(tmp_path):
     assert re.fullmatch(r"plateau-train \d+\.\d+\.\d+\n", command("--version", cwd=tmp_path).stdout)
 
 
+def test_every_test_that_the_readme_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()))
+    assert len(named) >= 8
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert named <= set(re.findall(r"^def (test_\w+)\(", tests, re.MULTILINE))
+
+
 def test_every_command_of_the_readme_is_one_that_exists():
     """The words are checked here; what the commands do is tested elsewhere and in .ci/run."""
     readme = (ROOT / "README.md").read_text()

@@ -1,6 +1,7 @@
-"""What a user sees of resuming: it goes on, or it says why not. Each run is a new process."""
+"""Resuming continues a run exactly, or is refused with the reason. Each run is a new process."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -8,15 +9,17 @@ import time
 
 import faults
 import pytest
+from helpers import epochs_printed
 
-from plateau_train.run import checkpoint, storage
+from plateau_train.run import checkpoint, journal, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.records import EPOCHS, EVENTS, Notice, read_records
+from plateau_train.run.reader import Run
+from plateau_train.run.records import Notice
 
-# So long that there are epochs before the end, a wait, and a window half full.
+# Stopped in the middle, it has a wait and a window that is not full.
 SETTINGS = (*faults.TINY, "--patience=3", "--cooldown=2", "--rtol=0.05", "--epochs=7")
-MIDDLE = "epoch-000003"  # the file at whose beginning it is stopped: epoch 2 is printed
+MIDDLE = "epoch-000003"  # the process ends before it writes this file: epoch 2 is printed
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def unbroken(processes, tmp_path_factory):
 def stopped_once(processes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     stopped = processes.run(folder, *SETTINGS, fault="crash", at=MIDDLE)
-    assert faults.epochs_printed(stopped.stdout) == [0, 1, 2], stopped.stdout
+    assert epochs_printed(stopped.stdout) == [0, 1, 2], stopped.stdout
     return folder
 
 
@@ -40,7 +43,7 @@ def run(stopped_once, tmp_path):
 
 
 def content(run):
-    """Return every byte of a run's folder, to hold that nothing was changed."""
+    """Return every byte of a run's folder, to check that nothing was changed."""
     return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
 
 
@@ -52,7 +55,7 @@ def finished(processes, run, *arguments, code=0):
 
 
 def refused(processes, run, *arguments, code):
-    """Resume a run that must be refused, and hold that nothing of it was touched."""
+    """Resume a run that must be refused, and check that nothing in it was changed."""
     before = content(run)
     ended = finished(processes, run, *arguments, code=code)
     assert content(run) == before
@@ -66,19 +69,17 @@ def damage(path):
     path.write_bytes(flipped)
 
 
-def test_a_stopped_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been_stopped(
-    processes, run, unbroken
-):
+def test_a_stopped_run_continues_and_ends_like_one_never_stopped(processes, run, unbroken):
     ended = finished(processes, run)
-    assert faults.epochs_printed(ended.stdout) == [3, 4, 5, 6, 7]
+    assert epochs_printed(ended.stdout) == [3, 4, 5, 6, 7]
     assert "resumed   after epoch 2 of 7" in ended.stderr
     assert faults.result_of(run.path) == unbroken
-    assert unbroken.drops
-    (notice,) = (event for event in read_records(run.events, EVENTS) if event.event == "resumed")
+    assert unbroken.drops[0]
+    (notice,) = (event for event in Run(run).events if event.event == "resumed")
     assert notice.message == "after epoch 2"
 
 
-def test_what_the_rule_has_counted_is_not_forgotten(processes, tmp_path):
+def test_the_wait_and_the_cooldown_of_the_rule_are_kept(processes, tmp_path):
     """Stopped with a wait of 1 before a drop, and with a cooldown of 2 after it."""
     settings = (*SETTINGS, "--epochs=9")
     (tmp_path / "whole").mkdir()
@@ -86,21 +87,20 @@ def test_what_the_rule_has_counted_is_not_forgotten(processes, tmp_path):
     processes.run(tmp_path, *settings, fault="crash", at="epoch-000007")
     processes.run(tmp_path, "resume", "runs/latest", fault="crash", at="epoch-000008")
     (path,) = faults.runs_in(tmp_path)
-    records = read_records(path / "metrics.jsonl", EPOCHS)
-    waits = [(record.wait, record.cooldown) for record in records]
+    waits = [(record.wait, record.cooldown) for record in Run.open(path).records]
     assert waits[6:8] == [(1, 0), (0, 2)]
     assert processes.run(tmp_path, "resume", "runs/latest").code == 0
     assert faults.result_of(path) == expected
 
 
 @pytest.mark.parametrize("mode", ["test-loss", "val-accuracy"])
-def test_a_rule_on_evaluations_goes_on_inside_of_its_window(processes, tmp_path, mode):
+def test_a_rule_on_evaluations_continues_inside_its_window(processes, tmp_path, mode):
     settings = (
         *faults.TINY, f"--mode={mode}", "--val-fraction=0.2", "--patience=1", "--rtol=0.3",
         "--accumulation-size=2", "--epochs=6",
     )  # fmt: skip
     expected, _ = faults.unbroken(processes, tmp_path, settings)
-    assert expected.drops
+    assert expected.drops[0]
     (tmp_path / "stopped").mkdir()
     processes.run(tmp_path / "stopped", *settings, fault="crash", at=MIDDLE)
     again = processes.run(tmp_path / "stopped", "resume", "runs/latest")
@@ -108,28 +108,27 @@ def test_a_rule_on_evaluations_goes_on_inside_of_its_window(processes, tmp_path,
     assert faults.result_of(*faults.runs_in(tmp_path / "stopped")) == expected
 
 
-def test_a_longer_run_is_the_run_that_was_that_long_from_the_beginning(
-    processes, run, tmp_path, unbroken
-):
+def test_a_lengthened_run_equals_one_of_that_length(processes, run, tmp_path, unbroken):
     finished(processes, run, "--epochs=8")
     assert "epochs = 8 # flag" in run.config.read_text()
     (tmp_path / "whole").mkdir()
     whole, _ = faults.unbroken(processes, tmp_path / "whole", (*SETTINGS, "--epochs=8"))
     assert faults.result_of(run.path) == whole
+    assert whole.endings[0].epoch == 8
     assert whole.metrics.startswith(unbroken.metrics)
 
 
-def test_a_longer_run_that_is_stopped_again_keeps_its_new_length(processes, run):
+def test_a_lengthened_run_that_is_stopped_keeps_its_new_length(processes, run):
     finished(processes, run)
     stopped = processes.run(
         run.path.parents[1], "resume", run.path, "--epochs=8", fault="crash", at="epoch-000008"
     )
     assert stopped.code == faults.CRASHED
     assert not run.summary.exists(), "it would count as done"
-    assert faults.epochs_printed(finished(processes, run).stdout)[-1] == 8
+    assert epochs_printed(finished(processes, run).stdout)[-1] == 8
 
 
-def test_a_finished_run_says_so_and_stays_as_it_is(processes, run):
+def test_a_finished_run_is_reported_and_not_changed(processes, run):
     finished(processes, run)
     said = refused(processes, run, code=0)
     assert "is done, with all of its 7 epochs" in said
@@ -151,7 +150,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(processes, run):
         (["--epochs=5"], ["--epochs 7 5 a run goes further, not back"]),
         (
             ["--patience=1"],
-            ["--patience 3 1 the wait is 1 already: the rule would pass 1 by and never drop"],
+            ["--patience 3 1 the wait is 1 already: the rule would pass 1 and never drop"],
         ),
         (
             ["--accumulation-size=4"],
@@ -164,16 +163,16 @@ def test_changed_settings_are_refused_with_a_table_of_the_differences(
     processes, run, arguments, rows
 ):
     last = checkpoint.read_newest(run.checkpoints)[0]
-    assert (last.manifest.records[-1].wait, int(last.arrays["plateau/count"])) == (1, 4)
+    assert (Run(run).records[-1].wait, last.arrays["plateau/count"].tolist()) == (1, [4])
     said = refused(processes, run, *arguments, code=2)
     lines = [" ".join(line.split()) for line in said.splitlines()]
-    assert lines[0].endswith("goes on with the settings that it began with")
+    assert lines[0].endswith("continues with the settings that it began with")
     assert lines[1] == "setting run asked why not"
     assert lines[2:-1] == rows
     assert lines[-1].startswith("hint: ")
 
 
-def test_a_config_that_was_edited_is_refused_and_a_damaged_one_is_written_anew(processes, run):
+def test_an_edited_config_is_refused_and_a_damaged_one_is_written_again(processes, run):
     before = run.config.read_text()
     run.config.write_text(before.replace("patience = 3", "patience = 4"))
     assert "--patience  3    4" in refused(processes, run, code=2)
@@ -182,19 +181,17 @@ def test_a_config_that_was_edited_is_refused_and_a_damaged_one_is_written_anew(p
     assert run.config.read_text() == before
 
 
-def test_settings_that_move_no_result_may_differ(processes, run):
+def test_settings_that_do_not_affect_results_may_change(processes, run):
     finished(processes, run, "--quiet", "--data-dir=elsewhere", "--patience=3")
 
 
-def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(
-    processes, run, unbroken
-):
+def test_without_a_sound_newest_checkpoint_the_one_before_is_used(processes, run, unbroken):
     newest = checkpoint.epoch_path(run.checkpoints, 2)
     damage(newest)
     ended = finished(processes, run)
-    assert f"NOTICE: {newest} cannot be used" in ended.stderr
-    assert "NOTICE: The run continues from epoch 1." in ended.stderr
-    assert faults.epochs_printed(ended.stdout) == [2, 3, 4, 5, 6, 7]
+    assert ended.stderr.count(f"{newest} cannot be used") == 1
+    assert "The run continues from epoch 1." in ended.stderr
+    assert epochs_printed(ended.stdout) == [2, 3, 4, 5, 6, 7]
     assert faults.result_of(run.path) == unbroken
 
 
@@ -206,19 +203,23 @@ def test_without_a_sound_checkpoint_a_run_is_refused_with_every_reason(processes
     assert all(f"{name} cannot be used" in said for name in names)
     assert "nothing was deleted" in said
     shutil.rmtree(run.checkpoints)
-    assert "checkpoints holds no checkpoint" in refused(processes, run, code=4)
+    assert "checkpoints has no checkpoint" in refused(processes, run, code=4)
+    run.timings.unlink()
+    assert "checkpoints has no checkpoint" in refused(processes, run, code=4)
 
 
-def test_the_best_checkpoint_is_as_good_as_any(processes, run, unbroken):
+def test_a_run_continues_from_its_best_checkpoint_if_no_other_is_left(processes, run, unbroken):
     for path in run.checkpoints.glob("epoch-*"):
         path.unlink()
     best = checkpoint.read_checkpoint(run.checkpoints / "best.npz").manifest.epoch
     ended = finished(processes, run)
-    assert faults.epochs_printed(ended.stdout)[0] == best + 1
+    assert epochs_printed(ended.stdout)[0] == best + 1
     assert faults.result_of(run.path) == unbroken
 
 
-def test_a_run_that_was_stopped_before_its_first_epoch_begins_again(processes, tmp_path, unbroken):
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
+    processes, tmp_path, unbroken
+):
     stopped = processes.run(tmp_path, *SETTINGS, fault="crash", at="epoch-000000")
     assert stopped.stdout == ""
     (path,) = faults.runs_in(tmp_path)
@@ -228,7 +229,7 @@ def test_a_run_that_was_stopped_before_its_first_epoch_begins_again(processes, t
     assert faults.result_of(path) == unbroken
 
 
-def test_a_cut_config_is_not_taken_for_one_with_defaults(processes, run):
+def test_a_cut_config_is_refused_where_there_is_no_checkpoint(processes, run):
     shutil.rmtree(run.checkpoints)
     run.metrics.unlink()
     run.timings.unlink()
@@ -249,25 +250,23 @@ def test_other_data_is_refused(processes, run):
 
 
 def rewrite(run, newest, **changes):
-    """Save a checkpoint as if its run had taken place elsewhere."""
+    """Save a checkpoint as if its run had begun in another environment."""
     environment = newest.manifest.environment.model_copy(update=changes)
     manifest = newest.manifest.model_copy(update={"environment": environment})
     checkpoint.save_checkpoint(run.checkpoints, Checkpoint(manifest, newest.arrays))
 
 
-def test_a_run_that_goes_on_elsewhere_says_that_it_is_no_longer_bit_exact(processes, run):
+def test_a_run_in_another_environment_is_no_longer_bit_exact(processes, run):
     newest, _ = checkpoint.read_newest(run.checkpoints)
     versions = newest.manifest.environment.versions
     rewrite(run, newest, versions=versions | {"jax": "0.1"}, devices=["gpu:0", "gpu:1"])
     ended = finished(processes, run)
     why = f"no longer bit-exact: jax 0.1 -> {versions['jax']}, devices gpu:0, gpu:1 -> cpu:0 (cpu)"
-    assert f"NOTICE: From here on this run is {why}." in ended.stderr
-    assert Notice(event="resumed", message=f"after epoch 2; {why}") in read_records(
-        run.events, EVENTS
-    )
+    assert f"From here on this run is {why}." in ended.stderr
+    assert Notice(event="resumed", message=f"after epoch 2; {why}") in Run(run).events
 
 
-def test_the_number_of_threads_is_kept_and_set_again(processes, tmp_path):
+def test_a_resume_uses_the_number_of_threads_of_the_run(processes, tmp_path):
     settings = (*SETTINGS, "--threads=2")
     processes.run(tmp_path, *settings, fault="crash", at=MIDDLE)
     run = RunDirectory.find(tmp_path / "runs" / "latest")
@@ -278,35 +277,43 @@ def test_the_number_of_threads_is_kept_and_set_again(processes, tmp_path):
     assert newest.manifest.environment.threads == 2
 
 
-def test_torn_and_surplus_lines_do_not_survive(processes, run, unbroken):
+def test_lines_that_no_checkpoint_committed_are_removed_at_once(processes, run, unbroken):
     for path in (run.metrics, run.timings, run.events):
         with path.open("ab") as file:
             file.write(b'{"epoch": 9}\n{"torn')
     processes.run(run.path, "resume", run.path, fault="crash", at="epoch-000004")
-    assert len(read_records(run.metrics, EPOCHS)) == 4, "they are gone at once, not in the end"
+    assert len(run.metrics.read_text().splitlines()) == 5, "the lines of epoch 4 are the last"
+    assert Run(run).histories[0].last_epoch == 3
     finished(processes, run)
     assert faults.result_of(run.path) == unbroken
     assert len(run.timings.read_text().splitlines()) == 8
 
 
-def test_what_happened_after_the_checkpoint_is_still_told(processes, run):
+def test_notices_after_the_last_checkpoint_are_kept(processes, run, unbroken):
     notice = Notice(event="interrupted", message="stopped by SIGTERM")
-    storage.append_lines(run.events, [notice])
+    storage.append_bytes(run.events, storage.as_lines([notice]))
     finished(processes, run)
-    assert notice in read_records(run.events, EVENTS)
+    assert notice in Run(run).events
+    assert faults.result_of(run.path) == unbroken
 
 
 def test_links_in_the_place_of_files_are_not_written_through(processes, run, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("precious")
-    for path in (run.metrics, run.plot, run.checkpoints / "epoch-000003.npz"):
+    for path in (run.plot, run.checkpoints / "epoch-000003.npz"):
         path.unlink(missing_ok=True)
         path.symlink_to(elsewhere)
     finished(processes, run)
+    run.metrics.rename(tmp_path / "metrics.jsonl")
+    run.metrics.symlink_to(tmp_path / "metrics.jsonl")
+    before = run.metrics.read_bytes()
+    ended = finished(processes, run, "--epochs=8", code=5)
+    assert "metrics.jsonl cannot be written: it is a symbolic link" in ended.stderr
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert elsewhere.read_text() == "precious"
 
 
-def test_of_two_that_resume_the_same_run_one_is_refused(processes, run):
+def test_a_run_that_another_process_holds_is_refused(processes, run):
     before = content(run)
     descriptor = os.open(run.path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -327,33 +334,117 @@ def test_check_verifies_everything_and_changes_nothing(processes, run):
     assert len(sound) == 4  # two epochs, the best, and the rest
     assert f"resume {run.path} continues it from epoch 2" in ended.stdout
     damage(checkpoint.epoch_path(run.checkpoints, 2))
-    damage(run.metrics)
     run.config.write_text("[")
     ended = finished(processes, run, "--check", code=4)
-    for said in ("epoch-000002.npz cannot", "config.toml is not", "metrics.jsonl does not hold"):
+    for said in ("epoch-000002.npz cannot be used", "config.toml is not"):
         assert said in ended.stderr
     assert "continues it from epoch 1" in ended.stderr
 
 
+@pytest.fixture(scope="module")
+def dropped_once(processes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dropped")
+    for _ in range(2):
+        processes.run(folder, *faults.SHORT, "--epochs=3", fault="crash", at=MIDDLE)
+    return folder
+
+
+@pytest.fixture
+def dropped(dropped_once, tmp_path):
+    """The folder of a run that was stopped after epoch 2, with drops; there is another run."""
+    shutil.copytree(dropped_once / "runs", tmp_path / "runs", symlinks=True)
+    run = RunDirectory.find(tmp_path / "runs" / "latest")
+    assert Run(run).histories[0].drops
+    return run
+
+
+def damage_history(run, name, kind="flip"):
+    """Damage a file of the journal inside of what the checkpoint committed."""
+    newest, _ = checkpoint.read_newest(run.checkpoints)
+    path, num_bytes = run.path / name, newest.manifest.files[name].num_bytes
+    content = bytearray(path.read_bytes())
+    content[num_bytes // 2] ^= 1
+    if kind == "missing":
+        path.unlink()
+    elif kind == "cut":
+        os.truncate(path, num_bytes - 1)
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", list(journal.FILES))
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("kind", "problem"), [("flip", "is damaged"), ("cut", "was cut"), ("missing", "is missing")]
+)
+def test_a_damaged_history_is_refused_and_nothing_is_changed(
+    processes, dropped, name, kind, problem
+):
+    damage_history(dropped, name, kind)
+    before = content(dropped)
+    for arguments in ([], ["--check"]):
+        ended = finished(processes, dropped, *arguments, code=4)
+        assert content(dropped) == before
+        assert f"{dropped.path / name} {problem}" in ended.stderr
+        assert "nothing was deleted" in ended.stderr
+    assert "continues it" not in ended.stderr
+
+
+@pytest.mark.parametrize("name", list(journal.FILES))
+def test_a_damaged_history_is_never_shown(processes, dropped, name):
+    damage_history(dropped, name)
+    folder, before = dropped.path.parents[1], content(dropped)
+    other = next(path for path in faults.runs_in(folder) if path != dropped.path)
+    for call in (["plot", dropped], ["schedule", dropped], ["compare", other, dropped]):
+        ended = processes.run(folder, *call)
+        assert ended.code == 4, f"{call}: {ended.stderr}"
+        assert f"{name} is damaged" in ended.stderr
+        assert ended.stdout == ""
+    ended = processes.run(folder, "runs")
+    assert ended.code == 0
+    assert ended.stdout.splitlines()[2].split()[-1] == "damaged"
+    assert f"{name} is damaged" in ended.stderr
+    assert content(dropped) == before
+
+
+@pytest.mark.parametrize("name", list(journal.FILES))
+def test_a_checkpoint_can_be_scored_though_the_history_is_damaged(processes, dropped, name):
+    folder = dropped.path.parents[1]
+    whole = processes.run(folder, "evaluate", dropped)
+    damage_history(dropped, name)
+    ended = processes.run(folder, "evaluate", dropped)
+    assert (ended.code, ended.stdout) == (0, whole.stdout)
+    assert f"{name} is damaged" in ended.stderr
+    assert "damaged" not in whole.stderr
+
+
+def test_lines_after_the_last_checkpoint_are_not_shown(processes, run):
+    """The process was stopped between the lines of epoch 3 and their checkpoint."""
+    assert [json.loads(line)["epoch"] for line in run.metrics.read_text().splitlines()] == [
+        0, 1, 2, 3,
+    ]  # fmt: skip
+    folder = run.path.parents[1]
+    assert " 2/7 " in processes.run(folder, "runs").stdout.splitlines()[1]
+    ended = processes.run(folder, "schedule", run, "--mode=test-loss", "--json")
+    assert [json.loads(line)["epoch"] for line in ended.stdout.splitlines()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
     [
         ("environment.json", "environment.json cannot be used"),
-        ("events.jsonl", "events.jsonl line 1 is damaged"),
-        ("timings.jsonl", "timings.jsonl does not hold the history"),
         ("config.toml", "config.toml is not valid TOML"),
     ],
 )
-def test_a_damaged_file_of_a_run_that_is_done_is_found_and_mended(processes, run, name, said):
+def test_a_damaged_description_of_a_finished_run_is_written_again(processes, run, name, problem):
     finished(processes, run)
     before = content(run)
     path = run.path / name
     path.write_text("[\n" + path.read_text())
-    assert said in finished(processes, run, "--check", code=4).stderr
+    assert problem in finished(processes, run, "--check", code=4).stderr
     finished(processes, run)
     assert "has nothing to do" in finished(processes, run, "--check").stdout
     after = content(run)
-    for unchanged in (run.metrics, run.config, run.summary, run.plot, run.timings):
+    for unchanged in (run.metrics, run.config, run.plot, run.timings):
         assert after[unchanged] == before[unchanged]
 
 
@@ -362,16 +453,50 @@ def test_check_refuses_what_resume_would(processes, run):
     assert "--patience  3    4" in finished(processes, run, "--check", code=2).stderr
 
 
-def test_a_checkpoint_of_another_version_is_no_damage(processes, run):
-    """To go back behind it would write over what the other version has trained."""
+def test_a_checkpoint_of_another_version_is_not_skipped(processes, run):
+    """To continue from an older one would overwrite what the other version has trained."""
     newest, _ = checkpoint.read_newest(run.checkpoints)
-    later = newest.manifest.model_copy(update={"format": 2})
+    later = newest.manifest.model_copy(update={"format": checkpoint.FORMAT + 1})
     checkpoint.save_checkpoint(run.checkpoints, Checkpoint(later, newest.arrays))
-    said = refused(processes, run, code=4)
-    assert "is of another version: it has format 2" in said
+    assert_of_another_version(processes, run, "epoch-000002.npz", ["plot", "runs"])
 
 
-def test_a_checkpoint_that_another_state_was_trained_for_changes_nothing(processes, run):
+def test_a_config_of_another_version_is_not_written_again(processes, run):
+    run.config.write_text(run.config.read_text().replace("format = 1", "format = 2"))
+    assert_of_another_version(processes, run, "config.toml", ["plot", "runs"])
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
+def test_a_history_of_another_version_is_not_continued(processes, run, name):
+    """Another version wrote the lines, and the checkpoint that committed them."""
+    newest, _ = checkpoint.read_newest(run.checkpoints)
+    files = dict(newest.manifest.files)
+    text = (run.path / name).read_bytes()[: files[name].num_bytes]
+    text += b'{"format":2,"event":"new","epoch":3}\n'
+    (run.path / name).write_bytes(text)
+    digest = hashlib.sha256(text).hexdigest()
+    files[name] = checkpoint.FileState(num_bytes=len(text), sha256=digest)
+    manifest = newest.manifest.model_copy(update={"files": files})
+    checkpoint.save_checkpoint(run.checkpoints, Checkpoint(manifest, newest.arrays))
+    assert_of_another_version(processes, run, name, ["plot", "schedule", "runs"])
+
+
+def assert_of_another_version(processes, run, name, commands):
+    """Check that no command calls the run damaged, and that nothing in it is changed."""
+    before = content(run)
+    calls = [["resume", run.path], ["resume", run.path, "--check"]]
+    calls += [[command, *([run.path] if command != "runs" else [])] for command in commands]
+    for call in calls:
+        ended = processes.run(run.path.parents[1], *call)
+        assert ended.code == (0 if call == ["runs"] else 4), ended.stderr
+        assert f"{name}" in ended.stderr
+        assert "is of another version: it has format" in ended.stderr
+        assert "is damaged" not in ended.stderr
+        assert call == ["runs"] or "install the version that wrote it" in ended.stderr
+        assert content(run) == before
+
+
+def test_a_checkpoint_with_missing_arrays_is_refused(processes, run):
     newest, _ = checkpoint.read_newest(run.checkpoints)
     kept = {name: array for name, array in newest.arrays.items() if "bias" not in name}
     checkpoint.save_checkpoint(run.checkpoints, Checkpoint(newest.manifest, kept))
@@ -397,16 +522,16 @@ def test_a_checkpoint_under_the_name_of_another_epoch_is_refused(processes, run)
     copy = checkpoint.epoch_path(run.checkpoints, 5)
     shutil.copy(checkpoint.epoch_path(run.checkpoints, 2), copy)
     ended = finished(processes, run)
-    assert f"{copy} cannot be used: it is of epoch 2, not of that in its name" in ended.stderr
+    assert f"{copy} cannot be used: it is of epoch 2, not of the one in its name" in ended.stderr
 
 
-def test_a_name_that_is_no_utf_8_can_be_resumed(processes, run):
+def test_a_folder_whose_name_is_not_utf_8_can_be_resumed(processes, run):
     odd = run.path.parent / os.fsdecode(b"\xff\xfe")
     run.path.rename(odd)
     finished(processes, RunDirectory(odd))
 
 
-def test_an_old_state_is_refused_by_the_name_of_what_it_lacks(processes, run):
+def test_an_old_state_is_refused_with_the_name_of_the_missing_array(processes, run):
     for path in checkpoint.candidates(run.checkpoints):
         manifest, arrays = checkpoint.read_checkpoint(path)
         kept = {name: array for name, array in arrays.items() if name != "plateau/plateau_count"}
