@@ -239,6 +239,7 @@ def strike(
     The process starts a run, or resumes the one that is there. Afterwards the run is resumed and
     must have the expected result; without ``resume`` only its files are verified.
     """
+    epochs = [checkpoint.last_epoch(run / "checkpoints") for run in runs_in(folder)]
     struck = resume_or_start(processes, folder, SHORT, fault=fault, at=at)
     where = f"{fault} at operation {at}, {struck.operations[at - 1]}"
     refused = fault in REFUSALS or fault == BROKEN
@@ -250,10 +251,10 @@ def strike(
             lines = struck.stderr.splitlines()
             assert [line.split(":")[0] for line in lines[-2:]] == ["error", "hint"], struck.stderr
             assert os.strerror(REFUSALS.get(fault, errno.EIO)) in lines[-2], where
-            last = epochs_printed(struck.stdout)[-1:]
-            safe = f"epoch {last[0]}" if last else "no epoch is done"
-            # One more epoch may be committed and not yet printed.
-            further = f"epoch {last[0] + 1 if last else 0} is safe"
+            epochs += epochs_printed(struck.stdout)
+            last = -1 if not epochs or epochs[-1] is None else epochs[-1]
+            safe = f"epoch {last} is safe" if last >= 0 else "no epoch is done"
+            further = f"epoch {last + 1} is safe"  # committed, and not yet printed
             if "runs/latest" not in lines[-2] and any(folder.glob("runs/*/config.toml")):
                 assert safe in lines[-1] or further in lines[-1], f"{where}: {lines[-1]}"
     if not resume:
@@ -319,31 +320,37 @@ def flip(path: Path, flips: int, cuts: int, seed: int) -> None:
 
 
 def fuzz(processes: Processes, folder: Path, count: int, seed: int) -> None:
-    """Put random bytes into a run's files, and check that every command reports the damage."""
+    """Put random bytes into a run's files, and check that every command reports the damage.
+
+    Where the history is damaged and the checkpoint is not, no command may succeed with it.
+    """
     dice = random.Random(seed)
-    names = (
-        "config.toml", "metrics.jsonl", "events.jsonl", "timings.jsonl", "environment.json",
-        "checkpoints/epoch-000002.npz",
-    )  # fmt: skip
-    commands = (
-        ["plot"], ["schedule"], ["compare"], ["evaluate", "--checkpoint=last"],
-        ["resume", "--check"], ["resume"],
-    )  # fmt: skip
+    last = "checkpoints/epoch-000002.npz"
+    names = ("config.toml", "environment.json", *journal.FILES, last)
+    (whole,) = runs_in(folder)
+    manifest = checkpoint.read_checkpoint(whole / last).manifest
     for number in range(count):
         run = folder / f"fuzzed {number}" / "runs" / "run"
-        shutil.copytree(*runs_in(folder), run)
-        for name in dice.sample(names, dice.choice((1, 1, 2, 4))):
+        shutil.copytree(whole, run)
+        chosen = dice.sample(names, dice.choice((1, 1, 2, 4)))
+        for name in chosen:
             path = run / name
             noise = dice.randbytes(dice.choice((0, 1, 10, 1000)))
             content = path.read_bytes()
             keep = dice.choice((0, dice.randrange(len(content)), len(content)))
             path.write_bytes(content[:keep] + noise)
-        for command in (*commands, ["runs"]):
-            given = [command[0], *([] if command == ["runs"] else [run]), *command[1:]]
-            finished = processes.run(run.parents[1], *given)
-            where = f"{given} of fuzz {number}, seed {seed}: {finished.stderr}"
+        is_committed = journal.is_committed(RunDirectory(run), manifest)
+        must_refuse = last not in chosen and not is_committed
+        for command in (
+            ["plot", run], ["schedule", run], ["compare", whole, run], ["runs"],
+            ["evaluate", run, "--checkpoint=last"], ["resume", run, "--check"], ["resume", run],
+        ):  # fmt: skip
+            finished = processes.run(run.parents[1], *command)
+            where = f"{command} of fuzz {number}, seed {seed}: {finished.stderr}"
             assert finished.code in (0, 2, 4), where
             assert "Traceback" not in finished.stderr, where
+            if must_refuse and command[0] not in ("runs", "evaluate"):
+                assert finished.code == 4, where
 
 
 def unbroken(processes: Processes, folder: Path, arguments) -> tuple[Result, list[str]]:

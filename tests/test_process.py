@@ -13,7 +13,7 @@ import faults
 import pytest
 from helpers import SMALL
 
-from plateau_train.run import checkpoint
+from plateau_train.run import checkpoint, journal
 from plateau_train.run.directory import RunDirectory
 
 PROGRAM = f"{shlex.quote(sys.executable)} -m plateau_train"
@@ -42,8 +42,9 @@ def assert_finished(tmp_path, epochs):
     (path,) = faults.runs_in(tmp_path)
     run = RunDirectory.open(path)
     assert run.summary.exists()
-    newest, reasons = checkpoint.read_newest(run.checkpoints)
-    assert (newest and newest.manifest.epoch, reasons) == (epochs, [])
+    newest, problems = checkpoint.read_newest(run.checkpoints)
+    assert (newest and newest.manifest.epoch, problems) == (epochs, [])
+    assert list(journal.verify(run, newest and newest.manifest)) == []
     assert len(run.metrics.read_text().splitlines()) == epochs + 1
 
 
@@ -58,7 +59,7 @@ def test_a_reader_that_closes_the_pipe_does_not_end_the_training(shell, tmp_path
     assert_finished(tmp_path, 2)
 
 
-def test_a_full_device_at_stdout_is_reported_when_the_training_is_done(shell, tmp_path):
+def test_a_full_device_at_stdout_is_reported_after_training(shell, tmp_path):
     finished = shell(f"{SMALL_RUN} > /dev/full")
     assert finished.returncode == 5
     *_, error, hint = finished.stderr.splitlines()
@@ -74,7 +75,7 @@ def test_closed_descriptors_are_not_used_for_other_files(shell, tmp_path):
     assert shell("plateau-train --patience=0 >&- 2>&-").returncode == 2
 
 
-def test_names_control_neither_the_terminal_nor_the_markup(shell):
+def test_names_control_neither_terminal_nor_markup(shell):
     name = "r\x1b[31m [red]ü[/] x"
     finished = shell(f"{SMALL_RUN} --runs-dir={shlex.quote(name)} --name='[b] é'", LC_ALL="C")
     assert finished.returncode == 0, finished.stderr
@@ -108,7 +109,7 @@ def test_a_run_finishes_on_a_simple_terminal(shell, tmp_path, terminal):
         (signal.SIGTERM, "epoch 3/"),
     ],
 )
-def test_a_signal_ends_a_run_at_once_at_any_moment(tmp_path, number, after):
+def test_a_signal_ends_a_run_within_seconds_at_any_moment(tmp_path, number, after):
     program = [sys.executable, "-m", "plateau_train", *SMALL, "--epochs=1000000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(program, cwd=tmp_path, text=True, **pipes) as running:

@@ -167,7 +167,7 @@ def test_changed_settings_are_refused_with_a_table_of_the_differences(
     said = refused(processes, run, *arguments, code=2)
     lines = [" ".join(line.split()) for line in said.splitlines()]
     assert lines[0].endswith("continues with the settings that it began with")
-    assert lines[1] == "setting run asked why not"
+    assert lines[1] == "setting run requested why not"
     assert lines[2:-1] == rows
     assert lines[-1].startswith("hint: ")
 

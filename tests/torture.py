@@ -1,4 +1,4 @@
-"""Break runs as often as the README says, and print a line for each promise that was kept."""
+"""Break runs as often as the README says, and print a line for each promise that holds."""
 
 import argparse
 import shutil
@@ -7,73 +7,78 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import conftest  # noqa: F401 -- lets the processes share what is compiled
+import conftest  # noqa: F401 -- the processes share compiled programs
 import faults
 
 
 def main() -> None:
-    """Keep every promise, or end with the one that was broken."""
+    """Test every promise; end at the first that is broken."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 100_000)
+    parser.add_argument("--every", type=int, default=1, help="strike every n-th operation only")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--flips", type=int, default=1000)
     parser.add_argument("--cuts", type=int, default=40)
     parser.add_argument("--starts", type=int, default=100)
     parser.add_argument("--fuzzed", type=int, default=50)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         processes = faults.Processes()
         began = time.monotonic()
-        for line in keep_promises(processes, Path(scratch), asked):
+        for line in check_promises(processes, Path(scratch), options):
             seconds, began = time.monotonic() - began, time.monotonic()
-            print(f"{line}  (seed {asked.seed}, {seconds:.0f} s)", flush=True)
+            print(f"{line}  (seed {options.seed}, {seconds:.0f} s)", flush=True)
         processes.close()
 
 
-def keep_promises(
-    processes: faults.Processes, scratch: Path, asked: argparse.Namespace
+def check_promises(
+    processes: faults.Processes, scratch: Path, options: argparse.Namespace
 ) -> Iterator[str]:
-    """Yield a sentence about each promise that was kept."""
+    """Yield a sentence about each promise that holds."""
     whole, changes = faults.unbroken(processes, folder(scratch, "whole"), faults.SHORT)
 
-    for fault in ("crash", "tear", "power", *faults.REFUSALS):
+    for fault in ("crash", "tear", "power", *faults.REFUSALS, faults.BROKEN):
         due = [at for at, name in enumerate(changes, start=1) if fault != "tear" or name == "write"]
+        due = due[:: options.every]
         for at in due:
             faults.strike(processes, folder(scratch, "struck"), fault, at, whole)
         yield f"{fault} at each of {len(due)} operations of a run: the same result"
 
     stopped = folder(scratch, "stopped")
-    processes.run(stopped, *faults.SHORT, fault="crash", at="epoch-000001")
+    processes.run(stopped, *faults.SHORT, fault="crash", at="epoch-000002")
     again = processes.run(
         shutil.copytree(stopped, scratch / "again", symlinks=True), "resume", "runs/latest"
     )
-    for at in range(1, len(again.operations) + 1):
-        place = scratch / "struck"
-        shutil.rmtree(place, ignore_errors=True)
-        faults.strike(processes, shutil.copytree(stopped, place, symlinks=True), "crash", at, whole)
-    yield f"crash at each of {len(again.operations)} operations of a resume: the same result"
+    for fault in ("crash", "power", "ENOSPC", faults.BROKEN):
+        due = range(1, len(again.operations) + 1, options.every)
+        for at in due:
+            place = scratch / "struck"
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(stopped, place, symlinks=True)
+            faults.strike(processes, place, fault, at, whole)
+        yield f"{fault} at each of {len(due)} operations of a resume: the same result"
 
     long, _ = faults.unbroken(processes, folder(scratch, "long"), faults.LONG)
-    done = faults.kill(processes, folder(scratch, "killed"), asked.kills, asked.seed, long)
-    yield f"{asked.kills} kills in {done} runs: metrics.jsonl and parameters byte for byte"
+    done = faults.kill(processes, folder(scratch, "killed"), options.kills, options.seed, long)
+    yield f"{options.kills} kills in {done} runs: metrics.jsonl and parameters byte for byte"
 
     wide = (*faults.TINY, "--hidden-sizes=1000,1000", "--epochs=1")
     place = folder(scratch, "wide")
     assert processes.run(place, *wide).code == 0
     (path,) = faults.runs_in(place)[0].glob("checkpoints/epoch-000001.npz")
     size = path.stat().st_size
-    faults.flip(path, asked.flips, asked.cuts, asked.seed)
+    faults.flip(path, options.flips, options.cuts, options.seed)
     yield (
-        f"{asked.flips} flipped bits and {asked.cuts} cuts of a checkpoint of {size:,} bytes: "
+        f"{options.flips} flipped bits and {options.cuts} cuts of a checkpoint of {size:,} bytes: "
         "all found"
     )
 
     place = folder(scratch, "starts")
-    commands = [(*faults.TINY, "--epochs=1")] * asked.starts
+    commands = [(*faults.TINY, "--epochs=1")] * options.starts
     ended = processes.run_at_once(place, commands)
-    assert [finished.code for finished in ended] == [0] * asked.starts
-    assert len(faults.runs_in(place)) == asked.starts
-    yield f"{asked.starts} runs started at once: {asked.starts} folders"
+    assert [finished.code for finished in ended] == [0] * options.starts
+    assert len(faults.runs_in(place)) == options.starts
+    yield f"{options.starts} runs started at once: {options.starts} folders"
 
     place = folder(scratch, "two")
     processes.run(place, *faults.LONG, fault="crash", at="epoch-000003")
@@ -83,8 +88,8 @@ def keep_promises(
     assert faults.result_of(*faults.runs_in(place)) == long
     yield f"of two that resume one run, one is refused after {second.seconds:.2f} s"
 
-    faults.fuzz(processes, scratch / "whole", asked.fuzzed, asked.seed)
-    yield f"{asked.fuzzed} runs with random bytes in their files: each command said so"
+    faults.fuzz(processes, scratch / "whole", options.fuzzed, options.seed)
+    yield f"{options.fuzzed} runs with random bytes in their files: each command reports it"
 
 
 def folder(scratch: Path, name: str) -> Path:

@@ -2,7 +2,7 @@
 
 A thread waits for them, so that they are handled while the main thread is deep in a compilation or
 a download. It ends the process at once, without an exception that could be raised in the middle of
-anything: the files on the disk are complete, because each is committed by a rename. Only while a
+anything: the files on the disk are sound, because a rename commits each change. Only while a
 run is trained does the main thread end first: between chunks of steps it checks ``received``,
 removes its progress bar and records why it stopped. The thread does not wait for it any longer
 when the grace period is over or a second signal arrives.
