@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,8 @@ import time
 import traceback
 from pathlib import Path
 from typing import NamedTuple
+
+from helpers import epochs_printed
 
 from plateau_train import config
 from plateau_train.errors import RunError
@@ -215,10 +216,6 @@ def make_folder(runs_dir: Path) -> str:
     run.make_latest()
     with run.locked():
         return run.path.name
-
-
-def epochs_printed(stdout: str) -> list[int]:
-    return [int(number) for number in re.findall(r"^epoch (\d+)/", stdout, re.MULTILINE)]
 
 
 def resume_or_start(processes: Processes, folder: Path, arguments, **trouble) -> Finished:

@@ -1,4 +1,4 @@
-"""Run folders that are written without training, and the records in them."""
+"""Run folders that are written without training."""
 
 import numpy as np
 from helpers import DROP, RECORD, resolve

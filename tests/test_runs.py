@@ -1,19 +1,17 @@
-"""plateau-train runs: the row of each folder, and that no folder can break the command."""
+"""plateau-train runs: a row for each run; a damaged run does not stop the command."""
 
 import contextlib
 
 import pytest
-from helpers import command
+from folders import make_folder, make_lines, start_journal, write_epochs
+from helpers import RECORD, command, write_lines
 from rich.text import Text
-from test_run import RECORD
 
-from plateau_train import config
 from plateau_train.commands.runs import COLUMNS, list_runs, print_runs
-from plateau_train.config import RawValue
-from plateau_train.config.toml import to_toml
 from plateau_train.errors import RunError
 from plateau_train.report.console import configure_logging
-from plateau_train.run import storage
+from plateau_train.run import checkpoint, storage
+from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.records import Notice
 
@@ -21,21 +19,12 @@ TITLES = [column.title for column in COLUMNS]
 
 
 def make_run(runs_dir, name, *, accuracies=(0.1, 0.5, 0.4), done=False, notices=(), **values):
-    """Write the files of a run that has come to its last accuracy, of 50 epochs."""
-    run = RunDirectory(runs_dir / name)
-    storage.make_folder(run.path)
-    resolved = config.resolve({key: RawValue(text, "flag") for key, text in values.items()})
-    storage.write_text(run.config, to_toml(*resolved))
-    storage.write_lines(
-        run.metrics,
-        [
-            RECORD.model_copy(update={"epoch": epoch, "test_accuracy": accuracy})
-            for epoch, accuracy in enumerate(accuracies)
-        ],
-    )
-    storage.write_lines(
-        run.events, [Notice(event=event, message="what happened") for event in notices]
-    )
+    """Write the files of a run, without checkpoints: its accuracies, of 50 epochs."""
+    run, _ = make_folder(runs_dir / name, **values)
+    lines = [make_lines(epoch, test_accuracy=accuracy) for epoch, accuracy in enumerate(accuracies)]
+    write_lines(run.metrics, [record for epoch in lines for record in epoch.records])
+    write_lines(run.timings, [epoch.timing for epoch in lines])
+    write_lines(run.events, [Notice(event=event, message="what happened") for event in notices])
     if done:
         storage.write_text(run.summary, "{}")
     return run
@@ -56,24 +45,24 @@ def listed(runs_dir, capsys):
     return [dict(zip(TITLES, row, strict=True)) for row in rows], printed.err
 
 
-def test_a_row_says_how_far_a_run_came_and_how_good_it_is(tmp_path, capsys):
+def test_a_row_has_the_progress_and_the_accuracies_of_a_run(tmp_path, capsys):
     make_run(tmp_path, "one", mode="test-loss", dataset="fashion_mnist", done=True)
-    (row,), told = listed(tmp_path, capsys)
+    (row,), notices = listed(tmp_path, capsys)
     assert row == {
         "name": "one", "rule": "test-loss", "seeds": "1", "data": "fashion_mnist", "epochs": "2/50",
         "best": "0.5000", "at": "1", "final": "0.4000", "split": "test", "scale": "0.5",
         "state": "done",
     }  # fmt: skip
-    assert told == ""
+    assert notices == ""
 
 
-def test_with_validation_the_accuracies_are_those_of_the_held_out_images(tmp_path, capsys):
+def test_accuracies_are_those_of_the_held_out_images_if_there_are_any(tmp_path, capsys):
     run = make_run(tmp_path, "one")
     held_out = [
         RECORD.model_copy(update={"epoch": epoch, "val_loss": 1.0, "val_accuracy": accuracy})
         for epoch, accuracy in enumerate((0.2, 0.7, 0.6))
     ]
-    storage.write_lines(run.metrics, held_out)
+    write_lines(run.metrics, held_out)
     ((row,), _) = listed(tmp_path, capsys)
     assert [row[title] for title in ("best", "at", "final", "split")] == [
         "0.7000", "1", "0.6000", "val",
@@ -92,14 +81,14 @@ def test_with_validation_the_accuracies_are_those_of_the_held_out_images(tmp_pat
         ("running", False, ("failed", "resumed")),
     ],
 )
-def test_a_state_is_what_became_of_a_run_in_the_end(tmp_path, capsys, state, done, notices):
+def test_the_state_is_the_last_one_of_a_run(tmp_path, capsys, state, done, notices):
     run = make_run(tmp_path, "one", done=done, notices=notices)
     with run.locked() if state == "running" else contextlib.nullcontext():
         ((row,), _) = listed(tmp_path, capsys)
     assert row["state"] == state
 
 
-def test_the_newest_run_is_the_last_and_what_is_no_run_is_left_out(tmp_path, capsys):
+def test_the_newest_run_is_the_last_and_other_folders_are_left_out(tmp_path, capsys):
     for name in ("20261122-101530-b", "20261121-101530-a", "20261123-101530-c"):
         run = make_run(tmp_path, name)
     run.make_latest()
@@ -107,9 +96,9 @@ def test_the_newest_run_is_the_last_and_what_is_no_run_is_left_out(tmp_path, cap
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     storage.make_folder(tmp_path / "notes" / "deeper")
-    rows, told = listed(tmp_path, capsys)
+    rows, notices = listed(tmp_path, capsys)
     assert [row["name"][-1] for row in rows] == ["a", "b", "c"]
-    assert told == ""
+    assert notices == ""
 
 
 def test_a_run_without_an_epoch_yet_has_dashes(tmp_path, capsys):
@@ -117,21 +106,21 @@ def test_a_run_without_an_epoch_yet_has_dashes(tmp_path, capsys):
     run = make_run(tmp_path, "torn", accuracies=())
     run.metrics.write_text(RECORD.model_dump_json()[:50])
     make_run(tmp_path, "unwritten").metrics.unlink()
-    rows, told = listed(tmp_path, capsys)
+    rows, notices = listed(tmp_path, capsys)
     for row in rows:
         assert {row[title] for title in ("epochs", "best", "at", "final", "split", "scale")} == {
             "-"
         }
         assert (row["rule"], row["state"]) == ("train-loss", "stopped")
-    assert told == ""
+    assert notices == ""
 
 
-def test_a_last_line_that_a_kill_has_torn_is_no_damage(tmp_path, capsys):
+def test_a_torn_last_line_is_not_damage(tmp_path, capsys):
     run = make_run(tmp_path, "killed")
     with run.metrics.open("a") as file:
         file.write(RECORD.model_dump_json()[:50])
-    ((row,), told) = listed(tmp_path, capsys)
-    assert (row["epochs"], row["state"], told) == ("2/50", "stopped", "")
+    ((row,), notices) = listed(tmp_path, capsys)
+    assert (row["epochs"], row["state"], notices) == ("2/50", "stopped", "")
 
 
 @pytest.mark.parametrize(
@@ -141,40 +130,76 @@ def test_a_last_line_that_a_kill_has_torn_is_no_damage(tmp_path, capsys):
         ("config.toml", b"\xff\xfe", "not valid TOML", "epochs"),
         ("config.toml", None, "config.toml does not exist", "epochs"),
         ("metrics.jsonl", b"{}\n", "line 1 is damaged", "rule"),
-        ("metrics.jsonl", b"\xff\n", "cannot be read", "rule"),
+        ("metrics.jsonl", b"\xff\n", "line 1 is damaged", "rule"),
         ("metrics.jsonl", b'{"epoch": 1}\n{"ep', "line 1 is damaged", "rule"),
+        ("events.jsonl", b'{"event": "drop"}\n', "line 1 is damaged", "rule"),
+        ("timings.jsonl", b"{}\n", "line 1 is damaged", "rule"),
+        ("config.toml", b"format = 2\n", "is of another version", "epochs"),
+        ("metrics.jsonl", b'{"format": 2}\n', "is of another version", "rule"),
     ],
 )
-def test_a_damaged_run_is_a_row_with_a_reason_and_the_others_are_listed_all_the_same(
-    tmp_path, capsys, file, content, said, known
-):
+def test_a_damaged_run_is_listed_with_the_reason(tmp_path, capsys, file, content, said, known):
     run = make_run(tmp_path, "b", done=True)
     (run.path / file).unlink()
     if content is not None:
         (run.path / file).write_bytes(content)
     for name in ("a", "c"):
         make_run(tmp_path, name, done=True)
-    rows, told = listed(tmp_path, capsys)
+    rows, notices = listed(tmp_path, capsys)
     assert [row["state"] for row in rows] == ["done", "damaged", "done"]
     assert rows[1][known] != "-", "what can be read is shown"
-    assert told.startswith("NOTICE: ")
-    assert said in told
-    assert "/b/" in told
-    assert len(told.splitlines()) == 1
+    assert said in notices
+    assert "/b/" in notices
+    assert len(notices.splitlines()) == 1
 
 
-def test_a_folder_that_cannot_be_looked_into_is_damaged(tmp_path, capsys, monkeypatch):
+def test_a_run_whose_files_do_not_match_its_checkpoint_is_damaged(tmp_path, capsys):
+    write_epochs(start_journal(tmp_path / "a"), 0, 1, 2)
+    damaged = start_journal(tmp_path / "b")
+    write_epochs(damaged, 0, 1, 2)
+    text = damaged.directory.metrics.read_text()
+    damaged.directory.metrics.write_text(text.replace('"test_loss":1.5', '"test_loss":1.4'))
+    rows, notices = listed(tmp_path, capsys)
+    assert [(row["epochs"], row["state"]) for row in rows] == [
+        ("2/50", "stopped"),
+        ("-", "damaged"),
+    ]
+    assert "b/metrics.jsonl is damaged" in notices
+
+
+def test_an_epoch_without_a_checkpoint_is_not_listed(tmp_path, capsys):
+    journal = start_journal(tmp_path / "a")
+    write_epochs(journal, 0, 1)
+    storage.append_bytes(journal.directory.metrics, storage.as_lines(make_lines(2).records))
+    ((row,), notices) = listed(tmp_path, capsys)
+    assert (row["epochs"], row["state"], notices) == ("1/50", "stopped", "")
+
+
+def test_a_run_with_a_checkpoint_of_another_version_is_listed_with_the_reason(tmp_path, capsys):
+    run = start_journal(tmp_path / "a")
+    write_epochs(run, 0)
+    found, _ = checkpoint.read_newest(run.directory.checkpoints)
+    assert found is not None
+    manifest = found.manifest.model_copy(update={"format": checkpoint.FORMAT + 1})
+    checkpoint.save_checkpoint(run.directory.checkpoints, Checkpoint(manifest, found.arrays))
+    ((row,), notices) = listed(tmp_path, capsys)
+    assert (row["rule"], row["epochs"]) == ("train-loss", "-")
+    assert "is of another version" in notices
+    assert "is damaged" not in notices
+
+
+def test_a_folder_that_cannot_be_read_is_damaged(tmp_path, capsys, monkeypatch):
     def closed(_):
         raise PermissionError(13, "Permission denied")
 
     make_run(tmp_path, "one")
     monkeypatch.setattr(RunDirectory, "is_locked", closed)
-    ((row,), told) = listed(tmp_path, capsys)
+    ((row,), notices) = listed(tmp_path, capsys)
     assert row["state"] == "damaged"
-    assert told == f"NOTICE: {tmp_path}/one cannot be read: Permission denied\n"
+    assert f"{tmp_path}/one cannot be read: Permission denied\n" in notices
 
 
-def test_a_name_can_neither_steer_the_terminal_nor_break_its_line(tmp_path, capsys):
+def test_a_name_cannot_control_the_terminal_or_break_its_line(tmp_path, capsys):
     for name in ("\x1b[31mred", "[bold]x", "[", "two\nlines"):
         make_run(tmp_path, name)
     rows, _ = listed(tmp_path, capsys)
@@ -184,7 +209,7 @@ def test_a_name_can_neither_steer_the_terminal_nor_break_its_line(tmp_path, caps
 
 
 @pytest.mark.parametrize("width", [200, 80, 20])
-def test_a_narrow_terminal_goes_without_columns_and_keeps_names_and_states(
+def test_a_narrow_terminal_has_fewer_columns_but_names_and_states(
     tmp_path, monkeypatch, capsys, width
 ):
     for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", f"{width}"), ("TERM", "xterm")):
@@ -204,7 +229,7 @@ def test_a_narrow_terminal_goes_without_columns_and_keeps_names_and_states(
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])
-def test_where_there_is_no_run_it_says_how_to_make_one(tmp_path, capsys, name):
+def test_a_folder_without_runs_is_reported(tmp_path, capsys, name):
     (tmp_path / "empty").mkdir()
     show_runs(tmp_path / name)
     printed = capsys.readouterr()
@@ -212,13 +237,13 @@ def test_where_there_is_no_run_it_says_how_to_make_one(tmp_path, capsys, name):
     assert printed.err == f"there is no run in {tmp_path / name}: plateau-train makes one\n"
 
 
-def test_a_file_in_the_place_of_the_runs_is_refused(tmp_path):
+def test_a_file_instead_of_a_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="file cannot be listed: Not a directory"):
         show_runs(tmp_path / "file")
 
 
-def test_the_command_lists_a_run_that_was_trained(small_run):
+def test_the_command_lists_a_trained_run(small_run):
     finished = command("runs", cwd=small_run.parents[1])
     assert finished.returncode == 0
     assert finished.stderr == ""
@@ -229,18 +254,18 @@ def test_the_command_lists_a_run_that_was_trained(small_run):
     assert row.split()[-1] == "done"
 
 
-def test_of_replicas_the_means_are_listed_and_a_sweep_is_named(tmp_path, capsys):
-    run = make_run(tmp_path, "one", seeds="4,7", schedule="cosine")
+def test_means_of_replicas_are_listed_and_a_sweep_is_named(tmp_path, capsys):
+    run = make_run(tmp_path, "one", seed="4,7", schedule="cosine")
     lines = [
         RECORD.model_copy(update={"epoch": epoch, "replica": replica, "test_accuracy": accuracy})
         for epoch, both in enumerate(((0.1, 0.2), (0.9, 0.5), (0.6, 0.6)))
         for replica, accuracy in enumerate(both)
     ]
-    storage.write_lines(run.metrics, lines)
+    write_lines(run.metrics, lines)
     storage.make_folder(tmp_path / "many")
     storage.write_text(tmp_path / "many" / "sweep.json", "{}")
-    ((row,), told) = listed(tmp_path, capsys)
+    ((row,), notices) = listed(tmp_path, capsys)
     assert [row[title] for title in ("rule", "seeds", "epochs", "best", "at", "final")] == [
         "cosine", "2", "2/50", "0.7000", "1", "0.6000",
     ]  # fmt: skip
-    assert f"plateau-train runs --runs-dir {tmp_path / 'many'} lists its runs" in told
+    assert f"plateau-train runs --runs-dir {tmp_path / 'many'} lists its runs" in notices

@@ -13,7 +13,7 @@ from rich.text import Text
 from plateau_train.config import Settings
 from plateau_train.report import text
 from plateau_train.report.console import TextColumn as Cell
-from plateau_train.report.console import fit_width, print_rows, print_text
+from plateau_train.report.console import fit_width, join_rows, print_rows, print_text
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
@@ -98,7 +98,12 @@ class RunReport:
         self._print_epoch(records, settings, num_replicas, seconds)
         for event in events if self.prints_drops else ():
             if isinstance(event, Drop):
-                self._print_drop(event, num_replicas)
+                seed = f"seed {event.seed}: " if num_replicas > 1 else ""
+                line = Text(f"{seed}{event.describe()}", style="bold yellow")
+                if self._console.is_terminal:
+                    self._console.print(Padding(line, (0, 0, 0, 6)))
+                else:
+                    print_text(self._console, line)
 
     def on_finish(self, run: Run, seconds: float) -> None:
         """Print how the run ended and what to do next; if quiet, only the path of its folder."""
@@ -136,20 +141,11 @@ class RunReport:
         columns = _epoch_columns(records, num_replicas, num_epochs, patience)
         columns.append(Cell("time", [f"{seconds:.1f}s"], 5))
         fitting, gap = fit_width(columns, DROP_ORDER, self._console.width)
-        rows = zip(*(column.lines() for column in fitting), strict=True)
-        titles, row = map((" " * gap).join, rows)
+        titles, row = join_rows(fitting, gap)
         if titles != self._titles:
             self._titles = titles
             self._console.print(Text(titles, style="bold"), no_wrap=True, crop=True)
         self._console.print(Text(row), no_wrap=True, crop=True)
-
-    def _print_drop(self, drop: Drop, num_replicas: int) -> None:
-        seed = f"seed {drop.seed}: " if num_replicas > 1 else ""
-        line = Text(f"{seed}{drop.describe()}", style="bold yellow")
-        if self._console.is_terminal:
-            self._console.print(Padding(line, (0, 0, 0, 6)))
-        else:
-            print_text(self._console, line)
 
 
 class ProgramReport(RunReport):

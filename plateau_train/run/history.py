@@ -36,21 +36,17 @@ class History(NamedTuple):
 
 
 def make_histories(
-    seeds: Sequence[int],
     records: Iterable[EpochRecord],
     events: Iterable[Drop | Ending | Notice],
     path: Path,
 ) -> list[History]:
-    """Sort records and events by replica; leave out replicas without an epoch.
+    """Sort records and events by replica.
 
     Raises ``RunError`` unless the epochs of each replica are 0, 1, 2, ... and all are alike;
     ``path`` is the file of the records.
     """
     epochs, drops, endings = defaultdict(list), defaultdict(list), {}
     for number, record in enumerate(records, start=1):
-        if record.replica >= len(seeds):
-            problem = f"is of replica {record.replica}, and the run has {len(seeds)}"
-            raise _damaged(path, number, problem)
         past = epochs[record.replica]
         if record.epoch != len(past):
             raise _damaged(path, number, f"is of epoch {record.epoch}, not {len(past)}")
@@ -63,12 +59,12 @@ def make_histories(
         elif isinstance(event, Ending):
             endings[event.replica] = event
     histories = []
-    for replica, seed in enumerate(seeds):
-        ending, past = endings.get(replica), epochs[replica]
-        if ending and past and ending.epoch < past[-1].epoch:
+    for replica, past in sorted(epochs.items()):
+        ending = endings.get(replica)
+        if ending and ending.epoch < past[-1].epoch:
             ending = None  # the run was continued after it
-        histories.append(History(replica, seed, past, drops[replica], ending))
-    return [history for history in histories if history.records]
+        histories.append(History(replica, past[0].seed, past, drops[replica], ending))
+    return histories
 
 
 def _damaged(path: Path, number: int, problem: str) -> RunError:

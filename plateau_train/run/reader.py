@@ -85,8 +85,8 @@ class Run:
 
         All files are read: a run is damaged if one of them is.
         """
-        seeds, path, _ = self.settings.run.seeds, self.directory.metrics, self.timings
-        histories = make_histories(seeds, self.records, self.events, path)
+        path, _ = self.directory.metrics, self.timings
+        histories = make_histories(self.records, self.events, path)
         if not histories:
             raise RunError(
                 f"{path} is empty: no epoch was finished",
