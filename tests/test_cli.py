@@ -5,6 +5,7 @@ import shlex
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -237,7 +238,8 @@ def test_every_command_of_the_readme_is_one_that_exists():
     )
     assert len(typed) >= 8
     for line in typed:
-        words, command = shlex.split(line), typer.main.get_command(app)
+        words = shlex.split(line)
+        command: Any = typer.main.get_command(app)
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
         assert not words or words[0].startswith("-") or not hasattr(command, "commands"), line
