@@ -213,7 +213,8 @@ def test_old_temporary_files_are_removed_and_no_others(cached):
     for path in (left, young, foreign):
         path.touch()
     for path in (left, foreign):
-        os.utime(path, (time.time() - 2 * cache.LEFTOVER_SECONDS,) * 2)
+        old = time.time() - 2 * cache.LEFTOVER_SECONDS
+        os.utime(path, (old, old))
     cache.write(cached, fingerprint(), make_dataset())
     assert set(cached.parent.iterdir()) == {cached, young, foreign}
 

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -222,6 +223,13 @@ def test_the_version_is_that_of_the_package(tmp_path):
     assert re.fullmatch(r"plateau-train \d+\.\d+\.\d+\n", command("--version", cwd=tmp_path).stdout)
 
 
+def test_every_test_that_the_readme_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()))
+    assert len(named) >= 8
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert named <= set(re.findall(r"^def (test_\w+)\(", tests, re.MULTILINE))
+
+
 def test_every_command_of_the_readme_is_one_that_exists():
     """The words are checked here; what the commands do is tested elsewhere and in .ci/run."""
     readme = (ROOT / "README.md").read_text()
@@ -230,7 +238,8 @@ def test_every_command_of_the_readme_is_one_that_exists():
     )
     assert len(typed) >= 8
     for line in typed:
-        words, command = shlex.split(line), typer.main.get_command(app)
+        words = shlex.split(line)
+        command: Any = typer.main.get_command(app)
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
         assert not words or words[0].startswith("-") or not hasattr(command, "commands"), line

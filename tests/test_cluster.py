@@ -48,7 +48,7 @@ def start_two(folder, *arguments, others=()):
     return first, start(folder / "1", *arguments, *others, process_id=1, port=port)
 
 
-def end(*processes, within=60):
+def end(*processes, within=120):
     """Wait for processes; return the exit code, stdout and stderr of each."""
     results = []
     for process in processes:
@@ -165,15 +165,6 @@ def test_several_seeds_in_two_processes_equal_those_in_one_and_continue(tmp_path
     assert list((tmp_path / "1").iterdir()) == []
     assert [history.seed for history in Run.open(run).histories] == [3, 5]
     assert_same_training(run, tmp_path / "runs" / "latest")
-
-
-def test_three_seeds_in_two_processes_share_each_batch(tmp_path):
-    flags = (*SETTINGS, "--seed=0-2", "--epochs=2", "--patience=1", "--rtol=0.3")
-    whole = command(*flags, cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    leader, other = end(*start_two(tmp_path, *flags))
-    assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
-    assert_same_training(tmp_path / "0" / "runs" / "latest", tmp_path / "runs" / "latest")
 
 
 def test_a_killed_process_ends_the_other_and_the_run_continues_alone(tmp_path):

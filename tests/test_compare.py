@@ -32,8 +32,8 @@ def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None,
                 changes |= {"val_accuracy": val[replica][epoch], "val_loss": 0.5}
             records.append(template.records[0].model_copy(update=changes))
         if len(of_seed) < len(accuracies[0]):
-            last = {"replica": replica, "seed": replica, "epoch": len(of_seed) - 1}
-            events.append(Ending(reason="diverged", message="the loss is nan", **last))
+            last, problem = len(of_seed) - 1, "the loss is nan"
+            events.append(Ending(replica=replica, epoch=last, reason="diverged", message=problem))
         events += [
             template.drops[0].model_copy(update={"replica": replica, "epoch": epoch})
             for epoch in (drop_epochs[replica] if drop_epochs else ())
@@ -129,23 +129,25 @@ FIRST = dict(enumerate([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]))
 SECOND = dict(enumerate([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]))
 
 
+def ends_of(difference):
+    """Return the ends of a confidence interval."""
+    return difference.mean - difference.half_width, difference.mean + difference.half_width
+
+
 def test_intervals_are_those_of_the_textbooks():
     paired = differences.difference(SECOND, FIRST)
     assert paired.method == "paired, 10 seeds"
-    assert paired.mean - paired.half_width == pytest.approx(0.7001142, abs=1e-7)
-    assert paired.mean + paired.half_width == pytest.approx(2.4598858, abs=1e-7)
+    assert ends_of(paired) == pytest.approx((0.7001142, 2.4598858), abs=1e-7)
     others = {seed + 5: value for seed, value in SECOND.items()}  # half of the seeds are shared
     welch = differences.difference(others, FIRST)
     assert welch.method == "Welch, 10 and 10 seeds"
-    assert welch.mean - welch.half_width == pytest.approx(-0.2054832, abs=1e-7)
-    assert welch.mean + welch.half_width == pytest.approx(3.3654832, abs=1e-7)
+    assert ends_of(welch) == pytest.approx((-0.2054832, 3.3654832), abs=1e-7)
     few = {20: 1.0, 21: 2.0, 22: 4.0}
     unequal = differences.difference(few, FIRST)
     test = scipy.stats.ttest_ind(list(few.values()), list(FIRST.values()), equal_var=False)
     low, high = test.confidence_interval(0.95)
     assert unequal.method == "Welch, 10 and 3 seeds"
-    assert unequal.mean - unequal.half_width == pytest.approx(low)
-    assert unequal.mean + unequal.half_width == pytest.approx(high)
+    assert ends_of(unequal) == pytest.approx((low, high))
 
 
 def test_a_run_of_fewer_seeds_is_paired_with_the_same_seeds_of_the_other():

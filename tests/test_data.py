@@ -415,7 +415,7 @@ def test_the_cache_hides_neither_damage_nor_other_data(settings, monkeypatch, tm
     assert_is_tiny(data.load(settings))
     run: Any = SimpleNamespace(path=tmp_path)
     with pytest.raises(DataError, match="was trained on tiny of SHA-256"):
-        setup.load_data_again(run, settings, setup.describe_data(before))
+        setup.load_data(config.Settings(data=settings), run, setup.describe_data(before))
 
 
 def test_an_enormous_number_of_examples_is_refused(prepared, tmp_path):
@@ -550,11 +550,13 @@ def test_fashion_mnist_is_downloaded_verified_and_prepared(tmp_path, monkeypatch
             with (ORIGINALS / Path(self.path).name).open("rb") as file:
                 shutil.copyfileobj(file, self.wfile)
 
-        def log_message(self, *_):
+        def log_message(self, format, *_):  # noqa: A002 (the name in the base class)
             pass
 
     class QuietServer(http.server.ThreadingHTTPServer):
-        def handle_error(self, *_):  # the probe disconnects without reading the file
+        def handle_error(
+            self, request, client_address
+        ):  # the probe disconnects without reading the file
             pass
 
     settings = config.DataSettings(data_dir=tmp_path, cache_dir=tmp_path / "cache")

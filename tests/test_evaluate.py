@@ -5,6 +5,7 @@ import itertools
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -314,7 +315,7 @@ def drawn(num_classes, heading="run\nepoch 1", names=None):
     confusion += np.diag(random.integers(1000, 9999, num_classes)).astype(np.int32)
     confusion[-1] = 0
     names = names or [f"class number {number}" for number in range(num_classes)]
-    figure = heatmaps.draw_confusion(confusion, names, heading)
+    figure: Any = heatmaps.draw_confusion(confusion, names, heading)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return figure, confusion, canvas.get_renderer()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from helpers import command
@@ -334,7 +334,7 @@ MEASURED = [
 def translated(library, text):
     """Return the plateau rule for a library's parameters, at a learning rate of 1."""
     parameters = translation.read_parameters(library, text)
-    settings = translation.translate(library, parameters, learning_rate=1.0)
+    settings: Any = translation.translate(library, parameters, learning_rate=1.0)
     return config.PlateauSettings(mode="test-loss", **settings)
 
 
@@ -595,7 +595,7 @@ def test_the_plot_marks_each_drop_and_no_text_leaves_it(num_values):
     positions = [Position(number, number * 10, number) for number in range(1, num_values + 1)]
     series = Series("runs/" + "$long_name$" * 12, "val_loss", values, rule, positions)
     drops = [row.number for row in rows if row.is_drop]
-    figure = draw_replay(
+    figure: Any = draw_replay(
         series,
         {"optax": rows, "torch": other},
         rule="patience 2",

@@ -12,13 +12,11 @@ from plateau_train import config
 from plateau_train.config import RawValue
 from plateau_train.errors import ConfigError
 from plateau_train.run import checkpoint
-from plateau_train.run.records import EPOCHS, read_drops, read_records
+from plateau_train.run.reader import Run
 
 # Two programs, for the factor cannot be traced, of two runs with two seeds each.
-GRID = (
-    "sweep", *faults.TINY, "--patience=1,3", "--factor=0.5,0.9", "--rtol=0.3", "--seeds=0,2",
-    "--epochs=3",
-)  # fmt: skip
+SAME = (*faults.TINY, "--rtol=0.3", "--seed=0,2", "--epochs=3")
+GRID = ("sweep", *SAME, "--patience=1,3", "--factor=0.5,0.9")
 CELLS = [
     f"00{number}-patience={patience},factor={factor}"
     for number, (patience, factor) in enumerate(((1, 0.5), (1, 0.9), (3, 0.5), (3, 0.9)), start=1)
@@ -48,7 +46,7 @@ def unbroken(processes, tmp_path_factory):
 
 
 def test_a_grid_has_every_combination_of_the_values_that_commas_separate():
-    plan = resolve(patience="2,5,10", factor="0.1, 0.5", seeds="0-3", hidden_sizes="8,4;16")
+    plan = resolve(patience="2,5,10", factor="0.1, 0.5", seed="0-3", hidden_sizes="8,4;16")
     assert [knob.key for knob in plan.varied] == ["hidden_sizes", "patience", "factor"]
     cells = [cell.settings for cell in plan.cells]
     assert len({(c.model.hidden_sizes, c.plateau.patience, c.plateau.factor) for c in cells}) == 12
@@ -78,22 +76,9 @@ def test_a_value_that_is_written_in_two_ways_is_one_value():
     assert (len(plan.cells), plan.varied) == (1, ())
 
 
-def test_a_seed_on_the_command_line_outranks_the_seeds_of_a_file(tmp_path):
-    file = tmp_path / "my.toml"
-    file.write_text("[run]\nseeds = [1, 2]\n")
-    alone = config.resolve({"seed": RawValue("0", "flag")}, file=file).settings.run
-    assert (alone.seed, alone.seeds) == (0, None)
-    with pytest.raises(ConfigError, match="both given"):
-        config.resolve({"seed": RawValue("0", "flag"), "seeds": RawValue("1,2", "flag")})
-
-
-def test_one_seed_is_a_replica_too_and_names_are_not_taken_apart():
+def test_a_name_with_a_comma_is_one_value():
     (cell,) = resolve(seed="7", name="a,b").cells
-    assert (cell.settings.run.seeds, cell.settings.run.seed, cell.settings.run.name) == (
-        (7,),
-        0,
-        "a,b",
-    )
+    assert (cell.settings.run.seeds, cell.settings.run.name) == ((7,), "a,b")
 
 
 def test_a_sweep_leaves_a_run_for_each_cell_and_a_table_with_the_best_first(unbroken):
@@ -104,12 +89,13 @@ def test_a_sweep_leaves_a_run_for_each_cell_and_a_table_with_the_best_first(unbr
     means = [float(row["final_test_accuracy_mean"]) for row in rows.values()]
     assert means == sorted(means, reverse=True)
     for name, row in rows.items():
-        records = read_records(path / name / "metrics.jsonl", EPOCHS)
-        accuracies = [record.test_accuracy for record in records if record.epoch == 3]
+        histories = Run.open(path / name).histories
+        assert [history.seed for history in histories] == [0, 2]
+        accuracies = [history.records[3].test_accuracy for history in histories]
         assert float(row["final_test_accuracy_mean"]) == pytest.approx(fmean(accuracies))
         assert float(row["final_test_accuracy_sd"]) == pytest.approx(stdev(accuracies))
-        drops = read_drops(path / name / "events.jsonl")
-        assert float(row["num_drops_mean"]) == len(drops) / 2
+        num_drops = [len(history.drops) for history in histories]
+        assert float(row["num_drops_mean"]) == fmean(num_drops)
         assert f"patience={row['patience']},factor={row['factor']}" in name
     assert any(float(row["num_drops_mean"]) > 0 for row in rows.values())
     lines = finished.stdout.splitlines()
@@ -120,10 +106,9 @@ def test_a_sweep_leaves_a_run_for_each_cell_and_a_table_with_the_best_first(unbr
 
 def test_a_cell_is_the_run_that_its_settings_train_alone(processes, unbroken, tmp_path):
     path, _ = unbroken
-    alone = (*faults.TINY, "--patience=3", "--factor=0.9", "--rtol=0.3", "--seeds=0,2")
-    assert processes.run(tmp_path, *alone, "--epochs=3").code == 0
+    assert processes.run(tmp_path, *SAME, "--patience=3", "--factor=0.9").code == 0
     (run,) = faults.runs_in(tmp_path)
-    ours, theirs = (read_records(r / "metrics.jsonl", EPOCHS) for r in (path / CELLS[3], run))
+    ours, theirs = (Run.open(folder).records for folder in (path / CELLS[3], run))
     assert [record.scale for record in ours] == [record.scale for record in theirs]
     # Four replicas in one program or two: sums of another order, at the most.
     for one, other in zip(ours, theirs, strict=True):
@@ -164,7 +149,7 @@ def test_a_sweep_that_is_done_shows_its_results_and_trains_nothing(processes, un
     assert (checked.code, checked.stdout.count("has nothing to do")) == (0, 4)
     refused = processes.run(tmp_path, "resume", copy, "--patience=2")
     assert (refused.code, refused.stdout) == (2, "")
-    assert "a sweep goes on with the settings that it began with" in refused.stderr
+    assert "a sweep continues with the settings that it began with" in refused.stderr
     assert "--patience 1 2 the results depend on it" in " ".join(refused.stderr.split())
     (copy / "sweep.json").write_text("{")
     damaged = processes.run(tmp_path, "resume", copy)
@@ -179,9 +164,9 @@ def test_a_cell_that_diverges_is_told_and_does_not_end_the_others(processes, tmp
     path = sweep_in(tmp_path)
     good, lost = rows_of(path).values()
     assert (good["finished"], lost["finished"], lost["final_test_loss_mean"]) == ("1", "0", "")
-    assert f"NOTICE: {lost['run']}, replica 0 (seed 0): the training loss is" in finished.stderr
+    assert f"NOTICE: {lost['run']}, seed 0: the training loss is" in finished.stderr
     events = (path / lost["run"] / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line)["event"] for line in events] == ["diverged", "failed"]
+    assert [json.loads(line)["event"] for line in events] == ["ended", "failed"]
     again = processes.run(tmp_path, "resume", path)
     assert "0 to train" in again.stderr, "it would diverge again"
     (tmp_path / "lost").mkdir()
@@ -203,7 +188,7 @@ def test_a_run_that_goes_further_by_itself_is_left_alone_and_counts_as_far_as_th
     assert stopped.code == faults.CRASHED
     before = {file: file.read_bytes() for file in cell.rglob("*") if file.is_file()}
     again = processes.run(tmp_path, "resume", copy)
-    assert f"NOTICE: {cell} was given more epochs than the sweep has" in again.stderr
+    assert f"NOTICE: {cell} has more epochs than the sweep" in again.stderr
     assert {file: file.read_bytes() for file in cell.rglob("*") if file.is_file()} == before
     assert (copy / "results.csv").read_bytes() == (path / "results.csv").read_bytes()
     assert processes.run(tmp_path, "resume", cell).code == 0
@@ -229,7 +214,7 @@ def test_a_sweep_does_not_go_on_with_other_data(processes, tmp_path):
 def test_a_quiet_sweep_over_data_prints_its_folder_and_leaves_out_what_a_run_does_not_have(
     processes, tmp_path
 ):
-    words = ("sweep", *faults.TINY, "--epochs=1", "--val-fraction=0,0.2", "--seeds=1", "--quiet")
+    words = ("sweep", *faults.TINY, "--epochs=1", "--val-fraction=0,0.2", "--seed=1", "--quiet")
     finished = processes.run(tmp_path, *words)
     assert finished.code == 0, finished.stderr
     path = sweep_in(tmp_path)

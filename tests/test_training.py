@@ -124,6 +124,13 @@ def test_the_order_of_the_images_follows_the_seed_and_the_epoch(monkeypatch):
         np.testing.assert_array_equal(order, expected)
 
 
+def test_an_epoch_shuffles_all_training_images():
+    first, *_ = np.asarray(single.epoch_order(0, 1, num_examples=60_000, batch_size=128))
+    # A buffer of 10,000 images would give the first batch none beyond image 10,127.
+    assert first.min() < 10_000
+    assert first.max() > 50_000
+
+
 @pytest.mark.parametrize(
     "settings",
     [

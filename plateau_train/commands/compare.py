@@ -2,13 +2,13 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from plateau_train import plots
-from plateau_train.config import SETTINGS, Resolved, Settings
+from plateau_train.config import SETTINGS, Resolved
 from plateau_train.errors import ConfigError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table
@@ -17,17 +17,10 @@ from plateau_train.run.history import History
 from plateau_train.run.reader import Run
 from plateau_train.run.records import EpochRecord, MeanStd, best_record
 
-logger = logging.getLogger("plateau_train")
+log = logging.getLogger("plateau_train")
 
 # Accuracies are fractions of the same number of images: a smaller difference is rounding.
 ROUNDING = 1e-6
-
-# What compared runs should have in common, and how a warning says that they do not.
-SHARED: Mapping[str, Callable[[Settings], object]] = {
-    "on different data sets": lambda settings: settings.data.dataset,
-    "scored on different test images": lambda settings: settings.data.test_examples or "all",
-    "of different lengths in epochs": lambda settings: settings.run.epochs,
-}
 
 # Columns of the results that a narrow terminal omits.
 DROP_ORDER = ("in epochs", "seconds", "rule", "seeds", "drops", "at")
@@ -61,11 +54,11 @@ class ComparedRun(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Runs beside each other, and the test accuracy whose first epoch was looked for."""
+    """What runs achieved, and the test accuracy whose first epoch is reported."""
 
     runs: Sequence[ComparedRun]
     level: float
-    is_level_given: bool
+    is_explicit_level: bool
     picture: Path | None
 
 
@@ -87,7 +80,7 @@ def compare(
         )
     runs = _read_runs(paths)
     if mismatches := list(_find_mismatches(runs)):
-        logger.warning("\n".join(mismatches))
+        log.warning("\n".join(mismatches))
     reached = min(_best(each).test_accuracy for run in runs.values() for each in run.completed)
     compared = _summarize(runs, reached if level is None else level)
     if picture is not None:
@@ -125,11 +118,18 @@ def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
 
 def _find_mismatches(runs: Mapping[str, Run]) -> Iterator[str]:
     """Yield what makes runs hard to compare."""
-    for what, value_of in SHARED.items():
-        values = {name: value_of(run.settings) for name, run in runs.items()}
-        if len(set(values.values())) > 1:
-            shown = ", ".join(f"{value} ({name})" for name, value in values.items())
-            yield f"The runs are {what}: {shown}."
+    settings = {name: run.settings for name, run in runs.items()}
+    shared = {
+        "on different data sets": [each.data.dataset for each in settings.values()],
+        "scored on different test images": [
+            each.data.test_examples or "all" for each in settings.values()
+        ],
+        "of different lengths in epochs": [each.run.epochs for each in settings.values()],
+    }
+    for what, values in shared.items():
+        if len(set(values)) > 1:
+            texts = (f"{value} ({name})" for name, value in zip(settings, values, strict=True))
+            yield f"The runs are {what}: {', '.join(texts)}."
     for name, run in runs.items():
         num_epochs, num_seeds = run.settings.run.epochs, len(run.settings.run.seeds)
         if run.last_epoch < num_epochs:
@@ -205,20 +205,23 @@ def _first_epoch(history: History, level: float) -> int | None:
 
 def _draw(runs: Mapping[str, Run], picture: Path) -> None:
     """Draw the five panels with all runs."""
-    plotted, has_bands = [], False
-    for name, run in runs.items():
-        num_seeds = len(run.completed)
-        has_bands = has_bands or num_seeds > 1
-        label = f"{name} ({num_seeds} seeds)" if num_seeds > 1 else name
-        plotted.append(plots.PlottedRun(run.settings, run.completed, label))
+    counts = {name: len(run.completed) for name, run in runs.items()}
+    plotted = [
+        plots.PlottedRun(
+            run.settings,
+            run.completed,
+            f"{name} ({counts[name]} seeds)" if counts[name] > 1 else name,
+        )
+        for name, run in runs.items()
+    ]
     data = dict.fromkeys(run.settings.data.title for run in runs.values())
-    bands = ": means and one standard deviation of the seeds" if has_bands else ""
+    bands = ": means and one standard deviation of the seeds" if max(counts.values()) > 1 else ""
     plots.save_comparison(picture, plotted, f"{len(runs)} runs on {' and '.join(data)}{bands}")
 
 
 def print_comparison(comparison: Comparison) -> None:
     """Print a table of results, one of differences, and one of settings."""
-    runs, level, is_level_given, picture = comparison
+    runs, level, is_explicit_level, picture = comparison
     name = Column("name", "run", is_number=False)
     results = [
         name,
@@ -235,10 +238,10 @@ def print_comparison(comparison: Comparison) -> None:
     ]
     results = [each for each in results if any(each.text_of(run) != MISSING for run in runs)]
     caption = f"test accuracy: the best, the final one, the first epoch at {level:.4g}"
-    caption += "" if is_level_given else ", which every training reaches"
+    caption += "" if is_explicit_level else ", which every training reaches"
     if any(run.best_by_val for run in runs):
         caption += "; by val: at the epoch that is best on held-out images"
-    logger.info(caption)
+    log.info(caption)
     console.print_table(Table(runs, results, drop_order=DROP_ORDER))
     differences = [
         name,
@@ -260,13 +263,14 @@ def _print_settings(runs: Sequence[ComparedRun], name: Column) -> None:
     """Print the settings that differ, a column each, or as a command line if that is too wide."""
     flags = runs[0].settings
     if not flags:
-        logger.info("no setting that affects results differs")
+        log.info("no setting that affects results differs")
         return
-    columns = [Column("settings", flag, is_number=False, item=flag) for flag in flags]
-    table = Table(runs, [name, *columns], "settings that differ")
+    columns = [name, *(Column("settings", flag, is_number=False, item=flag) for flag in flags)]
+    table = Table(runs, columns, "settings that differ")
     if not console.fits_terminal(table):
-        columns = [Column("command_line", "settings", is_number=False)]
-    console.print_table(table._replace(columns=[name, *columns]))
+        line = Column("command_line", "settings", is_number=False)
+        table = table._replace(columns=[name, line])
+    console.print_table(table)
 
 
 def _count_text(count: MeanStd) -> str:

@@ -23,7 +23,7 @@ from plateau_train.run.records import EpochRecord, best_record
 from plateau_train.training import setup
 from plateau_train.training.scoring import Confusion, Score, score
 
-logger = logging.getLogger("plateau_train")
+log = logging.getLogger("plateau_train")
 
 # A larger confusion matrix is drawn, and not printed.
 MOST_COLUMNS = 20
@@ -90,8 +90,8 @@ def evaluate_run(
     if output is not None:
         plots.check_format(output)
     run = RunDirectory.find(path)
-    found = find_checkpoint(run, which)
-    manifest = found.manifest
+    weights = find_checkpoint(run, which)
+    manifest = weights.manifest
     records = read_records(run, manifest.epoch)
     number, chosen = choose_replica(records, manifest.settings.run.seeds, replica, manifest.epoch)
     cache_dir = overrides.settings.data.cache_dir
@@ -102,7 +102,7 @@ def evaluate_run(
         environment.pin_threads(manifest.environment.threads)
     every_setting = manifest.settings.model_copy(update={"data": settings})
     dataset, _ = setup.load_data(every_setting, run, manifest.environment.dataset)
-    scores, confusion = score(found, dataset, number)
+    scores, confusion = score(weights, dataset, number)
     for record in records:
         if record.replica == number:
             compare_scores(record, scores)
@@ -122,32 +122,28 @@ def print_evaluation(evaluation: Evaluation) -> None:
         split: f"loss {loss:.4f}, accuracy {accuracy:.4f} ({num_images:,} images)"
         for split, (loss, accuracy, num_images) in evaluation.scores.items()
     }
-    console.print_rows(
-        {
-            "run": f"{evaluation.run}, {evaluation.checkpoint}",
-            "data": evaluation.data,
-            **scores,
-            "plot": str(evaluation.picture),
-        }
-    )
-    classes = evaluation.classes
-    caption = "test images of each class"
+    run = {"run": f"{evaluation.run}, {evaluation.checkpoint}", "data": evaluation.data}
+    console.print_rows({**run, **scores, "plot": str(evaluation.picture)})
+    classes, caption = evaluation.classes, "test images of each class"
     console.print_table(Table(classes, CLASS_COLUMNS, caption, ("images", "precision")))
     if len(classes) <= MOST_COLUMNS:
-        numbered = [each._replace(name=f"{i} {each.name}") for i, each in enumerate(classes)]
-        matrix = _confusion_table(classes, [each.name for each in classes])
-        numbers = _confusion_table(numbered, [str(i) for i in range(len(classes))])
-        for table in (matrix, numbers):
+        names, numbers = zip(*((each.name, str(i)) for i, each in enumerate(classes)), strict=True)
+        numbered = [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
+        for rows, columns in ((names, names), (numbered, numbers)):
+            table = _confusion_table(classes, rows, columns)
             if console.fits_terminal(table):
                 console.print_table(table)
                 return
-    logger.info(f"the confusion matrix of {len(classes)} classes is in the picture")
+    log.info(f"the confusion matrix of {len(classes)} classes is in the picture")
 
 
-def _confusion_table(classes: Sequence[ClassResult], titles: Sequence[str]) -> Table:
+def _confusion_table(
+    classes: Sequence[ClassResult], names: Sequence[str], titles: Sequence[str]
+) -> Table:
+    rows = [each._replace(name=name) for each, name in zip(classes, names, strict=True)]
     columns = [Column("counts", title, ",", item=number) for number, title in enumerate(titles)]
     caption = "true classes in rows, what they are taken for in columns"
-    return Table(classes, [Column("name", "", is_number=False), *columns], caption)
+    return Table(rows, [Column("name", "", is_number=False), *columns], caption)
 
 
 def find_checkpoint(run: RunDirectory, which: str) -> Checkpoint:
@@ -158,14 +154,29 @@ def find_checkpoint(run: RunDirectory, which: str) -> Checkpoint:
     if which == "best":
         return checkpoint.read_checkpoint(run.checkpoints / BEST)
     if which == "last":
-        found, reasons = checkpoint.read_newest(run.checkpoints)
-        if found is None:
+        newest, reasons = checkpoint.read_newest(run.checkpoints)
+        if newest is None:
             raise RunError(*reasons, hint="restore a checkpoint from a copy")
         if reasons:
-            reasons.append(f"The newest sound checkpoint is of epoch {found.manifest.epoch}.")
-            logger.warning("\n".join(reasons))
-        return found
-    return _of_epoch(run, int(which), kept)
+            reasons.append(f"The newest sound checkpoint is of epoch {newest.manifest.epoch}.")
+            log.warning("\n".join(reasons))
+        return newest
+    epochs, reasons = set(), []
+    for path in kept:  # the best one may be that of the epoch
+        try:
+            sound = checkpoint.read_checkpoint(path)
+        except RunError as error:
+            reasons += error.problems
+            continue
+        if sound.manifest.epoch == int(which):
+            return sound
+        epochs.add(sound.manifest.epoch)
+    kept_epochs = ", ".join(map(str, sorted(epochs))) or "none"
+    raise RunError(
+        f"{run.path} keeps no checkpoint of epoch {int(which)}; sound are those of: {kept_epochs}",
+        *reasons,
+        hint="give one of these, best or last to --checkpoint",
+    )
 
 
 def choose_replica(
@@ -199,28 +210,8 @@ def read_records(run: RunDirectory, epoch: int) -> list[EpochRecord]:
     try:
         return records_at(Run(run).histories, epoch)
     except RunError as error:
-        logger.warning("\n".join(error.problems))
+        log.warning("\n".join(error.problems))
         return []
-
-
-def _of_epoch(run: RunDirectory, epoch: int, kept: Sequence[Path]) -> Checkpoint:
-    """Read the checkpoint of an epoch, whichever of the files that are kept it is."""
-    epochs, reasons = set(), []
-    for path in kept:
-        try:
-            found = checkpoint.read_checkpoint(path)
-        except RunError as error:
-            reasons += error.problems
-            continue
-        if found.manifest.epoch == epoch:
-            return found
-        epochs.add(found.manifest.epoch)
-    kept_epochs = ", ".join(map(str, sorted(epochs))) or "none"
-    raise RunError(
-        f"{run.path} keeps no checkpoint of epoch {epoch}; sound are those of: {kept_epochs}",
-        *reasons,
-        hint="give one of these, best or last to --checkpoint",
-    )
 
 
 def compare_scores(record: EpochRecord, scores: Mapping[str, Score]) -> None:
@@ -234,12 +225,12 @@ def compare_scores(record: EpochRecord, scores: Mapping[str, Score]) -> None:
             continue
         now = scores[split]
         if abs(now.accuracy - accuracy) > ROUNDING:
-            logger.warning(
+            log.warning(
                 f"The {split} accuracy is {now.accuracy:.6f}, and the run recorded "
                 f"{accuracy:.6f}: {why}."
             )
         elif now.loss != loss:
-            logger.info(f"{split} loss {now.loss!r}, recorded as {loss!r}: {why}")
+            log.info(f"{split} loss {now.loss!r}, recorded as {loss!r}: {why}")
 
 
 def score_classes(confusion: Confusion, names: Sequence[str]) -> list[ClassResult]:

@@ -32,11 +32,17 @@ def resume(path: Path, overrides: Resolved) -> None:
         with cluster.fail_together():
             if cluster.is_leader():
                 opened = setup.open_run(RunDirectory.find(path), overrides, stack)
+            # Before the first collective, which uses the devices.
+            setup.pin_threads(overrides if opened is None else opened.resolved)
         is_over = opened is not None and setup.is_done(opened)
         resolved = setup.adopt(overrides, None if opened is None or is_over else opened.resolved)
         if resolved is None:
             if opened is not None:
-                _report_done(opened, is_quiet=is_quiet)
+                run, epochs = opened.directory, opened.resolved.settings.run.epochs
+                further = f"plateau-train resume {run} --epochs {2 * epochs} goes further"
+                log.info(f"{run.path} is done, with all of its {epochs} epochs; {further}")
+                if is_quiet:
+                    print(run.path)
             return
         setup.pin_threads(resolved)
         directory, known = (opened.directory, opened.data) if opened else (None, None)
@@ -58,16 +64,3 @@ def check(path: Path, overrides: Resolved) -> None:
     """Verify a run, change nothing, and print what is sound; raises as ``setup.check``."""
     for line in setup.check(RunDirectory.find(path), overrides):
         print(line)
-
-
-def _report_done(opened: OpenedRun, *, is_quiet: bool) -> None:
-    directory, epochs = opened.directory, opened.resolved.settings.run.epochs
-    log.info(
-        "%s is done, with all of its %d epochs; plateau-train resume %s --epochs %d goes further",
-        directory.path,
-        epochs,
-        directory,
-        2 * epochs,
-    )
-    if is_quiet:
-        print(directory.path)

@@ -13,7 +13,7 @@ from plateau_train.run.directory import LATEST, SWEEP, RunDirectory
 from plateau_train.run.history import best_epoch, records_at
 from plateau_train.run.reader import Run
 
-logger = logging.getLogger("plateau_train")
+log = logging.getLogger("plateau_train")
 
 COLUMNS = (
     Column("name", "name", is_number=False),
@@ -79,9 +79,9 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
     runs = [run for path in visible if (run := _read(Run(RunDirectory(path))))]
     sweeps = [RunDirectory(plan.parent) for plan in sorted(runs_dir.glob(f"*/{SWEEP}"))]
     for sweep in sweeps:
-        logger.info(f"{sweep} is a sweep: plateau-train runs --runs-dir {sweep} lists its runs")
+        log.info(f"{sweep} is a sweep: plateau-train runs --runs-dir {sweep} lists its runs")
     if not runs and not sweeps:
-        logger.info(f"there is no run in {runs_dir}: plateau-train makes one")
+        log.info(f"there is no run in {runs_dir}: plateau-train makes one")
     return runs
 
 
@@ -90,7 +90,7 @@ def print_runs(runs: Sequence[ListedRun]) -> None:
     if runs:
         print_table(Table(runs, COLUMNS, drop_order=DROP_ORDER))
     if problems := [printable(problem) for run in runs for problem in run.problems]:
-        logger.warning("\n".join(problems))
+        log.warning("\n".join(problems))
 
 
 def _read(run: Run) -> ListedRun | None:

@@ -63,6 +63,12 @@ class ScheduleOptions(NamedTuple):
         return self.source is not None and os.path.isdir(self.source)
 
     @property
+    def libraries(self) -> list[str]:
+        """The libraries of ``--compare``, each once."""
+        words = [] if self.compare is None else self.compare.split(",")
+        return list(dict.fromkeys(map(str.strip, words)))
+
+    @property
     def translations(self) -> dict[str, str]:
         """The parameters to translate, by library."""
         texts = {"torch": self.from_torch, "keras": self.from_keras}
@@ -79,7 +85,6 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
     if "JAX_PLATFORMS" not in os.environ:
         jax.config.update("jax_platforms", "cpu")
     check_options(options)
-    libraries = None if options.compare is None else read_libraries(options.compare)
     run = Run.open(Path(options.source or "")) if options.is_run else None
     overrides = {
         key: RawValue(config.as_text(resolved.value(setting)), resolved.origins[key])
@@ -103,7 +108,7 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
     else:
         series = read_list(overrides, options)
     check_values(series)
-    print_replay(series, libraries, options)
+    print_replay(series, options)
 
 
 def check_options(options: ScheduleOptions) -> None:
@@ -128,16 +133,10 @@ def check_options(options: ScheduleOptions) -> None:
     ):
         if getattr(options, option) is not None and not is_allowed:
             raise ConfigError(f"--{option} is for {purpose}", hint=f"leave out --{option}")
+    for library in options.libraries:
+        translation.check_name("--compare has no rule", library, LIBRARIES)
     if options.plot is not None:
         plots.check_format(options.plot)
-
-
-def read_libraries(text: str) -> list[str]:
-    """Return the libraries of ``--compare``, each once."""
-    libraries = list(dict.fromkeys(word.strip() for word in text.split(",")))
-    for library in libraries:
-        translation.check_name("--compare has no rule", library, LIBRARIES)
-    return libraries
 
 
 def translate_flags(
@@ -267,15 +266,15 @@ def check_values(series: Series) -> None:
 
 
 def apply_rules(
-    series: Series, libraries: Sequence[str] | None
+    series: Series, libraries: Sequence[str]
 ) -> tuple[dict[str, list[Row]], dict[str, str]]:
     """Apply the rule, and those of other libraries with the same numbers, to a series.
 
     Return the rows of each rule, that of the training first, and a note on each other rule.
     """
     rows = replay(series.rule, series.values)
-    rules, notes = {"scale" if libraries is None else "optax": rows}, {}
-    for library in libraries or ():
+    rules, notes = {"optax" if libraries else "scale": rows}, {}
+    for library in libraries:
         if library != "optax":  # the rule of the training itself
             parameters, difference = translation.with_same_numbers(library, series.rule)
             settings = translation.translate(library, parameters, learning_rate=1.0)
@@ -298,9 +297,9 @@ def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
     return next((row for row in rows if steps[row.number - 1] >= first), None)
 
 
-def print_replay(series: Series, libraries: Sequence[str] | None, options: ScheduleOptions) -> None:
+def print_replay(series: Series, options: ScheduleOptions) -> None:
     """Apply the rules to a series, print the result as a table or JSON lines, and draw its plot."""
-    rules, notes = apply_rules(series, libraries)
+    rules, notes = apply_rules(series, options.libraries)
     rows, rule = next(iter(rules.values())), texts.describe_rule(series.rule)
     change = find_change(series, rows)
     if options.as_json:

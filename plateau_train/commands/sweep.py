@@ -1,13 +1,17 @@
 """Train every combination of some settings, each with all seeds, and show the results."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from plateau_train import config, plots
-from plateau_train.config import Resolved
+from plateau_train.config import Resolved, Setting
 from plateau_train.errors import NonFiniteLossError
 from plateau_train.report import console, results
 from plateau_train.report.progress import ProgramReport
+from plateau_train.report.results import SweepResult
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.training import setup, sweep
@@ -71,18 +75,18 @@ def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
     """Print the results, the best first, and write ``results.csv`` and a heat map."""
     varied, is_quiet = plan.varied_settings, plan.runs[0].settings.run.quiet
     runs = [(RunDirectory(directory.path / run.folder), run.settings) for run in plan.runs]
-    found = results.read_results(runs, varied)
-    if not any(result.num_finished for result in found):
+    all_results = results.read_results(runs, varied)
+    if not any(result.num_finished for result in all_results):
         raise NonFiniteLossError(
             f"all seeds of {directory} diverged", hint="train with smaller --learning-rate values"
         )
-    ordered = results.sort_results(found, plan.metric)
+    ordered = results.sort_results(all_results, plan.metric)
     table, picture = directory.path / "results.csv", directory.path / "heat_map.png"
     storage.write_text(table, results.to_csv(ordered, varied))
     rows = {"results": str(table)}
     if len(varied) == 2:
-        grid = plots.Grid(**results.grid_arguments(found, varied, plan.metric))
-        heading = f"{grid.metric} after the last epoch, {found[0].num_seeds} seeds"
+        grid = _make_grid(all_results, varied, plan.metric)
+        heading = f"{grid.metric} after the last epoch, {all_results[0].num_seeds} seeds"
         plots.save_heat_map(picture, grid, heading)
         rows["heat map"] = str(picture)
     rows["next"] = f"plateau-train plot {RunDirectory(directory.path / ordered[0].run)}"
@@ -91,3 +95,22 @@ def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
         return
     console.print_table(results.make_table(ordered, varied, plan.metric))
     console.print_rows(rows)
+
+
+def _make_grid(
+    all_results: Sequence[SweepResult], varied: Sequence[Setting], metric: str
+) -> plots.Grid:
+    """Arrange a metric over the two settings that vary."""
+    rows, columns = (
+        list(dict.fromkeys(result.values[axis] for result in all_results)) for axis in (0, 1)
+    )
+    means, stds = (np.full((len(rows), len(columns)), np.nan) for _ in range(2))
+    num_diverged = np.zeros(means.shape, int)
+    for result in all_results:
+        cell = rows.index(result.values[0]), columns.index(result.values[1])
+        num_diverged[cell] = result.num_seeds - result.num_finished
+        if final := result.finals[metric]:
+            means[cell] = final.mean
+            stds[cell] = final.sd if final.num_replicas > 1 else np.nan
+    flags, name = [setting.flag for setting in varied], metric.replace("-", " ")
+    return plots.Grid(flags[0], rows, flags[1], columns, means, stds, num_diverged, name)

@@ -302,7 +302,7 @@ class _Source:
         with self._reading(self.info, LookupError, ValueError):  # the template of the file names
             paths = [Path(path) for path in described.filepaths]
         # tensorflow-datasets writes no empty file, and would skip one that is described as empty.
-        if min(described.shard_lengths, default=0) < 1:
+        if min(described.shard_lengths or (), default=0) < 1:
             problem = f"is damaged: it has a file without examples in {split}"
             raise self._damage(self.info, problem)
         shards = []

@@ -26,7 +26,7 @@ class PlottedRun(NamedTuple):
     label: str = ""
     color: str = "black"
     linestyle: Any = "-"
-    is_alone: bool = True
+    is_single: bool = True
 
 
 class Grid(NamedTuple):

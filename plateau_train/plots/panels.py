@@ -58,7 +58,9 @@ def draw_comparison(runs: Sequence[PlottedRun], heading: str) -> Figure:
     Leaves out the metrics on held-out images, which some of the runs may not have.
     """
     looks = zip(runs, cycle(style.RUN_COLORS), cycle(style.RUN_LINESTYLES), strict=False)
-    runs = [run._replace(color=color, linestyle=line, is_alone=False) for run, color, line in looks]
+    runs = [
+        run._replace(color=color, linestyle=line, is_single=False) for run, color, line in looks
+    ]
     column_width = max(len(run.label) for run in runs) * 0.095 + 0.9  # inches
     num_columns = min(len(runs), max(1, int((WIDTH - 1) / column_width)))
     figure = _make_panels(0, -(-len(runs) // num_columns))
@@ -134,11 +136,11 @@ class _Line(NamedTuple):
         histories, name = completed(run.histories), f"{split}_{metric}"
         epochs = [record.epoch for record in histories[0].records]
         values = [[getattr(record, name) for record in each.records] for each in histories]
-        curve = Curve.of(epochs, values, is_alone=run.is_alone)
+        curve = Curve.of(epochs, values, is_single=run.is_single)
         best = int(curve.mean.argmin() if metric == "loss" else curve.mean.argmax())
         word = ("min" if metric == "loss" else "max") + (" of mean" if len(histories) > 1 else "")
         label = f"{split}: {word} {curve.mean[best]:.4f} at epoch {epochs[best]}"
-        look = style.SPLIT_STYLES[split] if run.is_alone else (run.color, run.linestyle)
+        look = style.SPLIT_STYLES[split] if run.is_single else (run.color, run.linestyle)
         return cls(curve, epochs[best], label, *look)
 
 

@@ -52,6 +52,7 @@ def draw_replay(
     drops, end = [_x(series, row) for row in rows if row.is_drop], _x(series, rows[-1])
     for panel in (top, bottom):
         style.finish(panel, drops, 0, end)
+        panel.set_xlim(-0.05 * end, 1.05 * end)
         if change is not None:
             panel.axvspan(_x(series, change), end, color="#F2F2F2", zorder=-1, linewidth=0)
     if change is not None:

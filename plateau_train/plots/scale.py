@@ -61,7 +61,7 @@ def _draw_run(panel: Axes, run: PlottedRun, replicas: Sequence[Steps], lowest: f
     look: Look = {"color": run.color, "linestyle": run.linestyle, "alpha": 0.2}
     schedule = run.settings.optimizer.schedule
     if schedule != "plateau":  # a function of the step, the same for all replicas
-        curve = Curve.of(replicas[0][0], [replicas[0][1]], is_alone=run.is_alone)
+        curve = Curve.of(replicas[0][0], [replicas[0][1]], is_single=run.is_single)
         curve.draw(panel, drawstyle="steps-pre" if schedule == "step" else "default", **look)
         return
     grid = np.unique(np.concatenate([epochs for epochs, _ in replicas]))
@@ -69,7 +69,7 @@ def _draw_run(panel: Axes, run: PlottedRun, replicas: Sequence[Steps], lowest: f
         np.log2(np.maximum(scales, lowest))[np.searchsorted(epochs, grid, side="right") - 1]
         for epochs, scales in replicas
     ]
-    epochs, *curves = Curve.of(grid.tolist(), powers, is_alone=run.is_alone)
+    epochs, *curves = Curve.of(grid.tolist(), powers, is_single=run.is_single)
     curve = Curve(epochs, *map(np.exp2, curves))
     label = "mean of the logarithm" if len(curve.replicas) else None
     curve.draw(panel, drawstyle="steps-post", label=label, **look)

@@ -47,11 +47,11 @@ class Curve(NamedTuple):
     replicas: Float[np.ndarray, "replicas points"]  # those that are drawn
 
     @classmethod
-    def of(cls, epochs: ArrayLike, replicas: ArrayLike, *, is_alone: bool) -> "Curve":
-        """Average over replicas. Several replicas of a run that ``is_alone`` are drawn as well."""
+    def of(cls, epochs: ArrayLike, replicas: ArrayLike, *, is_single: bool) -> "Curve":
+        """Average over replicas. Several replicas of a run that ``is_single`` are drawn as well."""
         values = np.array(replicas)
         mean, std = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
-        drawn = values if is_alone and len(values) > 1 else values[:0]
+        drawn = values if is_single and len(values) > 1 else values[:0]
         return cls(np.array(epochs), mean, mean - std, mean + std, drawn)
 
     def since(self, epoch: int) -> "Curve":

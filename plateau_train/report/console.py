@@ -69,12 +69,12 @@ def configure_logging(*, is_quiet: bool = False) -> None:
 
     A second call replaces the handler of the first.
     """
-    logger = logging.getLogger("plateau_train")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False  # other libraries configure the root logger
-    for handler in [each for each in logger.handlers if isinstance(each, _LogHandler)]:
-        logger.removeHandler(handler)
-    logger.addHandler(_LogHandler(logging.WARNING if is_quiet else logging.INFO))
+    log = logging.getLogger("plateau_train")
+    log.setLevel(logging.INFO)
+    log.propagate = False  # other libraries configure the root logger
+    for handler in [each for each in log.handlers if isinstance(each, _LogHandler)]:
+        log.removeHandler(handler)
+    log.addHandler(_LogHandler(logging.WARNING if is_quiet else logging.INFO))
 
 
 def print_error(error: PlateauTrainError) -> None:
@@ -107,14 +107,14 @@ def print_rows(rows: Mapping[str, str], *, to_stderr: bool = False) -> None:
 
 
 class Column(NamedTuple):
-    """A column of a table: which field of the rows it shows, its title, and its format.
+    """A column of a table: a field or a function of the rows, its title, and its format.
 
     ``form`` is a format specification, or a function from the value to its text. ``item`` is the
     index or key of the value if the field is a tuple or a mapping. Numbers are aligned to the
     right, words to the left.
     """
 
-    field: str
+    field: str | Callable[[Any], Any]
     title: str
     form: str | Callable[[Any], str] = ""
     is_number: bool = True
@@ -122,7 +122,7 @@ class Column(NamedTuple):
 
     def text_of(self, row: object) -> str:
         """Return the text of a row in this column."""
-        value = getattr(row, self.field)
+        value = getattr(row, self.field) if isinstance(self.field, str) else self.field(row)
         if value is not None and self.item is not None:
             value = value[self.item]
         if value is None:
@@ -167,6 +167,12 @@ def _render(table: Table) -> Sequence[TextColumn]:
     return columns
 
 
+def join_rows(columns: Sequence[TextColumn], gap: int) -> Iterator[str]:
+    """Yield the titles and each row as one line."""
+    rows = zip(*(column.lines() for column in columns), strict=True)
+    return map((" " * gap).join, rows)
+
+
 def _total_width(columns: Sequence[TextColumn], *, gap: int) -> int:
     return sum(column.width for column in columns) + gap * (len(columns) - 1)
 
@@ -196,8 +202,7 @@ def print_table(table: Table) -> None:
             console.print()
             print_text(console, Text(printable(table.caption), style="dim"))
         if not console.is_terminal:
-            rows = zip(*(column.lines() for column in columns), strict=True)
-            print_text(console, "\n".join("  ".join(row).rstrip() for row in rows))
+            print_text(console, "\n".join(row.rstrip() for row in join_rows(columns, 2)))
             return
         columns, gap = fit_width(columns, table.drop_order, console.width)
         grid = RichTable(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")

@@ -13,7 +13,7 @@ from rich.text import Text
 from plateau_train.config import Settings
 from plateau_train.report import text
 from plateau_train.report.console import TextColumn as Cell
-from plateau_train.report.console import fit_width, print_rows, print_text
+from plateau_train.report.console import fit_width, join_rows, print_rows, print_text
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
@@ -38,6 +38,7 @@ class RunReport:
         self._progress: Progress | None = None
         self._titles = ""
         self._last_epoch = -1
+        self._names: list[str] = []  # of the runs of a program, if there may be several
 
     def on_start(self, info: TrainingInfo) -> None:
         """Print what is about to be trained."""
@@ -86,9 +87,8 @@ class RunReport:
         """
         num_replicas = len(lines) * len(settings.run.seeds)
         events = [event for written in lines for event in written.events]
-        for event in events if num_replicas > 1 else ():
-            if isinstance(event, Ending) and not event.is_complete:
-                log.warning("seed %d: %s", event.seed, event.message)
+        if num_replicas > 1:
+            self._warn_of_divergence(lines)
         records = [record for written in lines for record in written.records]
         if self.is_quiet or not records:
             return
@@ -98,7 +98,12 @@ class RunReport:
         self._print_epoch(records, settings, num_replicas, seconds)
         for event in events if self.prints_drops else ():
             if isinstance(event, Drop):
-                self._print_drop(event, num_replicas)
+                seed = f"seed {event.seed}: " if num_replicas > 1 else ""
+                line = Text(f"{seed}{event.describe()}", style="bold yellow")
+                if self._console.is_terminal:
+                    self._console.print(Padding(line, (0, 0, 0, 6)))
+                else:
+                    print_text(self._console, line)
 
     def on_finish(self, run: Run, seconds: float) -> None:
         """Print how the run ended and what to do next; if quiet, only the path of its folder."""
@@ -117,6 +122,13 @@ class RunReport:
             self._progress.stop()
             self._progress = None
 
+    def _warn_of_divergence(self, lines: Sequence[EpochLines]) -> None:
+        for run, written in enumerate(lines):
+            name = f"{self._names[run]}, " if self._names else ""
+            for event in written.events:
+                if isinstance(event, Ending) and not event.is_complete:
+                    log.warning("%sseed %d: %s", name, event.seed, event.message)
+
     def _print_epoch(
         self, records: Sequence[EpochRecord], settings: Settings, num_replicas: int, seconds: float
     ) -> None:
@@ -129,20 +141,11 @@ class RunReport:
         columns = _epoch_columns(records, num_replicas, num_epochs, patience)
         columns.append(Cell("time", [f"{seconds:.1f}s"], 5))
         fitting, gap = fit_width(columns, DROP_ORDER, self._console.width)
-        rows = zip(*(column.lines() for column in fitting), strict=True)
-        titles, row = map((" " * gap).join, rows)
+        titles, row = join_rows(fitting, gap)
         if titles != self._titles:
             self._titles = titles
             self._console.print(Text(titles, style="bold"), no_wrap=True, crop=True)
         self._console.print(Text(row), no_wrap=True, crop=True)
-
-    def _print_drop(self, drop: Drop, num_replicas: int) -> None:
-        seed = f"seed {drop.seed}: " if num_replicas > 1 else ""
-        line = Text(f"{seed}{drop.describe()}", style="bold yellow")
-        if self._console.is_terminal:
-            self._console.print(Padding(line, (0, 0, 0, 6)))
-        else:
-            print_text(self._console, line)
 
 
 class ProgramReport(RunReport):
@@ -152,9 +155,14 @@ class ProgramReport(RunReport):
 
     def on_start(self, info: TrainingInfo) -> None:
         """Print nothing: a sweep prints what its programs have in common."""
+        self._names.append(info.directory.path.name)
 
     def on_finish(self, run: Run, seconds: float) -> None:
         """Print nothing: a sweep ends with a table of all runs."""
+
+    def close(self) -> None:
+        super().close()
+        self._names.clear()
 
 
 def _epoch_line(records: Sequence[EpochRecord], num_epochs: int, patience: int | None) -> str:

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from plateau_train import config
 from plateau_train.numerics.replay import Row
@@ -100,26 +99,10 @@ def json_lines(series: Series, rules: Mapping[str, Sequence[Row]]) -> Iterator[s
         yield json.dumps({"number": row.number, **position, **values})
 
 
-class ReplayRow(NamedTuple):
-    """One observation as the texts of a table."""
-
-    number: str
-    epoch: str
-    step: str
-    value: str
-    best: str
-    to_beat: str
-    wait: str
-    cooldown: str
-    scale: str
-    drop: str
-    others: Mapping[str, str]  # the scale of each other rule
-
-
 def make_table(series: Series, rules: Mapping[str, Sequence[Row]]) -> Table:
     """Return a table with one row per observation."""
     (name, rows), *others = rules.items()
-    size, patience = series.rule.accumulation_size, series.rule.patience
+    size, positions = series.rule.accumulation_size, series.positions
     shown = [row for row in rows if row.is_complete]
     if len(shown) > MAX_TABLE_ROWS:
         log.info(f"of {len(shown):,} observations the table shows the drops and the last")
@@ -127,36 +110,28 @@ def make_table(series: Series, rules: Mapping[str, Sequence[Row]]) -> Table:
         shown = [row for row in shown if row.number in lowered or row is shown[-1]]
     drops = (row.number for row in rows if row.is_drop)
     drop_numbers = {value: f"{number}" for number, value in enumerate(drops, start=1)}
-
-    def texts(row: Row) -> ReplayRow:
-        position = series.positions[row.number - 1] if series.positions else None
-        first, has_best = row.number - size + 1, math.isfinite(row.best)
-        return ReplayRow(
-            number=f"{row.number}" if size == 1 else f"{first}-{row.number}",
-            epoch=f"{position.epoch}" if position else "",
-            step=f"{position.step:,}" if position else "",
-            value=f"{row.mean:.6g}",
-            best=f"{row.best:.6g}" if has_best else "",
-            to_beat=f"{row.threshold:.6g}" if has_best else "",
-            wait=f"{row.wait}/{patience}",
-            cooldown=f"{row.cooldown}",
-            scale=_show_scale(row),
-            drop=drop_numbers.get(row.number, ""),
-            others={other: _show_scale(table[row.number - 1]) for other, table in others},
-        )
-
-    titles = {"number": "number", "value": "value"}
+    numbers = Column("number", "number")
     if size > 1:
-        titles = {"number": "numbers", "value": "mean"}
-    titles |= {"scale": name, "to_beat": "to beat"}
-    omitted = {"others"} if series.positions else {"others", "epoch", "step"}
+        numbers = Column("number", "numbers", lambda last: f"{last - size + 1}-{last}")
+    places = (
+        Column("number", "epoch", lambda number: f"{positions[number - 1].epoch}"),
+        Column("number", "step", lambda number: f"{positions[number - 1].step:,}"),
+    )
     columns = [
-        Column(field, titles.get(field, field))
-        for field in ReplayRow._fields
-        if field not in omitted
+        numbers,
+        *(places if positions else ()),
+        Column("mean", "mean" if size > 1 else "value", ".6g"),
+        Column("best", "best", _show_finite),
+        Column("threshold", "to beat", _show_finite),
+        Column("wait", "wait", lambda wait: f"{wait}/{series.rule.patience}"),
+        Column("cooldown", "cooldown"),
+        Column(_show_scale, name),
+        Column("number", "drop", lambda number: drop_numbers.get(number, "")),
     ]
-    columns += [Column("others", other, item=other) for other, _ in others]
-    return Table([texts(row) for row in shown], columns, drop_order=DROP_ORDER)
+    for other, table in others:
+        scales = [_show_scale(row) for row in table]
+        columns.append(Column("number", other, lambda number, of=scales: of[number - 1]))
+    return Table(shown, columns, drop_order=DROP_ORDER)
 
 
 def describe_drops(series: Series, rules: Mapping[str, Sequence[Row]]) -> dict[str, str]:
@@ -177,6 +152,10 @@ def _summarize(rows: Sequence[Row]) -> str:
     count = f"{len(numbers)} drops at values" if len(numbers) > 1 else "1 drop at value"
     listed = numbers if len(numbers) <= MAX_LISTED else [*numbers[:MAX_LISTED], "..."]
     return f"{rows[-1].scale:.6g} at the end, {count} {', '.join(listed)}"
+
+
+def _show_finite(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) else ""
 
 
 def _show_scale(row: Row) -> str:

@@ -5,9 +5,7 @@ import io
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from plateau_train import config
 from plateau_train.config import Resolved, Setting, Settings
@@ -18,7 +16,7 @@ from plateau_train.run.history import History
 from plateau_train.run.reader import Run
 from plateau_train.run.records import MeanStd, best_record
 
-logger = logging.getLogger("plateau_train")
+log = logging.getLogger("plateau_train")
 
 METRICS = tuple(
     f"{split}-{kind}" for split in ("test", "val", "train") for kind in ("accuracy", "loss")
@@ -102,7 +100,7 @@ def _read_finished(directory: RunDirectory, num_epochs: int) -> list[History]:
             if history.last_epoch >= num_epochs or (history.ending and history.ending.is_complete)
         ]
     except RunError as error:
-        logger.warning("\n".join(error.problems))
+        log.warning("\n".join(error.problems))
         return []
 
 
@@ -163,23 +161,3 @@ def to_csv(results: Sequence[SweepResult], varied: Sequence[Setting]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def grid_arguments(
-    results: Sequence[SweepResult], varied: Sequence[Setting], metric: str
-) -> dict[str, Any]:
-    """Return the arguments of ``plots.Grid``: a metric over the two settings that vary."""
-    rows, columns = (
-        list(dict.fromkeys(result.values[axis] for result in results)) for axis in (0, 1)
-    )
-    means, stds = (np.full((len(rows), len(columns)), np.nan) for _ in range(2))
-    num_diverged = np.zeros(means.shape, int)
-    for result in results:
-        position = rows.index(result.values[0]), columns.index(result.values[1])
-        num_diverged[position] = result.num_seeds - result.num_finished
-        if final := result.finals[metric]:
-            means[position] = final.mean
-            stds[position] = final.sd if final.num_replicas > 1 else np.nan
-    axes = {"row_flag": varied[0].flag, "column_flag": varied[1].flag}
-    values = {"means": means, "stds": stds, "num_diverged": num_diverged}
-    return {**axes, "rows": rows, "columns": columns, **values, "metric": metric.replace("-", " ")}

@@ -33,11 +33,6 @@ class Series(NamedTuple):
     schedule: Schedule | None = None
 
 
-class _Observation(NamedTuple):
-    step: int
-    value: float
-
-
 def lowers_by_time(schedule: Schedule) -> bool:
     """Return whether a schedule lowers the rate at fixed steps, whatever is observed."""
     return schedule in ("cosine", "step")

@@ -62,15 +62,19 @@ def adopt(own: Resolved, leader: Resolved | None) -> Resolved | None:
     text = cluster.call_on_leader(
         lambda: "" if leader is None else leader.settings.model_dump_json()
     )
-    if not text or cluster.is_leader():
-        return leader
-    with cluster.fail_together():
+    if not text:
+        return None
+    with cluster.fail_together():  # in every process: it is a collective
+        if cluster.is_leader():
+            return leader
+        log.info("this is %s; process 0 prints and writes", cluster.describe())
         return config.merge(
             Resolved(Settings.model_validate_json(text), {}),
             own,
             problem=f"{cluster.describe()} has other settings than process 0",
             hint="start all processes with the same settings",
             policy=config.cluster_policy,
+            why_not=lambda _setting, _value: "all processes share it",
         )
 
 
