@@ -181,17 +181,14 @@ def test_a_run_can_be_read_while_it_continues_behind_a_damaged_checkpoint(run, c
 @pytest.mark.parametrize("epoch", [2, None])
 def test_a_run_that_goes_back_can_be_stopped_again(run, epoch):
     """A sweep goes back where one of its runs was stopped before the others."""
-    previous = None
-    if epoch is not None:
-        previous = read_checkpoint(checkpoint.epoch_path(run.checkpoints, epoch))
-    start_journal(run.path, previous)
-    found, problems = checkpoint.read_newest(run.checkpoints)
-    assert problems == []
     if epoch is None:
-        assert found is None
+        start_journal(run.path)
+        assert checkpoint.read_newest(run.checkpoints) == (None, [])
         assert run.metrics.read_bytes() == b""
     else:
-        assert found.manifest == previous.manifest
+        previous = read_checkpoint(checkpoint.epoch_path(run.checkpoints, epoch))
+        start_journal(run.path, previous)
+        assert read_newest(run).manifest == previous.manifest
         assert list(journal.verify(run, previous.manifest)) == []
         assert read_everything(run)[0][0].last_epoch == epoch
 
