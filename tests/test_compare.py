@@ -26,7 +26,8 @@ def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None,
     records, events = [], []
     for replica, of_seed in enumerate(accuracies):
         for epoch, accuracy in enumerate(of_seed):
-            changes = {"replica": replica, "epoch": epoch, "test_accuracy": accuracy}
+            changes = {"replica": replica, "seed": replica, "epoch": epoch}
+            changes |= {"test_accuracy": accuracy}
             changes["test_loss"] = losses[replica] if losses else 1 - accuracy
             if val:
                 changes |= {"val_accuracy": val[replica][epoch], "val_loss": 0.5}

@@ -99,14 +99,14 @@ def test_the_rule_agrees_with_a_numpy_reference_on_random_sequences(
 
 def test_an_observation_has_the_values_that_the_rule_compared():
     seen = observe_all(rule(patience=2, accumulation_size=2, rtol=0.25), [4, 2, 3, 3, 2, 4, 1, 1])
-    assert seen.complete.tolist() == [False, True] * 4
+    assert seen.is_complete.tolist() == [False, True] * 4
     assert seen.value[1::2].tolist() == [3, 3, 3, 1]
     assert seen.best[1::2].tolist() == [np.inf, 3, 3, 3]
-    assert seen.to_beat[1::2].tolist() == [np.inf, 2.25, 2.25, 2.25]
-    assert seen.waited[1::2].tolist() == [0, 1, 2, 0]
+    assert seen.threshold[1::2].tolist() == [np.inf, 2.25, 2.25, 2.25]
+    assert seen.wait[1::2].tolist() == [0, 1, 2, 0]
     absolute = observe_all(rule(patience=9, rtol=0.25, atol=0.5), [4, 2.6, 2.4])
-    assert absolute.to_beat.tolist() == [np.inf, 2.5, 2.5]
-    assert absolute.waited.tolist() == [0, 1, 0]
+    assert absolute.threshold.tolist() == [np.inf, 2.5, 2.5]
+    assert absolute.wait.tolist() == [0, 1, 0]
     assert seen.scale[1::2].tolist() == [1, 1, 0.5, 0.5]
 
 

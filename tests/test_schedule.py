@@ -572,7 +572,7 @@ def test_one_replica_is_replayed_at_a_time(small_run, tmp_path, schedule):
     (run / "config.toml").write_text(text.replace("\nseed = 0 ", '\nseed = "3-4" '))
     for name in ("metrics.jsonl", "events.jsonl"):
         lines = (run / name).read_text().splitlines()
-        again = [json.dumps(json.loads(line) | {"replica": 1}) for line in lines]
+        again = [json.dumps(json.loads(line) | {"replica": 1, "seed": 4}) for line in lines]
         both = sum(zip(lines, again, strict=True), ())
         (run / name).write_text("\n".join([*both, ""]))
     with pytest.raises(ConfigError, match="has 2 replicas"):

@@ -16,9 +16,9 @@ def plot(run: Path, output: Path | None, replica: int | None) -> Path:
     if output is not None:
         check_format(output)
     opened = Run.open(run)
-    histories, picture = opened.histories, opened.directory.plot
+    settings, histories, picture = opened.settings, opened.histories, opened.directory.plot
     if replica is not None:
         histories = [find_replica(histories, replica, opened.directory)]
         picture = picture.with_name(f"plot-replica-{replica}.png")
-    save = partial(save_run_plot, histories=histories, settings=opened.settings)
+    save = partial(save_run_plot, histories=histories, settings=settings)
     return place(picture, output, save)

@@ -45,9 +45,9 @@ def make_histories(
     Raises ``RunError`` unless the epochs of each replica are 0, 1, 2, ... and all are alike;
     ``path`` is the file of the records.
     """
-    epochs, drops, endings = defaultdict(list), defaultdict(list), {}
+    by_replica, drops, endings = defaultdict(list), defaultdict(list), {}
     for number, record in enumerate(records, start=1):
-        past = epochs[record.replica]
+        past = by_replica[record.replica]
         if record.epoch != len(past):
             raise _damaged(path, number, f"is of epoch {record.epoch}, not {len(past)}")
         if past and record.scored_by != past[0].scored_by:
@@ -59,7 +59,7 @@ def make_histories(
         elif isinstance(event, Ending):
             endings[event.replica] = event
     histories = []
-    for replica, past in sorted(epochs.items()):
+    for replica, past in sorted(by_replica.items()):
         ending = endings.get(replica)
         if ending and ending.epoch < past[-1].epoch:
             ending = None  # the run was continued after it
