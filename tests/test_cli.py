@@ -49,7 +49,7 @@ BAD_TOML = {
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "problem"),
     [
         ("--patiense 3", "--patience"),
         ("--patience 0", "--patience must be a whole number from 1"),
@@ -74,11 +74,11 @@ BAD_TOML = {
         ("plot", "RUN"),
     ],
 )
-def test_a_wrong_word_ends_with_exit_code_2_one_line_and_a_hint(tmp_path, arguments, said):
+def test_a_wrong_word_ends_with_exit_code_2_one_line_and_a_hint(tmp_path, arguments, problem):
     for name, text in BAD_TOML.items():
         (tmp_path / name).write_text(text)
     error = refused(tmp_path, *shlex.split(arguments), code=2)
-    assert said.lower() in error.lower()
+    assert problem.lower() in error.lower()
 
 
 def test_an_option_that_was_renamed_is_refused_with_its_new_name(tmp_path):
@@ -154,7 +154,7 @@ def test_help_of_a_command_that_trains_is_the_same_list(top_help, tmp_path):
     assert all(setting.flag in shown for setting in SETTINGS)
 
 
-def test_config_prints_toml_that_can_be_used_and_says_where_values_come_from(tmp_path):
+def test_config_prints_usable_toml_with_the_origin_of_each_value(tmp_path):
     (tmp_path / "my.toml").write_text("[run]\nseed = 3\n")
     shown = command("config", "--config=my.toml", "--patience=8", cwd=tmp_path)
     assert tomllib.loads(shown.stdout)["plateau"]["patience"] == 8
@@ -183,7 +183,7 @@ def test_the_bare_command_is_the_command_train(small_run, tmp_path):
     assert (run / "metrics.jsonl").read_bytes() == (small_run / "metrics.jsonl").read_bytes()
 
 
-def test_plot_needs_only_three_files_and_writes_where_it_is_told(small_run, tmp_path):
+def test_plot_needs_only_three_files_and_writes_to_the_given_path(small_run, tmp_path):
     copy = tmp_path / "a copy [of] a run"
     copy.mkdir()
     for name in ("config.toml", "metrics.jsonl", "events.jsonl"):
@@ -197,7 +197,7 @@ def test_plot_needs_only_three_files_and_writes_where_it_is_told(small_run, tmp_
     assert "as out.gif" in refused(tmp_path, "plot", copy, "-o", "out.gif", code=2)
 
 
-def test_a_run_without_the_real_data_says_so_in_a_notice_nobody_can_miss(tmp_path):
+def test_a_run_without_the_real_data_begins_with_a_notice(tmp_path):
     proxy = "http://127.0.0.1:9"
     few = [flag for flag in SMALL if "dataset" not in flag]
     finished = command(*few, "--epochs=1", cwd=tmp_path, http_proxy=proxy, https_proxy=proxy)
@@ -215,8 +215,8 @@ def test_data_info_and_prepare_know_the_built_in_set(tmp_path):
     described = command("data", "info", "--dataset=garments", cwd=tmp_path).stdout
     assert "60,000 images" in described
     assert "Ankle boot" in described
-    said = command("data", "prepare", "--dataset=garments", cwd=tmp_path).stdout
-    assert "needs no preparation" in said
+    problem = command("data", "prepare", "--dataset=garments", cwd=tmp_path).stdout
+    assert "needs no preparation" in problem
 
 
 def test_the_version_is_that_of_the_package(tmp_path):

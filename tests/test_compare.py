@@ -1,4 +1,4 @@
-"""plateau-train compare: its figures against ones worked out by hand, and what it refuses."""
+"""plateau-train compare: its numbers, compared with those computed by hand, and its errors."""
 
 import pytest
 import scipy.stats
@@ -56,7 +56,7 @@ def show_comparison(paths, **options):
 
 
 def compared(capsys, *paths, level=None, picture=None):
-    """Return the tables, rows of cells under their titles each, and what is told beside."""
+    """Return the tables, rows of cells under their titles each, and what is logged."""
     show_comparison(paths, picture=picture, level=level)
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out
@@ -74,39 +74,59 @@ def cells(line):
 ONE = [[0.1, 0.5, 0.7, 0.6]]
 
 
-def test_a_row_says_what_one_training_reached(tmp_path, capsys):
+def test_a_row_has_the_results_of_a_run(tmp_path, capsys):
     first = make_run(tmp_path, "20260101-000000-a", ONE, drop_epochs=[[1, 3]])
     second = make_run(tmp_path, "20260101-000001-b", [[0.1, 0.6, 0.65, 0.65]], schedule="cosine")
-    (results, differing, settings), told = compared(capsys, first, second)
+    (results, differing, settings), log = compared(capsys, first, second)
     assert results == [
         {
-            "run": "a", "rule": "train-loss", "seeds": "1", "best": "0.7000", "at": "2",
-            "final": "0.6000", "to 0.65": "2", "drops": "2", "in epochs": "1, 3", "seconds": "402",
+            "run": "a",
+            "rule": "train-loss",
+            "seeds": "1",
+            "best": "0.7000",
+            "at": "2",
+            "final": "0.6000",
+            "to 0.65": "2",
+            "drops": "2",
+            "in epochs": "1, 3",
+            "seconds": "402",
         },
         {
-            "run": "b", "rule": "cosine", "seeds": "1", "best": "0.6500", "at": "2",
-            "final": "0.6500", "to 0.65": "2", "drops": "-", "in epochs": "-", "seconds": "402",
+            "run": "b",
+            "rule": "cosine",
+            "seeds": "1",
+            "best": "0.6500",
+            "at": "2",
+            "final": "0.6500",
+            "to 0.65": "2",
+            "drops": "-",
+            "in epochs": "-",
+            "seconds": "402",
         },
-    ]  # fmt: skip
+    ]
     assert differing == [
         {
-            "run": "b", "final test accuracy": "+0.0500", "final test loss": "-0.0500",
+            "run": "b",
+            "final test accuracy": "+0.0500",
+            "final test loss": "-0.0500",
             "interval": "none: a single seed",
         }
-    ]  # fmt: skip
+    ]
     assert settings == [
         {"run": "a", "--schedule": "plateau"},
         {"run": "b", "--schedule": "cosine"},
     ]
-    assert "which every training reaches" in told
-    assert "NOTICE" not in told
+    assert "which every training reaches" in log
+    assert "NOTICE" not in log
 
 
 def test_replicas_have_means_and_sample_deviations_and_a_paired_interval(tmp_path, capsys):
     first = make_run(
-        tmp_path, "a", [[0.1, 0.70, 0.60], [0.1, 0.50, 0.62], [0.1, 0.80, 0.64]],
+        tmp_path,
+        "a",
+        [[0.1, 0.70, 0.60], [0.1, 0.50, 0.62], [0.1, 0.80, 0.64]],
         drop_epochs=[[1, 2], [2], []],
-    )  # fmt: skip
+    )
     second = make_run(
         tmp_path, "b", [[0.1, 0.60, 0.61], [0.1, 0.60, 0.64], [0.1, 0.60, 0.67]], patience="9"
     )
@@ -114,10 +134,17 @@ def test_replicas_have_means_and_sample_deviations_and_a_paired_interval(tmp_pat
     # By hand: best 0.70, 0.62, 0.80; final 0.60, 0.62, 0.64; at epochs 1, 2, 1; the level is
     # reached by the first and the third, in epoch 1 both; 2, 1 and 0 drops.
     assert results[0] == {
-        "run": "a", "rule": "train-loss", "seeds": "3", "best": "0.7067 ± 0.0902",
-        "at": "1.3 ± 0.6", "final": "0.6200 ± 0.0200", "to 0.625": "1.0 ± 0.0 (2 of 3)",
-        "drops": "1.0 ± 1.0", "in epochs": "first 1.5 ± 0.7, last 2.0 ± 0.0", "seconds": "302",
-    }  # fmt: skip
+        "run": "a",
+        "rule": "train-loss",
+        "seeds": "3",
+        "best": "0.7067 ± 0.0902",
+        "at": "1.3 ± 0.6",
+        "final": "0.6200 ± 0.0200",
+        "to 0.625": "1.0 ± 0.0 (2 of 3)",
+        "drops": "1.0 ± 1.0",
+        "in epochs": "first 1.5 ± 0.7, last 2.0 ± 0.0",
+        "seconds": "302",
+    }
     # Differences 0.01, 0.02, 0.03: mean 0.02, sd 0.01, and t(0.975; 2) is 4.3027, so the interval
     # is 0.02 -+ 4.3027 * 0.01 / sqrt(3).
     assert differing[0]["final test accuracy"] == "+0.0200 (-0.0048 to +0.0448)"
@@ -169,23 +196,21 @@ def test_one_seed_gives_no_interval_and_no_variance_an_empty_one(of_each, before
     assert f"{differences.difference(of_each, before)}" == text
 
 
-def test_with_held_out_images_the_accuracy_that_they_choose_stands_beside_the_best(
-    tmp_path, capsys
-):
+def test_the_accuracy_at_the_epoch_chosen_on_held_out_images_has_a_column(tmp_path, capsys):
     with_val = {"val": [[0.1, 0.9, 0.8, 0.7]], "val_fraction": "0.1"}
     first = make_run(tmp_path, "a", ONE, **with_val)
     second = make_run(tmp_path, "b", ONE)
-    (results, _, settings), told = compared(capsys, first, second)
+    (results, _, settings), log = compared(capsys, first, second)
     assert [row["by val"] for row in results] == ["0.5000", "-"]
     assert [row["best"] for row in results] == ["0.7000", "0.7000"]
     assert [row["--val-fraction"] for row in settings] == ["0.1", "0.0"]
-    assert "by val: at the epoch that is best on held-out images" in told
+    assert "by val: at the epoch that is best on held-out images" in log
 
 
-def test_what_makes_runs_hard_to_compare_is_said(tmp_path, capsys):
+def test_a_warning_names_what_makes_runs_hard_to_compare(tmp_path, capsys):
     first = make_run(tmp_path, "a", ONE, dataset="mnist", test_examples="500", epochs="50")
     second = make_run(tmp_path, "b", [[0.1, 0.5, 0.7, 0.6], [0.1, 0.5, 0.7, 0.6], [0.1, 0.9]])
-    ((_, row), _, settings), told = compared(capsys, first, second)
+    ((_, row), _, settings), log = compared(capsys, first, second)
     assert [row["--seed"] for row in settings] == ["0", "0-2"]
     assert (row["seeds"], row["best"]) == ("2", "0.7000 ± 0.0000")
     for sentence in (
@@ -195,7 +220,7 @@ def test_what_makes_runs_hard_to_compare_is_said(tmp_path, capsys):
         "a has finished epoch 3 of 50: its final values are those of that epoch.",
         "b: 1 of 3 seeds ended earlier and are left out.",
     ):
-        assert f"{sentence}\n" in told
+        assert f"{sentence}\n" in log
 
 
 def test_an_accuracy_counts_as_reached_in_spite_of_its_rounding(tmp_path, capsys):
@@ -206,7 +231,7 @@ def test_an_accuracy_counts_as_reached_in_spite_of_its_rounding(tmp_path, capsys
     assert (row["to 0.8676"], below["to 0.8676"]) == ("1", "-")
 
 
-def test_runs_of_one_name_get_longer_ones_and_equal_settings_no_table(tmp_path, capsys):
+def test_runs_with_equal_names_get_longer_names(tmp_path, capsys):
     first, second = (make_run(tmp_path, f"2026010{day}-000000-a", ONE) for day in (1, 2))
     third, fourth = (make_run(tmp_path / folder, "b", ONE) for folder in "xy")
     show_comparison([first, second])
@@ -218,7 +243,7 @@ def test_runs_of_one_name_get_longer_ones_and_equal_settings_no_table(tmp_path, 
     assert f"\n{third.resolve()}  " in capsys.readouterr().out
 
 
-def test_a_missing_file_of_times_is_no_obstacle_and_a_damaged_one_is(tmp_path, capsys):
+def test_missing_timings_are_left_out_and_damaged_ones_are_refused(tmp_path, capsys):
     first, second = (make_run(tmp_path, name, ONE) for name in "ab")
     for path in (first, second):
         RunDirectory(path).timings.unlink()
@@ -229,7 +254,7 @@ def test_a_missing_file_of_times_is_no_obstacle_and_a_damaged_one_is(tmp_path, c
         compare([first, second])
 
 
-def test_bad_requests_are_refused_before_anything_is_printed(tmp_path, capsys):
+def test_unusable_arguments_are_refused_before_anything_is_printed(tmp_path, capsys):
     run, other = (make_run(tmp_path, name, ONE) for name in "ab")
     link = tmp_path / "latest"
     link.symlink_to("a")

@@ -175,9 +175,15 @@ def test_a_name_may_hold_spaces_brackets_and_letters_of_any_script():
 
 def test_what_is_written_as_toml_reads_back_as_the_same_settings(toml):
     given = flags(
-        mode="val-accuracy", val_fraction="0.2", hidden_sizes="32,16", train_examples="100",
-        learning_rate="3e-5", name='quote " and \\u0041', quiet="true", optimizer="lion",
-    )  # fmt: skip
+        mode="val-accuracy",
+        val_fraction="0.2",
+        hidden_sizes="32,16",
+        train_examples="100",
+        learning_rate="3e-5",
+        name='quote " and \\u0041',
+        quiet="true",
+        optimizer="lion",
+    )
     given["data_dir"] = RawValue("/a b/ü", "TFDS_DATA_DIR")
     given["name"] = RawValue('quote " [x]', "flag")
     settings, origins = resolve(given)

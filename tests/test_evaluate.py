@@ -1,4 +1,4 @@
-"""plateau-train evaluate: the same figures as in training, and the confusions behind them."""
+"""plateau-train evaluate: the scores that training recorded, and the confusion matrix."""
 
 import dataclasses
 import itertools
@@ -94,7 +94,7 @@ def test_the_confusion_matrix_counts_every_image_once(monkeypatch, num_examples)
         assert len(set(predicted)) > 1, "one class does not distinguish rows and columns"
 
 
-def test_the_command_prints_what_the_run_recorded_and_where_its_hits_and_mistakes_are(copy):
+def test_the_command_prints_the_recorded_scores_and_the_confusion_matrix(copy):
     # With another number of threads than the run's the last bits would differ.
     finished = command("evaluate", "copy", cwd=copy.path.parent, NPROC="1")
     assert finished.returncode == 0, finished.stderr
@@ -146,15 +146,15 @@ def test_the_best_checkpoint_is_found_under_its_epoch_too(copy):
     assert find_checkpoint(copy, f"{best}").manifest.epoch == best
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_told(copy, capsys):
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(copy, capsys):
     checkpoint.epoch_path(copy.checkpoints, 6).write_bytes(b"damaged")
     configure_logging()
     found = find_checkpoint(copy, "last")
     assert found.manifest.epoch == 5
-    told = capsys.readouterr().err
-    assert "NOTICE: " in told
-    assert "epoch-000006.npz cannot be used" in told
-    assert "The newest sound checkpoint is of epoch 5." in told
+    log = capsys.readouterr().err
+    assert "NOTICE: " in log
+    assert "epoch-000006.npz cannot be used" in log
+    assert "The newest sound checkpoint is of epoch 5." in log
 
 
 def test_an_epoch_that_is_not_kept_is_refused_with_those_that_are(copy):
@@ -174,17 +174,19 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "problem"),
     [
         (("--checkpoint", "1"), 4, "keeps no checkpoint of epoch 1"),
         (("--checkpoint", "worst"), 2, "--checkpoint must be best, last or the number of an epoch"),
     ],
 )
-def test_a_wrong_checkpoint_ends_the_command_with_its_exit_code(small_run, arguments, code, said):
+def test_a_wrong_checkpoint_ends_the_command_with_its_exit_code(
+    small_run, arguments, code, problem
+):
     finished = command("evaluate", small_run, *arguments, cwd=small_run.parents[1])
     assert finished.returncode == code
     assert finished.stdout == ""
-    assert said in finished.stderr
+    assert problem in finished.stderr
     assert "hint: " in finished.stderr
 
 
@@ -207,13 +209,11 @@ def test_other_data_are_refused_as_a_resumed_run_refuses_them(copy, evaluate, mo
         evaluate(copy)
 
 
-def test_the_folder_of_the_data_can_be_given_and_nothing_else_of_the_settings(
-    copy, evaluate, monkeypatch
-):
-    asked = []
+def test_only_the_folders_of_the_data_are_taken_from_the_command_line(copy, evaluate, monkeypatch):
+    loaded = []
 
     def load(settings):
-        asked.append(settings)
+        loaded.append(settings)
         raise DataError("enough", hint="none")
 
     monkeypatch.setattr(data, "load", load)
@@ -222,12 +222,12 @@ def test_the_folder_of_the_data_can_be_given_and_nothing_else_of_the_settings(
     with pytest.raises(DataError, match="enough"):
         evaluate(copy)
     began = find_checkpoint(copy, "best").manifest.settings.data
-    assert [str(settings.data_dir) for settings in asked] == ["/elsewhere", str(began.data_dir)]
-    assert {settings.batch_size for settings in asked} == {began.batch_size} == {50}
+    assert [str(settings.data_dir) for settings in loaded] == ["/elsewhere", str(began.data_dir)]
+    assert {settings.batch_size for settings in loaded} == {began.batch_size} == {50}
 
 
 @pytest.mark.parametrize(
-    ("loss", "accuracy", "quietly", "loudly"),
+    ("loss", "accuracy", "is_logged", "is_warning"),
     [
         (RECORD.test_loss, RECORD.test_accuracy, False, False),
         (RECORD.test_loss + 1e-7, RECORD.test_accuracy, True, False),
@@ -235,18 +235,18 @@ def test_the_folder_of_the_data_can_be_given_and_nothing_else_of_the_settings(
         (RECORD.test_loss, RECORD.test_accuracy + 1e-4, False, True),
     ],
 )
-def test_other_bits_are_told_and_another_accuracy_is_warned_of(
-    capsys, loss, accuracy, quietly, loudly
+def test_another_loss_is_logged_and_another_accuracy_is_a_warning(
+    capsys, loss, accuracy, is_logged, is_warning
 ):
     configure_logging()
     compare_scores(RECORD, {"test": Score(loss, accuracy, 300)})
-    told = capsys.readouterr().err
-    assert told.startswith("test loss ") == quietly
-    assert told.startswith("NOTICE: The test accuracy is ") == loudly
-    assert bool(told) == (quietly or loudly)
+    log = capsys.readouterr().err
+    assert log.startswith("test loss ") == is_logged
+    assert log.startswith("NOTICE: The test accuracy is ") == is_warning
+    assert bool(log) == (is_logged or is_warning)
 
 
-def test_a_run_that_cannot_be_written_to_leaves_its_pictures_in_the_working_directory(
+def test_pictures_of_a_read_only_run_are_saved_in_the_working_directory(
     copy, evaluate, monkeypatch, tmp_path, capsys
 ):
     write_bytes = storage.write_bytes
@@ -264,7 +264,7 @@ def test_a_run_that_cannot_be_written_to_leaves_its_pictures_in_the_working_dire
     assert str(plot(copy.path, None, None)) == "copy-plot.png"
     here = sorted(path.name for path in (tmp_path / "here").iterdir())
     assert here == ["copy-confusion.png", "copy-plot.png"]
-    # Where it was asked for it must be, or nowhere.
+    # Where it was loaded for it must be, or nowhere.
     with pytest.raises(StorageError):
         plot(copy.path, copy.path / "other.png", None)
     assert len(list((tmp_path / "here").iterdir())) == 2
@@ -294,7 +294,7 @@ def test_a_class_without_images_or_without_hits_has_no_share():
         (21, 400, "of 21 classes is in the picture"),
     ],
 )
-def test_a_matrix_that_is_too_wide_has_numbers_for_names_or_is_left_to_the_picture(
+def test_a_wide_confusion_matrix_has_numbered_columns_or_is_only_drawn(
     monkeypatch, capsys, num_classes, width, shown
 ):
     for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", f"{width}"), ("TERM", "xterm")):
@@ -322,7 +322,7 @@ def drawn(num_classes, heading="run\nepoch 1", names=None):
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 25, 100, 300])
-def test_the_picture_shows_every_row_as_shares_and_the_counts_where_they_can_be_read(num_classes):
+def test_the_picture_shows_shares_and_the_counts_if_they_are_legible(num_classes):
     figure, confusion, renderer = drawn(num_classes)
     panel = figure.axes[0]
     shares = np.asarray(panel.images[0].get_array())
@@ -353,7 +353,7 @@ def test_the_picture_shows_every_row_as_shares_and_the_counts_where_they_can_be_
         (100, "a-run\nepoch 1: test accuracy 0.5", None),
     ],
 )
-def test_nothing_of_the_picture_is_cut_off_and_no_names_overlap(num_classes, heading, names):
+def test_no_text_of_the_picture_is_cut_off_and_no_names_overlap(num_classes, heading, names):
     figure, _, renderer = drawn(num_classes, heading, names)
     whole, panel = figure.bbox, figure.axes[0]
     rows = [text.get_window_extent(renderer) for text in panel.get_yticklabels()]

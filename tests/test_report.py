@@ -80,7 +80,7 @@ def test_without_a_terminal_a_drop_is_one_plain_line_however_long(capsys):
     assert "\x1b" not in out
 
 
-def test_validation_and_cooldown_are_told_where_there_are_any(capsys):
+def test_an_epoch_has_validation_scores_and_cooldown_if_there_are_any(capsys):
     changes = {"val_loss": 0.7, "val_accuracy": 0.6, "cooldown": 2}
     print_epoch(RunReport(is_quiet=False), RECORD.model_copy(update=changes))
     out = capsys.readouterr().out
@@ -103,9 +103,7 @@ def test_a_row_fits_80_columns_and_has_its_titles_once(terminal, capsys):
 
 
 @pytest.mark.parametrize("width", [200, 80, 40])
-def test_with_validation_a_narrow_terminal_goes_without_what_follows_from_the_rest(
-    terminal, capsys, width
-):
+def test_a_narrow_terminal_omits_columns_that_others_imply(terminal, capsys, width):
     terminal(width)
     report = RunReport(is_quiet=False)
     print_epoch(report, RECORD.model_copy(update={"val_loss": 0.7, "val_accuracy": 0.6}))
@@ -136,7 +134,7 @@ def test_a_notice_is_shown_even_when_quiet(capsys):
     assert capsys.readouterr().err == "NOTICE: not the real data\nNOTICE: get them\n"
 
 
-def test_foreign_text_cannot_steer_the_terminal_nor_be_taken_for_markup(capsys):
+def test_foreign_text_neither_controls_the_terminal_nor_acts_as_markup(capsys):
     assert printable("a\x1b[31m\nb[/]") == "a\\x1b[31m\\nb[/]"
     print_error(ConfigError("bad [/] name \x1b[2J", hint="[bold]try[/bold]"))
     err = capsys.readouterr().err
@@ -216,7 +214,7 @@ def test_a_warning_during_an_epoch_is_printed_above_the_bar_or_to_the_log_file(
     assert ("│ diverged" in log.plain) == (not is_terminal)
 
 
-def test_of_several_replicas_means_and_deviations_are_printed(terminal, capsys):
+def test_means_and_deviations_of_several_replicas_are_printed(terminal, capsys):
     records = [
         RECORD.model_copy(update={"test_loss": loss, "scale": scale, "learning_rate": scale / 100})
         for loss, scale in ((1.0, 1.0), (2.0, 0.25))

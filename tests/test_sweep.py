@@ -1,4 +1,4 @@
-"""A grid of settings: what is trained together, what it comes to, and that it can be stopped."""
+"""Sweeps: the grid of settings, the results, and sweeps that were stopped and continue."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from plateau_train.run.reader import Run
 # Two programs, for the factor cannot be traced, of two runs with two seeds each.
 SAME = (*faults.TINY, "--rtol=0.3", "--seed=0,2", "--epochs=3")
 GRID = ("sweep", *SAME, "--patience=1,3", "--factor=0.5,0.9")
-CELLS = [
+NAMES = [
     f"00{number}-patience={patience},factor={factor}"
     for number, (patience, factor) in enumerate(((1, 0.5), (1, 0.9), (3, 0.5), (3, 0.9)), start=1)
 ]
@@ -54,7 +54,7 @@ def test_a_grid_has_every_combination_of_the_values_that_commas_separate():
     assert {cell.model.hidden_sizes for cell in cells} == {(8, 4), (16,)}
 
 
-def test_a_default_that_follows_from_another_knob_follows_it_in_each_cell():
+def test_a_default_that_depends_on_another_setting_follows_it_in_each_run():
     cells = resolve(mode="train-loss,test-loss", optimizer="adam,adamw").cells
     sizes = {cell.settings.plateau.mode: cell.settings.plateau.accumulation_size for cell in cells}
     assert sizes == {"train-loss": 200, "test-loss": 1}
@@ -64,7 +64,7 @@ def test_a_default_that_follows_from_another_knob_follows_it_in_each_cell():
     assert decays == {"adam": 0.0, "adamw": 1e-4}
 
 
-def test_the_problems_of_all_cells_are_told_at_once_and_each_of_them_once():
+def test_all_problems_of_a_grid_are_reported_together_and_each_once():
     with pytest.raises(ConfigError) as refused:
         resolve(patience="2,x,0", factor="0.1,5", mode="train-loss,tset-loss")
     flags = sorted(problem.split(" must")[0] for problem in refused.value.problems)
@@ -81,9 +81,9 @@ def test_a_name_with_a_comma_is_one_value():
     assert (cell.settings.run.seeds, cell.settings.run.name) == ((7,), "a,b")
 
 
-def test_a_sweep_leaves_a_run_for_each_cell_and_a_table_with_the_best_first(unbroken):
+def test_a_sweep_has_a_run_for_each_combination_and_lists_the_best_first(unbroken):
     path, finished = unbroken
-    assert sorted(run.name for run in path.iterdir() if run.is_dir()) == CELLS
+    assert sorted(run.name for run in path.iterdir() if run.is_dir()) == NAMES
     assert "2 to train, one after the other" in finished.stderr
     rows = rows_of(path)
     means = [float(row["final_test_accuracy_mean"]) for row in rows.values()]
@@ -99,16 +99,16 @@ def test_a_sweep_leaves_a_run_for_each_cell_and_a_table_with_the_best_first(unbr
         assert f"patience={row['patience']},factor={row['factor']}" in name
     assert any(float(row["num_drops_mean"]) > 0 for row in rows.values())
     lines = finished.stdout.splitlines()
-    table = [line.split()[-1] for line in lines if line.endswith(tuple(CELLS))]
+    table = [line.split()[-1] for line in lines if line.endswith(tuple(NAMES))]
     assert table[: len(rows)] == list(rows)
     assert (path / "heat_map.png").stat().st_size > 10_000
 
 
-def test_a_cell_is_the_run_that_its_settings_train_alone(processes, unbroken, tmp_path):
+def test_a_run_of_a_sweep_equals_a_run_with_the_same_settings(processes, unbroken, tmp_path):
     path, _ = unbroken
     assert processes.run(tmp_path, *SAME, "--patience=3", "--factor=0.9").code == 0
     (run,) = faults.runs_in(tmp_path)
-    ours, theirs = (Run.open(folder).records for folder in (path / CELLS[3], run))
+    ours, theirs = (Run.open(folder).records for folder in (path / NAMES[3], run))
     assert [record.scale for record in ours] == [record.scale for record in theirs]
     # Four replicas in one program or two: sums of another order, at the most.
     for one, other in zip(ours, theirs, strict=True):
@@ -118,13 +118,13 @@ def test_a_cell_is_the_run_that_its_settings_train_alone(processes, unbroken, tm
 @pytest.mark.parametrize(
     "place",
     [
-        f"{CELLS[0]}/checkpoints/epoch-000002",  # none of its group has the epoch
-        f"{CELLS[2]}/checkpoints/epoch-000002",  # one has it, and goes back
-        f"{CELLS[2]}/summary.json",  # one is done, and the other has nothing left to train
-        f"{CELLS[1]}/config.toml",  # between two programs
+        f"{NAMES[0]}/checkpoints/epoch-000002",  # none of its group has the epoch
+        f"{NAMES[2]}/checkpoints/epoch-000002",  # one has it, and goes back
+        f"{NAMES[2]}/summary.json",  # one is done, and the other has nothing left to train
+        f"{NAMES[1]}/config.toml",  # between two programs
     ],
 )
-def test_a_sweep_that_is_stopped_anywhere_comes_to_the_same(processes, unbroken, tmp_path, place):
+def test_a_sweep_that_was_stopped_continues_to_the_same_bytes(processes, unbroken, tmp_path, place):
     whole, _ = unbroken
     stopped = processes.run(tmp_path, *GRID, fault="crash", at=place)
     assert stopped.code == faults.CRASHED
@@ -132,8 +132,8 @@ def test_a_sweep_that_is_stopped_anywhere_comes_to_the_same(processes, unbroken,
     assert not (path / "results.csv").exists()
     resumed = processes.run(tmp_path, "resume", path)
     assert resumed.code == 0, resumed.stderr
-    for cell in CELLS:
-        assert faults.result_of(path / cell) == faults.result_of(whole / cell), cell
+    for name in NAMES:
+        assert faults.result_of(path / name) == faults.result_of(whole / name), name
     assert (path / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
 
 
@@ -157,7 +157,7 @@ def test_a_sweep_that_is_done_shows_its_results_and_trains_nothing(processes, un
     assert "sweep.json cannot be used" in damaged.stderr
 
 
-def test_a_cell_that_diverges_is_told_and_does_not_end_the_others(processes, tmp_path):
+def test_a_run_that_diverges_does_not_end_the_others(processes, tmp_path):
     words = ("sweep", *faults.TINY, "--epochs=2", "--hidden-sizes=16", "--learning-rate=0.05,1e30")
     finished = processes.run(tmp_path, *words)
     assert finished.code == 0, finished.stderr
@@ -176,25 +176,34 @@ def test_a_cell_that_diverges_is_told_and_does_not_end_the_others(processes, tmp
     assert (again.code, "0 to train" in again.stderr) == (6, True)
 
 
-def test_a_run_that_goes_further_by_itself_is_left_alone_and_counts_as_far_as_the_sweep_goes(
-    processes, unbroken, tmp_path
-):
+def test_a_run_that_diverged_is_noted_once_even_if_its_program_fails_later(processes, tmp_path):
+    words = ("sweep", *faults.TINY, "--epochs=3", "--hidden-sizes=16", "--learning-rate=0.05,1e30")
+    good, lost = "001-learning_rate=0.05", "002-learning_rate=1e+30"
+    fault = {"fault": "ENOSPC", "at": f"{good}/checkpoints/epoch-000002"}
+    failed = processes.run(tmp_path, *words, **fault)
+    assert failed.code == 5, failed.stderr
+    events = {name: Run.open(sweep_in(tmp_path) / name).events for name in (good, lost)}
+    assert [event.event for event in events[good]] == ["failed"]
+    assert [event.event for event in events[lost]] == ["ended", "failed"]
+    resumed = processes.run(tmp_path, "resume", sweep_in(tmp_path))
+    assert (resumed.code, "1 to train" in resumed.stderr) == (0, True)
+
+
+def test_a_run_that_was_continued_alone_is_left_as_it_is(processes, unbroken, tmp_path):
     path, _ = unbroken
     copy = shutil.copytree(path, tmp_path / "copy")
-    cell = copy / CELLS[0]
-    stopped = processes.run(
-        tmp_path, "resume", cell, "--epochs=5", fault="crash", at="epoch-000005"
-    )
+    run = copy / NAMES[0]
+    stopped = processes.run(tmp_path, "resume", run, "--epochs=5", fault="crash", at="epoch-000005")
     assert stopped.code == faults.CRASHED
-    before = {file: file.read_bytes() for file in cell.rglob("*") if file.is_file()}
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     again = processes.run(tmp_path, "resume", copy)
-    assert f"NOTICE: {cell} has more epochs than the sweep" in again.stderr
-    assert {file: file.read_bytes() for file in cell.rglob("*") if file.is_file()} == before
+    assert f"NOTICE: {run} has more epochs than the sweep" in again.stderr
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
     assert (copy / "results.csv").read_bytes() == (path / "results.csv").read_bytes()
-    assert processes.run(tmp_path, "resume", cell).code == 0
+    assert processes.run(tmp_path, "resume", run).code == 0
 
 
-def test_a_sweep_does_not_go_on_with_other_data(processes, tmp_path):
+def test_a_sweep_does_not_continue_with_other_data(processes, tmp_path):
     words = ("sweep", *faults.TINY, "--epochs=2", "--patience=1,2")
     processes.run(tmp_path, *words, fault="crash", at="epoch-000002")
     path = sweep_in(tmp_path)
@@ -211,9 +220,7 @@ def test_a_sweep_does_not_go_on_with_other_data(processes, tmp_path):
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
-def test_a_quiet_sweep_over_data_prints_its_folder_and_leaves_out_what_a_run_does_not_have(
-    processes, tmp_path
-):
+def test_a_quiet_sweep_prints_its_folder_and_missing_metrics_are_empty(processes, tmp_path):
     words = ("sweep", *faults.TINY, "--epochs=1", "--val-fraction=0,0.2", "--seed=1", "--quiet")
     finished = processes.run(tmp_path, *words)
     assert finished.code == 0, finished.stderr
@@ -226,7 +233,7 @@ def test_a_quiet_sweep_over_data_prints_its_folder_and_leaves_out_what_a_run_doe
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "problem"),
     [
         (["--metric=tset-loss"], "did you mean test-loss?"),
         (["--metric=val-loss"], "needs held-out images"),
@@ -234,11 +241,11 @@ def test_a_quiet_sweep_over_data_prints_its_folder_and_leaves_out_what_a_run_doe
         (["--patience=1,-1"], "--patience must be"),
     ],
 )
-def test_what_cannot_be_swept_is_refused_before_a_folder_is_made(
-    processes, tmp_path, arguments, said
+def test_an_unusable_grid_is_refused_before_a_folder_is_made(
+    processes, tmp_path, arguments, problem
 ):
     refused = processes.run(tmp_path, "sweep", *faults.TINY, *arguments)
     assert refused.code == 2, refused.stderr
-    assert said in refused.stderr
+    assert problem in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "runs").exists()

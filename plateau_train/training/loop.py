@@ -243,13 +243,16 @@ def _note_failure(
     monitor: DivergenceMonitor,
     error: PlateauTrainError,
 ) -> None:
-    """Record in each run why training stopped, and which replicas diverged in this epoch."""
+    """Record in each run that had not ended why training stopped, and which replicas diverged."""
     kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
     problems = monitor.take_problems()
     for run, journal in enumerate(journals):
+        rows = [row for row, member in enumerate(program.members) if member.run == run]
+        if not any(monitor.is_finite[row] or row in problems for row in rows):
+            continue
         with contextlib.suppress(StorageError):
-            for row, problem in problems.items():
-                member = program.members[row]
-                if member.run == run:
+            for row in rows:
+                if row in problems:
+                    member, problem = program.members[row], problems[row]
                     journal.note(make_ending(member, journal.epoch, "diverged", problem))
             journal.note(Notice(event=kind, message="; ".join(error.problems)))
