@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from folders import ARRAYS, make_lines, read_newest, start_journal, write_epochs
 
+from plateau_train.commands.evaluate import choose_replica
 from plateau_train.errors import ForeignRunError, RunError
 from plateau_train.run import checkpoint, journal, storage
 from plateau_train.run.checkpoint import Checkpoint, read_checkpoint
@@ -103,6 +104,10 @@ def test_all_damaged_files_are_named_at_once(run):
     assert [problem.split(" was cut")[0] for problem in problems] == [
         str(run.path / name) for name in NAMES
     ]
+
+
+def test_no_replica_is_called_the_best_if_the_metrics_are_damaged():
+    assert choose_replica([], (4, 7), None, 3) == (0, "replica 0, seed 4: ")
 
 
 def test_a_file_that_cannot_be_read_is_named(run):

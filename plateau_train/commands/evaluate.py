@@ -201,7 +201,7 @@ def choose_replica(
         )
     if len(seeds) == 1:
         return number, ""
-    best_of_all = f", the best of {len(seeds)}" if replica is None else ""
+    best_of_all = f", the best of {len(seeds)}" if records and replica is None else ""
     return number, f"replica {number}, seed {seeds[number]}{best_of_all}: "
 
 
