@@ -45,7 +45,7 @@ def make_lines(epoch, num_replicas=1, **changes):
     ]
     drops = [DROP.model_copy(update={"epoch": epoch})] if epoch % 2 else []
     timing = Timing(epoch=epoch, train_seconds=1, evaluate_seconds=2, samples_per_second=None)
-    return EpochLines(records, drops, timing)
+    return EpochLines(records, drops, [timing])
 
 
 def write_epochs(journal, *epochs, **changes):

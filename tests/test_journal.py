@@ -132,7 +132,7 @@ def test_lines_that_no_checkpoint_committed_are_not_read(run):
     lines = make_lines(4)
     append(run.metrics, storage.as_lines(lines.records).decode() + '{"torn')
     append(run.events, storage.as_lines([make_lines(5).events[0], NOTICE]).decode() + '{"torn')
-    append(run.timings, storage.as_lines([lines.timing]).decode() + '{"torn')
+    append(run.timings, storage.as_lines(lines.timings).decode() + '{"torn')
     histories, events, timings = read_everything(run)
     assert (histories, timings) == (before[0], before[2])
     assert events == [*before[1], NOTICE]

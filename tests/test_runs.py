@@ -23,7 +23,7 @@ def make_run(runs_dir, name, *, accuracies=(0.1, 0.5, 0.4), done=False, notices=
     run, _ = make_folder(runs_dir / name, **values)
     lines = [make_lines(epoch, test_accuracy=accuracy) for epoch, accuracy in enumerate(accuracies)]
     write_lines(run.metrics, [record for epoch in lines for record in epoch.records])
-    write_lines(run.timings, [epoch.timing for epoch in lines])
+    write_lines(run.timings, [timing for epoch in lines for timing in epoch.timings])
     write_lines(run.events, [Notice(event=event, message="what happened") for event in notices])
     if done:
         storage.write_text(run.summary, "{}")

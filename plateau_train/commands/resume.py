@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from functools import partial
 from pathlib import Path
 
 from plateau_train import plots
@@ -11,7 +12,7 @@ from plateau_train.report.console import configure_logging
 from plateau_train.report.progress import RunReport
 from plateau_train.run.directory import RunDirectory
 from plateau_train.training import setup
-from plateau_train.training.loop import Callbacks, NoCallbacks, RunTask, fit
+from plateau_train.training.loop import RunTask
 from plateau_train.training.setup import OpenedRun
 
 log = logging.getLogger("plateau_train")
@@ -44,20 +45,16 @@ def resume(path: Path, overrides: Resolved) -> None:
                 if is_quiet:
                     print(run.path)
             return
-        setup.pin_threads(resolved)
         directory, known = (opened.directory, opened.data) if opened else (None, None)
-        dataset, facts = setup.load_data(resolved.settings, directory, known)
-        program = setup.make_program([resolved.settings], dataset)
-        task = RunTask(resolved)
-        callbacks: Callbacks = NoCallbacks()
-        with cluster.fail_together():
-            if opened is not None:
-                setup.write_settings(opened.directory, resolved)
-                task = RunTask(resolved, opened.directory, opened.previous)
-                callbacks = RunReport(is_quiet=is_quiet)
-                setup.point_latest(opened.directory)
-        with setup.safe_epoch_in_hints(task.directory):
-            fit([task], program, facts, callbacks, plots.save_run_plot)
+        loaded = setup.load_data(resolved.settings, directory, known)
+
+        def prepare() -> RunTask:
+            assert opened is not None
+            setup.write_settings(opened.directory, resolved)
+            return RunTask(resolved, opened.directory, opened.previous)
+
+        report = partial(RunReport, is_quiet=is_quiet)
+        setup.train_run(resolved, loaded, prepare, report, plots.save_run_plot)
 
 
 def check(path: Path, overrides: Resolved) -> None:

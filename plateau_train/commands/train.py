@@ -1,6 +1,7 @@
 """Train the runs of one program in a new folder."""
 
 import contextlib
+from functools import partial
 
 from plateau_train import plots
 from plateau_train.config import Resolved
@@ -8,7 +9,7 @@ from plateau_train.process import cluster
 from plateau_train.report.console import configure_logging
 from plateau_train.report.progress import RunReport
 from plateau_train.training import setup
-from plateau_train.training.loop import Callbacks, NoCallbacks, RunTask, fit
+from plateau_train.training.loop import RunTask
 
 
 def train(resolved: Resolved) -> None:
@@ -26,15 +27,10 @@ def train(resolved: Resolved) -> None:
         adopted = setup.adopt(own, own)
         assert adopted is not None
         dataset, facts = setup.load_data(adopted.settings)
-        adopted = setup.name_dataset(adopted, dataset)
-        program = setup.make_program([adopted.settings], dataset)
-        task = RunTask(adopted)
-        callbacks: Callbacks = NoCallbacks()
-        with cluster.fail_together():
-            if cluster.is_leader():
-                directory = setup.create_run(adopted, dataset, stack)
-                task = RunTask(adopted, directory)
-                callbacks = RunReport(is_quiet=is_quiet)
-                setup.point_latest(directory)
-        with setup.safe_epoch_in_hints(task.directory):
-            fit([task], program, facts, callbacks, plots.save_run_plot)
+        named = setup.name_dataset(adopted, dataset)
+
+        def prepare() -> RunTask:
+            return RunTask(named, setup.create_run(named, dataset, stack))
+
+        report = partial(RunReport, is_quiet=is_quiet)
+        setup.train_run(named, (dataset, facts), prepare, report, plots.save_run_plot)

@@ -92,9 +92,8 @@ class RunReport:
         records = [record for written in lines for record in written.records]
         if self.is_quiet or not records:
             return
-        seconds = sum(
-            written.timing.train_seconds + written.timing.evaluate_seconds for written in lines
-        )
+        timings = [timing for written in lines for timing in written.timings]
+        seconds = sum(timing.train_seconds + timing.evaluate_seconds for timing in timings)
         self._print_epoch(records, settings, num_replicas, seconds)
         for event in events if self.prints_drops else ():
             if isinstance(event, Drop):

@@ -74,6 +74,10 @@ class Manifest(BaseModel):
     environment: Environment
     files: dict[str, FileState]  # by the names of the journal's table
 
+    def state_of(self, name: str) -> FileState:
+        """Return the state of a file; one that an older version did not write is empty."""
+        return self.files.get(name, FileState(num_bytes=0, sha256=hashlib.sha256().hexdigest()))
+
 
 class Checkpoint(NamedTuple):
     """A run after an epoch: the arrays of its state by name, and everything else."""

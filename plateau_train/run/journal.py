@@ -41,15 +41,13 @@ FILES: Mapping[str, TypeAdapter[Any]] = {
     "timings.jsonl": TIMINGS,
 }
 
-Lines = Mapping[str, Sequence[BaseModel]]
-
 
 class EpochLines(NamedTuple):
-    """What is recorded of an epoch: a record for each replica that is still finite."""
+    """The lines of an epoch for each of ``FILES``: a record for each replica that is finite."""
 
     records: Sequence[EpochRecord]
     events: Sequence[Drop | Ending]
-    timing: Timing
+    timings: Sequence[Timing]
 
 
 class Journal:
@@ -90,7 +88,7 @@ class Journal:
         """Remove what no checkpoint committed; keep notices, which nothing else has."""
         path = self.directory.path / name
         content = _read(path)
-        size = 0 if previous is None else previous.manifest.files[name].num_bytes
+        size = 0 if previous is None else previous.manifest.state_of(name).num_bytes
         whole = content[:size]
         if name == "events.jsonl":  # drops and endings happen again
             later = _parse_events(content[size:])
@@ -103,9 +101,8 @@ class Journal:
 
     def commit(self, lines: EpochLines, arrays: Mapping[str, np.ndarray]) -> None:
         """Write an epoch of all replicas; after this only the loss of the disk undoes it."""
-        self._append("metrics.jsonl", lines.records)
-        self._append("events.jsonl", lines.events)
-        self._append("timings.jsonl", [lines.timing])
+        for name, records in zip(FILES, lines, strict=True):
+            self._append(name, records)
         self.epoch = lines.records[0].epoch
         score = fmean(record.score for record in lines.records)
         if score > self._best[1]:
@@ -213,7 +210,7 @@ def read_committed(path: Path, manifest: Manifest | None) -> tuple[bytes, bytes]
     complete = content[: content.rfind(b"\n") + 1]
     if manifest is None:
         return complete, b""
-    state = manifest.files[path.name]
+    state = manifest.state_of(path.name)
     committed = content[: state.num_bytes]
     if hashlib.sha256(committed).hexdigest() != state.sha256:
         what = "was cut" if path.exists() else "is missing"

@@ -42,7 +42,7 @@ def make_lines(
                 events.append(make_ending(member, epoch, "epochs", message))
         elif row in problems:
             events.append(make_ending(member, epoch - 1, "diverged", problems[row]))
-    return EpochLines(records, events, _timing(program, arrays, epoch))
+    return EpochLines(records, events, [_timing(program, arrays, epoch)])
 
 
 def make_ending(

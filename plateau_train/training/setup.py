@@ -28,9 +28,12 @@ from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.environment import DatasetFacts
 from plateau_train.training import state
+from plateau_train.training.loop import Callbacks, NoCallbacks, RunTask, SavePlot, fit
 from plateau_train.training.program import Program, enable_compilation_cache
 
 log = logging.getLogger("plateau_train")
+
+FREE_SPACE = "free space or give access"  # the hint of a disk that refused a write
 
 
 class OpenedRun(NamedTuple):
@@ -313,23 +316,23 @@ def check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]:
     with directory.locked():
         for file in checkpoint.candidates(directory.checkpoints):
             try:
-                found = checkpoint.read_checkpoint(file)
-                state.restore(found)
+                sound = checkpoint.read_checkpoint(file)
+                state.restore(sound)
             except ForeignRunError:
                 raise
             except RunError as error:
                 problems += error.problems
                 continue
-            newest = newest or found
+            newest = newest or sound
             best = newest.manifest.best_epoch
             # A crash may have come before the newest, if it is the best, got its second name.
             if file.name == checkpoint.BEST and best not in (
-                found.manifest.epoch,
+                sound.manifest.epoch,
                 newest.manifest.epoch,
             ):
-                problems.append(f"{file} is of epoch {found.manifest.epoch}, the best is {best}")
+                problems.append(f"{file} is of epoch {sound.manifest.epoch}, the best is {best}")
                 continue
-            yield f"{file}: sound, epoch {found.manifest.epoch}"
+            yield f"{file}: sound, epoch {sound.manifest.epoch}"
         refuse_lost_run(directory, newest, problems)
         merged = merge_settings(directory, overrides, newest)
         opened = OpenedRun(directory, merged, newest, None)
@@ -374,8 +377,28 @@ def safe_epoch_in_hints(directory: RunDirectory | None) -> Iterator[None]:
             raise
         epoch = checkpoint.last_epoch(directory.checkpoints)
         safe = "no epoch is done yet" if epoch is None else f"epoch {epoch} is safe"
-        error.hint = f"{safe}: make room or give access, then {command}"
+        error.hint = f"{safe}: {FREE_SPACE}, then {command}"
         raise
+
+
+def train_run(
+    resolved: Resolved,
+    loaded: tuple[Dataset, DatasetFacts],
+    prepare: Callable[[], RunTask],
+    make_callbacks: Callable[[], Callbacks],
+    save_plot: SavePlot,
+) -> None:
+    """Train one run in every process; process 0 prepares its folder, writes and reports."""
+    dataset, facts = loaded
+    program = make_program([resolved.settings], dataset)
+    task, callbacks = RunTask(resolved), NoCallbacks()
+    with cluster.fail_together():
+        if cluster.is_leader():
+            task, callbacks = prepare(), make_callbacks()
+            if task.directory is not None:
+                point_latest(task.directory)
+    with safe_epoch_in_hints(task.directory):
+        fit([task], program, facts, callbacks, save_plot)
 
 
 def point_latest(directory: RunDirectory) -> None:

@@ -175,7 +175,7 @@ def train_sweep(
         except NonFiniteLossError as error:
             log.warning("All seeds of %s diverged; the last: %s", names, error.problems[0])
         except StorageError as error:
-            error.hint = f"make room or give access, then {command}"
+            error.hint = f"{setup.FREE_SPACE}, then {command}"
             raise
 
 
