@@ -76,7 +76,9 @@ def init_state(
     """Return the state before the first step."""
     params = init_params(spec.model, derive_key(hyperparams.seed, INIT_STREAM, 0), image_shape)
     opt_state = spec.optimizer.make(hyperparams.learning_rate).init(params)
-    return TrainState(params, opt_state, spec.rule(hyperparams).init(), jnp.ones((), jnp.float32))
+    plateau, first_step = spec.rule(hyperparams).init(), jnp.zeros((), jnp.int32)
+    scale = spec.schedule.scale(first_step, jnp.asarray(plateau.scale), hyperparams.min_scale)
+    return TrainState(params, opt_state, plateau, scale)
 
 
 def epoch_order(

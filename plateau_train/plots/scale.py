@@ -26,7 +26,7 @@ def draw_scale(panel: Axes, runs: Sequence[PlottedRun], drops: Sequence[Drop]) -
     Marks and numbers ``drops``, which are those of a single replica. Without them, draws a tick for
     each drop of every replica, in a strip below the curves.
     """
-    steps = [[_steps(run, history) for history in completed(run.histories)] for run in runs]
+    steps = [[_steps(history) for history in completed(run.histories)] for run in runs]
     # A cosine schedule ends near 0. It is cut off, as it would compress the curves of the others.
     has_drops = [run.settings.optimizer.schedule in ("plateau", "step") for run in runs]
     dropping = chain.from_iterable(compress(steps, has_drops))
@@ -47,13 +47,12 @@ def draw_scale(panel: Axes, runs: Sequence[PlottedRun], drops: Sequence[Drop]) -
         _draw_ticks(panel, runs, lowest)
 
 
-def _steps(run: PlottedRun, history: History) -> Steps:
-    records, drops = history.records, history.drops
-    if run.settings.optimizer.schedule != "plateau":
-        # A record holds the scale of the last step of its epoch.
-        return [record.epoch for record in records], [record.scale for record in records]
-    epochs = [records[0].epoch, *(drop.position for drop in drops), records[-1].epoch]
-    return epochs, [1.0, *(drop.scale_after for drop in drops), records[-1].scale]
+def _steps(history: History) -> Steps:
+    """Return the scale after the last step of each epoch, and after each drop."""
+    points = [(float(record.epoch), record.scale) for record in history.records]
+    points += [(drop.position, drop.scale_after) for drop in history.drops]
+    epochs, scales = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+    return epochs, scales
 
 
 def _draw_run(panel: Axes, run: PlottedRun, replicas: Sequence[Steps], lowest: float) -> None:
