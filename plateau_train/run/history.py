@@ -30,6 +30,10 @@ class History(NamedTuple):
             drops=[drop for drop in self.drops if drop.epoch <= num_epochs],
         )
 
+    def is_over(self, num_epochs: int) -> bool:
+        """Return whether nothing is left to train in a run of this number of epochs."""
+        return self.ending is not None and self.ending.is_final(num_epochs)
+
     @property
     def has_diverged(self) -> bool:
         return self.ending is not None and not self.ending.is_complete

@@ -43,11 +43,11 @@ FILES: Mapping[str, TypeAdapter[Any]] = {
 
 
 class EpochLines(NamedTuple):
-    """The lines of an epoch for each of ``FILES``: a record for each replica that is finite."""
+    """The lines of an epoch for each of ``FILES``: a record for each replica that is active."""
 
-    records: Sequence[EpochRecord]
-    events: Sequence[Drop | Ending]
-    timings: Sequence[Timing]
+    records: list[EpochRecord]
+    events: list[Drop | Ending]
+    timings: list[Timing]
 
 
 class Journal:

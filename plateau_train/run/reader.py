@@ -26,8 +26,11 @@ class Run:
     checkpoint. Every property raises ``RunError`` where its file is missing or damaged.
     """
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, directory: RunDirectory, manifest: Manifest | None = None) -> None:
+        """Read a run as of its newest sound checkpoint, or as of the one of ``manifest``."""
         self.directory = directory
+        if manifest is not None:
+            self.manifest = manifest
 
     @classmethod
     def open(cls, path: Path) -> "Run":

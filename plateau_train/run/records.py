@@ -113,6 +113,9 @@ class Drop(_Record):
         )
 
 
+EndingReason = Literal["epochs", "diverged"]
+
+
 class Ending(_Record):
     """The end of a replica: its last recorded epoch, and the reason."""
 
@@ -120,7 +123,7 @@ class Ending(_Record):
     replica: int = 0
     seed: int = 0
     epoch: int
-    reason: Literal["epochs", "diverged"]
+    reason: EndingReason
     message: str
 
     # Reasons of a replica that did all that it was to do.
@@ -129,6 +132,10 @@ class Ending(_Record):
     @property
     def is_complete(self) -> bool:
         return self.reason in self.COMPLETE
+
+    def is_final(self, num_epochs: int) -> bool:
+        """Return whether the replica stays ended in a run of this number of epochs."""
+        return self.reason != "epochs" or self.epoch >= num_epochs
 
 
 class Notice(_Record):

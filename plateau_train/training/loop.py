@@ -22,12 +22,12 @@ from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import DatasetFacts, Environment, describe_environment
 from plateau_train.run.history import History
 from plateau_train.run.info import TrainingInfo, summarize
-from plateau_train.run.journal import EpochLines, Journal, read_lines
+from plateau_train.run.journal import EpochLines, Journal
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Ending, Notice
-from plateau_train.training.divergence import DivergenceMonitor
+from plateau_train.training.endings import Endings
 from plateau_train.training.program import EpochArrays, Program
-from plateau_train.training.records import make_ending, make_lines
+from plateau_train.training.records import make_lines
 from plateau_train.training.state import concatenate, name_arrays, restore
 
 log = logging.getLogger("plateau_train")
@@ -97,11 +97,11 @@ def fit(
         for task in tasks:
             if task.directory is not None:
                 callbacks.on_start(_describe(task, program))
-    first, state, is_finite = _restore(tasks, program)
-    monitor = DivergenceMonitor(program.members, is_finite)
+    first, state, is_active = _restore(tasks, program)
+    endings = Endings(program.members, is_active, program.runs[0].run.epochs)
     try:
         with signals.graceful_shutdown(cluster.grace_seconds()):
-            for lines, arrays in train(program, first, state, monitor, callbacks):
+            for lines, arrays in train(program, first, state, endings, callbacks):
                 with cluster.fail_together():
                     _commit(journals, program, lines, arrays)
                 callbacks.on_epoch(lines, program.runs[0])
@@ -109,7 +109,7 @@ def fit(
             if task.directory is not None:
                 _finish(Run(task.directory), save_plot, callbacks, started)
     except PlateauTrainError as error:
-        _note_failure(journals, program, monitor, error)
+        _note_failure(journals, program, endings, error)
         raise
     finally:
         callbacks.close()
@@ -119,7 +119,7 @@ def train(
     program: Program,
     first_epoch: int,
     state: TrainState | None,
-    monitor: DivergenceMonitor,
+    endings: Endings,
     callbacks: Callbacks,
 ) -> Iterator[tuple[list[EpochLines], EpochArrays]]:
     """Yield the results of each epoch: what each run records, and the arrays.
@@ -127,21 +127,17 @@ def train(
     Starts with the untrained epoch 0, or continues from a host state. The keys of an epoch are
     derived from its number, so it is the same epoch as in a run that was never stopped.
     """
-    num_epochs = program.runs[0].run.epochs
-    if first_epoch > num_epochs:
+    if not any(endings.is_active):
         return
-    callbacks.on_epoch_start(first_epoch, num_epochs, program.steps_per_epoch)
+    epoch, num_epochs = first_epoch, program.runs[0].run.epochs
+    callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
     program.load(state)
-    program.compile(is_untrained=first_epoch == 0)
-    for epoch in range(first_epoch, num_epochs + 1):
+    program.compile(is_untrained=epoch == 0)
+    while any(endings.is_active):
         callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
-        arrays = program.run_epoch(epoch, monitor, callbacks.on_chunk)
-        problems = monitor.take_problems()
-        lines = [
-            make_lines(program, run, arrays, epoch, monitor.is_finite, problems)
-            for run in range(len(program.runs))
-        ]
-        yield lines, arrays
+        arrays = program.run_epoch(epoch, endings, callbacks.on_chunk)
+        yield make_lines(program, arrays, epoch, endings), arrays
+        epoch += 1
 
 
 def _open_journal(task: RunTask, environment: Environment) -> Journal | _NoJournal:
@@ -182,30 +178,35 @@ def _describe(task: RunTask, program: Program) -> TrainingInfo:
 def _restore(
     tasks: Sequence[RunTask], program: Program
 ) -> tuple[int, TrainState | None, list[bool]]:
-    """Return the first epoch, the state to continue from, and which replicas are finite.
+    """Return the first epoch, the state to continue from, and which replicas are active.
 
     Only process 0 has read the checkpoints.
     """
     last_epoch = max((task.previous.manifest.epoch for task in tasks if task.previous), default=-1)
     last_epoch = int(cluster.broadcast(np.int32(last_epoch)))
-    is_finite = np.ones(len(program.members), bool)
+    is_active = np.ones(len(program.members), bool)
     if last_epoch < 0:
-        return 0, None, is_finite.tolist()
+        return 0, None, is_active.tolist()
     if tasks[0].directory is None:
         state = program.empty_state()
     else:
         state = concatenate([restore(task.previous) for task in tasks if task.previous])
-        finite = [_finite_replicas(task, last_epoch) for task in tasks]
-        is_finite = np.array([member.replica in finite[member.run] for member in program.members])
-    state, is_finite = cluster.broadcast((state, is_finite))
-    return last_epoch + 1, state, np.asarray(is_finite).tolist()
+        active = [_active_replicas(task, last_epoch) for task in tasks]
+        is_active = np.array([member.replica in active[member.run] for member in program.members])
+    state, is_active = cluster.broadcast((state, is_active))
+    return last_epoch + 1, state, np.asarray(is_active).tolist()
 
 
-def _finite_replicas(task: RunTask, epoch: int) -> set[int]:
+def _active_replicas(task: RunTask, epoch: int) -> set[int]:
+    """Return the replicas of a run that continue after an epoch."""
     assert task.directory is not None
     assert task.previous is not None
-    records = read_lines(task.directory.metrics, task.previous.manifest)
-    return {record.replica for record in records if record.epoch == epoch}
+    num_epochs = task.resolved.settings.run.epochs
+    return {
+        history.replica
+        for history in Run(task.directory, task.previous.manifest).histories
+        if history.last_epoch == epoch and not history.is_over(num_epochs)
+    }
 
 
 def _commit(
@@ -240,19 +241,17 @@ def _finish(run: Run, save_plot: SavePlot, callbacks: Callbacks, started: float)
 def _note_failure(
     journals: Sequence[Journal | _NoJournal],
     program: Program,
-    monitor: DivergenceMonitor,
+    endings: Endings,
     error: PlateauTrainError,
 ) -> None:
     """Record in each run that had not ended why training stopped, and which replicas diverged."""
     kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
-    problems = monitor.take_problems()
+    new = endings.take()
     for run, journal in enumerate(journals):
         rows = [row for row, member in enumerate(program.members) if member.run == run]
-        if not any(monitor.is_finite[row] or row in problems for row in rows):
+        if not any(endings.is_active[row] or row in new for row in rows):
             continue
         with contextlib.suppress(StorageError):
-            for row in rows:
-                if row in problems:
-                    member, problem = program.members[row], problems[row]
-                    journal.note(make_ending(member, journal.epoch, "diverged", problem))
+            for row in filter(new.get, rows):
+                journal.note(new[row])
             journal.note(Notice(event=kind, message="; ".join(error.problems)))

@@ -23,7 +23,7 @@ from plateau_train.numerics.spec import Hyperparams
 from plateau_train.numerics.step import Metrics, StepRecord, TrainState, training_losses
 from plateau_train.process import cluster, signals
 from plateau_train.run.environment import identify_code
-from plateau_train.training.divergence import DivergenceMonitor, Member
+from plateau_train.training.endings import Endings, Member
 from plateau_train.training.memory import MemoryPlan, plan_memory
 from plateau_train.training.state import make_spec
 
@@ -99,7 +99,7 @@ class Program:
     def run_epoch(
         self,
         epoch: int,
-        monitor: DivergenceMonitor,
+        endings: Endings,
         on_chunk: Callable[[int, float], None],
     ) -> EpochArrays:
         """Train an epoch (none as epoch 0), evaluate, and give the rule the evaluation.
@@ -110,7 +110,7 @@ class Program:
         rule_scale = cluster.gather(self._state.plateau.scale)
         train, observation = self._untrained, None
         if epoch > 0:
-            records = self._train(epoch, monitor, on_chunk)
+            records = self._train(epoch, endings, on_chunk)
             # Every mini-batch has the same size.
             train = Metrics(*(rows.mean(axis=1, dtype=np.float64) for rows in records.metrics))
             observation = records.observation
@@ -124,7 +124,7 @@ class Program:
             train = cluster.gather(train)
         metrics: dict[str, Metrics] = {"train": train} | cluster.gather(scores)
         losses: dict[str, Any] = {name: scores.loss for name, scores in metrics.items()}
-        monitor.check_evaluation(losses, epoch)
+        endings.check_evaluation(losses, epoch)
         if epoch > 0 and not self.replicas.spec.observes_steps:
             observed = self.replicas.put(metrics[self.replicas.spec.split])
             last_step = epoch * self.steps_per_epoch - 1
@@ -135,7 +135,7 @@ class Program:
         return EpochArrays(metrics, observation, rule_scale, state, trained - began, seconds)
 
     def _train(
-        self, epoch: int, monitor: DivergenceMonitor, on_chunk: Callable[[int, float], None]
+        self, epoch: int, endings: Endings, on_chunk: Callable[[int, float], None]
     ) -> StepRecord:
         """Take the steps of an epoch in chunks; return their records on the host."""
         num_steps, start = self.steps_per_epoch, 0
@@ -145,8 +145,8 @@ class Program:
             stop = min(start + self._chunk, num_steps)
             self._take_steps(order, start, stop, epoch)
             losses = cluster.gather(self._records.metrics.loss)[:, start:stop]
-            monitor.check_steps(losses, epoch, (epoch - 1) * num_steps + start + 1)
-            on_chunk(stop, fmean(losses[monitor.is_finite, -1].tolist()))
+            endings.check_steps(losses, epoch, (epoch - 1) * num_steps + start + 1)
+            on_chunk(stop, fmean(losses[endings.is_active, -1].tolist()))
             rate = (stop - start) / (time.perf_counter() - began)
             # At most eight times the last: a short chunk says little about the rate.
             chunk = max(1, min(int(rate * CHUNK_SECONDS), 8 * self._chunk, num_steps))

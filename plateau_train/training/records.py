@@ -1,57 +1,38 @@
 """The arrays of an epoch as records and drops."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from plateau_train.config import Settings
 from plateau_train.numerics.plateau import Observation, PlateauRule
 from plateau_train.run.journal import EpochLines
-from plateau_train.run.records import Drop, Ending, EpochRecord, ObservedValue, Timing
-from plateau_train.training.divergence import Member
+from plateau_train.run.records import Drop, EpochRecord, ObservedValue, Timing
+from plateau_train.training.endings import Endings, Member
 from plateau_train.training.program import EpochArrays, Program
 
 
 def make_lines(
-    program: Program,
-    run: int,
-    arrays: EpochArrays,
-    epoch: int,
-    is_finite: list[bool],
-    problems: dict[int, str],
-) -> EpochLines:
-    """Return what is recorded of an epoch of one run: a record for each finite replica.
-
-    ``problems`` says of replicas, by their rows, why they diverged in this epoch.
-    """
-    settings = program.runs[run]
-    records: list[EpochRecord] = []
-    events: list[Drop | Ending] = []
+    program: Program, arrays: EpochArrays, epoch: int, endings: Endings
+) -> list[EpochLines]:
+    """Return what each run records of an epoch: a record for each replica that is active."""
+    timing = _timing(program, arrays, epoch)
+    lines = [EpochLines([], [], [timing]) for _ in program.runs]
     for row, member in enumerate(program.members):
-        if member.run != run:
+        if not endings.is_active[row]:
             continue
-        if is_finite[row]:
-            observed = list(_observations(arrays, row, epoch, program.steps_per_epoch))
-            records.append(_record(program, arrays, row, epoch, observed))
-            if program.replicas.spec.schedule.follows_rule:
-                scale = float(arrays.rule_scale[row])
-                events += _drops(member, settings, observed, scale, program.steps_per_epoch)
-            if epoch == settings.run.epochs:
-                message = f"epoch {epoch}, the last one"
-                events.append(make_ending(member, epoch, "epochs", message))
-        elif row in problems:
-            events.append(make_ending(member, epoch - 1, "diverged", problems[row]))
-    return EpochLines(records, events, [_timing(program, arrays, epoch)])
-
-
-def make_ending(
-    member: Member, epoch: int, reason: Literal["epochs", "diverged"], message: str
-) -> Ending:
-    """Return the ending of a replica whose last recorded epoch is ``epoch``."""
-    return Ending(
-        replica=member.replica, seed=member.seed, epoch=epoch, reason=reason, message=message
-    )
+        records, events, _ = lines[member.run]
+        observed = list(_observations(arrays, row, epoch, program.steps_per_epoch))
+        records.append(_record(program, arrays, row, epoch, observed))
+        if program.replicas.spec.schedule.follows_rule:
+            scale = float(arrays.rule_scale[row])
+            settings = program.runs[member.run]
+            events += _drops(member, settings, observed, scale, program.steps_per_epoch)
+    endings.check_epoch(epoch)
+    for row, ending in endings.take().items():
+        lines[program.members[row].run].events.append(ending)
+    return lines
 
 
 def _timing(program: Program, arrays: EpochArrays, epoch: int) -> Timing:

@@ -27,6 +27,7 @@ from plateau_train.run import checkpoint, environment, journal, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.environment import DatasetFacts
+from plateau_train.run.reader import Run
 from plateau_train.training import state
 from plateau_train.training.loop import Callbacks, NoCallbacks, RunTask, SavePlot, fit
 from plateau_train.training.program import Program, enable_compilation_cache
@@ -208,7 +209,9 @@ def is_finished(opened: OpenedRun) -> bool:
     """Return whether a run has come to the end of its settings."""
     if opened.previous is None or not opened.directory.summary.exists():
         return False
-    return opened.previous.manifest.epoch >= opened.resolved.settings.run.epochs
+    num_epochs = opened.resolved.settings.run.epochs
+    run = Run(opened.directory, opened.previous.manifest)
+    return all(history.is_over(num_epochs) for history in run.histories)
 
 
 def unreadable_files(directory: RunDirectory, previous: Checkpoint | None) -> Iterator[str]:

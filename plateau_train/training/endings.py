@@ -1,0 +1,99 @@
+"""Which replicas are still trained, and why the others ended. Ended ones run on, unrecorded."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from plateau_train.errors import NonFiniteLossError
+from plateau_train.run.records import Ending, EndingReason
+
+
+class Member(NamedTuple):
+    """A replica of a program: a replica of one of its runs."""
+
+    run: int
+    replica: int
+    seed: int
+    learning_rate: float
+
+
+class Endings:
+    """Decides when each replica of a program ends; ``is_active`` says which have not ended."""
+
+    def __init__(
+        self, members: Sequence[Member], is_active: Sequence[bool], num_epochs: int
+    ) -> None:
+        self.is_active = list(is_active)
+        self._members, self._num_epochs = members, num_epochs
+        self._last_losses: list[float | None] = [None] * len(members)
+        self._new: dict[int, Ending] = {}
+
+    def check_steps(
+        self, losses: Float32[np.ndarray, "replicas steps"], epoch: int, step: int
+    ) -> None:
+        """End the replicas with a loss that is not finite, before the rule observes a plateau.
+
+        The losses are of consecutive steps, the first of which is ``step``, from 1. Raises
+        ``NonFiniteLossError`` where no replica is left.
+        """
+        for row, values in enumerate(losses):
+            finite = np.isfinite(values)
+            if not finite.all():
+                position = int(finite.argmin())
+                if position > 0:
+                    self._last_losses[row] = float(values[position - 1])
+                where = f"at epoch {epoch}, step {step + position:,}"
+                self._diverge(row, epoch, f"the training loss is {values[position]} {where}")
+            self._last_losses[row] = float(values[-1])
+        self._raise_if_none_is_left()
+
+    def check_evaluation(
+        self, losses: Mapping[str, Float32[np.ndarray, " replicas"]], epoch: int
+    ) -> None:
+        """End the replicas with a loss of a split that is not finite; raises as ``check_steps``."""
+        for split, values in losses.items():
+            for row in np.flatnonzero(~np.isfinite(values)).tolist():
+                what = f"the {split} loss is {values[row]} at the end of epoch {epoch}"
+                self._diverge(row, epoch, what)
+        self._raise_if_none_is_left()
+
+    def check_epoch(self, epoch: int) -> None:
+        """End the replicas that have done all that they were to do; the epoch is recorded."""
+        if epoch < self._num_epochs:
+            return
+        for row, is_active in enumerate(self.is_active):
+            if is_active:
+                self._end(row, epoch, "epochs", f"epoch {epoch}, the last one")
+
+    def take(self) -> dict[int, Ending]:
+        """Return the endings since the last call, by the rows of their replicas."""
+        new, self._new = self._new, {}
+        return new
+
+    def _diverge(self, row: int, epoch: int, problem: str) -> None:
+        if not self.is_active[row]:
+            return
+        last = self._last_losses[row]
+        if last is not None:
+            problem += f"; the last finite training loss was {last:.4g}"
+        self._end(row, epoch - 1, "diverged", problem)
+
+    def _end(self, row: int, epoch: int, reason: EndingReason, message: str) -> None:
+        """End a replica whose last recorded epoch is ``epoch``."""
+        self.is_active[row] = False
+        _, replica, seed, _ = self._members[row]
+        self._new[row] = Ending(
+            replica=replica, seed=seed, epoch=epoch, reason=reason, message=message
+        )
+
+    def _raise_if_none_is_left(self) -> None:
+        if any(self.is_active):
+            return
+        row, ending = list(self._new.items())[-1]
+        name = f"seed {ending.seed}: " if len(self._members) > 1 else ""
+        rate = self._members[row].learning_rate
+        raise NonFiniteLossError(
+            f"{name}{ending.message}", hint=f"train with a smaller --learning-rate than {rate:g}"
+        )
