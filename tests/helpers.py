@@ -107,8 +107,7 @@ def train_epochs(**values: str) -> list[EpochResult]:
 
 def iterate_epochs(program: Program, first_epoch: int = 0, state: Any = None) -> Any:
     """Yield the result of each epoch of the only run of a program."""
-    is_active, num_epochs = [True] * len(program.members), program.runs[0].run.epochs
-    endings = Endings(program.members, is_active, num_epochs)
+    endings = Endings(program.members, [True] * len(program.members))
     epochs = loop.train(program, first_epoch, state, endings, loop.NoCallbacks())
     for (lines,), arrays in epochs:
         yield EpochResult(lines.records, lines.events, arrays)

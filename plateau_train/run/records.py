@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, computed_field
 
@@ -113,25 +113,23 @@ class Drop(_Record):
         )
 
 
-EndingReason = Literal["epochs", "diverged"]
-
-
 class Ending(_Record):
-    """The end of a replica: its last recorded epoch, and the reason."""
+    """The end of a replica: its last recorded epoch, and the reason.
+
+    ``reason`` is ``diverged`` for a replica that did not do all that it was to do, otherwise the
+    setting that ended it, such as ``epochs``.
+    """
 
     event: Literal["ended"] = "ended"
     replica: int = 0
     seed: int = 0
     epoch: int
-    reason: EndingReason
+    reason: str
     message: str
-
-    # Reasons of a replica that did all that it was to do.
-    COMPLETE: ClassVar[frozenset[str]] = frozenset({"epochs"})
 
     @property
     def is_complete(self) -> bool:
-        return self.reason in self.COMPLETE
+        return self.reason != "diverged"
 
     def is_final(self, num_epochs: int) -> bool:
         """Return whether the replica stays ended in a run of this number of epochs."""

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from plateau_train.errors import NonFiniteLossError
-from plateau_train.run.records import Ending, EndingReason
+from plateau_train.run.records import Ending
 
 
 class Member(NamedTuple):
@@ -22,11 +22,9 @@ class Member(NamedTuple):
 class Endings:
     """Decides when each replica of a program ends; ``is_active`` says which have not ended."""
 
-    def __init__(
-        self, members: Sequence[Member], is_active: Sequence[bool], num_epochs: int
-    ) -> None:
+    def __init__(self, members: Sequence[Member], is_active: Sequence[bool]) -> None:
         self.is_active = list(is_active)
-        self._members, self._num_epochs = members, num_epochs
+        self._members = members
         self._last_losses: list[float | None] = [None] * len(members)
         self._new: dict[int, Ending] = {}
 
@@ -59,13 +57,13 @@ class Endings:
                 self._diverge(row, epoch, what)
         self._raise_if_none_is_left()
 
-    def check_epoch(self, epoch: int) -> None:
-        """End the replicas that have done all that they were to do; the epoch is recorded."""
-        if epoch < self._num_epochs:
-            return
-        for row, is_active in enumerate(self.is_active):
-            if is_active:
-                self._end(row, epoch, "epochs", f"epoch {epoch}, the last one")
+    def end(self, row: int, epoch: int, reason: str, message: str) -> None:
+        """End a replica whose last recorded epoch is ``epoch``."""
+        self.is_active[row] = False
+        _, replica, seed, _ = self._members[row]
+        self._new[row] = Ending(
+            replica=replica, seed=seed, epoch=epoch, reason=reason, message=message
+        )
 
     def take(self) -> dict[int, Ending]:
         """Return the endings since the last call, by the rows of their replicas."""
@@ -78,15 +76,7 @@ class Endings:
         last = self._last_losses[row]
         if last is not None:
             problem += f"; the last finite training loss was {last:.4g}"
-        self._end(row, epoch - 1, "diverged", problem)
-
-    def _end(self, row: int, epoch: int, reason: EndingReason, message: str) -> None:
-        """End a replica whose last recorded epoch is ``epoch``."""
-        self.is_active[row] = False
-        _, replica, seed, _ = self._members[row]
-        self._new[row] = Ending(
-            replica=replica, seed=seed, epoch=epoch, reason=reason, message=message
-        )
+        self.end(row, epoch - 1, "diverged", problem)
 
     def _raise_if_none_is_left(self) -> None:
         if any(self.is_active):

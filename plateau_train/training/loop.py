@@ -98,7 +98,7 @@ def fit(
             if task.directory is not None:
                 callbacks.on_start(_describe(task, program))
     first, state, is_active = _restore(tasks, program)
-    endings = Endings(program.members, is_active, program.runs[0].run.epochs)
+    endings = Endings(program.members, is_active)
     try:
         with signals.graceful_shutdown(cluster.grace_seconds()):
             for lines, arrays in train(program, first, state, endings, callbacks):

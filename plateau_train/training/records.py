@@ -22,14 +22,14 @@ def make_lines(
     for row, member in enumerate(program.members):
         if not endings.is_active[row]:
             continue
-        records, events, _ = lines[member.run]
+        settings, (records, events, _) = program.runs[member.run], lines[member.run]
         observed = list(_observations(arrays, row, epoch, program.steps_per_epoch))
         records.append(_record(program, arrays, row, epoch, observed))
         if program.replicas.spec.schedule.follows_rule:
             scale = float(arrays.rule_scale[row])
-            settings = program.runs[member.run]
             events += _drops(member, settings, observed, scale, program.steps_per_epoch)
-    endings.check_epoch(epoch)
+        if epoch == settings.run.epochs:
+            endings.end(row, epoch, "epochs", f"epoch {epoch}, the last one")
     for row, ending in endings.take().items():
         lines[program.members[row].run].events.append(ending)
     return lines
