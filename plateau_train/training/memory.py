@@ -6,8 +6,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from plateau_train.errors import ConfigError
-from plateau_train.numerics.mesh import REPLICA_AXIS
-from plateau_train.numerics.replicas import estimate_memory
+from plateau_train.numerics.replicas import REPLICA_AXIS, estimate_memory
 from plateau_train.numerics.spec import Spec
 from plateau_train.run import environment
 

@@ -16,16 +16,14 @@ from jaxtyping import Float32
 from plateau_train.config import Settings
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError
-from plateau_train.numerics.mesh import BATCH_AXIS, make_mesh
 from plateau_train.numerics.plateau import Observation
-from plateau_train.numerics.replicas import Replicas
-from plateau_train.numerics.spec import Hyperparams
+from plateau_train.numerics.replicas import BATCH_AXIS, Replicas, make_mesh
+from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Metrics, StepRecord, TrainState, training_losses
 from plateau_train.process import cluster, signals
 from plateau_train.run.environment import identify_code
 from plateau_train.training.divergence import DivergenceMonitor, Member
 from plateau_train.training.memory import MemoryPlan, plan_memory
-from plateau_train.training.state import make_spec
 
 # An epoch is cut into chunks of about this duration: after each the progress is reported, losses
 # are checked and signals are handled. Chunks leave the bits unchanged.
@@ -59,7 +57,8 @@ class Program:
             for replica, seed in enumerate(settings.run.seeds)
         ]
         self.steps_per_epoch = num_examples // first.data.batch_size
-        spec = make_spec(first, len(dataset.class_names), num_examples)
+        num_classes = len(dataset.class_names)
+        spec = Spec.from_settings(first, num_classes=num_classes, num_examples=num_examples)
         mesh = find_mesh(first, len(self.members))
         self.memory: MemoryPlan = plan_memory(spec, len(self.members), mesh, dataset.image_shape)
         self.replicas = Replicas(spec, Hyperparams.from_settings(runs), mesh)
@@ -128,7 +127,7 @@ class Program:
         if epoch > 0 and not self.replicas.spec.observes_steps:
             observed = self.replicas.put(metrics[self.replicas.spec.split])
             last_step = epoch * self.steps_per_epoch - 1
-            self._state, seen = self.replicas.observe_evaluation(self._state, observed, last_step)
+            self._state, seen = self.replicas.observe(self._state, observed, last_step)
             observation = cluster.gather(seen)
         state = cluster.gather(self._state)
         seconds = time.perf_counter() - trained
@@ -158,7 +157,7 @@ class Program:
 
     def _take_steps(self, order: jax.Array, start: int, stop: int, epoch: int) -> None:
         self._state, self._records = self.replicas.train_steps(
-            self._state, self._records, self._splits["train"], order, start, stop, epoch
+            self._state, self._records, order, self._splits["train"], start, stop, epoch
         )
 
     def describe_devices(self) -> str:

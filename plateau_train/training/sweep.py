@@ -206,7 +206,7 @@ def group_programs(directory: RunDirectory, plan: SweepPlan) -> list[list[RunTas
 
 def _program_key(settings: Settings) -> Any:
     """Return what the runs of one program have in common: all but the traced settings."""
-    spec = Spec.from_settings(settings, num_classes=0, steps_per_epoch=1)
+    spec = Spec.from_settings(settings, num_classes=0, num_examples=0)
     return spec, settings.data, settings.run.epochs
 
 
