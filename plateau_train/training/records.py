@@ -28,9 +28,8 @@ def make_lines(
     settings = program.runs[run]
     records: list[EpochRecord] = []
     events: list[Drop | Ending] = []
-    for row, member in enumerate(program.members):
-        if member.run != run:
-            continue
+    for row in program.rows_of(run):
+        member = program.members[row]
         if is_finite[row]:
             observed = list(_observations(arrays, row, epoch, program.steps_per_epoch))
             records.append(_record(program, arrays, row, epoch, observed))

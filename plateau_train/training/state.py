@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 
 from plateau_train.errors import RunError
 from plateau_train.numerics.spec import Hyperparams, Spec
@@ -43,8 +42,3 @@ def restore(checkpoint: Checkpoint) -> TrainState:
             )
     arrays = [checkpoint.arrays[name] for name in expected]
     return jax.tree.unflatten(jax.tree.structure(state), arrays)
-
-
-def concatenate(states: list[TrainState]) -> TrainState:
-    """Put the replicas of several runs behind each other."""
-    return jax.tree.map(lambda *rows: np.concatenate(rows), *states)
