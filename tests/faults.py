@@ -339,8 +339,7 @@ def fuzz(processes: Processes, folder: Path, count: int, seed: int) -> None:
             content = path.read_bytes()
             keep = dice.choice((0, dice.randrange(len(content)), len(content)))
             path.write_bytes(content[:keep] + noise)
-        is_committed = journal.is_committed(RunDirectory(run), manifest)
-        must_refuse = last not in chosen and not is_committed
+        must_refuse = last not in chosen and any(journal.verify(RunDirectory(run), manifest))
         for command in (
             ["plot", run], ["schedule", run], ["compare", whole, run], ["runs"],
             ["evaluate", run, "--checkpoint=last"], ["resume", run, "--check"], ["resume", run],

@@ -7,7 +7,7 @@ from plateau_train.config.toml import to_toml
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import DatasetFacts, describe_environment
-from plateau_train.run.journal import EpochLines, Journal
+from plateau_train.run.journal import EpochLines, Journal, RunTask
 from plateau_train.run.records import Timing
 
 ARRAYS = {
@@ -34,7 +34,7 @@ def make_folder(path, **values):
 def start_journal(path, previous=None, **values):
     """Return the journal of a new run in a folder, or of one that continues."""
     directory, resolved = make_folder(path, **values)
-    return Journal(directory, resolved, ENVIRONMENT, previous)
+    return Journal(RunTask(resolved, directory, previous), ENVIRONMENT)
 
 
 def make_lines(epoch, num_replicas=1, **changes):

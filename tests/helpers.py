@@ -19,8 +19,7 @@ from plateau_train import config, data
 from plateau_train.commands.resume import resume
 from plateau_train.commands.train import train
 from plateau_train.config import RawValue, Resolved, Settings
-from plateau_train.numerics.mesh import make_mesh
-from plateau_train.numerics.replicas import Replicas
+from plateau_train.numerics.replicas import Replicas, make_mesh
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Examples
 from plateau_train.run import storage
@@ -183,8 +182,8 @@ def make_settings(
     )
 
 
-def make_spec(settings: Settings, *, steps_per_epoch: int = 10) -> Spec:
-    return Spec.from_settings(settings, num_classes=NUM_CLASSES, steps_per_epoch=steps_per_epoch)
+def make_spec(settings: Settings) -> Spec:
+    return Spec.from_settings(settings, num_classes=NUM_CLASSES, num_examples=80)
 
 
 def make_training(**settings: Any) -> tuple[Spec, Hyperparams]:
@@ -213,7 +212,7 @@ def take_epoch(replicas: Replicas, state: Any, split: Examples, epoch: int) -> t
     """Train an epoch; return the state and the records of its steps. ``state`` is donated."""
     order = replicas.epoch_order(epoch, len(split.labels))
     records = replicas.empty_records(order.shape[1])
-    return replicas.train_steps(state, records, split, order, 0, order.shape[1], epoch)
+    return replicas.train_steps(state, records, order, split, 0, order.shape[1], epoch)
 
 
 def epochs_printed(stdout: str) -> list[int]:

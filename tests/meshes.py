@@ -13,8 +13,7 @@ import numpy as np
 from helpers import IMAGE_SHAPE, make_examples, make_settings, make_spec, take_epoch
 
 from plateau_train.numerics import replicas as numerics
-from plateau_train.numerics.mesh import make_mesh
-from plateau_train.numerics.replicas import Replicas
+from plateau_train.numerics.replicas import Replicas, make_mesh
 from plateau_train.numerics.spec import Hyperparams
 
 COLLECTIVE = re.compile(
@@ -35,7 +34,7 @@ def train(num_devices: int, num_replicas: int) -> dict[str, Any]:
         losses.append(np.asarray(records.metrics.loss))
     metrics = replicas.evaluate(state.params, test)
     confusion = replicas.count_confusion(state.params, test)
-    state, _ = replicas.observe_evaluation(state, metrics, 19)
+    state, _ = replicas.observe(state, metrics, 19)
     return {
         "mesh": [mesh.shape["replica"], mesh.shape["batch"]],
         "train_loss": np.concatenate(losses, axis=1).tolist(),
@@ -50,10 +49,10 @@ def record_collectives(mesh: tuple[int, int]) -> dict[str, Any]:
     collectives: dict[str, list[str]] = {}
     run = numerics._run
 
-    def lower_and_run(function: Any, *arguments: Any) -> Any:
-        text: Any = run.lower(function, *arguments).compile().as_text()
+    def lower_and_run(function: Any, *arguments: Any, **others: Any) -> Any:
+        text: Any = run.lower(function, *arguments, **others).compile().as_text()
         collectives[function.__name__] = COLLECTIVE.findall(text)
-        return run(function, *arguments)
+        return run(function, *arguments, **others)
 
     numerics._run = lower_and_run
     try:

@@ -100,7 +100,7 @@ def test_half_the_scale_is_half_the_update():
         optimizer="sgd", momentum=0.0, schedule="step", step_epochs=1
     )
     spec, hyperparams = make_training(hidden_sizes=(), optimizer=optimizer)
-    state, split = numerics.init_state(spec, hyperparams, IMAGE_SHAPE), make_examples(8)
+    state, split = numerics.init_state(spec, IMAGE_SHAPE, hyperparams), make_examples(8)
     moved = []
     for step, scale in ((0, 1), (10, 0.5)):  # 10 steps per epoch
         after, _ = numerics.train_step(spec, hyperparams, state, split, step)
@@ -133,7 +133,7 @@ def test_the_rule_observes_beside_a_schedule_and_never_sets_the_scale(name):
 def test_a_schedule_that_does_not_observe_a_step_keeps_the_rule_as_it_is(monkeypatch):
     spec, hyperparams = make_training(patience=1, rtol=0.9, accumulation_size=1)
     monkeypatch.setattr(type(spec.schedule), "observes", lambda _, step: step >= 2)
-    state, split = numerics.init_state(spec, hyperparams, IMAGE_SHAPE), make_examples(8)
+    state, split = numerics.init_state(spec, IMAGE_SHAPE, hyperparams), make_examples(8)
     seen = []
     for step in range(4):
         state, record = numerics.train_step(spec, hyperparams, state, split, step)
@@ -251,6 +251,6 @@ def test_a_config_without_a_schedule_is_that_of_the_plateau_rule(train):
 def test_the_schedule_is_a_part_of_the_spec():
     settings = resolve_small(schedule="cosine").settings
     few, many = (
-        Spec.from_settings(settings, num_classes=10, steps_per_epoch=steps) for steps in (12, 13)
+        Spec.from_settings(settings, num_classes=10, num_examples=size) for size in (600, 650)
     )
     assert few != many

@@ -238,10 +238,6 @@ from plateau_train.errors import ClusterError, DataError
 from plateau_train.process import cluster
 
 
-def fail():
-    raise DataError("damaged", hint="none")
-
-
 port, number = sys.argv[1:]
 leads = number == "0"
 settings = config.ClusterSettings(
@@ -249,9 +245,11 @@ settings = config.ClusterSettings(
 )
 with cluster.join(settings):
     assert (cluster.is_leader(), cluster.describe()) == (leads, f"process {number} of 2")
-    assert cluster.call_on_leader(lambda: f"é {number}") == "é 0"
+    assert cluster.broadcast_text(f"é {number}") == "é 0"
     try:
-        cluster.call_on_leader(fail)
+        with cluster.fail_together():
+            if leads:
+                raise DataError("damaged", hint="none")
     except DataError if leads else ClusterError as error:
         assert leads or "exit code 3" in str(error)
     else:
@@ -301,7 +299,7 @@ def test_values_and_errors_of_one_process_reach_the_other():
 
 def test_a_single_process_communicates_nothing_and_gathers_copies():
     array = jnp.arange(3)
-    assert cluster.call_on_leader(lambda: "text") == "text"
+    assert cluster.broadcast_text("text") == "text"
     assert cluster.broadcast(array) is array
     assert not np.shares_memory(cluster.gather(array), np.asarray(array))
     assert (cluster.agree(3, 5), cluster.describe(), cluster.is_leader()) == ((3, 5), "", True)

@@ -24,7 +24,7 @@ from helpers import (
 
 from plateau_train import config
 from plateau_train.numerics import step as numerics
-from plateau_train.numerics.model import make_model, measure
+from plateau_train.numerics.model import MLP, measure
 from plateau_train.numerics.spec import Hyperparams, Optimizer, Spec
 from plateau_train.numerics.step import Examples
 
@@ -34,7 +34,7 @@ PLAIN_SGD = config.OptimizerSettings(optimizer="sgd", momentum=0.0)
 
 
 def init(spec: Spec, hyperparams: Hyperparams) -> Any:
-    return numerics.init_state(spec, hyperparams, IMAGE_SHAPE)
+    return numerics.init_state(spec, IMAGE_SHAPE, hyperparams)
 
 
 def plain_optax_loop(
@@ -147,12 +147,12 @@ def test_the_streams_of_random_numbers_are_those_of_published_runs():
     They may only be updated with an entry under Numerics in CHANGELOG.md.
     """
     assert numerics.INIT_STREAM != numerics.SHUFFLE_STREAM
-    order = numerics.epoch_order(0, 1, num_examples=60_000, batch_size=128)
+    order = numerics.epoch_order(60_000, 128, seed=0, epoch=1)
     assert order[0, :4].tolist() == GOLDEN_ORDER
     settings = config.Settings()
-    spec = Spec.from_settings(settings, num_classes=10, steps_per_epoch=468)
+    spec = Spec.from_settings(settings, num_classes=10, num_examples=60_000)
     hyperparams = first_row(Hyperparams.from_settings([settings]))
-    params: Any = numerics.init_state(spec, hyperparams, (28, 28, 1)).params
+    params: Any = numerics.init_state(spec, (28, 28, 1), hyperparams).params
     np.testing.assert_allclose(params["Dense_0"]["kernel"][0, :3], GOLDEN_KERNEL, rtol=1e-5)
 
 
@@ -166,8 +166,7 @@ def test_a_seed_as_an_unsigned_integer_gives_the_key_of_the_plain_integer():
 
 def test_the_largest_seed_is_a_seed_of_its_own():
     half, largest = (
-        numerics.epoch_order(np.uint32(seed), 1, num_examples=50, batch_size=10)
-        for seed in (2**31 - 1, 2**32 - 1)
+        numerics.epoch_order(50, 10, np.uint32(seed), epoch=1) for seed in (2**31 - 1, 2**32 - 1)
     )
     assert not np.array_equal(half, largest)
 
@@ -189,14 +188,14 @@ def test_pixels_are_divided_by_255():
 
 
 def test_the_default_model_has_two_hidden_layers_of_1000_units():
-    model = make_model(config.ModelSettings(), 10)
+    model = Spec.from_settings(config.Settings(), num_classes=10, num_examples=60_000).model
     assert model.describe((28, 28, 1)) == "MLP 784-1000-1000-10"
     assert measure(model, (28, 28, 1)).num_params == 785 * 1000 + 1001 * 1000 + 1001 * 10
 
 
 @pytest.mark.parametrize("hidden_sizes", [(), (5,), (5, 7)])
 def test_a_model_describes_itself_as_counted_by_hand(hidden_sizes):
-    model = make_model(config.ModelSettings(hidden_sizes=hidden_sizes), NUM_CLASSES)
+    model = MLP(hidden_sizes, NUM_CLASSES)
     sizes = (math.prod(IMAGE_SHAPE), *hidden_sizes, NUM_CLASSES)
     layers = list(itertools.pairwise(sizes))
     assert model.describe(IMAGE_SHAPE) == "MLP " + "-".join(map(str, sizes))
@@ -206,7 +205,7 @@ def test_a_model_describes_itself_as_counted_by_hand(hidden_sizes):
 
 
 def test_an_epoch_has_each_image_at_most_once_and_whole_batches():
-    order = np.asarray(numerics.epoch_order(0, 1, num_examples=60_000, batch_size=128))
+    order = np.asarray(numerics.epoch_order(60_000, 128, seed=0, epoch=1))
     assert order.shape == (468, 128)
     assert len(np.unique(order)) == 468 * 128
     assert order.min() >= 0
@@ -215,12 +214,12 @@ def test_an_epoch_has_each_image_at_most_once_and_whole_batches():
 
 def test_each_epoch_and_each_seed_has_an_order_of_its_own():
     orders = {
-        np.asarray(numerics.epoch_order(seed, epoch, num_examples=50, batch_size=10)).tobytes()
+        np.asarray(numerics.epoch_order(50, 10, seed, epoch)).tobytes()
         for seed in (0, 1)
         for epoch in (1, 2, 3)
     }
     assert len(orders) == 6
-    again = np.asarray(numerics.epoch_order(1, 3, num_examples=50, batch_size=10)).tobytes()
+    again = np.asarray(numerics.epoch_order(50, 10, seed=1, epoch=3)).tobytes()
     assert again in orders
 
 
@@ -244,10 +243,10 @@ def test_outside_the_train_modes_only_an_evaluation_reaches_the_rule():
     assert (state.plateau.best_value, state.plateau.count) == (np.inf, 0)
     metrics = replicas.evaluate(state.params, split)
     expected = np.float32(1 - metrics.accuracy)
-    state, observation = replicas.observe_evaluation(state, metrics, 9)
+    state, observation = replicas.observe(state, metrics, 9)
     assert observation.value == expected
     assert (state.plateau.best_value, state.plateau.scale, state.scale) == (expected, 1, 1)
-    state, observation = replicas.observe_evaluation(state, metrics, 19)
+    state, observation = replicas.observe(state, metrics, 19)
     assert (state.plateau.scale, state.scale, observation.wait) == (0.5, 0.5, 1)
 
 

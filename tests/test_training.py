@@ -16,7 +16,7 @@ from plateau_train.commands.train import train
 from plateau_train.config import resolve
 from plateau_train.errors import ConfigError, NonFiniteLossError
 from plateau_train.numerics import step as single
-from plateau_train.numerics.model import make_model
+from plateau_train.numerics.model import MLP
 from plateau_train.numerics.replicas import Replicas
 from plateau_train.run.checkpoint import read_checkpoint
 from plateau_train.run.directory import RunDirectory
@@ -40,7 +40,7 @@ def load_small(**values: str) -> Any:
 
 def exact_scores(result: Any, split: Any) -> tuple[float, float]:
     """Score every image of a split with the parameters of an epoch, in float64 NumPy."""
-    model: Any = make_model(resolve_small().settings.model, 10)
+    model: Any = MLP(resolve_small().settings.model.hidden_sizes, 10)
     params = jax.tree.map(lambda rows: rows[0], result.arrays.state.params)
     logits = np.asarray(model.apply({"params": params}, jnp.asarray(split.images)), np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -120,12 +120,12 @@ def test_the_order_of_the_images_follows_the_seed_and_the_epoch(monkeypatch):
     train_epochs(seed="7", epochs="3")
     assert list(orders) == [1, 2, 3]
     for epoch, (order,) in orders.items():
-        expected = single.epoch_order(7, epoch, num_examples=600, batch_size=50)
+        expected = single.epoch_order(600, 50, seed=7, epoch=epoch)
         np.testing.assert_array_equal(order, expected)
 
 
 def test_an_epoch_shuffles_all_training_images():
-    first, *_ = np.asarray(single.epoch_order(0, 1, num_examples=60_000, batch_size=128))
+    first, *_ = np.asarray(single.epoch_order(60_000, 128, seed=0, epoch=1))
     # A buffer of 10,000 images would give the first batch none beyond image 10,127.
     assert first.min() < 10_000
     assert first.max() > 50_000

@@ -12,7 +12,7 @@ from plateau_train.errors import NonFiniteLossError
 from plateau_train.report import console, results
 from plateau_train.report.progress import ProgramReport
 from plateau_train.report.results import SweepResult
-from plateau_train.run import storage
+from plateau_train.run import environment, storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.training import setup, sweep
 from plateau_train.training.sweep import LoadedDatasets, SweepPlan
@@ -26,7 +26,7 @@ def start(cells: config.Sweep, metric: str | None) -> None:
     """
     console.configure_logging(is_quiet=cells.cells[0].settings.run.quiet)
     metric = results.choose_metric(metric, [cell.settings for cell in cells.cells])
-    setup.pin_threads(setup.localize(cells.cells[0]))
+    environment.pin_threads(setup.localize(cells.cells[0]).settings.run.threads)
     datasets = LoadedDatasets()
     plan = sweep.make_plan(cells, metric, datasets)
     with contextlib.ExitStack() as stack:
@@ -39,7 +39,7 @@ def resume(path: Path, overrides: Resolved) -> None:
     console.configure_logging(is_quiet=overrides.settings.run.quiet)
     directory, plan = RunDirectory.find(path), sweep.read_plan(path)
     with directory.locked():
-        setup.pin_threads(plan.runs[0].resolved)
+        environment.pin_threads(plan.runs[0].settings.run.threads)
         _train(directory, sweep.merge_settings(plan, overrides, directory), LoadedDatasets())
 
 
@@ -65,9 +65,8 @@ def _train(directory: RunDirectory, plan: SweepPlan, datasets: LoadedDatasets) -
             },
             to_stderr=True,
         )
-    fallbacks = {run.folder: run.fallback for run in plan.runs}
     report = ProgramReport(is_quiet=settings.quiet)
-    sweep.train_sweep(directory, programs, datasets, fallbacks, report, plots.save_run_plot)
+    sweep.train_sweep(directory, plan, programs, datasets, report, plots.save_run_plot)
     _show_results(directory, plan)
 
 

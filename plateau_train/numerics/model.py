@@ -26,7 +26,8 @@ Params = PyTree[Float[Array, "..."]]
 class MLP(nn.Module):
     """Dense layers with relu between them, over the flattened pixels of an image.
 
-    Parameters and logits are float32 at every precision.
+    The parameters are initialized as Flax does it: LeCun-normal kernels and zero biases. Parameters
+    and logits are float32 at every precision.
     """
 
     hidden_sizes: tuple[int, ...]
@@ -47,16 +48,6 @@ class MLP(nn.Module):
     def describe(self, image_shape: tuple[int, int, int]) -> str:
         sizes = (math.prod(image_shape), *self.hidden_sizes, self.num_classes)
         return f"MLP {'-'.join(map(str, sizes))}"
-
-
-def make_model(settings: config.ModelSettings, num_classes: int) -> MLP:
-    """Return the model of some settings."""
-    return MLP(settings.hidden_sizes, num_classes, settings.precision)
-
-
-def init_params(model: MLP, key: Key[Array, ""], image_shape: tuple[int, int, int]) -> Params:
-    """Initialize the parameters as Flax does: LeCun-normal kernels and zero biases."""
-    return model.init(key, jnp.zeros((1, *image_shape), jnp.uint8))["params"]
 
 
 class ModelSize(NamedTuple):

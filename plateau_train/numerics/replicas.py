@@ -1,28 +1,42 @@
 """Several trainings in one compiled program: ``step`` with a replica axis, ``jit`` and devices.
 
-The only module that knows of replicas and devices. The idea that an experiment is a function of its
-seed, and many seeds a ``vmap``, is purejaxrl's (Lu et al. 2022).
+The only module that knows of replicas and devices. The devices are a mesh with two axes, one for
+the replicas and one for each batch. The idea that an experiment is a function of its seed, and many
+seeds a ``vmap``, is purejaxrl's (Lu et al. 2022).
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32
 
 from plateau_train.numerics import step as single
-from plateau_train.numerics.mesh import BATCH_AXIS, REPLICA_AXIS, Tree, constrain, put
 from plateau_train.numerics.model import Params, count_bytes, measure
 from plateau_train.numerics.plateau import Observation
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Examples, Losses, Metrics, StepRecord, TrainState
 
+REPLICA_AXIS, BATCH_AXIS = "replica", "batch"
+
 # Images scored at a time: more than a step takes, as larger products are faster, to a point.
 EVALUATION_BATCH = 1000
+
+Tree = TypeVar("Tree")
+
+
+def make_mesh(devices: Sequence[Any], num_replicas: int) -> Mesh:
+    """Arrange devices, those of other processes included, as (replica, batch).
+
+    As many devices as divide both numbers share the replicas; the rest share each batch.
+    """
+    shape = (math.gcd(num_replicas, len(devices)), -1)
+    return Mesh(np.array(devices).reshape(shape), (REPLICA_AXIS, BATCH_AXIS))
 
 
 class Replicas(NamedTuple):
@@ -34,45 +48,49 @@ class Replicas(NamedTuple):
 
     def init(self, image_shape: tuple[int, int, int]) -> TrainState:
         """Return the state before the first step."""
-        init = partial(_run, single.init_state, (self.spec,), (("image_shape", image_shape),))
-        return init(self.mesh, (0,), (REPLICA_AXIS,), self.hyperparams)
+        return _run(single.init_state, (self.spec, image_shape), self.mesh, self.hyperparams)
 
-    def put(self, tree: Tree) -> Tree:
-        """Bring host arrays with a replica axis to the devices."""
-        return put(self.mesh, tree, REPLICA_AXIS)
+    def put(self, tree: Tree, axes: Sequence[str | None] = (REPLICA_AXIS,)) -> Tree:
+        """Bring host arrays to the devices, sharded over the named axes.
+
+        Every process must give the same arrays.
+        """
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(*axes)))
 
     def put_split(self, split: Iterable[Any]) -> Examples:
         """Bring the images and labels of a split to every device."""
-        return Examples(*put(self.mesh, tuple(split)))
+        return self.put(Examples(*split), ())
 
     def epoch_order(self, epoch: int, num_examples: int) -> Int32[Array, "replicas steps batch"]:
         """Return the batches of an epoch as indices."""
-        sizes = (("num_examples", num_examples), ("batch_size", self.spec.batch_size))
-        axes = (REPLICA_AXIS, None, BATCH_AXIS)
+        static, axes = (num_examples, self.spec.batch_size), (REPLICA_AXIS, None, BATCH_AXIS)
         seeds = self.hyperparams.seed
-        return _run(single.epoch_order, (), sizes, self.mesh, (0, None), axes, seeds, (), (epoch,))
+        return _run(single.epoch_order, static, self.mesh, seeds, shared=(epoch,), axes=axes)
 
     def empty_records(self, num_steps: int) -> StepRecord:
         """Return the arrays that ``train_steps`` fills in."""
-        record = single.empty_records(self.spec, num_steps)
-        num_replicas = len(self.hyperparams.seed)
-        rows = jax.tree.map(lambda row: np.broadcast_to(row, (num_replicas, *row.shape)), record)
-        return self.put(rows)
+        zeros: Any = partial(np.zeros, (len(self.hyperparams.seed), num_steps))
+        observation = None
+        if self.spec.observes_steps:
+            dtypes = {"is_complete": np.bool_, "wait": np.int32}
+            columns = (zeros(dtypes.get(name, np.float32)) for name in Observation._fields)
+            observation = Observation(*columns)
+        metrics = Metrics(zeros(np.float32), zeros(np.float32))
+        return self.put(StepRecord(metrics, observation))
 
     def train_steps(
         self,
         state: TrainState,
         records: StepRecord,
-        split: Examples,
         order: Int32[Array, "replicas steps batch"],
+        split: Examples,
         start: int,
         stop: int,
         epoch: int,
     ) -> tuple[TrainState, StepRecord]:
         """Take some steps of an epoch; ``state`` and ``records`` are donated."""
-        run = partial(_run, single.train_steps, (self.spec,), (), self.mesh)
-        in_axes, rest = (0, 0, 0, None, 0, None, None, None), (split, order, start, stop, epoch)
-        return run(in_axes, (REPLICA_AXIS,), self.hyperparams, (state, records), rest)
+        run = partial(_run, single.train_steps, (self.spec,), self.mesh, self.hyperparams)
+        return run((state, records), (order,), (split, start, stop, epoch))
 
     def evaluate(
         self, params: Params, split: Examples, losses: Losses = single.evaluation_losses
@@ -86,13 +104,12 @@ class Replicas(NamedTuple):
         """Count the images of each true class (rows) by predicted class (columns)."""
         return self._score(single.count_confusion, (self.spec,), params, split)
 
-    def observe_evaluation(
+    def observe(
         self, state: TrainState, metrics: Metrics, step: int
     ) -> tuple[TrainState, Observation]:
         """Give each rule its evaluation after an epoch; ``state`` is donated."""
-        run = partial(_run, single.observe_evaluation, (self.spec,), (), self.mesh)
-        in_axes, rest = (0, 0, 0, None), (metrics, step)
-        return run(in_axes, (REPLICA_AXIS,), self.hyperparams, (state,), rest)
+        run = partial(_run, single.observe, (self.spec,), self.mesh, self.hyperparams)
+        return run((state,), (metrics,), (step,))
 
     def _score(
         self, function: Callable[..., Any], static: tuple[Any, ...], params: Params, split: Examples
@@ -104,9 +121,8 @@ class Replicas(NamedTuple):
         num_examples, num_devices = len(split.labels), self.mesh.shape[BATCH_AXIS]
         batch_size = _round_up(min(EVALUATION_BATCH, num_examples), num_devices)
         indices = np.arange(_round_up(num_examples, batch_size), dtype=np.int32)
-        batches = put(self.mesh, indices.reshape(-1, batch_size), None, BATCH_AXIS)
-        run = partial(_run, function, static, (), self.mesh, (0, None, None), (REPLICA_AXIS,))
-        return run(params, (), (split, batches))
+        batches = self.put(indices.reshape(-1, batch_size), (None, BATCH_AXIS))
+        return _run(function, static, self.mesh, params, shared=(split, batches))
 
 
 def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -116,8 +132,7 @@ def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int,
     batch, forward and backward.
     """
     zeros: Any = (np.zeros((), dtype) for dtype in Hyperparams.DTYPES)
-    init = partial(single.init_state, spec, image_shape=image_shape)
-    state = jax.eval_shape(init, Hyperparams(*zeros))
+    state = jax.eval_shape(partial(single.init_state, spec, image_shape), Hyperparams(*zeros))
     state_bytes = count_bytes(state)
     num_rows = max(2 * spec.batch_size, EVALUATION_BATCH)
     activations = num_rows * measure(spec.model, image_shape).activation_bytes
@@ -128,37 +143,31 @@ def _round_up(number: int, multiple: int) -> int:
     return math.ceil(number / multiple) * multiple
 
 
-@partial(
-    jax.jit,
-    static_argnames=("function", "static", "options", "mesh", "in_axes", "out_axes"),
-    donate_argnames="donated",
-)
+@partial(jax.jit, static_argnames=("function", "static", "mesh", "axes"), donate_argnames="donated")
 def _run(
     function: Callable[..., Any],
     static: tuple[Any, ...],
-    options: tuple[tuple[str, Any], ...],
     mesh: Mesh,
-    in_axes: tuple[int | None, ...],
-    out_axes: tuple[str | None, ...],
     first: Any,
     donated: tuple[Any, ...] = (),
-    rest: tuple[Any, ...] = (),
+    rows: tuple[Any, ...] = (),
+    shared: tuple[Any, ...] = (),
+    axes: tuple[str | None, ...] = (REPLICA_AXIS,),
 ) -> Any:
-    """Apply a function of one training to each replica.
+    """Apply a function of one training to each replica; ``axes`` are those of the results.
 
-    The function gets the static arguments and options, and after them ``first``, ``donated`` and
-    ``rest``; ``in_axes`` says which of these have a replica axis, ``out_axes`` how the results are
-    sharded. One replica is squeezed: XLA's matrix products on the CPU are slower with an axis of
-    length 1 in front.
+    The function gets the static arguments; then its rows of ``first``, ``donated`` and ``rows``;
+    then ``shared``, which is the same for all replicas. One replica is squeezed: XLA's matrix
+    products on the CPU are slower with an axis of length 1 in front.
     """
-    function = partial(function, *static, **dict(options))
-    arguments = (first, *donated, *rest)
+
+    def apply(*row: Any) -> Any:
+        return function(*static, *row, *shared)
+
+    rows = (first, *donated, *rows)
     if len(jax.tree.leaves(first)[0]) > 1:
-        mapped = jax.vmap(function, in_axes=in_axes, spmd_axis_name=REPLICA_AXIS)
-        return constrain(mesh, mapped(*arguments), *out_axes)
-    rows = [
-        argument if axis is None else jax.tree.map(lambda array: array[0], argument)
-        for argument, axis in zip(arguments, in_axes, strict=True)
-    ]
-    results = jax.tree.map(lambda array: array[None], function(*rows))
-    return constrain(mesh, results, *out_axes)
+        results = jax.vmap(apply, spmd_axis_name=REPLICA_AXIS)(*rows)
+    else:
+        only = jax.tree.map(lambda array: array[0], rows)
+        results = jax.tree.map(lambda array: array[None], apply(*only))
+    return lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec(*axes)))

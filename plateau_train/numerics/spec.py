@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Float32, Int32, UInt32
 
 from plateau_train import config
-from plateau_train.numerics.model import MLP, make_model
+from plateau_train.numerics.model import MLP
 from plateau_train.numerics.plateau import PlateauRule
 from plateau_train.numerics.schedules import Schedule, make_schedule
 
@@ -62,39 +62,32 @@ class Optimizer(NamedTuple):
         return getattr(optax, self.name)(learning_rate, **dict(self.options))
 
 
-class StaticRule(NamedTuple):
-    """The arguments of the plateau rule that optax needs as numbers."""
-
-    factor: float
-    rtol: float
-    atol: float
-    accumulation_size: int
-
-
 class Spec(NamedTuple):
     """Everything that is static when a training is compiled."""
 
     model: MLP
     optimizer: Optimizer
     schedule: Schedule
-    static_rule: StaticRule
+    static_rule: PlateauRule  # whose traced arguments are 0
     metric: config.Metric  # of an observation
     split: config.Split  # that the rule observes: the steps of train, or evaluations
     batch_size: int  # over all devices
 
     @classmethod
     def from_settings(
-        cls, settings: config.Settings, *, num_classes: int, steps_per_epoch: int
+        cls, settings: config.Settings, *, num_classes: int, num_examples: int
     ) -> "Spec":
-        plateau = settings.plateau
+        """Return what is static in a training on ``num_examples`` training images."""
+        model, plateau, batch_size = settings.model, settings.plateau, settings.data.batch_size
+        rule = PlateauRule.from_settings(plateau)
         return cls(
-            model=make_model(settings.model, num_classes),
+            model=MLP(model.hidden_sizes, num_classes, model.precision),
             optimizer=Optimizer.from_settings(settings.optimizer),
-            schedule=make_schedule(settings, steps_per_epoch),
-            static_rule=StaticRule(*(getattr(plateau, name) for name in StaticRule._fields)),
+            schedule=make_schedule(settings, num_examples // batch_size),
+            static_rule=rule._replace(patience=0, cooldown=0, min_scale=0.0),
             metric=plateau.metric,
             split=plateau.split,
-            batch_size=settings.data.batch_size,
+            batch_size=batch_size,
         )
 
     @property
@@ -103,8 +96,7 @@ class Spec(NamedTuple):
 
     def rule(self, hyperparams: Hyperparams) -> PlateauRule:
         """Return the plateau rule with its traced arguments."""
-        return PlateauRule(
-            **self.static_rule._asdict(),
+        return self.static_rule._replace(
             patience=hyperparams.patience,
             cooldown=hyperparams.cooldown,
             min_scale=hyperparams.min_scale,

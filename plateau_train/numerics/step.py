@@ -5,7 +5,6 @@ axis, ``jit`` and the devices.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, Key, PyTree, 
 from optax.contrib import ReduceLROnPlateauState
 
 from plateau_train import config
-from plateau_train.numerics.model import Params, init_params
+from plateau_train.numerics.model import Params
 from plateau_train.numerics.plateau import Observation, as_loss
 from plateau_train.numerics.spec import Hyperparams, Spec
 
@@ -71,10 +70,11 @@ def derive_key(seed: Seed, stream: int, epoch: Step) -> Key[Array, ""]:
 
 
 def init_state(
-    spec: Spec, hyperparams: Hyperparams, image_shape: tuple[int, int, int]
+    spec: Spec, image_shape: tuple[int, int, int], hyperparams: Hyperparams
 ) -> TrainState:
     """Return the state before the first step."""
-    params = init_params(spec.model, derive_key(hyperparams.seed, INIT_STREAM, 0), image_shape)
+    key = derive_key(hyperparams.seed, INIT_STREAM, 0)
+    params = spec.model.init(key, jnp.zeros((1, *image_shape), jnp.uint8))["params"]
     opt_state = spec.optimizer.make(hyperparams.learning_rate).init(params)
     plateau, first_step = spec.rule(hyperparams).init(), jnp.zeros((), jnp.int32)
     scale = spec.schedule.scale(first_step, jnp.asarray(plateau.scale), hyperparams.min_scale)
@@ -82,7 +82,7 @@ def init_state(
 
 
 def epoch_order(
-    seed: Seed, epoch: Step, *, num_examples: int, batch_size: int
+    num_examples: int, batch_size: int, seed: Seed, epoch: Step
 ) -> Int32[Array, "steps batch"]:
     """Shuffle all examples into batches of indices; drop the last incomplete batch."""
     num_steps = num_examples // batch_size
@@ -134,42 +134,32 @@ def train_step(
 
     (loss, hits), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     metrics = Metrics(loss, hits.mean())
-    plateau, observation = state.plateau, None
-    if spec.observes_steps:
-        plateau, observation = _observe(spec, hyperparams, plateau, metrics, step)
-    rule_scale = jnp.asarray(plateau.scale)
-    scale = spec.schedule.scale(jnp.asarray(step), rule_scale, hyperparams.min_scale)
-    optimizer = spec.optimizer.make(scale * hyperparams.learning_rate)
+    observed = metrics if spec.observes_steps else None
+    state, observation = observe(spec, hyperparams, state, observed, step)
+    optimizer = spec.optimizer.make(state.scale * hyperparams.learning_rate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state, plateau, scale), StepRecord(metrics, observation)
+    state = state._replace(params=params, opt_state=opt_state)
+    return state, StepRecord(metrics, observation)
 
 
-def _observe(
-    spec: Spec,
-    hyperparams: Hyperparams,
-    plateau: ReduceLROnPlateauState,
-    metrics: Metrics,
-    step: Step,
-) -> tuple[ReduceLROnPlateauState, Observation]:
-    """Give the rule a metric, unless the schedule does not observe at this step."""
-    observes = spec.schedule.observes(jnp.asarray(step))
-    observed = metrics.observed(spec.metric)
-    new_plateau, observation = spec.rule(hyperparams).observe(plateau, observed)
-    new_plateau = jax.tree.map(lambda new, old: jnp.where(observes, new, old), new_plateau, plateau)
-    is_complete = observation.is_complete & observes
-    return new_plateau, observation._replace(is_complete=is_complete)
+def observe(
+    spec: Spec, hyperparams: Hyperparams, state: TrainState, metrics: Metrics | None, step: Step
+) -> tuple[TrainState, Observation | None]:
+    """Give the rule the metrics of a step or of the evaluation after it, if any.
 
-
-def empty_records(spec: Spec, num_steps: int) -> StepRecord:
-    """Return the arrays that ``train_steps`` fills in."""
-    zeros: Any = partial(np.zeros, num_steps)
-    metrics = Metrics(zeros(np.float32), zeros(np.float32))
-    if not spec.observes_steps:
-        return StepRecord(metrics, None)
-    dtypes = {"is_complete": np.bool_, "wait": np.int32}
-    columns = {name: zeros(dtypes.get(name, np.float32)) for name in Observation._fields}
-    return StepRecord(metrics, Observation(**columns))
+    A schedule that does not observe the step keeps the rule as it is. Also sets the scale: that of
+    this step, or after an evaluation that of the next one.
+    """
+    plateau, observation = state.plateau, None
+    if metrics is not None:
+        value, observes = metrics.observed(spec.metric), spec.schedule.observes(jnp.asarray(step))
+        observed, observation = spec.rule(hyperparams).observe(plateau, value)
+        plateau = jax.tree.map(lambda new, old: jnp.where(observes, new, old), observed, plateau)
+        observation = observation._replace(is_complete=observation.is_complete & observes)
+    rule_scale = jnp.asarray(plateau.scale)
+    scale = spec.schedule.scale(jnp.asarray(step), rule_scale, hyperparams.min_scale)
+    return state._replace(plateau=plateau, scale=scale), observation
 
 
 def train_steps(
@@ -177,8 +167,8 @@ def train_steps(
     hyperparams: Hyperparams,
     state: TrainState,
     records: StepRecord,
-    split: Examples,
     order: Int32[Array, "steps batch"],
+    split: Examples,
     start: Step,
     stop: Step,
     epoch: Step,
@@ -251,16 +241,3 @@ def count_confusion(
 
     zeros = jnp.zeros((spec.model.num_classes,) * 2, jnp.int32)
     return sum_batches(split, batches, zeros, tally)
-
-
-def observe_evaluation(
-    spec: Spec, hyperparams: Hyperparams, state: TrainState, metrics: Metrics, step: Step
-) -> tuple[TrainState, Observation]:
-    """Give the rule the evaluation after an epoch; ``step`` is the epoch's last one.
-
-    A new scale acts from the next step on.
-    """
-    plateau, observation = _observe(spec, hyperparams, state.plateau, metrics, step)
-    rule_scale = jnp.asarray(plateau.scale)
-    scale = spec.schedule.scale(jnp.asarray(step), rule_scale, hyperparams.min_scale)
-    return state._replace(plateau=plateau, scale=scale), observation

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -111,17 +111,6 @@ def fail_together() -> Iterator[None]:
         raise ClusterError(f"another process of this run ended with exit code {code}", hint=HINT)
 
 
-def call_on_leader(function: Callable[[], str]) -> str:
-    """Call a function in process 0 only, and return its text in every process.
-
-    The function must not contain a collective. If it raises, process 0 raises that error, and the
-    others raise ``ClusterError`` with its exit code.
-    """
-    with fail_together():
-        text = function() if is_leader() else ""
-    return _broadcast_text(text)
-
-
 def broadcast(tree: Tree) -> Tree:
     """Return the arrays of process 0 in every process, bit for bit, as NumPy arrays.
 
@@ -157,13 +146,14 @@ def require_same(what: str, text: str) -> None:
 
     ``what`` is a plural noun for the error, such as ``versions``.
     """
-    differs, _ = agree(int(_broadcast_text(text) != text))
+    differs, _ = agree(int(broadcast_text(text) != text))
     if differs:
         problem = f"the processes differ in their {what}: {text} in {describe()}"
         raise ClusterError(problem, hint=f"give all of them the same {what}")
 
 
-def _broadcast_text(text: str) -> str:
+def broadcast_text(text: str) -> str:
+    """Return the text of process 0 in every process."""
     content = text.encode()
     _, length = agree(value=len(content))
     received = np.frombuffer(content.ljust(length)[:length], np.uint8)

@@ -122,16 +122,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         content = path.read_bytes()
         if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
             raise _unusable(path, "its content does not match the checksum at its end")
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            _refuse_odd_members(archive)
-        with np.load(io.BytesIO(content), allow_pickle=False) as loaded:
-            manifest = _parse(path, loaded[MANIFEST].item())
-            arrays = {
-                name.removeprefix("state/"): loaded[name]
-                for name in loaded.files
-                if name != MANIFEST
-            }
-        return Checkpoint(manifest, arrays)
+        arrays = _read_arrays(io.BytesIO(content))
+        manifest = _parse(path, arrays.pop(MANIFEST).item())
+        state = {name.removeprefix("state/"): array for name, array in arrays.items()}
+        return Checkpoint(manifest, state)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -139,12 +133,32 @@ def read_manifest(path: Path) -> Manifest:
 
     Only the CRC of the manifest is verified.
     """
-    with _explained(path), zipfile.ZipFile(path) as archive:
-        _refuse_odd_members(archive)
-        with archive.open(f"{MANIFEST}.npy") as member:
-            content = member.read()
-        text = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False).item()
-        return _parse(path, text)
+    with _explained(path):
+        return _parse(path, _read_arrays(path, MANIFEST)[MANIFEST].item())
+
+
+def _read_arrays(file: Path | io.BytesIO, *names: str) -> dict[str, np.ndarray]:
+    """Read the arrays of an archive, or those of some names.
+
+    Raises ``ValueError`` for a member that is compressed or does not have the size it declares:
+    otherwise a small file could ask for any amount of memory.
+    """
+    arrays = {}
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename} is compressed")
+            with archive.open(entry) as member:
+                np.lib.format.read_magic(member)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+                size = member.tell() + math.prod(shape) * dtype.itemsize
+            if dtype.hasobject or size != entry.file_size:
+                raise ValueError(f"{entry.filename} does not have the size of its type and shape")
+            name = entry.filename.removesuffix(".npy")
+            if not names or name in names:
+                with archive.open(entry) as member:
+                    arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+    return arrays
 
 
 def _parse(path: Path, text: bytes) -> Manifest:
@@ -170,22 +184,6 @@ def _explained(path: Path) -> Iterator[None]:
         raise _foreign(path, f"{problem['msg']} at {place}") from error
     except _MALFORMED as error:
         raise _unusable(path, f"it is not a checkpoint: {error}") from error
-
-
-def _refuse_odd_members(archive: zipfile.ZipFile) -> None:
-    """Raise ``ValueError`` for a member that is compressed or does not have the size it declares.
-
-    Otherwise a small file could ask for any amount of memory.
-    """
-    for entry in archive.infolist():
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{entry.filename} is compressed")
-        with archive.open(entry) as member:
-            np.lib.format.read_magic(member)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-            size = member.tell() + math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or size != entry.file_size:
-            raise ValueError(f"{entry.filename} does not have the size of its type and shape")
 
 
 def mend_best(folder: Path, manifest: Manifest) -> None:

@@ -5,7 +5,6 @@ import datetime
 import fcntl
 import os
 import shlex
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,11 +39,31 @@ def is_sweep(path: Path) -> bool:
     return False
 
 
+class _File:
+    """The path of a file in a run's folder, as an attribute of the folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: "RunDirectory", _: type) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """One run's folder. Its files are made by whoever writes them."""
 
     path: Path
+
+    config = _File("config.toml")
+    environment = _File("environment.json")
+    metrics = _File("metrics.jsonl")
+    events = _File("events.jsonl")
+    timings = _File("timings.jsonl")
+    checkpoints = _File("checkpoints")
+    plot = _File("plot.png")
+    confusion = _File("confusion.png")
+    summary = _File("summary.json")
 
     @classmethod
     def create(cls, runs_dir: Path, name: str) -> "RunDirectory":
@@ -109,7 +128,7 @@ class RunDirectory:
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             end = time.monotonic() + LOCK_SECONDS
-            while not _lock(descriptor, fcntl.LOCK_EX):
+            while not _lock(descriptor):
                 if time.monotonic() > end:
                     raise BusyRunError(
                         f"{self.path} is held by another process, which trains it",
@@ -121,16 +140,12 @@ class RunDirectory:
             os.close(descriptor)
 
     def is_locked(self) -> bool:
-        """Tell whether a process trains this run now."""
-        descriptor = os.open(self.path, os.O_RDONLY)
+        """Return whether a process trains this run now."""
         try:
-            return not _lock(descriptor, fcntl.LOCK_SH)
-        finally:
-            os.close(descriptor)
-
-    def discard(self) -> None:
-        """Remove the folder of a run that could not begin."""
-        shutil.rmtree(self.path, ignore_errors=True)
+            with self.locked():
+                return False
+        except BusyRunError:
+            return True
 
     def make_latest(self) -> None:
         """Point ``latest`` at this run: a convenience that nothing depends on.
@@ -153,47 +168,11 @@ class RunDirectory:
         text = str(self.path)
         return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.toml"
 
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def events(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def timings(self) -> Path:
-        return self.path / "timings.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def plot(self) -> Path:
-        return self.path / "plot.png"
-
-    @property
-    def confusion(self) -> Path:
-        return self.path / "confusion.png"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-
-def _lock(descriptor: int, kind: int) -> bool:
+def _lock(descriptor: int) -> bool:
     """Take a lock that goes with the descriptor; return False where another holds it."""
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

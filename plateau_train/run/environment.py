@@ -117,9 +117,12 @@ def available_memory() -> int:
     return min(free)
 
 
-def pin_threads(num_threads: int) -> None:
-    """Fix the number of XLA's threads, which must be done before a device is used."""
-    os.environ[THREADS_VARIABLE] = str(num_threads)
+def pin_threads(num_threads: int | None) -> None:
+    """Fix the number of XLA's threads, by default the available cores.
+
+    Must be called before a device is used.
+    """
+    os.environ[THREADS_VARIABLE] = str(num_threads or available_cores())
 
 
 def describe_processor() -> str:

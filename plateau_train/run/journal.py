@@ -50,24 +50,32 @@ class EpochLines(NamedTuple):
     timings: list[Timing]
 
 
+class RunTask(NamedTuple):
+    """A run to train: its settings, its folder, and the checkpoint that it continues from."""
+
+    resolved: Resolved
+    directory: RunDirectory
+    previous: Checkpoint | None
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch of the checkpoint; -1 where there is none."""
+        return -1 if self.previous is None else self.previous.manifest.epoch
+
+
 class Journal:
     """The files of one run while it is trained."""
 
-    def __init__(
-        self,
-        directory: RunDirectory,
-        resolved: Resolved,
-        environment: Environment,
-        previous: Checkpoint | None = None,
-    ) -> None:
-        """Bring the files of a run to the state of a checkpoint, or of a run before epoch 0."""
+    def __init__(self, task: RunTask, environment: Environment) -> None:
+        """Bring the files of a run to the state of its checkpoint, or of a run before epoch 0."""
+        resolved, directory, previous = task
         self.directory = directory
         self._fields: dict[str, Any] = {
             "settings": resolved.settings,
             "origins": resolved.origins,
             "environment": environment,
         }
-        self.epoch = -1 if previous is None else previous.manifest.epoch
+        self.epoch = task.last_epoch
         self._best = (-1, -np.inf)
         if previous is not None:
             self._best = (previous.manifest.best_epoch, previous.manifest.best_score)
@@ -76,15 +84,21 @@ class Journal:
         storage.make_folder(directory.checkpoints)
         for folder in (directory.path, directory.checkpoints):
             storage.remove_leftovers(folder)
-        if previous is None or not _is_readable(directory):  # the first environment stays
+        try:
+            first = previous and read_environment(directory.environment)
+        except RunError:
+            first = None
+        if first is None:  # or the first environment stays
             text = environment.model_dump_json(indent=2)
             storage.write_text(directory.environment, text + "\n")
         checkpoint.remove_later(directory.checkpoints, self.epoch)
-        self._digests = {name: self._cut(name, previous) for name in FILES}
+        contents = {name: self._cut(name, previous) for name in FILES}
+        self._num_bytes = {name: len(content) for name, content in contents.items()}
+        self._digests = {name: hashlib.sha256(content) for name, content in contents.items()}
         if previous is not None:
             checkpoint.mend_best(directory.checkpoints, previous.manifest)
 
-    def _cut(self, name: str, previous: Checkpoint | None) -> "_Digest":
+    def _cut(self, name: str, previous: Checkpoint | None) -> bytes:
         """Remove what no checkpoint committed; keep notices, which nothing else has."""
         path = self.directory.path / name
         content = _read(path)
@@ -95,9 +109,7 @@ class Journal:
             whole += storage.as_lines(event for event in later if isinstance(event, Notice))
         if whole != content or not path.exists():
             storage.write_bytes(path, whole)
-        digest = _Digest()
-        digest.update(whole)
-        return digest
+        return whole
 
     def commit(self, lines: EpochLines, arrays: Mapping[str, np.ndarray]) -> None:
         """Write an epoch of all replicas; after this only the loss of the disk undoes it."""
@@ -111,12 +123,15 @@ class Journal:
             epoch=self.epoch,
             best_epoch=self._best[0],
             best_score=self._best[1],
-            files={name: digest.state() for name, digest in self._digests.items()},
+            files={
+                name: FileState(num_bytes=self._num_bytes[name], sha256=digest.hexdigest())
+                for name, digest in self._digests.items()
+            },
             **self._fields,
         )
         checkpoint.save_checkpoint(self.directory.checkpoints, Checkpoint(manifest, arrays))
 
-    def note(self, event: Notice | Ending) -> None:
+    def note(self, event: Notice | Ending | Drop) -> None:
         """Write what happens between two epochs."""
         self._append("events.jsonl", [event])
 
@@ -124,30 +139,8 @@ class Journal:
         content = storage.as_lines(records)
         if content:
             storage.append_bytes(self.directory.path / name, content)
+            self._num_bytes[name] += len(content)
             self._digests[name].update(content)
-
-
-class _Digest:
-    """The length and SHA-256 of a file that grows."""
-
-    def __init__(self) -> None:
-        self._num_bytes = 0
-        self._sha256 = hashlib.sha256()
-
-    def update(self, content: bytes) -> None:
-        self._num_bytes += len(content)
-        self._sha256.update(content)
-
-    def state(self) -> FileState:
-        return FileState(num_bytes=self._num_bytes, sha256=self._sha256.hexdigest())
-
-
-def _is_readable(directory: RunDirectory) -> bool:
-    try:
-        read_environment(directory.environment)
-    except RunError:
-        return False
-    return True
 
 
 def _parse_events(content: bytes) -> list[Notice | Ending]:
@@ -179,15 +172,6 @@ def verify(directory: RunDirectory, manifest: Manifest | None) -> Iterator[str]:
             raise
         except RunError as error:
             yield from error.problems
-
-
-def is_committed(directory: RunDirectory, manifest: Manifest) -> bool:
-    """Return whether the files of a run begin with what a checkpoint committed."""
-    with contextlib.suppress(RunError):
-        for name in FILES:
-            read_committed(directory.path / name, manifest)
-        return True
-    return False
 
 
 def _read(path: Path) -> bytes:

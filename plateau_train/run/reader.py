@@ -53,7 +53,7 @@ class Run:
             try:
                 manifest = checkpoint.read_manifest(path)
                 # Either the files are damaged or the checkpoint, whose history may have been cut.
-                if not journal.is_committed(self.directory, manifest):
+                if any(journal.verify(self.directory, manifest)):
                     checkpoint.read_checkpoint(path)
                 break
             except ForeignRunError:

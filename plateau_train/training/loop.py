@@ -6,41 +6,31 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
 
-from plateau_train.config import Resolved, Settings
+from plateau_train.config import Settings
 from plateau_train.errors import InterruptedRunError, PlateauTrainError, StorageError
 from plateau_train.numerics.model import measure
 from plateau_train.numerics.step import TrainState
 from plateau_train.process import cluster, signals
 from plateau_train.run import storage
-from plateau_train.run.checkpoint import Checkpoint
-from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import DatasetFacts, Environment, describe_environment
 from plateau_train.run.history import History
 from plateau_train.run.info import TrainingInfo, summarize
-from plateau_train.run.journal import EpochLines, Journal
+from plateau_train.run.journal import EpochLines, Journal, RunTask
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Ending, Notice
+from plateau_train.run.records import Notice
 from plateau_train.training.endings import Endings
 from plateau_train.training.program import EpochArrays, Program
 from plateau_train.training.records import make_lines
-from plateau_train.training.state import concatenate, name_arrays, restore
+from plateau_train.training.state import name_arrays, restore
 
 log = logging.getLogger("plateau_train")
 
 SavePlot = Callable[[Path, Sequence[History], Settings], object]
-
-
-class RunTask(NamedTuple):
-    """A run to train: its settings and, in process 0, its folder and the checkpoint before."""
-
-    resolved: Resolved
-    directory: RunDirectory | None = None
-    previous: Checkpoint | None = None
 
 
 class Callbacks(Protocol):
@@ -69,16 +59,6 @@ class NoCallbacks(Callbacks):
     """The callbacks of the processes that print nothing."""
 
 
-class _NoJournal:
-    """The journal of the processes that write nothing."""
-
-    epoch = -1
-
-    def commit(self, lines: EpochLines, arrays: object) -> None: ...
-
-    def note(self, event: Notice | Ending) -> None: ...
-
-
 def fit(
     tasks: Sequence[RunTask],
     program: Program,
@@ -88,26 +68,26 @@ def fit(
 ) -> None:
     """Train the runs of a program into their folders; they all continue from the same epoch.
 
-    Raises ``NonFiniteLossError`` when no replica is finite any more.
+    Only process 0 has ``tasks``: the others write nothing. Raises ``NonFiniteLossError`` when no
+    replica is finite any more.
     """
     started = time.perf_counter()
     environment = describe_environment(program.device_names(), facts)
     with cluster.fail_together():
         journals = [_open_journal(task, environment) for task in tasks]
         for task in tasks:
-            if task.directory is not None:
-                callbacks.on_start(_describe(task, program))
+            callbacks.on_start(_describe(task, program))
     first, state, is_active = _restore(tasks, program)
     endings = Endings(program.members, is_active)
     try:
         with signals.graceful_shutdown(cluster.grace_seconds()):
             for lines, arrays in train(program, first, state, endings, callbacks):
                 with cluster.fail_together():
-                    _commit(journals, program, lines, arrays)
+                    for run, journal in enumerate(journals):
+                        _commit(journal, lines[run], program.rows_of(run), arrays)
                 callbacks.on_epoch(lines, program.runs[0])
         for task in tasks:
-            if task.directory is not None:
-                _finish(Run(task.directory), save_plot, callbacks, started)
+            _finish(Run(task.directory), save_plot, callbacks, started)
     except PlateauTrainError as error:
         _note_failure(journals, program, endings, error)
         raise
@@ -132,7 +112,6 @@ def train(
     epoch, num_epochs = first_epoch, program.runs[0].run.epochs
     callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
     program.load(state)
-    program.compile(is_untrained=epoch == 0)
     while any(endings.is_active):
         callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
         arrays = program.run_epoch(epoch, endings, callbacks.on_chunk)
@@ -140,17 +119,15 @@ def train(
         epoch += 1
 
 
-def _open_journal(task: RunTask, environment: Environment) -> Journal | _NoJournal:
+def _open_journal(task: RunTask, environment: Environment) -> Journal:
     """Open the files of a run and record under which circumstances it starts or continues."""
-    if task.directory is None:
-        return _NoJournal()
-    journal = Journal(task.directory, task.resolved, environment, task.previous)
+    journal = Journal(task, environment)
     dataset, previous = environment.dataset, task.previous
     if previous is None:
         if dataset.fallback:
             journal.note(Notice(event="warning", message=f"{dataset.name}: {dataset.fallback}"))
         return journal
-    message = f"after epoch {journal.epoch}"
+    message = f"after epoch {task.last_epoch}"
     if changes := list(previous.manifest.environment.differences(environment)):
         why = f"no longer bit-exact: {', '.join(changes)}"
         message += f"; {why}"
@@ -160,7 +137,6 @@ def _open_journal(task: RunTask, environment: Environment) -> Journal | _NoJourn
 
 
 def _describe(task: RunTask, program: Program) -> TrainingInfo:
-    assert task.directory is not None
     shape, spec = program.dataset.image_shape, program.replicas.spec
     num_params = measure(spec.model, shape).num_params
     return TrainingInfo(
@@ -169,9 +145,9 @@ def _describe(task: RunTask, program: Program) -> TrainingInfo:
         data=program.dataset.describe(),
         model=f"{spec.model.describe(shape)}, {num_params:,} parameters",
         devices=f"{program.describe_devices()}, {spec.model.precision}, jax {jax.__version__}",
-        memory=str(program.memory),
+        memory=program.memory,
         steps_per_epoch=program.steps_per_epoch,
-        last_epoch=-1 if task.previous is None else task.previous.manifest.epoch,
+        last_epoch=task.last_epoch,
     )
 
 
@@ -182,51 +158,35 @@ def _restore(
 
     Only process 0 has read the checkpoints.
     """
-    last_epoch = max((task.previous.manifest.epoch for task in tasks if task.previous), default=-1)
-    last_epoch = int(cluster.broadcast(np.int32(last_epoch)))
+    _, last_epoch = cluster.agree(value=tasks[0].last_epoch if tasks else 0)
     is_active = np.ones(len(program.members), bool)
     if last_epoch < 0:
         return 0, None, is_active.tolist()
-    if tasks[0].directory is None:
-        state = program.empty_state()
-    else:
-        state = concatenate([restore(task.previous) for task in tasks if task.previous])
-        active = [_active_replicas(task, last_epoch) for task in tasks]
-        is_active = np.array([member.replica in active[member.run] for member in program.members])
+    states, active = [], set()
+    for run, task in enumerate(tasks):
+        assert task.previous is not None
+        states.append(restore(task.previous))
+        num_epochs = task.resolved.settings.run.epochs
+        for history in Run(task.directory, task.previous.manifest).histories:
+            if history.last_epoch == last_epoch and not history.is_over(num_epochs):
+                active.add((run, history.replica))
+    state = program.empty_state()
+    if tasks:
+        state = jax.tree.map(lambda *rows: np.concatenate(rows), *states)
+        is_active = np.array([(member.run, member.replica) in active for member in program.members])
     state, is_active = cluster.broadcast((state, is_active))
     return last_epoch + 1, state, np.asarray(is_active).tolist()
 
 
-def _active_replicas(task: RunTask, epoch: int) -> set[int]:
-    """Return the replicas of a run that continue after an epoch."""
-    assert task.directory is not None
-    assert task.previous is not None
-    num_epochs = task.resolved.settings.run.epochs
-    return {
-        history.replica
-        for history in Run(task.directory, task.previous.manifest).histories
-        if history.last_epoch == epoch and not history.is_over(num_epochs)
-    }
-
-
-def _commit(
-    journals: Sequence[Journal | _NoJournal],
-    program: Program,
-    lines: Sequence[EpochLines],
-    arrays: EpochArrays,
-) -> None:
-    """Write an epoch of each run; one whose replicas all diverged gets their endings."""
-    for run, (journal, written) in enumerate(zip(journals, lines, strict=True)):
-        rows = [row for row, member in enumerate(program.members) if member.run == run]
-        state = jax.tree.map(lambda array, rows=rows: array[rows[0] : rows[-1] + 1], arrays.state)
-        if written.records:
-            journal.commit(written, name_arrays(state))
-            continue
-        for event in written.events:
-            if isinstance(event, Ending):
-                journal.note(event)
-        if written.events:
-            journal.note(Notice(event="failed", message="no seed of this run is finite"))
+def _commit(journal: Journal, lines: EpochLines, rows: Sequence[int], arrays: EpochArrays) -> None:
+    """Write an epoch of a run; one whose replicas have all diverged in it gets their endings."""
+    if lines.records:
+        state = jax.tree.map(lambda array: array[rows[0] : rows[-1] + 1], arrays.state)
+        journal.commit(lines, name_arrays(state))
+    elif lines.events:
+        failed = Notice(event="failed", message="no seed of this run is finite")
+        for event in (*lines.events, failed):
+            journal.note(event)
 
 
 def _finish(run: Run, save_plot: SavePlot, callbacks: Callbacks, started: float) -> None:
@@ -239,7 +199,7 @@ def _finish(run: Run, save_plot: SavePlot, callbacks: Callbacks, started: float)
 
 
 def _note_failure(
-    journals: Sequence[Journal | _NoJournal],
+    journals: Sequence[Journal],
     program: Program,
     endings: Endings,
     error: PlateauTrainError,
@@ -248,7 +208,7 @@ def _note_failure(
     kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
     new = endings.take()
     for run, journal in enumerate(journals):
-        rows = [row for row, member in enumerate(program.members) if member.run == run]
+        rows = program.rows_of(run)
         if not any(endings.is_active[row] or row in new for row in rows):
             continue
         with contextlib.suppress(StorageError):

@@ -16,16 +16,14 @@ from jaxtyping import Float32
 from plateau_train.config import Settings
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError
-from plateau_train.numerics.mesh import BATCH_AXIS, make_mesh
 from plateau_train.numerics.plateau import Observation
-from plateau_train.numerics.replicas import Replicas
-from plateau_train.numerics.spec import Hyperparams
+from plateau_train.numerics.replicas import BATCH_AXIS, Replicas, make_mesh
+from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Metrics, StepRecord, TrainState, training_losses
 from plateau_train.process import cluster, signals
 from plateau_train.run.environment import identify_code
 from plateau_train.training.endings import Endings, Member
-from plateau_train.training.memory import MemoryPlan, plan_memory
-from plateau_train.training.state import make_spec
+from plateau_train.training.memory import plan_memory
 
 # An epoch is cut into chunks of about this duration: after each the progress is reported, losses
 # are checked and signals are handled. Chunks leave the bits unchanged.
@@ -59,9 +57,10 @@ class Program:
             for replica, seed in enumerate(settings.run.seeds)
         ]
         self.steps_per_epoch = num_examples // first.data.batch_size
-        spec = make_spec(first, len(dataset.class_names), num_examples)
+        num_classes = len(dataset.class_names)
+        spec = Spec.from_settings(first, num_classes=num_classes, num_examples=num_examples)
         mesh = find_mesh(first, len(self.members))
-        self.memory: MemoryPlan = plan_memory(spec, len(self.members), mesh, dataset.image_shape)
+        self.memory = plan_memory(spec, len(self.members), mesh, dataset.image_shape)
         self.replicas = Replicas(spec, Hyperparams.from_settings(runs), mesh)
 
     def empty_state(self) -> TrainState:
@@ -69,29 +68,28 @@ class Program:
         shapes = jax.eval_shape(lambda: self.replicas.init(self.dataset.image_shape))
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
+    def rows_of(self, run: int) -> list[int]:
+        """Return the rows of a run's replicas in every array."""
+        return [row for row, member in enumerate(self.members) if member.run == run]
+
     def load(self, state: TrainState | None) -> None:
-        """Bring the data and a host state, or the state before the first step, to the devices."""
-        if state is None:
-            self._state = self.replicas.init(self.dataset.image_shape)
-        else:
-            self._state = self.replicas.put(state)
+        """Bring the data and a host state, or the state before the first step, to the devices.
+
+        Then compile everything that an epoch needs by taking no step of it. Meanwhile the devices
+        score an untrained network on the training images.
+        """
         named = {"train": self.dataset.train, "val": self.dataset.val, "test": self.dataset.test}
         self._splits = {
             name: self.replicas.put_split(split)
             for name, split in named.items()
             if split is not None
         }
-        self._chunk = 1
-        self._untrained: Metrics | None = None
-
-    def compile(self, *, is_untrained: bool) -> None:
-        """Compile everything that an epoch needs by taking no step of it.
-
-        Meanwhile the devices score the untrained network on the training images.
-        """
-        train = self._splits["train"]
-        if is_untrained:
+        train, self._chunk, self._untrained = self._splits["train"], 1, None
+        if state is None:
+            self._state = self.replicas.init(self.dataset.image_shape)
             self._untrained = self.replicas.evaluate(self._state.params, train, training_losses)
+        else:
+            self._state = self.replicas.put(state)
         # Filled again in each epoch, in the same memory.
         self._records: StepRecord = self.replicas.empty_records(self.steps_per_epoch)
         self._take_steps(self.replicas.epoch_order(1, len(train.labels)), 0, 0, 1)
@@ -128,7 +126,7 @@ class Program:
         if epoch > 0 and not self.replicas.spec.observes_steps:
             observed = self.replicas.put(metrics[self.replicas.spec.split])
             last_step = epoch * self.steps_per_epoch - 1
-            self._state, seen = self.replicas.observe_evaluation(self._state, observed, last_step)
+            self._state, seen = self.replicas.observe(self._state, observed, last_step)
             observation = cluster.gather(seen)
         state = cluster.gather(self._state)
         seconds = time.perf_counter() - trained
@@ -158,7 +156,7 @@ class Program:
 
     def _take_steps(self, order: jax.Array, start: int, stop: int, epoch: int) -> None:
         self._state, self._records = self.replicas.train_steps(
-            self._state, self._records, self._splits["train"], order, start, stop, epoch
+            self._state, self._records, order, self._splits["train"], start, stop, epoch
         )
 
     def describe_devices(self) -> str:

@@ -7,11 +7,10 @@ import numpy as np
 from jaxtyping import Int32
 
 from plateau_train.data.splits import Dataset
-from plateau_train.numerics.mesh import make_mesh
-from plateau_train.numerics.replicas import Replicas
-from plateau_train.numerics.spec import Hyperparams
+from plateau_train.numerics.replicas import Replicas, make_mesh
+from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.run.checkpoint import Checkpoint
-from plateau_train.training.state import make_spec, restore
+from plateau_train.training.state import restore
 
 Confusion = Int32[np.ndarray, "classes classes"]
 
@@ -32,7 +31,8 @@ def score(
     All replicas are scored together, as during training, so that the sums have the same order.
     """
     settings = checkpoint.manifest.settings
-    spec = make_spec(settings, len(dataset.class_names), len(dataset.train.labels))
+    num_classes, num_examples = len(dataset.class_names), len(dataset.train.labels)
+    spec = Spec.from_settings(settings, num_classes=num_classes, num_examples=num_examples)
     rows = Hyperparams.from_settings([settings])
     replicas = Replicas(spec, rows, make_mesh(jax.devices()[:1], len(rows.seed)))
     params = replicas.put(restore(checkpoint).params)

@@ -7,9 +7,10 @@ import contextlib
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from plateau_train import config, data
 from plateau_train.config import Resolved, Setting, Settings
@@ -25,25 +26,15 @@ from plateau_train.errors import (
 from plateau_train.process import cluster, signals
 from plateau_train.run import checkpoint, environment, journal, storage
 from plateau_train.run.checkpoint import Checkpoint
-from plateau_train.run.directory import FIND_HINT, RunDirectory
+from plateau_train.run.directory import FIND_HINT, RunDirectory, is_sweep
 from plateau_train.run.environment import DatasetFacts
+from plateau_train.run.journal import RunTask
 from plateau_train.run.reader import Run
 from plateau_train.training import state
-from plateau_train.training.loop import Callbacks, NoCallbacks, RunTask, SavePlot, fit
+from plateau_train.training.loop import Callbacks, NoCallbacks, SavePlot, fit
 from plateau_train.training.program import Program, enable_compilation_cache
 
 log = logging.getLogger("plateau_train")
-
-FREE_SPACE = "free space or give access"  # the hint of a disk that refused a write
-
-
-class OpenedRun(NamedTuple):
-    """A run to continue: its folder, its merged settings, its last checkpoint and its data."""
-
-    directory: RunDirectory
-    resolved: Resolved
-    previous: Checkpoint | None
-    data: DatasetFacts | None  # None if nothing was trained yet
 
 
 def localize(resolved: Resolved) -> Resolved:
@@ -63,9 +54,7 @@ def adopt(own: Resolved, leader: Resolved | None) -> Resolved | None:
     ``leader`` are the settings in process 0, or None where there is nothing to train. Raises
     ``ChangedSettingsError`` in a process that was given another value of a shared setting.
     """
-    text = cluster.call_on_leader(
-        lambda: "" if leader is None else leader.settings.model_dump_json()
-    )
+    text = cluster.broadcast_text("" if leader is None else leader.settings.model_dump_json())
     if not text:
         return None
     with cluster.fail_together():  # in every process: it is a collective
@@ -80,11 +69,6 @@ def adopt(own: Resolved, leader: Resolved | None) -> Resolved | None:
             policy=config.cluster_policy,
             why_not=lambda _setting, _value: "all processes share it",
         )
-
-
-def pin_threads(resolved: Resolved) -> None:
-    """Set the number of XLA's threads; must be called before a device is used."""
-    environment.pin_threads(resolved.settings.run.threads or environment.available_cores())
 
 
 def load_data(
@@ -156,25 +140,21 @@ def make_program(runs: Sequence[Settings], dataset: Dataset) -> Program:
         return Program(runs, dataset)
 
 
-def create_run(resolved: Resolved, dataset: Dataset, stack: contextlib.ExitStack) -> RunDirectory:
-    """Make the folder of a new run and lock it until ``stack`` is closed."""
-    settings = resolved.settings.run
-    name = settings.name or resolved.settings.schedule_name
-    if dataset.fallback:
-        name = f"{name}-{dataset.name}"
+def create_folder(
+    settings: config.RunSettings, name: str, file: str, text: str, stack: contextlib.ExitStack
+) -> RunDirectory:
+    """Make a new folder with its first file, and lock it until ``stack`` is closed."""
     directory = RunDirectory.create(settings.runs_dir.expanduser(), name)
     stack.enter_context(directory.locked())
     try:
-        storage.write_text(directory.config, to_toml(*resolved))
+        storage.write_text(directory.path / file, text)
     except StorageError:
-        directory.discard()
+        shutil.rmtree(directory.path, ignore_errors=True)
         raise
     return directory
 
 
-def open_run(
-    directory: RunDirectory, overrides: Resolved, stack: contextlib.ExitStack
-) -> OpenedRun:
+def open_run(directory: RunDirectory, overrides: Resolved, stack: contextlib.ExitStack) -> RunTask:
     """Lock a run and find what it continues from; nothing is written.
 
     Raises ``BusyRunError`` where another process holds the run, ``RunError`` where no checkpoint is
@@ -186,31 +166,40 @@ def open_run(
     refuse_lost_run(directory, previous, problems)
     resolved = merge_settings(directory, overrides, previous)
     if previous is not None:
-        damage = list(journal.verify(directory, previous.manifest))
-        if damage:
-            raise RunError(*damage, hint=journal.RESTORE_HINT)
+        verify(directory, previous)
         if problems:
             epoch = previous.manifest.epoch
             log.warning("%s", "\n".join((*problems, f"The run continues from epoch {epoch}.")))
-        state.restore(previous)
-        return OpenedRun(directory, resolved, previous, previous.manifest.environment.dataset)
-    known = None
+    return RunTask(resolved, directory, previous)
+
+
+def verify(directory: RunDirectory, previous: Checkpoint) -> None:
+    """Raise ``RunError`` if a run cannot continue from a checkpoint."""
+    if damage := list(journal.verify(directory, previous.manifest)):
+        raise RunError(*damage, hint=journal.RESTORE_HINT)
+    state.restore(previous)
+
+
+def data_of(task: RunTask) -> DatasetFacts | None:
+    """Return what is known of the data that a run began with."""
+    if task.previous is not None:
+        return task.previous.manifest.environment.dataset
     with contextlib.suppress(RunError):  # nothing was trained yet: nothing is lost
-        known = environment.read_environment(directory.environment).dataset
-    return OpenedRun(directory, resolved, None, known)
+        return environment.read_environment(task.directory.environment).dataset
+    return None
 
 
-def is_done(opened: OpenedRun) -> bool:
+def is_done(task: RunTask) -> bool:
     """Return whether a run has nothing left to do, and all of its files can be read."""
-    return is_finished(opened) and not list(unreadable_files(opened.directory, opened.previous))
+    return is_finished(task) and not list(unreadable_files(task.directory, task.previous))
 
 
-def is_finished(opened: OpenedRun) -> bool:
+def is_finished(task: RunTask) -> bool:
     """Return whether a run has come to the end of its settings."""
-    if opened.previous is None or not opened.directory.summary.exists():
+    if task.previous is None or not task.directory.summary.exists():
         return False
-    num_epochs = opened.resolved.settings.run.epochs
-    run = Run(opened.directory, opened.previous.manifest)
+    num_epochs = task.resolved.settings.run.epochs
+    run = Run(task.directory, task.previous.manifest)
     return all(history.is_over(num_epochs) for history in run.histories)
 
 
@@ -338,33 +327,33 @@ def check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]:
             yield f"{file}: sound, epoch {sound.manifest.epoch}"
         refuse_lost_run(directory, newest, problems)
         merged = merge_settings(directory, overrides, newest)
-        opened = OpenedRun(directory, merged, newest, None)
+        task = RunTask(merged, directory, newest)
         damage = list(journal.verify(directory, newest and newest.manifest))
         problems += damage
         problems += (unreadable := list(unreadable_files(directory, newest)))
         if not damage and not unreadable:
             yield f"{directory.path}: sound, its settings, history and events"
-    after = _next_step(opened, has_damage=bool(damage), has_problems=bool(problems))
+    after = _next_step(task, has_damage=bool(damage), has_problems=bool(problems))
     if problems:
         raise RunError(*problems, hint=after)
     yield after
 
 
-def _next_step(opened: OpenedRun, *, has_damage: bool, has_problems: bool) -> str:
+def _next_step(task: RunTask, *, has_damage: bool, has_problems: bool) -> str:
     """Return what a resume of a run does."""
     if has_damage:
         return journal.RESTORE_HINT
-    command = f"plateau-train resume {opened.directory}"
-    if opened.previous is None:
+    command = f"plateau-train resume {task.directory}"
+    if task.previous is None:
         return f"{command} begins it again"
-    if not has_problems and is_finished(opened):
-        epochs = opened.resolved.settings.run.epochs
+    if not has_problems and is_finished(task):
+        epochs = task.resolved.settings.run.epochs
         return f"{command} has nothing to do: all of its {epochs} epochs are done"
-    return f"{command} continues it from epoch {opened.previous.manifest.epoch}"
+    return f"{command} continues it from epoch {task.previous.manifest.epoch}"
 
 
 @contextlib.contextmanager
-def safe_epoch_in_hints(directory: RunDirectory | None) -> Iterator[None]:
+def resume_in_hints(directory: RunDirectory | None) -> Iterator[None]:
     """Name the command that continues a run, and the epoch that is safe if the disk fails."""
     if directory is None:
         signals.set_hint("process 0 prints how the run is continued")
@@ -375,33 +364,46 @@ def safe_epoch_in_hints(directory: RunDirectory | None) -> Iterator[None]:
     try:
         yield
     except StorageError as error:
+        error.hint = f"free space or give access, then {command}"
         if not directory.path.is_dir():
             error.hint = "the folder was moved or removed: resume the run where it is now"
-            raise
-        epoch = checkpoint.last_epoch(directory.checkpoints)
-        safe = "no epoch is done yet" if epoch is None else f"epoch {epoch} is safe"
-        error.hint = f"{safe}: {FREE_SPACE}, then {command}"
+        elif not is_sweep(directory.path):
+            epoch = checkpoint.last_epoch(directory.checkpoints)
+            safe = "no epoch is done yet" if epoch is None else f"epoch {epoch} is safe"
+            error.hint = f"{safe}: {error.hint}"
         raise
 
 
 def train_run(
     resolved: Resolved,
-    loaded: tuple[Dataset, DatasetFacts],
-    prepare: Callable[[], RunTask],
-    make_callbacks: Callable[[], Callbacks],
+    opened: RunTask | None,
+    callbacks: Callbacks,
     save_plot: SavePlot,
+    stack: contextlib.ExitStack,
 ) -> None:
-    """Train one run in every process; process 0 prepares its folder, writes and reports."""
-    dataset, facts = loaded
+    """Train one run in every process: in process 0 the one that it opened, or a new one.
+
+    Everything that can be refused is refused before anything is written. The folder of a new run
+    is locked until ``stack`` is closed.
+    """
+    directory, known = (opened.directory, data_of(opened)) if opened else (None, None)
+    dataset, facts = load_data(resolved.settings, directory, known)
+    resolved = name_dataset(resolved, dataset)
     program = make_program([resolved.settings], dataset)
-    task, callbacks = RunTask(resolved), NoCallbacks()
+    tasks: list[RunTask] = []
     with cluster.fail_together():
         if cluster.is_leader():
-            task, callbacks = prepare(), make_callbacks()
-            if task.directory is not None:
-                point_latest(task.directory)
-    with safe_epoch_in_hints(task.directory):
-        fit([task], program, facts, callbacks, save_plot)
+            if directory is None:
+                name = resolved.settings.run.name or resolved.settings.schedule_name
+                name += f"-{dataset.name}" if dataset.fallback else ""
+                text = to_toml(*resolved)
+                directory = create_folder(resolved.settings.run, name, "config.toml", text, stack)
+            else:
+                write_settings(directory, resolved)
+            tasks.append(RunTask(resolved, directory, opened and opened.previous))
+            point_latest(directory)
+    with resume_in_hints(directory):
+        fit(tasks, program, facts, callbacks if tasks else NoCallbacks(), save_plot)
 
 
 def point_latest(directory: RunDirectory) -> None:

@@ -4,19 +4,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 
-from plateau_train.config import Settings
 from plateau_train.errors import RunError
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import TrainState, init_state
 from plateau_train.run.checkpoint import Checkpoint
-
-
-def make_spec(settings: Settings, num_classes: int, num_examples: int) -> Spec:
-    """Return what is static in a training; ``num_examples`` are the training images."""
-    steps_per_epoch = num_examples // settings.data.batch_size
-    return Spec.from_settings(settings, num_classes=num_classes, steps_per_epoch=steps_per_epoch)
 
 
 def name_arrays(tree: Any) -> dict[str, Any]:
@@ -33,9 +25,10 @@ def restore(checkpoint: Checkpoint) -> TrainState:
     """
     settings = checkpoint.manifest.settings
     dataset = checkpoint.manifest.environment.dataset
-    spec = make_spec(settings, len(dataset.class_names), settings.data.batch_size)
+    # The schedule, which alone depends on the number of images, has no state.
+    spec = Spec.from_settings(settings, num_classes=len(dataset.class_names), num_examples=0)
     rows = Hyperparams.from_settings([settings])
-    init = jax.vmap(partial(init_state, spec, image_shape=dataset.image_shape))
+    init = jax.vmap(partial(init_state, spec, dataset.image_shape))
     state = jax.eval_shape(init, rows)
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in name_arrays(state).items()}
     present = {name: (array.shape, array.dtype) for name, array in checkpoint.arrays.items()}
@@ -49,8 +42,3 @@ def restore(checkpoint: Checkpoint) -> TrainState:
             )
     arrays = [checkpoint.arrays[name] for name in expected]
     return jax.tree.unflatten(jax.tree.structure(state), arrays)
-
-
-def concatenate(states: list[TrainState]) -> TrainState:
-    """Put the replicas of several runs behind each other."""
-    return jax.tree.map(lambda *rows: np.concatenate(rows), *states)

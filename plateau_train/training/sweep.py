@@ -16,16 +16,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from plateau_train import config
 from plateau_train.config import SETTINGS, Resolved, Setting, Settings
 from plateau_train.data.splits import Dataset
-from plateau_train.errors import NonFiniteLossError, RunError, StorageError
+from plateau_train.errors import NonFiniteLossError, RunError
 from plateau_train.numerics.spec import Spec
-from plateau_train.process import signals
-from plateau_train.run import checkpoint, journal, storage
+from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import SWEEP, RunDirectory
+from plateau_train.run.journal import RunTask
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Ending
-from plateau_train.training import setup, state
-from plateau_train.training.loop import Callbacks, RunTask, SavePlot, fit
+from plateau_train.training import setup
+from plateau_train.training.loop import Callbacks, SavePlot, fit
 
 log = logging.getLogger("plateau_train")
 
@@ -112,18 +112,12 @@ def make_plan(sweep: config.Sweep, metric: str, datasets: LoadedDatasets) -> Swe
 
 def create_sweep(plan: SweepPlan, stack: contextlib.ExitStack) -> RunDirectory:
     """Make the folder of a sweep, with its plan, and lock it until ``stack`` is closed."""
-    first = plan.runs[0]
-    name = first.settings.run.name or "sweep"
+    first = plan.runs[0].settings
+    name = first.run.name or "sweep"
     if any(run.fallback for run in plan.runs):
-        name += f"-{first.settings.data.dataset}"
-    directory = RunDirectory.create(first.settings.run.runs_dir.expanduser(), name)
-    stack.enter_context(directory.locked())
-    try:
-        storage.write_text(directory.path / SWEEP, plan.model_dump_json(indent=1) + "\n")
-    except StorageError:
-        directory.discard()
-        raise
-    return directory
+        name += f"-{first.data.dataset}"
+    text = plan.model_dump_json(indent=1) + "\n"
+    return setup.create_folder(first.run, name, SWEEP, text, stack)
 
 
 def read_plan(path: Path) -> SweepPlan:
@@ -155,9 +149,9 @@ def merge_settings(plan: SweepPlan, overrides: Resolved, directory: RunDirectory
 
 def train_sweep(
     directory: RunDirectory,
+    plan: SweepPlan,
     programs: Sequence[Sequence[RunTask]],
     datasets: LoadedDatasets,
-    fallbacks: dict[str, str],
     callbacks: Callbacks,
     save_plot: SavePlot,
 ) -> None:
@@ -165,18 +159,16 @@ def train_sweep(
 
     A program whose replicas all diverge does not end the others.
     """
-    command = f"plateau-train resume {directory} continues it"
-    signals.set_hint(command)
-    for number, tasks in enumerate(programs, start=1):
-        names = ", ".join(task.directory.path.name for task in tasks if task.directory)
-        log.info("program %d of %d: %s", number, len(programs), names)
-        try:
-            _train_program(tasks, datasets, fallbacks, callbacks, save_plot)
-        except NonFiniteLossError as error:
-            log.warning("All seeds of %s diverged; the last: %s", names, error.problems[0])
-        except StorageError as error:
-            error.hint = f"{setup.FREE_SPACE}, then {command}"
-            raise
+    fallbacks = {run.folder: run.fallback for run in plan.runs}
+    with setup.resume_in_hints(directory):
+        for number, tasks in enumerate(programs, start=1):
+            folders = [task.directory.path.name for task in tasks]
+            names = ", ".join(folders)
+            log.info("program %d of %d: %s", number, len(programs), names)
+            try:
+                _train_program(tasks, datasets, fallbacks[folders[0]], callbacks, save_plot)
+            except NonFiniteLossError as error:
+                log.warning("All seeds of %s diverged; the last: %s", names, error.problems[0])
 
 
 def group_programs(directory: RunDirectory, plan: SweepPlan) -> list[list[RunTask]]:
@@ -197,16 +189,16 @@ def group_programs(directory: RunDirectory, plan: SweepPlan) -> list[list[RunTas
         programs.setdefault(_program_key(planned.settings), []).append(task)
     groups: dict[Any, list[RunTask]] = {}
     for key, tasks in programs.items():
-        first = min(_epoch_of(task.previous) for task in tasks)
+        first = min(task.last_epoch for task in tasks)
         for task in tasks:
             earlier = task._replace(previous=_go_back(first, task))
-            groups.setdefault((key, _epoch_of(earlier.previous)), []).append(earlier)
+            groups.setdefault((key, earlier.last_epoch), []).append(earlier)
     return list(groups.values())
 
 
 def _program_key(settings: Settings) -> Any:
     """Return what the runs of one program have in common: all but the traced settings."""
-    spec = Spec.from_settings(settings, num_classes=0, steps_per_epoch=1)
+    spec = Spec.from_settings(settings, num_classes=0, num_examples=0)
     return spec, settings.data, settings.run.epochs
 
 
@@ -242,13 +234,9 @@ def _is_lost(directory: RunDirectory, planned: SweepRun) -> bool:
     return len(diverged) == len(planned.settings.run.seeds)
 
 
-def _epoch_of(previous: Checkpoint | None) -> int:
-    return -1 if previous is None else previous.manifest.epoch
-
-
 def _go_back(epoch: int, task: RunTask) -> Checkpoint | None:
     """Return the checkpoint of an earlier epoch, if it is kept and sound."""
-    if _epoch_of(task.previous) == epoch or task.directory is None:
+    if task.last_epoch == epoch:
         return task.previous
     if epoch < 0:
         return None
@@ -261,27 +249,20 @@ def _go_back(epoch: int, task: RunTask) -> Checkpoint | None:
 def _train_program(
     tasks: Sequence[RunTask],
     datasets: LoadedDatasets,
-    fallbacks: dict[str, str],
+    fallback: str,
     callbacks: Callbacks,
     save_plot: SavePlot,
 ) -> None:
     """Train some runs together; what cannot be continued is refused before anything is written."""
-    first = tasks[0]
-    dataset = datasets.load(first.resolved.settings)
-    assert first.directory is not None
-    dataset = replace(dataset, fallback=fallbacks[first.directory.path.name])
+    dataset = replace(datasets.load(tasks[0].resolved.settings), fallback=fallback)
     facts = setup.describe_data(dataset)
     for task in tasks:
-        if task.previous is not None and task.directory is not None:
-            before = task.previous.manifest.environment.dataset
-            setup.refuse_other_data(task.directory, before, facts, dataset)
-            if damage := list(journal.verify(task.directory, task.previous.manifest)):
-                raise RunError(*damage, hint=journal.RESTORE_HINT)
-            state.restore(task.previous)
+        if task.previous is not None:
+            setup.refuse_other_data(task.directory, setup.data_of(task), facts, dataset)
+            setup.verify(task.directory, task.previous)
     program = setup.make_program([task.resolved.settings for task in tasks], dataset)
     with contextlib.ExitStack() as stack:
         for task in tasks:
-            assert task.directory is not None
             storage.make_folder(task.directory.path)
             stack.enter_context(task.directory.locked())
             setup.write_settings(task.directory, task.resolved)

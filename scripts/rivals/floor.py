@@ -24,10 +24,9 @@ import numpy as np
 from plateau_train import config
 from plateau_train.data.splits import Split
 from plateau_train.numerics.replicas import Replicas
-from plateau_train.numerics.spec import Hyperparams
+from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.run.environment import available_cores
 from plateau_train.training.program import find_mesh
-from plateau_train.training.state import make_spec
 
 # The threads of a library wait for more work, busily at first, after what they were given.
 SETTLE_SECONDS = 0.5
@@ -77,7 +76,7 @@ def repeat(step: Work, times: int) -> None:
 def our_epoch(settings: config.Settings, train: Split) -> Work:
     """Train one epoch after the other as a run does, but all steps of it in one call."""
     num_examples = len(train.labels)
-    spec = make_spec(settings, 10, num_examples)
+    spec = Spec.from_settings(settings, num_classes=10, num_examples=num_examples)
     replicas = Replicas(spec, Hyperparams.from_settings([settings]), find_mesh(settings, 1))
     split, order = replicas.put_split(train), replicas.epoch_order(1, num_examples)
     num_steps = num_examples // spec.batch_size
@@ -85,7 +84,7 @@ def our_epoch(settings: config.Settings, train: Split) -> Work:
 
     def run() -> None:
         nonlocal state, records
-        state, records = replicas.train_steps(state, records, split, order, 0, num_steps, 1)
+        state, records = replicas.train_steps(state, records, order, split, 0, num_steps, 1)
         jax.block_until_ready(state)
 
     return run
