@@ -25,7 +25,7 @@ from plateau_train.run.reader import Run
 from plateau_train.run.records import Notice
 from plateau_train.training.divergence import DivergenceMonitor
 from plateau_train.training.program import EpochArrays, Program
-from plateau_train.training.records import make_ending, make_lines
+from plateau_train.training.records import make_lines
 from plateau_train.training.state import name_arrays, restore
 
 log = logging.getLogger("plateau_train")
@@ -115,9 +115,9 @@ def train(
     for epoch in range(first_epoch, num_epochs + 1):
         callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
         arrays = program.run_epoch(epoch, monitor, callbacks.on_chunk)
-        problems = monitor.take_problems()
+        endings = monitor.take_endings()
         lines = [
-            make_lines(program, run, arrays, epoch, monitor.is_finite, problems)
+            make_lines(program, run, arrays, epoch, monitor.is_finite, endings)
             for run in range(len(program.runs))
         ]
         yield lines, arrays
@@ -208,14 +208,13 @@ def _note_failure(
 ) -> None:
     """Record in each run that had not ended why training stopped, and which replicas diverged."""
     kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
-    problems = monitor.take_problems()
+    endings = monitor.take_endings()
     for run, journal in enumerate(journals):
         rows = program.rows_of(run)
-        if not any(monitor.is_finite[row] or row in problems for row in rows):
+        if not any(monitor.is_finite[row] or row in endings for row in rows):
             continue
         with contextlib.suppress(StorageError):
             for row in rows:
-                if row in problems:
-                    member, problem = program.members[row], problems[row]
-                    journal.note(make_ending(member, journal.epoch, "diverged", problem))
+                if row in endings:
+                    journal.note(endings[row])
             journal.note(Notice(event=kind, message="; ".join(error.problems)))

@@ -52,7 +52,7 @@ class Program:
         first, num_examples = runs[0], len(dataset.train.labels)
         self.runs, self.dataset = runs, dataset
         self.members = [
-            Member(run, replica, seed, settings.optimizer.learning_rate)
+            Member(run, replica, seed, settings)
             for run, settings in enumerate(runs)
             for replica, seed in enumerate(settings.run.seeds)
         ]

@@ -1,11 +1,10 @@
 """The arrays of an epoch as records and drops."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from plateau_train.config import Settings
 from plateau_train.numerics.plateau import Observation, PlateauRule
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.records import Drop, Ending, EpochRecord, ObservedValue, Timing
@@ -19,13 +18,12 @@ def make_lines(
     arrays: EpochArrays,
     epoch: int,
     is_finite: list[bool],
-    problems: dict[int, str],
+    endings: dict[int, Ending],
 ) -> EpochLines:
     """Return what is recorded of an epoch of one run: a record for each finite replica.
 
-    ``problems`` says of replicas, by their rows, why they diverged in this epoch.
+    ``endings`` are those of the replicas that diverged in this epoch, by their rows.
     """
-    settings = program.runs[run]
     records: list[EpochRecord] = []
     events: list[Drop | Ending] = []
     for row in program.rows_of(run):
@@ -35,22 +33,13 @@ def make_lines(
             records.append(_record(program, arrays, row, epoch, observed))
             if program.replicas.spec.schedule.follows_rule:
                 scale = float(arrays.rule_scale[row])
-                events += _drops(member, settings, observed, scale, program.steps_per_epoch)
-            if epoch == settings.run.epochs:
+                events += _drops(member, observed, scale, program.steps_per_epoch)
+            if epoch == member.settings.run.epochs:
                 message = f"epoch {epoch}, the last one"
-                events.append(make_ending(member, epoch, "epochs", message))
-        elif row in problems:
-            events.append(make_ending(member, epoch - 1, "diverged", problems[row]))
+                events.append(member.make_ending(epoch, "epochs", message))
+        elif row in endings:
+            events.append(endings[row])
     return EpochLines(records, events, [_timing(program, arrays, epoch)])
-
-
-def make_ending(
-    member: Member, epoch: int, reason: Literal["epochs", "diverged"], message: str
-) -> Ending:
-    """Return the ending of a replica whose last recorded epoch is ``epoch``."""
-    return Ending(
-        replica=member.replica, seed=member.seed, epoch=epoch, reason=reason, message=message
-    )
 
 
 def _timing(program: Program, arrays: EpochArrays, epoch: int) -> Timing:
@@ -82,13 +71,13 @@ def _observations(
 
 def _drops(
     member: Member,
-    settings: Settings,
     observed: list[tuple[int, Observation]],
     scale: float,
     steps_per_epoch: int,
 ) -> Iterator[Drop]:
     """Yield the observations that lowered the scale; ``scale`` is that before the epoch."""
-    base, description = settings.optimizer.learning_rate, settings.plateau.describe_observation()
+    base = member.settings.optimizer.learning_rate
+    description = member.settings.plateau.describe_observation()
     for step, observation in observed:
         new_scale = float(observation.scale)
         if new_scale < scale:
@@ -120,7 +109,7 @@ def _record(
 ) -> EpochRecord:
     """Return the metrics of a replica and the state of its rule after an epoch."""
     member, plateau = program.members[row], arrays.state.plateau
-    rule = PlateauRule.from_settings(program.runs[member.run].plateau)
+    rule = PlateauRule.from_settings(member.settings.plateau)
     best = np.asarray(plateau.best_value)[row : row + 1]
     has_best = bool(np.isfinite(best[0]))
     scale = float(arrays.state.scale[row])
@@ -136,7 +125,7 @@ def _record(
         step=epoch * program.steps_per_epoch,
         **scores,
         scale=scale,
-        learning_rate=member.learning_rate * scale,
+        learning_rate=member.settings.optimizer.learning_rate * scale,
         wait=int(np.asarray(plateau.plateau_count)[row]),
         cooldown=int(np.asarray(plateau.cooldown_count)[row]),
         best_value=float(best[0]) if has_best else None,
