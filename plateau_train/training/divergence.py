@@ -31,8 +31,8 @@ class Member(NamedTuple):
 class DivergenceMonitor:
     """Finds the losses that are not finite, before the rule takes one for a plateau."""
 
-    def __init__(self, members: Sequence[Member], is_finite: Sequence[bool]) -> None:
-        self.is_finite = list(is_finite)
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.is_finite = [True] * len(members)
         self._members = members
         self._last_losses: list[float | None] = [None] * len(members)
         self._endings: dict[int, Ending] = {}

@@ -23,7 +23,6 @@ from plateau_train.run.info import TrainingInfo, summarize
 from plateau_train.run.journal import EpochLines, Journal, RunTask, read_lines
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Notice
-from plateau_train.training.divergence import DivergenceMonitor
 from plateau_train.training.program import EpochArrays, Program
 from plateau_train.training.records import make_lines
 from plateau_train.training.state import name_arrays, restore
@@ -77,11 +76,10 @@ def fit(
         journals = [_open_journal(task, environment) for task in tasks]
         for task in tasks:
             callbacks.on_start(_describe(task, program))
-    first, state, is_finite = _restore(tasks, program)
-    monitor = DivergenceMonitor(program.members, is_finite)
+    first_epoch, state = _restore(tasks, program)
     try:
         with signals.graceful_shutdown(cluster.grace_seconds()):
-            for lines, arrays in train(program, first, state, monitor, callbacks):
+            for lines, arrays in train(program, first_epoch, state, callbacks):
                 with cluster.fail_together():
                     for run, journal in enumerate(journals):
                         _commit(journal, lines[run], program.rows_of(run), arrays)
@@ -89,18 +87,14 @@ def fit(
         for task in tasks:
             _finish(Run(task.directory), save_plot, callbacks, started)
     except PlateauTrainError as error:
-        _note_failure(journals, program, monitor, error)
+        _note_failure(journals, program, error)
         raise
     finally:
         callbacks.close()
 
 
 def train(
-    program: Program,
-    first_epoch: int,
-    state: TrainState | None,
-    monitor: DivergenceMonitor,
-    callbacks: Callbacks,
+    program: Program, first_epoch: int, state: TrainState | None, callbacks: Callbacks
 ) -> Iterator[tuple[list[EpochLines], EpochArrays]]:
     """Yield the results of each epoch: what each run records, and the arrays.
 
@@ -114,11 +108,10 @@ def train(
     program.load(state)
     for epoch in range(first_epoch, num_epochs + 1):
         callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
-        arrays = program.run_epoch(epoch, monitor, callbacks.on_chunk)
-        endings = monitor.take_endings()
+        arrays = program.run_epoch(epoch, callbacks.on_chunk)
+        endings = program.monitor.take_endings()
         lines = [
-            make_lines(program, run, arrays, epoch, monitor.is_finite, endings)
-            for run in range(len(program.runs))
+            make_lines(program, run, arrays, epoch, endings) for run in range(len(program.runs))
         ]
         yield lines, arrays
 
@@ -155,29 +148,29 @@ def _describe(task: RunTask, program: Program) -> TrainingInfo:
     )
 
 
-def _restore(
-    tasks: Sequence[RunTask], program: Program
-) -> tuple[int, TrainState | None, list[bool]]:
-    """Return the first epoch, the state to continue from, and which replicas are finite.
+def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainState | None]:
+    """Return the first epoch and the state to continue from; mark diverged replicas.
 
     Only process 0 has read the checkpoints.
     """
     _, last_epoch = cluster.agree(value=tasks[0].last_epoch if tasks else 0)
-    is_finite = np.ones(len(program.members), bool)
     if last_epoch < 0:
-        return 0, None, is_finite.tolist()
-    states, finite = [], set()
-    for run, task in enumerate(tasks):
-        assert task.previous is not None
-        states.append(restore(task.previous))
-        records = read_lines(task.directory.metrics, task.previous.manifest)
-        finite |= {(run, record.replica) for record in records if record.epoch == last_epoch}
-    state = program.empty_state()
+        return 0, None
+    state, is_finite = program.empty_state(), np.ones(len(program.members), bool)
     if tasks:
+        checkpoints = [task.previous for task in tasks if task.previous]
+        states = [restore(previous) for previous in checkpoints]
         state = jax.tree.map(lambda *rows: np.concatenate(rows), *states)
+        finite = {
+            (run, record.replica)
+            for run, (task, previous) in enumerate(zip(tasks, checkpoints, strict=True))
+            for record in read_lines(task.directory.metrics, previous.manifest)
+            if record.epoch == last_epoch
+        }
         is_finite = np.array([(member.run, member.replica) in finite for member in program.members])
     state, is_finite = cluster.broadcast((state, is_finite))
-    return last_epoch + 1, state, np.asarray(is_finite).tolist()
+    program.monitor.is_finite = np.asarray(is_finite).tolist()
+    return last_epoch + 1, state
 
 
 def _commit(journal: Journal, lines: EpochLines, rows: Sequence[int], arrays: EpochArrays) -> None:
@@ -203,15 +196,14 @@ def _finish(run: Run, save_plot: SavePlot, callbacks: Callbacks, started: float)
 def _note_failure(
     journals: Sequence[Journal],
     program: Program,
-    monitor: DivergenceMonitor,
     error: PlateauTrainError,
 ) -> None:
     """Record in each run that had not ended why training stopped, and which replicas diverged."""
     kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
-    endings = monitor.take_endings()
+    endings = program.monitor.take_endings()
     for run, journal in enumerate(journals):
         rows = program.rows_of(run)
-        if not any(monitor.is_finite[row] or row in endings for row in rows):
+        if not any(program.monitor.is_finite[row] or row in endings for row in rows):
             continue
         with contextlib.suppress(StorageError):
             for row in rows:

@@ -13,12 +13,7 @@ from plateau_train.training.program import EpochArrays, Program
 
 
 def make_lines(
-    program: Program,
-    run: int,
-    arrays: EpochArrays,
-    epoch: int,
-    is_finite: list[bool],
-    endings: dict[int, Ending],
+    program: Program, run: int, arrays: EpochArrays, epoch: int, endings: dict[int, Ending]
 ) -> EpochLines:
     """Return what is recorded of an epoch of one run: a record for each finite replica.
 
@@ -28,7 +23,7 @@ def make_lines(
     events: list[Drop | Ending] = []
     for row in program.rows_of(run):
         member = program.members[row]
-        if is_finite[row]:
+        if program.monitor.is_finite[row]:
             observed = list(_observations(arrays, row, epoch, program.steps_per_epoch))
             records.append(_record(program, arrays, row, epoch, observed))
             if program.replicas.spec.schedule.follows_rule:
