@@ -28,7 +28,6 @@ from plateau_train.run.history import History
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Drop, EpochRecord, ObservedValue
 from plateau_train.training import loop
-from plateau_train.training.endings import Endings
 from plateau_train.training.program import EpochArrays, Program
 
 # A run of seconds on the built-in data; tests add to it.
@@ -106,8 +105,7 @@ def train_epochs(**values: str) -> list[EpochResult]:
 
 def iterate_epochs(program: Program, first_epoch: int = 0, state: Any = None) -> Any:
     """Yield the result of each epoch of the only run of a program."""
-    endings = Endings(program.members, [True] * len(program.members))
-    epochs = loop.train(program, first_epoch, state, endings, loop.NoCallbacks())
+    epochs = loop.train(program, first_epoch, state, loop.NoCallbacks())
     for (lines,), arrays in epochs:
         yield EpochResult(lines.records, lines.events, arrays)
 

@@ -18,9 +18,9 @@ import re
 import struct
 import tokenize
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -35,6 +35,8 @@ KEPT = 2  # the newest, and the one before it in case the newest is damaged
 FORMAT = 2
 DIGEST_BYTES = hashlib.sha256().digest_size
 MANIFEST = "manifest"
+
+Found = TypeVar("Found")
 
 # What zip and NumPy raise for malformed bytes. Behind the checksum such bytes exist only where
 # somebody wrote them on purpose.
@@ -230,7 +232,9 @@ def last_epoch(folder: Path) -> int | None:
     return int(names[0].removeprefix("epoch-")) if names else None
 
 
-def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def read_newest(
+    folder: Path, read: Callable[[Path], Found] = read_checkpoint
+) -> tuple[Found | None, list[str]]:
     """Read the newest sound checkpoint; also return the problems of those that are newer.
 
     Raises ``ForeignRunError`` instead of going back behind another version's checkpoint.
@@ -238,7 +242,7 @@ def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     problems = []
     for path in candidates(folder):
         try:
-            return read_checkpoint(path), problems
+            return read(path), problems
         except ForeignRunError:
             raise
         except RunError as error:

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import fcntl
+import itertools
 import os
 import shlex
 import time
@@ -72,14 +73,10 @@ class RunDirectory:
         Raises ``StorageError`` where it cannot be made.
         """
         stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
-        for number in range(1, 1000):
-            path = runs_dir / (stem if number == 1 else f"{stem}-{number}")
-            if storage.make_folder(path):
-                return cls(path)
-        raise StorageError(
-            f"{runs_dir / stem} and 998 more with a number behind it exist",
-            hint="give another --name or --runs-dir",
-        )
+        path, numbers = runs_dir / stem, itertools.count(2)
+        while not storage.make_folder(path):
+            path = runs_dir / f"{stem}-{next(numbers)}"
+        return cls(path)
 
     @classmethod
     def find(cls, path: Path) -> "RunDirectory":
@@ -173,8 +170,6 @@ def _lock(descriptor: int) -> bool:
     """Take a lock that goes with the descriptor; return False where another holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
     return True

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from plateau_train.config import Settings
-from plateau_train.errors import ForeignRunError, RunError
+from plateau_train.errors import RunError
 from plateau_train.run import checkpoint, journal
 from plateau_train.run.checkpoint import Manifest
 from plateau_train.run.directory import RunDirectory
@@ -48,19 +48,15 @@ class Run:
     @cached_property
     def manifest(self) -> Manifest | None:
         """The manifest of the newest sound checkpoint; None for a run without one."""
-        manifest, problems = None, []
-        for path in checkpoint.candidates(self.directory.checkpoints):
-            try:
-                manifest = checkpoint.read_manifest(path)
-                # Either the files are damaged or the checkpoint, whose history may have been cut.
-                if any(journal.verify(self.directory, manifest)):
-                    checkpoint.read_checkpoint(path)
-                break
-            except ForeignRunError:
-                raise
-            except RunError as error:
-                manifest = None
-                problems += error.problems
+
+        def read(path: Path) -> Manifest:
+            manifest = checkpoint.read_manifest(path)
+            # Either the files are damaged or the checkpoint, whose history may have been cut.
+            if any(journal.verify(self.directory, manifest)):
+                checkpoint.read_checkpoint(path)
+            return manifest
+
+        manifest, problems = checkpoint.read_newest(self.directory.checkpoints, read)
         if problems:
             used = (
                 f"No checkpoint of {self.directory} can be read, so its metrics are not verified."

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
+from plateau_train.config import Settings
 from plateau_train.errors import NonFiniteLossError
 from plateau_train.run.records import Ending
 
@@ -16,14 +17,14 @@ class Member(NamedTuple):
     run: int
     replica: int
     seed: int
-    learning_rate: float
+    settings: Settings  # of the run
 
 
 class Endings:
     """Decides when each replica of a program ends; ``is_active`` says which have not ended."""
 
-    def __init__(self, members: Sequence[Member], is_active: Sequence[bool]) -> None:
-        self.is_active = list(is_active)
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.is_active = [True] * len(members)
         self._members = members
         self._last_losses: list[float | None] = [None] * len(members)
         self._new: dict[int, Ending] = {}
@@ -60,9 +61,9 @@ class Endings:
     def end(self, row: int, epoch: int, reason: str, message: str) -> None:
         """End a replica whose last recorded epoch is ``epoch``."""
         self.is_active[row] = False
-        _, replica, seed, _ = self._members[row]
+        member = self._members[row]
         self._new[row] = Ending(
-            replica=replica, seed=seed, epoch=epoch, reason=reason, message=message
+            replica=member.replica, seed=member.seed, epoch=epoch, reason=reason, message=message
         )
 
     def take(self) -> dict[int, Ending]:
@@ -83,7 +84,7 @@ class Endings:
             return
         row, ending = list(self._new.items())[-1]
         name = f"seed {ending.seed}: " if len(self._members) > 1 else ""
-        rate = self._members[row].learning_rate
+        rate = self._members[row].settings.optimizer.learning_rate
         raise NonFiniteLossError(
             f"{name}{ending.message}", hint=f"train with a smaller --learning-rate than {rate:g}"
         )

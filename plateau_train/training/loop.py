@@ -23,7 +23,6 @@ from plateau_train.run.info import TrainingInfo, summarize
 from plateau_train.run.journal import EpochLines, Journal, RunTask
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Notice
-from plateau_train.training.endings import Endings
 from plateau_train.training.program import EpochArrays, Program
 from plateau_train.training.records import make_lines
 from plateau_train.training.state import name_arrays, restore
@@ -77,11 +76,10 @@ def fit(
         journals = [_open_journal(task, environment) for task in tasks]
         for task in tasks:
             callbacks.on_start(_describe(task, program))
-    first, state, is_active = _restore(tasks, program)
-    endings = Endings(program.members, is_active)
+    first_epoch, state = _restore(tasks, program)
     try:
         with signals.graceful_shutdown(cluster.grace_seconds()):
-            for lines, arrays in train(program, first, state, endings, callbacks):
+            for lines, arrays in train(program, first_epoch, state, callbacks):
                 with cluster.fail_together():
                     for run, journal in enumerate(journals):
                         _commit(journal, lines[run], program.rows_of(run), arrays)
@@ -89,24 +87,21 @@ def fit(
         for task in tasks:
             _finish(Run(task.directory), save_plot, callbacks, started)
     except PlateauTrainError as error:
-        _note_failure(journals, program, endings, error)
+        _note_failure(journals, program, error)
         raise
     finally:
         callbacks.close()
 
 
 def train(
-    program: Program,
-    first_epoch: int,
-    state: TrainState | None,
-    endings: Endings,
-    callbacks: Callbacks,
+    program: Program, first_epoch: int, state: TrainState | None, callbacks: Callbacks
 ) -> Iterator[tuple[list[EpochLines], EpochArrays]]:
     """Yield the results of each epoch: what each run records, and the arrays.
 
     Starts with the untrained epoch 0, or continues from a host state. The keys of an epoch are
     derived from its number, so it is the same epoch as in a run that was never stopped.
     """
+    endings = program.endings
     if not any(endings.is_active):
         return
     epoch, num_epochs = first_epoch, program.runs[0].run.epochs
@@ -114,8 +109,8 @@ def train(
     program.load(state)
     while any(endings.is_active):
         callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
-        arrays = program.run_epoch(epoch, endings, callbacks.on_chunk)
-        yield make_lines(program, arrays, epoch, endings), arrays
+        arrays = program.run_epoch(epoch, callbacks.on_chunk)
+        yield make_lines(program, arrays, epoch), arrays
         epoch += 1
 
 
@@ -151,31 +146,30 @@ def _describe(task: RunTask, program: Program) -> TrainingInfo:
     )
 
 
-def _restore(
-    tasks: Sequence[RunTask], program: Program
-) -> tuple[int, TrainState | None, list[bool]]:
-    """Return the first epoch, the state to continue from, and which replicas are active.
+def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainState | None]:
+    """Return the first epoch and the state to continue from; mark the replicas that have ended.
 
     Only process 0 has read the checkpoints.
     """
     _, last_epoch = cluster.agree(value=tasks[0].last_epoch if tasks else 0)
-    is_active = np.ones(len(program.members), bool)
     if last_epoch < 0:
-        return 0, None, is_active.tolist()
-    states, active = [], set()
-    for run, task in enumerate(tasks):
-        assert task.previous is not None
-        states.append(restore(task.previous))
-        num_epochs = task.resolved.settings.run.epochs
-        for history in Run(task.directory, task.previous.manifest).histories:
-            if history.last_epoch == last_epoch and not history.is_over(num_epochs):
-                active.add((run, history.replica))
-    state = program.empty_state()
+        return 0, None
+    state, is_active = program.empty_state(), np.ones(len(program.members), bool)
     if tasks:
+        checkpoints = [task.previous for task in tasks if task.previous]
+        states = [restore(previous) for previous in checkpoints]
         state = jax.tree.map(lambda *rows: np.concatenate(rows), *states)
+        active = {
+            (run, history.replica)
+            for run, (task, previous) in enumerate(zip(tasks, checkpoints, strict=True))
+            for history in Run(task.directory, previous.manifest).histories
+            if history.last_epoch == last_epoch
+            and not history.is_over(task.resolved.settings.run.epochs)
+        }
         is_active = np.array([(member.run, member.replica) in active for member in program.members])
     state, is_active = cluster.broadcast((state, is_active))
-    return last_epoch + 1, state, np.asarray(is_active).tolist()
+    program.endings.is_active = np.asarray(is_active).tolist()
+    return last_epoch + 1, state
 
 
 def _commit(journal: Journal, lines: EpochLines, rows: Sequence[int], arrays: EpochArrays) -> None:
@@ -201,15 +195,14 @@ def _finish(run: Run, save_plot: SavePlot, callbacks: Callbacks, started: float)
 def _note_failure(
     journals: Sequence[Journal],
     program: Program,
-    endings: Endings,
     error: PlateauTrainError,
 ) -> None:
     """Record in each run that had not ended why training stopped, and which replicas diverged."""
     kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
-    new = endings.take()
+    new = program.endings.take()
     for run, journal in enumerate(journals):
         rows = program.rows_of(run)
-        if not any(endings.is_active[row] or row in new for row in rows):
+        if not any(program.endings.is_active[row] or row in new for row in rows):
             continue
         with contextlib.suppress(StorageError):
             for row in filter(new.get, rows):

@@ -1,7 +1,5 @@
 """How much memory the replicas of a program need, and whether they fit."""
 
-from collections.abc import Sequence
-
 from jax.sharding import Mesh
 
 from plateau_train.errors import ConfigError
@@ -23,14 +21,17 @@ def plan_memory(
     """Describe the memory that replicas need; raises ``ConfigError`` with the number that fits."""
     per_replica, state_bytes = estimate_memory(spec, image_shape)
     free, on_host = USABLE * environment.available_memory(), HOST_COPIES * state_bytes
-    limits = [stats["bytes_limit"] - stats["bytes_in_use"] for stats in _device_stats(mesh)]
+    limits = [
+        stats["bytes_limit"] - stats["bytes_in_use"]
+        for device in mesh.local_devices
+        if (stats := device.memory_stats()) and "bytes_limit" in stats  # a CPU has no such limit
+    ]
+    if not limits:  # the devices take the memory of the host
+        on_host += per_replica
     num_fitting = free / on_host
     if limits:
         on_devices = USABLE * min(limits) / per_replica * mesh.shape[REPLICA_AXIS]
         num_fitting = min(num_fitting, on_devices)
-    else:  # the devices take the memory of the host
-        on_host += per_replica
-        num_fitting = free / on_host
     needed, usable = (f"{num_bytes / 1e9:.3g} GB" for num_bytes in (num_replicas * on_host, free))
     if num_replicas > num_fitting:
         few = int(num_fitting)
@@ -41,9 +42,3 @@ def plan_memory(
             else "train a smaller network (--hidden-sizes)",
         )
     return f"about {needed} of memory, {usable} may be used"
-
-
-def _device_stats(mesh: Mesh) -> Sequence[dict[str, int]]:
-    """Return the memory of devices that have their own; a CPU reports none."""
-    stats = [device.memory_stats() for device in mesh.local_devices]
-    return [memory for memory in stats if memory and "bytes_limit" in memory]

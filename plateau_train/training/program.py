@@ -52,10 +52,11 @@ class Program:
         first, num_examples = runs[0], len(dataset.train.labels)
         self.runs, self.dataset = runs, dataset
         self.members = [
-            Member(run, replica, seed, settings.optimizer.learning_rate)
+            Member(run, replica, seed, settings)
             for run, settings in enumerate(runs)
             for replica, seed in enumerate(settings.run.seeds)
         ]
+        self.endings = Endings(self.members)
         self.steps_per_epoch = num_examples // first.data.batch_size
         num_classes = len(dataset.class_names)
         spec = Spec.from_settings(first, num_classes=num_classes, num_examples=num_examples)
@@ -94,12 +95,7 @@ class Program:
         self._records: StepRecord = self.replicas.empty_records(self.steps_per_epoch)
         self._take_steps(self.replicas.epoch_order(1, len(train.labels)), 0, 0, 1)
 
-    def run_epoch(
-        self,
-        epoch: int,
-        endings: Endings,
-        on_chunk: Callable[[int, float], None],
-    ) -> EpochArrays:
+    def run_epoch(self, epoch: int, on_chunk: Callable[[int, float], None]) -> EpochArrays:
         """Train an epoch (none as epoch 0), evaluate, and give the rule the evaluation.
 
         ``on_chunk`` gets the number of steps taken and the mean loss of the last one.
@@ -108,7 +104,7 @@ class Program:
         rule_scale = cluster.gather(self._state.plateau.scale)
         train, observation = self._untrained, None
         if epoch > 0:
-            records = self._train(epoch, endings, on_chunk)
+            records = self._train(epoch, on_chunk)
             # Every mini-batch has the same size.
             train = Metrics(*(rows.mean(axis=1, dtype=np.float64) for rows in records.metrics))
             observation = records.observation
@@ -122,7 +118,7 @@ class Program:
             train = cluster.gather(train)
         metrics: dict[str, Metrics] = {"train": train} | cluster.gather(scores)
         losses: dict[str, Any] = {name: scores.loss for name, scores in metrics.items()}
-        endings.check_evaluation(losses, epoch)
+        self.endings.check_evaluation(losses, epoch)
         if epoch > 0 and not self.replicas.spec.observes_steps:
             observed = self.replicas.put(metrics[self.replicas.spec.split])
             last_step = epoch * self.steps_per_epoch - 1
@@ -132,9 +128,7 @@ class Program:
         seconds = time.perf_counter() - trained
         return EpochArrays(metrics, observation, rule_scale, state, trained - began, seconds)
 
-    def _train(
-        self, epoch: int, endings: Endings, on_chunk: Callable[[int, float], None]
-    ) -> StepRecord:
+    def _train(self, epoch: int, on_chunk: Callable[[int, float], None]) -> StepRecord:
         """Take the steps of an epoch in chunks; return their records on the host."""
         num_steps, start = self.steps_per_epoch, 0
         order = self.replicas.epoch_order(epoch, len(self._splits["train"].labels))
@@ -143,8 +137,8 @@ class Program:
             stop = min(start + self._chunk, num_steps)
             self._take_steps(order, start, stop, epoch)
             losses = cluster.gather(self._records.metrics.loss)[:, start:stop]
-            endings.check_steps(losses, epoch, (epoch - 1) * num_steps + start + 1)
-            on_chunk(stop, fmean(losses[endings.is_active, -1].tolist()))
+            self.endings.check_steps(losses, epoch, (epoch - 1) * num_steps + start + 1)
+            on_chunk(stop, fmean(losses[self.endings.is_active, -1].tolist()))
             rate = (stop - start) / (time.perf_counter() - began)
             # At most eight times the last: a short chunk says little about the rate.
             chunk = max(1, min(int(rate * CHUNK_SECONDS), 8 * self._chunk, num_steps))

@@ -5,30 +5,30 @@ from typing import Any
 
 import numpy as np
 
-from plateau_train.config import Settings
 from plateau_train.numerics.plateau import Observation, PlateauRule
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.records import Drop, EpochRecord, ObservedValue, Timing
-from plateau_train.training.endings import Endings, Member
+from plateau_train.training.endings import Member
 from plateau_train.training.program import EpochArrays, Program
 
 
-def make_lines(
-    program: Program, arrays: EpochArrays, epoch: int, endings: Endings
-) -> list[EpochLines]:
-    """Return what each run records of an epoch: a record for each replica that is active."""
-    timing = _timing(program, arrays, epoch)
+def make_lines(program: Program, arrays: EpochArrays, epoch: int) -> list[EpochLines]:
+    """Return what each run records of an epoch: a record for each replica that is active.
+
+    Ends the replicas that have done all that they were to do.
+    """
+    endings, timing = program.endings, _timing(program, arrays, epoch)
     lines = [EpochLines([], [], [timing]) for _ in program.runs]
     for row, member in enumerate(program.members):
         if not endings.is_active[row]:
             continue
-        settings, (records, events, _) = program.runs[member.run], lines[member.run]
+        records, events, _ = lines[member.run]
         observed = list(_observations(arrays, row, epoch, program.steps_per_epoch))
         records.append(_record(program, arrays, row, epoch, observed))
         if program.replicas.spec.schedule.follows_rule:
             scale = float(arrays.rule_scale[row])
-            events += _drops(member, settings, observed, scale, program.steps_per_epoch)
-        if epoch == settings.run.epochs:
+            events += _drops(member, observed, scale, program.steps_per_epoch)
+        if epoch == member.settings.run.epochs:
             endings.end(row, epoch, "epochs", f"epoch {epoch}, the last one")
     for row, ending in endings.take().items():
         lines[program.members[row].run].events.append(ending)
@@ -64,13 +64,13 @@ def _observations(
 
 def _drops(
     member: Member,
-    settings: Settings,
     observed: list[tuple[int, Observation]],
     scale: float,
     steps_per_epoch: int,
 ) -> Iterator[Drop]:
     """Yield the observations that lowered the scale; ``scale`` is that before the epoch."""
-    base, description = settings.optimizer.learning_rate, settings.plateau.describe_observation()
+    base = member.settings.optimizer.learning_rate
+    description = member.settings.plateau.describe_observation()
     for step, observation in observed:
         new_scale = float(observation.scale)
         if new_scale < scale:
@@ -102,7 +102,7 @@ def _record(
 ) -> EpochRecord:
     """Return the metrics of a replica and the state of its rule after an epoch."""
     member, plateau = program.members[row], arrays.state.plateau
-    rule = PlateauRule.from_settings(program.runs[member.run].plateau)
+    rule = PlateauRule.from_settings(member.settings.plateau)
     best = np.asarray(plateau.best_value)[row : row + 1]
     has_best = bool(np.isfinite(best[0]))
     scale = float(arrays.state.scale[row])
@@ -118,7 +118,7 @@ def _record(
         step=epoch * program.steps_per_epoch,
         **scores,
         scale=scale,
-        learning_rate=member.learning_rate * scale,
+        learning_rate=member.settings.optimizer.learning_rate * scale,
         wait=int(np.asarray(plateau.plateau_count)[row]),
         cooldown=int(np.asarray(plateau.cooldown_count)[row]),
         best_value=float(best[0]) if has_best else None,

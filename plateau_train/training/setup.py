@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from plateau_train import config, data
@@ -134,12 +135,6 @@ def name_dataset(resolved: Resolved, dataset: Dataset) -> Resolved:
     return resolved.replace("dataset", dataset.name, origin)
 
 
-def make_program(runs: Sequence[Settings], dataset: Dataset) -> Program:
-    """Return the program of some runs; raises ``ConfigError`` in every process if it cannot run."""
-    with cluster.fail_together():
-        return Program(runs, dataset)
-
-
 def create_folder(
     settings: config.RunSettings, name: str, file: str, text: str, stack: contextlib.ExitStack
 ) -> RunDirectory:
@@ -164,23 +159,24 @@ def open_run(directory: RunDirectory, overrides: Resolved, stack: contextlib.Exi
     stack.enter_context(directory.locked())
     previous, problems = checkpoint.read_newest(directory.checkpoints)
     refuse_lost_run(directory, previous, problems)
-    resolved = merge_settings(directory, overrides, previous)
-    if previous is not None:
-        verify(directory, previous)
-        if problems:
-            epoch = previous.manifest.epoch
-            log.warning("%s", "\n".join((*problems, f"The run continues from epoch {epoch}.")))
-    return RunTask(resolved, directory, previous)
+    task = RunTask(merge_settings(directory, overrides, previous), directory, previous)
+    refuse_damaged_run(task)
+    if problems:
+        where = f"The run continues from epoch {task.last_epoch}."
+        log.warning("%s", "\n".join((*problems, where)))
+    return task
 
 
-def verify(directory: RunDirectory, previous: Checkpoint) -> None:
-    """Raise ``RunError`` if a run cannot continue from a checkpoint."""
-    if damage := list(journal.verify(directory, previous.manifest)):
+def refuse_damaged_run(task: RunTask) -> None:
+    """Raise ``RunError`` if a run cannot continue from its checkpoint."""
+    if task.previous is None:
+        return
+    if damage := list(journal.verify(task.directory, task.previous.manifest)):
         raise RunError(*damage, hint=journal.RESTORE_HINT)
-    state.restore(previous)
+    state.restore(task.previous)
 
 
-def data_of(task: RunTask) -> DatasetFacts | None:
+def known_data(task: RunTask) -> DatasetFacts | None:
     """Return what is known of the data that a run began with."""
     if task.previous is not None:
         return task.previous.manifest.environment.dataset
@@ -190,24 +186,19 @@ def data_of(task: RunTask) -> DatasetFacts | None:
 
 
 def is_done(task: RunTask) -> bool:
-    """Return whether a run has nothing left to do, and all of its files can be read."""
-    return is_finished(task) and not list(unreadable_files(task.directory, task.previous))
-
-
-def is_finished(task: RunTask) -> bool:
-    """Return whether a run has come to the end of its settings."""
+    """Return whether a run has come to its end, and all of its files can be read."""
     if task.previous is None or not task.directory.summary.exists():
         return False
-    num_epochs = task.resolved.settings.run.epochs
-    run = Run(task.directory, task.previous.manifest)
-    return all(history.is_over(num_epochs) for history in run.histories)
+    histories = Run(task.directory, task.previous.manifest).histories
+    is_over = all(history.is_over(task.resolved.settings.run.epochs) for history in histories)
+    return is_over and not list(unreadable_files(task))
 
 
-def unreadable_files(directory: RunDirectory, previous: Checkpoint | None) -> Iterator[str]:
+def unreadable_files(task: RunTask) -> Iterator[str]:
     """Yield the problems of the files that a resume writes again."""
-    reads: list[Callable[[], object]] = [directory.settings]
-    if previous is not None:  # before the first epoch it may not exist yet
-        reads.append(lambda: environment.read_environment(directory.environment))
+    reads: list[Callable[[], object]] = [task.directory.settings]
+    if task.previous is not None:  # before the first epoch it may not exist yet
+        reads.append(partial(environment.read_environment, task.directory.environment))
     for read in reads:
         try:
             read()
@@ -253,7 +244,16 @@ def merge_settings(
             sources = (edited, overrides)
 
     def why_not(setting: Setting, value: Any) -> str:
-        return "" if previous is None else _why_not(setting, value, previous)
+        """Return why the state of the run makes some values of a setting useless."""
+        if previous is not None and setting.key == "patience":
+            wait = int(previous.arrays["plateau/plateau_count"].max())
+            if value <= wait:
+                return f"the wait is {wait} already: the rule would pass {value} and never drop"
+        if previous is not None and setting.key == "accumulation_size":
+            count = int(previous.arrays["plateau/count"].max())
+            if value <= count:
+                return f"the window holds {count} already: it would never be full"
+        return ""
 
     return config.merge(
         begun,
@@ -262,19 +262,6 @@ def merge_settings(
         hint=f"leave these out, also in {directory.config}, or train anew; --epochs may grow",
         why_not=why_not,
     )
-
-
-def _why_not(setting: Setting, value: Any, previous: Checkpoint) -> str:
-    """Return why the state of a run makes some values of a setting useless."""
-    if setting.key == "patience":
-        wait = int(previous.arrays["plateau/plateau_count"].max())
-        if value <= wait:
-            return f"the wait is {wait} already: the rule would pass {value} and never drop"
-    if setting.key == "accumulation_size":
-        count = int(previous.arrays["plateau/count"].max())
-        if value <= count:
-            return f"the window holds {count} already: it would never be full"
-    return ""
 
 
 def write_settings(directory: RunDirectory, resolved: Resolved) -> None:
@@ -326,12 +313,11 @@ def check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]:
                 continue
             yield f"{file}: sound, epoch {sound.manifest.epoch}"
         refuse_lost_run(directory, newest, problems)
-        merged = merge_settings(directory, overrides, newest)
-        task = RunTask(merged, directory, newest)
+        task = RunTask(merge_settings(directory, overrides, newest), directory, newest)
         damage = list(journal.verify(directory, newest and newest.manifest))
-        problems += damage
-        problems += (unreadable := list(unreadable_files(directory, newest)))
-        if not damage and not unreadable:
+        others = [*damage, *unreadable_files(task)]
+        problems += others
+        if not others:
             yield f"{directory.path}: sound, its settings, history and events"
     after = _next_step(task, has_damage=bool(damage), has_problems=bool(problems))
     if problems:
@@ -346,7 +332,7 @@ def _next_step(task: RunTask, *, has_damage: bool, has_problems: bool) -> str:
     command = f"plateau-train resume {task.directory}"
     if task.previous is None:
         return f"{command} begins it again"
-    if not has_problems and is_finished(task):
+    if not has_problems and is_done(task):
         epochs = task.resolved.settings.run.epochs
         return f"{command} has nothing to do: all of its {epochs} epochs are done"
     return f"{command} continues it from epoch {task.previous.manifest.epoch}"
@@ -386,10 +372,11 @@ def train_run(
     Everything that can be refused is refused before anything is written. The folder of a new run
     is locked until ``stack`` is closed.
     """
-    directory, known = (opened.directory, data_of(opened)) if opened else (None, None)
+    directory, known = (opened.directory, known_data(opened)) if opened else (None, None)
     dataset, facts = load_data(resolved.settings, directory, known)
     resolved = name_dataset(resolved, dataset)
-    program = make_program([resolved.settings], dataset)
+    with cluster.fail_together():
+        program = Program([resolved.settings], dataset)
     tasks: list[RunTask] = []
     with cluster.fail_together():
         if cluster.is_leader():

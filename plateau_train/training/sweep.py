@@ -26,6 +26,7 @@ from plateau_train.run.reader import Run
 from plateau_train.run.records import Ending
 from plateau_train.training import setup
 from plateau_train.training.loop import Callbacks, SavePlot, fit
+from plateau_train.training.program import Program
 
 log = logging.getLogger("plateau_train")
 
@@ -62,14 +63,11 @@ class SweepPlan(BaseModel):
 
     def describe(self) -> str:
         """Return how many runs there are, and the grid."""
-        grid = " x ".join(
-            f"{setting.flag} " + " ".join(dict.fromkeys(map(setting.text, self._values(setting))))
-            for setting in self.varied_settings
-        )
-        return f"{len(self.runs)} runs, {grid}" if grid else "1 run"
-
-    def _values(self, setting: Setting) -> list[object]:
-        return [run.resolved.value(setting) for run in self.runs]
+        grid = []
+        for setting in self.varied_settings:
+            values = dict.fromkeys(setting.text(run.resolved.value(setting)) for run in self.runs)
+            grid.append(" ".join((setting.flag, *values)))
+        return f"{len(self.runs)} runs, {' x '.join(grid)}" if grid else "1 run"
 
 
 class LoadedDatasets:
@@ -97,7 +95,7 @@ def make_plan(sweep: config.Sweep, metric: str, datasets: LoadedDatasets) -> Swe
         named = setup.name_dataset(cell, dataset)
         together = programs.setdefault(_program_key(named.settings), [])
         together.append(named.settings)
-        setup.make_program(together, dataset)
+        Program(together, dataset)  # raises where devices or memory do not suffice
         runs.append(
             SweepRun(
                 folder=_name_folder(number, named, sweep.varied),
@@ -257,10 +255,9 @@ def _train_program(
     dataset = replace(datasets.load(tasks[0].resolved.settings), fallback=fallback)
     facts = setup.describe_data(dataset)
     for task in tasks:
-        if task.previous is not None:
-            setup.refuse_other_data(task.directory, setup.data_of(task), facts, dataset)
-            setup.verify(task.directory, task.previous)
-    program = setup.make_program([task.resolved.settings for task in tasks], dataset)
+        setup.refuse_other_data(task.directory, setup.known_data(task), facts, dataset)
+        setup.refuse_damaged_run(task)
+    program = Program([task.resolved.settings for task in tasks], dataset)
     with contextlib.ExitStack() as stack:
         for task in tasks:
             storage.make_folder(task.directory.path)
