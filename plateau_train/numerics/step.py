@@ -15,7 +15,6 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, Key, PyTree, UInt8
 from optax.contrib import ReduceLROnPlateauState
 
-from plateau_train import config
 from plateau_train.numerics.model import Params
 from plateau_train.numerics.plateau import Observation, as_loss
 from plateau_train.numerics.spec import Hyperparams, Spec
@@ -42,10 +41,6 @@ class Metrics(NamedTuple):
 
     loss: Float32[Array, "*steps"]
     accuracy: Float32[Array, "*steps"]
-
-    def observed(self, metric: config.Metric) -> Float32[Array, ""]:
-        """Return the value that the plateau rule observes."""
-        return as_loss(metric, getattr(self, metric))
 
 
 class StepRecord(NamedTuple):
@@ -153,7 +148,8 @@ def observe(
     """
     plateau, observation = state.plateau, None
     if metrics is not None:
-        value, observes = metrics.observed(spec.metric), spec.schedule.observes(jnp.asarray(step))
+        value = as_loss(spec.metric, getattr(metrics, spec.metric))
+        observes = spec.schedule.observes(jnp.asarray(step))
         observed, observation = spec.rule(hyperparams).observe(plateau, value)
         plateau = jax.tree.map(lambda new, old: jnp.where(observes, new, old), observed, plateau)
         observation = observation._replace(is_complete=observation.is_complete & observes)

@@ -70,15 +70,15 @@ class Journal:
         """Bring the files of a run to the state of its checkpoint, or of a run before epoch 0."""
         resolved, directory, previous = task
         self.directory = directory
-        self._fields: dict[str, Any] = {
-            "settings": resolved.settings,
-            "origins": resolved.origins,
-            "environment": environment,
-        }
-        self.epoch = task.last_epoch
-        self._best = (-1, -np.inf)
-        if previous is not None:
-            self._best = (previous.manifest.best_epoch, previous.manifest.best_score)
+        self._manifest = Manifest(
+            epoch=task.last_epoch,
+            best_epoch=previous.manifest.best_epoch if previous else -1,
+            best_score=previous.manifest.best_score if previous else -np.inf,
+            settings=resolved.settings,
+            origins=resolved.origins,
+            environment=environment,
+            files={},
+        )
         if directory.summary.exists():  # a run that is done continues
             storage.remove_file(directory.summary)
         storage.make_folder(directory.checkpoints)
@@ -91,7 +91,7 @@ class Journal:
         if first is None:  # or the first environment stays
             text = environment.model_dump_json(indent=2)
             storage.write_text(directory.environment, text + "\n")
-        checkpoint.remove_later(directory.checkpoints, self.epoch)
+        checkpoint.remove_later(directory.checkpoints, task.last_epoch)
         contents = {name: self._cut(name, previous) for name in FILES}
         self._num_bytes = {name: len(content) for name, content in contents.items()}
         self._digests = {name: hashlib.sha256(content) for name, content in contents.items()}
@@ -115,21 +115,16 @@ class Journal:
         """Write an epoch of all replicas; after this only the loss of the disk undoes it."""
         for name, records in zip(FILES, lines, strict=True):
             self._append(name, records)
-        self.epoch = lines.records[0].epoch
+        files = {
+            name: FileState(num_bytes=self._num_bytes[name], sha256=digest.hexdigest())
+            for name, digest in self._digests.items()
+        }
+        update = {"epoch": lines.records[0].epoch, "files": files}
         score = fmean(record.score for record in lines.records)
-        if score > self._best[1]:
-            self._best = (self.epoch, score)
-        manifest = Manifest(
-            epoch=self.epoch,
-            best_epoch=self._best[0],
-            best_score=self._best[1],
-            files={
-                name: FileState(num_bytes=self._num_bytes[name], sha256=digest.hexdigest())
-                for name, digest in self._digests.items()
-            },
-            **self._fields,
-        )
-        checkpoint.save_checkpoint(self.directory.checkpoints, Checkpoint(manifest, arrays))
+        if score > self._manifest.best_score:
+            update |= {"best_epoch": update["epoch"], "best_score": score}
+        self._manifest = self._manifest.model_copy(update=update)
+        checkpoint.save_checkpoint(self.directory.checkpoints, Checkpoint(self._manifest, arrays))
 
     def note(self, event: Notice | Ending | Drop) -> None:
         """Write what happens between two epochs."""
