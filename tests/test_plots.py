@@ -15,7 +15,7 @@ from plateau_train.errors import ConfigError
 from plateau_train.plots import Grid, PlottedRun, check_format, save_run_plot
 from plateau_train.plots.heatmaps import draw_heat_map
 from plateau_train.plots.panels import draw_comparison, draw_run
-from plateau_train.plots.scale import MOST_LISTED
+from plateau_train.plots.style import MOST_LISTED
 from plateau_train.run.records import Ending
 
 TITLES = ["LR scale", "train loss", "train accuracy", "test loss", "test accuracy"]
@@ -174,7 +174,7 @@ def test_an_unknown_format_is_refused_and_the_known_ones_are_listed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("drop_every", "num_listed"), [(7, 7), (4, 12), (2, MOST_LISTED - 1)])
+@pytest.mark.parametrize(("drop_every", "num_listed"), [(7, 7), (4, 12), (2, MOST_LISTED)])
 def test_each_drop_has_a_number_at_its_step_and_its_reason_below_the_panels(drop_every, num_listed):
     single = make_history(50, drop_every=drop_every)
     figure: Any = draw_run([single], config.Settings())

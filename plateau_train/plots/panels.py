@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from plateau_train.config import Settings
 from plateau_train.plots import PlottedRun, style
-from plateau_train.plots.scale import draw_scale, list_reasons
+from plateau_train.plots.scale import draw_scale
 from plateau_train.plots.style import Curve, Look
 from plateau_train.run.history import History, completed
 
@@ -31,7 +31,8 @@ def draw_run(histories: Sequence[History], settings: Settings) -> Figure:
     """
     run = PlottedRun(settings, histories)
     drops = histories[0].drops if len(histories) == 1 else ()
-    reasons = list_reasons(drops)
+    more = ", which events.jsonl has with their reasons"
+    reasons = style.number_reasons([drop.describe() for drop in drops], more)
     has_val = histories[0].records[0].val_loss is not None
     # A legend of one or two lines is between a panel and its title.
     figure = _make_panels(len(reasons), 0, pad=42 if has_val else 26)

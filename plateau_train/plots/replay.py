@@ -12,8 +12,8 @@ from plateau_train.plots import style
 from plateau_train.plots.style import Look
 from plateau_train.run.series import Series
 
-# Up to how many observations each has a dot; how many reasons stand below, of which length.
-MAX_DOTS, MAX_REASONS, MAX_CHARS = 120, 10, 175
+# Up to how many observations each has a dot; how long a reason below the plot may be.
+MAX_DOTS, MAX_CHARS = 120, 173
 
 WIDTH = 12  # inches
 
@@ -36,13 +36,7 @@ def draw_replay(
     is marked as counterfactual.
     """
     rows = next(iter(rules.values()))
-    lines = [
-        # This space is as wide as a digit.
-        f"{number:\N{FIGURE SPACE}>2}" + f"  {reason}"[:MAX_CHARS]
-        for number, reason in enumerate(reasons[:MAX_REASONS], start=1)
-    ]
-    if len(reasons) > MAX_REASONS:
-        lines.append(f"and {len(reasons) - MAX_REASONS:,} more")
+    lines = style.number_reasons([reason[:MAX_CHARS] for reason in reasons])
     figure = Figure(figsize=(WIDTH, 6.4 + 0.17 * len(lines)), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     number = f"{len(rows):,} value{'s' if len(rows) > 1 else ''}"
@@ -83,7 +77,7 @@ def _draw_values(panel: Axes, series: Series, rows: Sequence[Row]) -> None:
     panel.plot(x, drops, "v", label="lowers the scale", **mark)
     above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
     for number, place in enumerate(zip(x, drops, strict=True), start=1):
-        if number <= MAX_REASONS:
+        if number <= style.MOST_LISTED:
             panel.annotate(f"{number}", place, fontsize=style.TICK, fontweight="bold", **above)
     _zoom_past_start(panel, observed)
     panel.legend(ncols=4, frameon=False, fontsize=style.TICK, **style.ABOVE)

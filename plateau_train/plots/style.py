@@ -34,6 +34,7 @@ BEST_MARKER: Look = {"marker": "o", "markersize": 6, "markeredgecolor": "white",
 COLOR_BAR: Look = {"fraction": 0.05, "pad": 0.02, "aspect": 25}
 ABOVE: Look = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}  # a legend covers no curve
 
+MOST_LISTED = 12  # reasons of drops below a picture
 LARGEST_SCALE = 1.5  # the upper limit of a logarithmic axis of the scale
 
 
@@ -100,6 +101,15 @@ def write_heading(figure: Figure, heading: str, largest: float) -> None:
     """Write a heading above a figure, no wider than the figure."""
     fontsize = fit_font(heading, figure.get_figwidth(), largest)
     figure.suptitle(heading, fontsize=fontsize, parse_math=False)
+
+
+def number_reasons(reasons: Sequence[str], more: str = "") -> list[str]:
+    """Return a numbered line for each of the first reasons, and how many more there are."""
+    # A number of one digit is aligned by a space that is as wide as a digit.
+    numbered = enumerate(reasons[:MOST_LISTED], start=1)
+    lines = [f"{number:\N{FIGURE SPACE}>2}  {reason}" for number, reason in numbered]
+    num_more = len(reasons) - len(lines)
+    return [*lines, f"and {num_more:,} more{more}"] if num_more else lines
 
 
 def save_figure(path: Path, figure: Figure) -> None:
