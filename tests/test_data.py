@@ -140,7 +140,8 @@ def test_missing_and_truncated_original_files_are_refused_by_name(tmp_path):
     with pytest.raises(DataError) as refused:
         data.prepare(config.DataSettings(data_dir=tmp_path / "data"), tmp_path)
     problems = "\n".join(refused.value.problems)
-    assert f"{cut} has 100 bytes, the original has 29,515" in problems
+    assert f"{cut} is damaged" in problems
+    assert "100 bytes, the original has 29,515" in problems
     assert f"{tmp_path / 'train-images-idx3-ubyte.gz'} does not exist" in problems
     assert not (tmp_path / "data" / "fashion_mnist").exists()
 

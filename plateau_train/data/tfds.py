@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import requests
 
 # Read when tensorflow is imported. oneDNN would print a notice, and nothing here uses it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -81,7 +82,18 @@ class Source:
             with self._explained(), _incomplete(self.root) as folder:
                 if not self._is_prepared():  # by the process that held the lock
                     log.info(message)
-                    self._prepare_in(folder, manual_dir)
+                    # The files that mnist and fashion_mnist unpack have the same names: the folder
+                    # has to be empty. A process that is killed leaves files in it alone.
+                    builder = tfds.builder(self.name, data_dir=folder)
+                    with contextlib.redirect_stdout(io.StringIO()):
+                        builder.download_and_prepare(
+                            download_dir=folder / "downloads",
+                            download_config=tfds.download.DownloadConfig(
+                                manual_dir=manual_dir, try_download_gcs=False
+                            ),
+                        )
+                    self.folder.parent.mkdir(parents=True, exist_ok=True)
+                    Path(builder.data_path).rename(self.folder)
                     return f"prepared {target}"
         return f"{target} is prepared already"
 
@@ -212,30 +224,16 @@ class Source:
             path = folder / (original.filename or url.rpartition("/")[2])
             if not path.is_file():
                 problems.append(f"{path} does not exist")
-            elif (size := path.stat().st_size) != original.size:
-                expected = int(original.size)
-                problems.append(f"{path} has {size:,} bytes, the original has {expected:,}")
-            else:
-                with path.open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != original.checksum:
-                        problems.append(f"{path} is damaged: its SHA-256 is not the original's")
+                continue
+            with path.open("rb") as file:
+                is_original = hashlib.file_digest(file, "sha256").hexdigest() == original.checksum
+            if not is_original:
+                sizes = f"{path.stat().st_size:,} bytes, the original has {int(original.size):,}"
+                problems.append(f"{path} is damaged: its SHA-256 is not the original's ({sizes})")
         if problems:
             server = next(iter(self._originals)).rpartition("/")[0]
             hint = f"put the original files of {self.builder.name} into {folder}"
             raise DataError(*problems, hint=f"{hint}; they come from {server}")
-
-    def _prepare_in(self, folder: Path, manual_dir: Path | None) -> None:
-        """Prepare the set in a temporary folder, and move it to its final one.
-
-        A killed process leaves files in the temporary folder only. The files that mnist and
-        fashion_mnist unpack have the same names, so the folder has to be empty.
-        """
-        builder = tfds.builder(self.name, data_dir=folder)
-        options = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(download_dir=folder / "downloads", download_config=options)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        Path(builder.data_path).rename(self.folder)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -248,23 +246,20 @@ class Source:
             problem = f"a file of {self.builder.name} is not the original: {_first_line(error)}"
             hint = "download it again later, or take the original files with --from DIR"
             raise DataError(problem, hint=hint) from error
+        except (util.DownloadError, requests.RequestException) as error:
+            problem = f"{self.builder.name} cannot be downloaded: {error}"
+            raise self._unavailable(problem) from error
         except Exception as error:
             # The error of a disk is the cause of other kinds of errors, or one of tensorflow's.
             cause: BaseException | None = error
-            while cause is not None:
-                if isinstance(cause, tf.errors.OpError) or (
-                    isinstance(cause, OSError) and (cause.errno or type(cause) is OSError)
-                ):
-                    reason = getattr(cause, "strerror", None) or _first_line(cause)
-                    problem = f"{self.full_name} in {self.data_dir} cannot be written: {reason}"
-                    hint = "choose a folder with free space that you may write to with --data-dir"
-                    raise StorageError(problem, hint=hint) from error
+            while cause is not None and not isinstance(cause, OSError | tf.errors.OpError):
                 cause = cause.__cause__
-            # An OSError without a number is one of requests: a failed transfer.
-            if isinstance(error, OSError | util.DownloadError):
-                problem = f"{self.builder.name} cannot be downloaded: {error}"
-                raise self._unavailable(problem) from error
-            raise
+            if cause is None:
+                raise
+            reason = getattr(cause, "strerror", None) or _first_line(cause)
+            problem = f"{self.full_name} in {self.data_dir} cannot be written: {reason}"
+            hint = "choose a folder with free space that you may write to with --data-dir"
+            raise StorageError(problem, hint=hint) from error
 
     def _read(self, split: str) -> Split:
         """Read all examples of a split in the order of its files."""

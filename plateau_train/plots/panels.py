@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -128,8 +128,7 @@ class _Line(NamedTuple):
     curve: Curve
     best_epoch: int
     label: str
-    color: str
-    linestyle: Any
+    look: Look
 
     @classmethod
     def of(cls, run: PlottedRun, split: str, metric: str) -> "_Line":
@@ -141,8 +140,8 @@ class _Line(NamedTuple):
         best = int(curve.mean.argmin() if metric == "loss" else curve.mean.argmax())
         word = ("min" if metric == "loss" else "max") + (" of mean" if len(histories) > 1 else "")
         label = f"{split}: {word} {curve.mean[best]:.4f} at epoch {epochs[best]}"
-        look = style.SPLIT_STYLES[split] if run.is_single else (run.color, run.linestyle)
-        return cls(curve, epochs[best], label, *look)
+        color, line = style.SPLIT_STYLES[split] if run.is_single else (run.color, run.linestyle)
+        return cls(curve, epochs[best], label, {"color": color, "linestyle": line})
 
 
 def _draw_metric(panel: Axes, lines: Sequence[_Line], drops: Sequence[float], metric: str) -> None:
@@ -178,8 +177,7 @@ def _draw_metric(panel: Axes, lines: Sequence[_Line], drops: Sequence[float], me
 
 
 def _draw_lines(panel: Axes, lines: Sequence[_Line]) -> None:
-    for curve, best_epoch, label, color, linestyle in lines:
-        look: Look = {"color": color, "linestyle": linestyle}
+    for curve, best_epoch, label, look in lines:
         # The bands of several runs overlap.
         curve.draw(panel, alpha=0.2 if len(curve.replicas) else 0.12, drawstyle="default", **look)
         best = curve.epochs == best_epoch
