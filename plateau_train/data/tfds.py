@@ -62,6 +62,8 @@ class Source:
         self.full_name = self.builder.info.full_name
         self.folder = Path(self.builder.data_path)
         self.image, self.label = self._image_and_label()
+        # The size, checksum and name of each original file, by its address.
+        self.originals: dict[str, Any] = self.builder.url_infos or {}
 
     def prepare(self, manual_dir: Path | None = None) -> str:
         """Prepare the set from downloaded files or from the original files in ``manual_dir``.
@@ -118,9 +120,8 @@ class Source:
             except (EOFError, pickle.UnpicklingError) as error:
                 reason = f"the process that reads it ended with exit code {process.wait()}"
                 problem = f"{self.full_name} in {self.data_dir} cannot be read: {reason}"
-                raise DataError(
-                    problem, hint=f"free memory; {self._repair(self.folder)}"
-                ) from error
+                hint = f"free memory; {self._repair(self.folder)}"
+                raise DataError(problem, hint=hint) from error
         if isinstance(result, partial):
             raise result()
         return result
@@ -166,20 +167,19 @@ class Source:
     def _image_and_label(self) -> tuple[str, str]:
         """Return the keys of the image and of the label; raise if a set has no such pair."""
         info: Any = self.builder.info
-        keys = info.supervised_keys
-        if keys is not None and len(keys) == 2 and all(key in info.features for key in keys):
-            image, label = (info.features[key] for key in keys)
-            features = tfds.features
-            if isinstance(image, features.Image) and isinstance(label, features.ClassLabel):
-                shape: Any = image.shape
-                dtype: Any = image.np_dtype
+        kinds: Any = tfds.features
+        keys: Any = info.supervised_keys or ()
+        match [info.features[key] for key in keys if key in info.features]:
+            case [kinds.Image() as image, kinds.ClassLabel()]:
+                shape, dtype = image.shape, np.dtype(image.np_dtype)
                 if None not in shape and dtype == np.uint8:
                     return keys
-                problem = f"the images of {self.name} have shape {shape} and type {np.dtype(dtype)}"
+                found = f"the images of {self.name} have shape {shape} and type {dtype}"
+                problem = f"{found}; they must have one fixed shape and 8 bits"
                 hint = "use a set whose images all have one size, such as mnist or cifar10"
-                raise DataError(f"{problem}; they must have one fixed shape and 8 bits", hint=hint)
-        problem = f"{self.builder.name} is not an image classification set"
-        hint = "use a set of images with one label each, such as fashion_mnist, mnist or cifar10"
+            case _:
+                problem = f"{self.builder.name} is not an image classification set"
+                hint = "use a set of images with one label each, such as fashion_mnist or cifar10"
         raise DataError(problem, hint=hint)
 
     def _is_prepared(self) -> bool:
@@ -212,7 +212,7 @@ class Source:
                 "from DIR",
             )
         # The first file stands for all of them: they usually have the same server.
-        url = next(iter(self._originals), None)
+        url = next(iter(self.originals), None)
         if url is not None and (reason := _probe(url)):
             problem = f"{self.name} is not prepared in {self.data_dir}"
             raise self._unavailable(f"{problem}; it cannot be downloaded from {url}: {reason}")
@@ -220,7 +220,7 @@ class Source:
     def _check_originals(self, folder: Path) -> None:
         """Raise for files that are missing or differ from the originals, with the name of each."""
         problems = []
-        for url, original in self._originals.items():
+        for url, original in self.originals.items():
             path = folder / (original.filename or url.rpartition("/")[2])
             if not path.is_file():
                 problems.append(f"{path} does not exist")
@@ -231,7 +231,7 @@ class Source:
                 sizes = f"{path.stat().st_size:,} bytes, the original has {int(original.size):,}"
                 problems.append(f"{path} is damaged: its SHA-256 is not the original's ({sizes})")
         if problems:
-            server = next(iter(self._originals)).rpartition("/")[0]
+            server = next(iter(self.originals)).rpartition("/")[0]
             hint = f"put the original files of {self.builder.name} into {folder}"
             raise DataError(*problems, hint=f"{hint}; they come from {server}")
 
@@ -292,6 +292,8 @@ class Source:
         """Raise any error as a ``DataError`` about the folder of a set or a file in it."""
         try:
             yield
+        except PlateauTrainError:  # of a signal
+            raise
         except Exception as error:  # the parsers of tensorflow-datasets raise many kinds
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
             problem = f"{folder / file} cannot be read: {_first_line(cause)}"
@@ -309,11 +311,6 @@ class Source:
             hint=f"plateau-train data prepare --dataset {self.name} downloads it, with --from DIR "
             "it takes the original files from DIR; --dataset garments needs neither",
         )
-
-    @property
-    def _originals(self) -> dict[str, Any]:
-        """The size, checksum and name of each original file, by its address."""
-        return self.builder.url_infos or {}
 
 
 @contextlib.contextmanager
