@@ -116,10 +116,9 @@ def _name_runs(figure: Figure, runs: Sequence[PlottedRun], heading: str, num_col
     look: Look = {"loc": "outside upper center", "frameon": False, "handlelength": 3}
     look |= {"title": heading, "title_fontsize": style.fit_font(heading, WIDTH, style.HEADING)}
     look |= {"ncols": num_columns, "fontsize": style.TICK}
-    legend = figure.legend(handles, [""] * len(runs), **look)
-    legend.get_title().set_parse_math(False)
-    for text, run in zip(legend.get_texts(), runs, strict=True):
-        text.set(text=run.label, parse_math=False)
+    legend = figure.legend(handles, [run.label for run in runs], **look)
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set_parse_math(False)
 
 
 class _Line(NamedTuple):

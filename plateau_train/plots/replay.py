@@ -1,6 +1,5 @@
 """The plot of a replay: the values that the rule observed, above the scale."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -62,9 +61,8 @@ def _draw_values(panel: Axes, series: Series, rows: Sequence[Row]) -> None:
     panel.set_ylabel(series.observed, fontsize=style.LABEL, parse_math=False)
     x = np.array([_x(series, row) for row in rows])
     observed = np.array([row.mean for row in rows])
-    # inf before the first observation
-    best = [math.nan if math.isinf(row.best) else row.best for row in rows]
-    threshold = [math.nan if math.isinf(row.best) else row.threshold for row in rows]
+    # Before the first observation they are infinite, and matplotlib leaves them out.
+    best, threshold = [row.best for row in rows], [row.threshold for row in rows]
     below = {"drawstyle": "steps-mid", "zorder": 1.5}
     panel.plot(x, best, color=PALE_ORANGE, linewidth=3.5, label="best so far", **below)
     panel.plot(x, threshold, "--", color="black", linewidth=1, label="to beat", **below)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Num
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from plateau_train.plots import check_format
@@ -87,7 +87,7 @@ def use_log_scale(panel: Axes, lowest: float) -> None:
     """Make the vertical axis that of the scale: logarithmic, with plain numbers."""
     panel.set_yscale("log", base=2)
     panel.set_ylim(lowest, LARGEST_SCALE)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+    panel.yaxis.set_major_formatter("{x:.6g}")
     panel.yaxis.set_minor_formatter(NullFormatter())
 
 
