@@ -358,5 +358,3 @@ def test_a_heat_map_shows_means_and_deviations_the_best_cell_and_diverged_seeds(
     assert (low, high) == (0.4, pytest.approx(0.7))
     assert bar.get_ylabel() == "test loss"
     assert [label.get_text() for label in panel.get_yticklabels()] == ["2", "5"]
-    empty = grid._replace(means=np.full((2, 3), nan), stds=np.full((2, 3), nan))
-    assert all(patch.get_hatch() for patch in draw_heat_map(empty, "none").axes[0].patches)

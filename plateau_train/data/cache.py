@@ -7,6 +7,7 @@ set that cannot be written stays uncached.
 """
 
 import contextlib
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -37,12 +38,10 @@ def path_of(folder: Path, name: str, origin: Path) -> Path:
 def fingerprint_of_files(folder: Path) -> str:
     """Return a digest that changes with any file of a prepared set, and with its reader."""
     files: list[tuple[object, ...]] = [(importlib.metadata.version("tensorflow-datasets"),)]
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            path = os.path.join(parent, name)
-            with contextlib.suppress(OSError):  # a dangling link
-                stat = os.stat(path)
-                files.append((os.path.relpath(path, folder), stat.st_size, stat.st_mtime_ns))
+    for name in glob.glob("**", root_dir=folder, recursive=True, include_hidden=True):
+        with contextlib.suppress(OSError):  # a dangling link
+            stat = os.stat(folder / name)
+            files.append((name, stat.st_size, stat.st_mtime_ns))
     return hashlib.sha256(repr(sorted(files, key=str)).encode()).hexdigest()
 
 
