@@ -73,7 +73,10 @@ def write(path: Path, fingerprint: str, dataset: Dataset) -> None:
     temporary = path.with_name(f".plateau-train-{secrets.token_hex(8)}.tmp")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent)
+        for leftover in path.parent.glob(".plateau-train-*.tmp"):
+            with contextlib.suppress(OSError):  # another process has removed it
+                if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
+                    leftover.unlink()
         try:
             # Without fsync: a file that does not reach the disk whole is noticed when it is read.
             with temporary.open("xb") as file:
@@ -87,10 +90,3 @@ def _manifest(dataset: Dataset, fingerprint: str) -> str:
     described = {name: getattr(dataset, name) for name in DESCRIPTION}
     checks = {"format": FORMAT, "fingerprint": fingerprint, "sha256": dataset.sha256()}
     return json.dumps(described | checks)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for path in folder.glob(".plateau-train-*.tmp"):
-        with contextlib.suppress(OSError):  # another process has removed it
-            if path.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
-                path.unlink()

@@ -20,14 +20,14 @@ FORMATS = ("png", "svg", "pdf")
 
 
 class PlottedRun(NamedTuple):
-    """A run as it is drawn; beside others with its label, in a look that is chosen for it."""
+    """A run as it is drawn: alone, or beside others with a label and in a look of its own."""
 
     settings: Settings
     histories: Sequence[History]
     label: str = ""
     color: str = "black"
     linestyle: Any = "-"
-    is_single: bool = True
+    is_single: bool = False  # whether it is drawn alone
 
 
 class Grid(NamedTuple):

@@ -29,7 +29,7 @@ def draw_run(histories: Sequence[History], settings: Settings) -> Figure:
     The curves are means over replicas with bands of one standard deviation, and each replica is a
     thin line. The drops of a single replica are numbered, and their reasons are listed below.
     """
-    run = PlottedRun(settings, histories)
+    run = PlottedRun(settings, histories, is_single=True)
     drops = histories[0].drops if len(histories) == 1 else ()
     more = ", which events.jsonl has with their reasons"
     reasons = style.number_reasons([drop.describe() for drop in drops], more)
@@ -58,14 +58,20 @@ def draw_comparison(runs: Sequence[PlottedRun], heading: str) -> Figure:
 
     Leaves out the metrics on held-out images, which some of the runs may not have.
     """
-    looks = zip(runs, cycle(style.RUN_COLORS), cycle(style.RUN_LINESTYLES), strict=False)
-    runs = [
-        run._replace(color=color, linestyle=line, is_single=False) for run, color, line in looks
-    ]
+    styles = zip(runs, cycle(style.RUN_COLORS), cycle(style.RUN_LINESTYLES), strict=False)
+    runs = [run._replace(color=color, linestyle=line) for run, color, line in styles]
     column_width = max(len(run.label) for run in runs) * 0.095 + 0.9  # inches
     num_columns = min(len(runs), max(1, int((WIDTH - 1) / column_width)))
     figure = _make_panels(0, -(-len(runs) // num_columns))
-    _name_runs(figure, runs, heading, num_columns)
+    # One legend for all panels, under the heading; the labels may hold any characters.
+    line: Look = {"linewidth": 2, "marker": "o"}
+    handles = [Line2D([], [], color=run.color, linestyle=run.linestyle, **line) for run in runs]
+    look: Look = {"loc": "outside upper center", "frameon": False, "handlelength": 3}
+    look |= {"title": heading, "title_fontsize": style.fit_font(heading, WIDTH, style.HEADING)}
+    look |= {"ncols": num_columns, "fontsize": style.TICK}
+    legend = figure.legend(handles, [run.label for run in runs], **look)
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set_parse_math(False)
     draw_scale(figure.axes[0], runs, ())
     for panel, (split, metric) in zip(figure.axes[1:], METRICS, strict=True):
         _draw_metric(panel, [_Line.of(run, split, metric) for run in runs], (), metric)
@@ -107,18 +113,6 @@ def _make_panels(num_lines_below: int, num_lines_above: int, pad: float | None =
         panel.set_title(text, pad=pad, fontsize=style.TITLE)
         panel.set_xlabel("epoch", fontsize=style.TICK)
     return figure
-
-
-def _name_runs(figure: Figure, runs: Sequence[PlottedRun], heading: str, num_columns: int) -> None:
-    """Add one legend for all panels, under the heading; the labels may hold any characters."""
-    line: Look = {"linewidth": 2, "marker": "o"}
-    handles = [Line2D([], [], color=run.color, linestyle=run.linestyle, **line) for run in runs]
-    look: Look = {"loc": "outside upper center", "frameon": False, "handlelength": 3}
-    look |= {"title": heading, "title_fontsize": style.fit_font(heading, WIDTH, style.HEADING)}
-    look |= {"ncols": num_columns, "fontsize": style.TICK}
-    legend = figure.legend(handles, [run.label for run in runs], **look)
-    for text in (legend.get_title(), *legend.get_texts()):
-        text.set_parse_math(False)
 
 
 class _Line(NamedTuple):
