@@ -178,14 +178,16 @@ def test_an_unknown_format_is_refused_and_the_known_ones_are_listed(tmp_path):
 def test_each_drop_has_a_number_at_its_step_and_its_reason_below_the_panels(drop_every, num_listed):
     single = make_history(50, drop_every=drop_every)
     figure: Any = draw_run([single], config.Settings())
-    lines = [text.get_text().split(maxsplit=1) for text in figure.texts[1:]]
+    lines = [line.split(maxsplit=1) for line in figure._supxlabel.get_text().splitlines()]
     assert lines[:num_listed] == [
         [f"{number}", drop.describe()]
         for number, drop in enumerate(single.drops[:num_listed], start=1)
     ]
     rest = len(single.drops) - num_listed
-    assert len(lines) == num_listed + (rest > 0)
-    assert rest == 0 or figure.texts[-1].get_text().startswith(f"and {rest} more")
+    assert rest == 0 or lines[-1] == [
+        "and",
+        f"{rest} more, which events.jsonl has with their reasons",
+    ]
     numbers = {int(text.get_text()): text.xy for text in figure.axes[0].texts}
     assert 1 in numbers
     assert rest or len(numbers) == len(single.drops)

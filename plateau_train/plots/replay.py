@@ -35,8 +35,7 @@ def draw_replay(
     is marked as counterfactual.
     """
     rows = next(iter(rules.values()))
-    lines = style.number_reasons([reason[:MAX_CHARS] for reason in reasons])
-    figure = Figure(figsize=(WIDTH, 6.4 + 0.17 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     number = f"{len(rows):,} value{'s' if len(rows) > 1 else ''}"
     style.write_heading(figure, f"{number} from {series.title}\n{rule}", style.TITLE)
@@ -51,8 +50,7 @@ def draw_replay(
     if change is not None:
         look: Look = {"transform": bottom.get_xaxis_transform(), "fontsize": style.TICK}
         bottom.text(end, 0.97, "counterfactual", ha="right", va="top", style="italic", **look)
-    below: Look = {"fontsize": style.NOTE, "parse_math": False}
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", **below)
+    style.write_reasons(figure, [reason[:MAX_CHARS] for reason in reasons])
     return figure
 
 

@@ -23,9 +23,9 @@ BLUE, VERMILION, GREEN, BLACK, PURPLE, ORANGE, SKY_BLUE = RUN_COLORS
 RUN_LINESTYLES = ("-", "--", "-.", (0, (1, 1)))
 SPLIT_STYLES = {"train": (BLUE, "-"), "test": (VERMILION, "-"), "val": (GREEN, "--")}
 
-# Font sizes in points: headings, titles and labels of panels, ticks and legends, reasons of drops,
-# numbers and captions within a panel.
-HEADING, TITLE, LABEL, TICK, REASON, NOTE = 14, 13, 12, 11, 9, 8.5
+# Font sizes in points: headings, titles and labels of panels, ticks and legends, ticks of insets,
+# and reasons of drops and notes within a panel.
+HEADING, TITLE, LABEL, TICK, SMALL_TICK, NOTE = 14, 13, 12, 11, 9, 8.5
 
 Look = dict[str, Any]  # keyword arguments of matplotlib
 DROP_LINE: Look = {"color": "#999999", "linewidth": 0.8, "linestyle": ":", "zorder": 0}
@@ -35,6 +35,7 @@ COLOR_BAR: Look = {"fraction": 0.05, "pad": 0.02, "aspect": 25}
 ABOVE: Look = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}  # a legend covers no curve
 
 MOST_LISTED = 12  # reasons of drops below a picture
+LINE = 0.18  # inches that a line of text above or below the panels takes
 LARGEST_SCALE = 1.5  # the upper limit of a logarithmic axis of the scale
 
 
@@ -103,13 +104,16 @@ def write_heading(figure: Figure, heading: str, largest: float) -> None:
     figure.suptitle(heading, fontsize=fontsize, parse_math=False)
 
 
-def number_reasons(reasons: Sequence[str], more: str = "") -> list[str]:
-    """Return a numbered line for each of the first reasons, and how many more there are."""
+def write_reasons(figure: Figure, reasons: Sequence[str], more: str = "") -> None:
+    """Add lines below the panels: the first reasons, numbered, and how many more there are."""
     # A number of one digit is aligned by a space that is as wide as a digit.
     numbered = enumerate(reasons[:MOST_LISTED], start=1)
     lines = [f"{number:\N{FIGURE SPACE}>2}  {reason}" for number, reason in numbered]
-    num_more = len(reasons) - len(lines)
-    return [*lines, f"and {num_more:,} more{more}"] if num_more else lines
+    if num_more := len(reasons) - len(lines):
+        lines.append(f"and {num_more:,} more{more}")
+    figure.set_figheight(figure.get_figheight() + LINE * len(lines))
+    look: Look = {"fontsize": NOTE, "color": "#333333", "parse_math": False}
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", **look)
 
 
 def save_figure(path: Path, figure: Figure) -> None:
