@@ -93,9 +93,7 @@ def _load_whole(settings: config.DataSettings, *, download: bool = True) -> Data
         from plateau_train.data import tfds
 
         source = tfds.Source(name, settings.data_dir)
-        if download:
-            source.prepare()
-        source.require_prepared()
+        source.prepare() if download else source.require_prepared()
         log.info("reading %s from %s", source.full_name, settings.data_dir)
         fingerprint = cache.fingerprint_of_files(folder)
         dataset = source.load()

@@ -292,8 +292,6 @@ class Source:
         """Raise any error as a ``DataError`` about the folder of a set or a file in it."""
         try:
             yield
-        except PlateauTrainError:  # of a signal
-            raise
         except Exception as error:  # the parsers of tensorflow-datasets raise many kinds
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
             problem = f"{folder / file} cannot be read: {_first_line(cause)}"
