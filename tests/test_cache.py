@@ -29,20 +29,19 @@ def content(dataset):
     return dataset.name, dataset.source, dataset.class_names, dataset.sha256()
 
 
-def fingerprint():
-    return "the fingerprint"
+FINGERPRINT = "the fingerprint"
 
 
 @pytest.fixture
 def cached(tmp_path):
     """Write a set to the cache, and return its file."""
     path = cache.path_of(tmp_path / "new" / "cache", "small", tmp_path)
-    cache.write(path, fingerprint(), make_dataset())
+    cache.write(path, FINGERPRINT, make_dataset())
     return path
 
 
 def test_a_cached_set_is_read_back_from_a_plain_npz(cached):
-    found = cache.read(cached, fingerprint)
+    found = cache.read(cached, FINGERPRINT)
     assert found is not None
     assert content(found) == content(make_dataset())
     with np.load(cached, allow_pickle=False) as stored:
@@ -62,15 +61,15 @@ def test_each_name_and_each_folder_has_its_own_file(tmp_path):
 
 
 def test_a_set_made_from_other_files_is_not_read(cached):
-    assert cache.read(cached, lambda: "another") is None
+    assert cache.read(cached, "another") is None
     cache.write(cached, "another", make_dataset(1))
-    assert cache.read(cached, fingerprint) is None
+    assert cache.read(cached, FINGERPRINT) is None
     assert os.listdir(cached.parent) == [cached.name], "the old file is replaced"
 
 
 def test_a_file_of_another_format_is_not_read(cached, monkeypatch):
     monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
-    assert cache.read(cached, fingerprint) is None
+    assert cache.read(cached, FINGERPRINT) is None
 
 
 def test_no_flipped_bit_and_no_truncation_changes_the_data(cached):
@@ -81,13 +80,13 @@ def test_no_flipped_bit_and_no_truncation_changes_the_data(cached):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << position % 8
         cached.write_bytes(damaged)
-        found = cache.read(cached, fingerprint)
+        found = cache.read(cached, FINGERPRINT)
         assert found is None or content(found) == expected, position
         misses += found is None
     assert misses > len(whole) / 2
     for size in range(0, len(whole), 7):
         cached.write_bytes(whole[:size])
-        assert cache.read(cached, fingerprint) is None, size
+        assert cache.read(cached, FINGERPRINT) is None, size
 
 
 def with_other_arrays(path):
@@ -139,9 +138,9 @@ def a_pipe(path):
 )
 def test_a_foreign_or_damaged_file_is_not_read_and_is_replaced(cached, damage):
     damage(cached)
-    assert cache.read(cached, fingerprint) is None
-    cache.write(cached, fingerprint(), make_dataset())
-    assert cached.is_dir() or content(cache.read(cached, fingerprint)) == content(make_dataset())
+    assert cache.read(cached, FINGERPRINT) is None
+    cache.write(cached, FINGERPRINT, make_dataset())
+    assert cached.is_dir() or content(cache.read(cached, FINGERPRINT)) == content(make_dataset())
     assert os.listdir(cached.parent) == [cached.name]
 
 
@@ -166,11 +165,11 @@ def no_write_permission(folder):
 def test_an_unwritable_folder_leaves_a_set_uncached(tmp_path, refusing):
     path = tmp_path / "new" / "cache" / "small.npz"
     with refusing(path.parent):
-        cache.write(path, fingerprint(), make_dataset())
-        assert cache.read(path, fingerprint) is None
+        cache.write(path, FINGERPRINT, make_dataset())
+        assert cache.read(path, FINGERPRINT) is None
         assert not path.parent.is_dir() or not list(path.parent.glob(".plateau-train-*"))
-    cache.write(path, fingerprint(), make_dataset())
-    assert cache.read(path, fingerprint) is not None
+    cache.write(path, FINGERPRINT, make_dataset())
+    assert cache.read(path, FINGERPRINT) is not None
 
 
 def test_a_full_disk_keeps_the_old_file(cached):
@@ -179,11 +178,11 @@ def test_a_full_disk_keeps_the_old_file(cached):
     for num_bytes in range(0, cached.stat().st_size, 50):
         resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
         try:
-            cache.write(cached, fingerprint(), make_dataset(1))
+            cache.write(cached, FINGERPRINT, make_dataset(1))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert os.listdir(cached.parent) == [cached.name]
-    assert content(cache.read(cached, fingerprint)) == content(make_dataset())
+    assert content(cache.read(cached, FINGERPRINT)) == content(make_dataset())
 
 
 def test_concurrent_writes_and_reads_always_find_a_complete_set(tmp_path):
@@ -192,8 +191,8 @@ def test_concurrent_writes_and_reads_always_find_a_complete_set(tmp_path):
 
     def write_and_read(seed):
         for _ in range(30):
-            cache.write(path, fingerprint(), make_dataset(seed))
-            seen.append(cache.read(path, fingerprint))
+            cache.write(path, FINGERPRINT, make_dataset(seed))
+            seen.append(cache.read(path, FINGERPRINT))
 
     threads = [threading.Thread(target=write_and_read, args=(seed,)) for seed in (0, 1) * 2]
     for thread in threads:
@@ -215,7 +214,7 @@ def test_old_temporary_files_are_removed_and_no_others(cached):
     for path in (left, foreign):
         old = time.time() - 2 * cache.LEFTOVER_SECONDS
         os.utime(path, (old, old))
-    cache.write(cached, fingerprint(), make_dataset())
+    cache.write(cached, FINGERPRINT, make_dataset())
     assert set(cached.parent.iterdir()) == {cached, young, foreign}
 
 

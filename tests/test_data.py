@@ -3,6 +3,7 @@ import fcntl
 import http.server
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -139,7 +140,8 @@ def test_missing_and_truncated_original_files_are_refused_by_name(tmp_path):
     with pytest.raises(DataError) as refused:
         data.prepare(config.DataSettings(data_dir=tmp_path / "data"), tmp_path)
     problems = "\n".join(refused.value.problems)
-    assert f"{cut} has 100 bytes, the original has 29,515" in problems
+    assert f"{cut} is damaged" in problems
+    assert "100 bytes, the original has 29,515" in problems
     assert f"{tmp_path / 'train-images-idx3-ubyte.gz'} does not exist" in problems
     assert not (tmp_path / "data" / "fashion_mnist").exists()
 
@@ -194,9 +196,15 @@ def assert_is_tiny(dataset):
     assert dataset.test.labels.tolist() == [0, 1] * 5
 
 
+def read_tiny(data_dir):
+    source = tfds.Source("tiny", data_dir)
+    source.require_prepared()
+    return source.decode()
+
+
 def test_a_set_of_tensorflow_datasets_is_read_completely_and_in_order(tmp_path):
-    tfds.prepare("tiny", tmp_path)
-    dataset = tfds.load("tiny", tmp_path)
+    tfds.Source("tiny", tmp_path).prepare()
+    dataset = read_tiny(tmp_path)
     assert_is_tiny(dataset)
     assert dataset.test.labels.dtype == np.int32
     assert (dataset.class_names, dataset.image_shape) == (("x", "y"), (6, 5, 3))
@@ -207,7 +215,7 @@ def prepared(tmp_path_factory):
     """Prepare a set whose training images are in two files, and return its folder."""
     tf = tfds.tf
     data_dir = tmp_path_factory.mktemp("prepared")
-    tfds.prepare("tiny", data_dir)
+    tfds.Source("tiny", data_dir).prepare()
     folder = data_dir / "tiny" / "1.0.0"
     whole = folder / "tiny-train.tfrecord-00000-of-00001"
     records: Any = list(tf.data.TFRecordDataset(str(whole)).as_numpy_iterator())
@@ -281,53 +289,64 @@ NO_TEXT = bytes(range(128, 256))
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
-        (SECOND, flip(0), "is damaged: corrupted record at 0"),
-        (SECOND, flip(8), "is damaged: corrupted record at 0"),
-        (SECOND, flip(RECORD), "is damaged: corrupted record at 12"),
-        (FIRST, flip(-1), "is damaged: corrupted record at"),
-        (FIRST, keep(-10), "is damaged: truncated record at"),
+        (SECOND, flip(0), "corrupted record at 0"),
+        (SECOND, flip(8), "corrupted record at 0"),
+        (SECOND, flip(RECORD), "corrupted record at 12"),
+        (FIRST, flip(-1), "corrupted record at"),
+        (FIRST, keep(-10), "truncated record at"),
         (SECOND, drop_the_last_record, "expected to contain 10 elements but contained only 9"),
         (SECOND, lambda path: shutil.copy(path.with_name(FIRST), path), "at least 11 elements"),
-        (TEST, keep(0), "it has 0 bytes, too few for the 10 examples"),
+        (TEST, keep(0), "expected to contain 10 elements but contained only 0"),
         (TEST, Path.unlink, "cannot be read: No such file or directory"),
         (FIRST, make_folder, "cannot be read: Is a directory"),
-        (INFO, Path.unlink, "cannot be read: No such file or directory"),
-        (INFO, keep(0), "is damaged: Failed to load JSON"),
-        (INFO, write(NO_TEXT), "is damaged: 'utf-8' codec"),
-        (INFO, write(b"{}"), "is damaged: it describes nothing"),
-        (INFO, remove_the_splits, "is damaged: it does not name the split train"),
-        (INFO, edit(name=""), "is damaged: Split must be a non-empty string"),
-        (INFO, edit(numBytes="7"), "it records 7 bytes of examples in train"),
-        (INFO, edit(shardLengths=["20", "0"]), "it has a file without examples in train"),
-        (INFO, edit(shardLengths=["20", "-1"]), "it has a file without examples in train"),
-        (INFO, edit(filepathTemplate="{NONE}"), "is damaged: Could not format template"),
-        (FEATURES, Path.unlink, "cannot be read: No such file or directory"),
-        (FEATURES, keep(100), "is damaged: Expecting property name"),
-        (LABELS, Path.unlink, "cannot be read: No such file or directory"),
-        (LABELS, write(NO_TEXT), "is damaged: 'utf-8' codec"),
-        (LABELS, keep(2), "is damaged: it names 1 classes, there are 2"),
+        (INFO, Path.unlink, f"No such file or directory: '.*{INFO}'"),
+        (INFO, keep(0), "Failed to load JSON"),
+        (INFO, write(NO_TEXT), "'utf-8' codec"),
+        (INFO, write(b"{}"), "Invalid version ''"),
+        (INFO, remove_the_splits, "it describes no images"),
+        (INFO, edit(name=""), "Split must be a non-empty string"),
+        (INFO, edit(shardLengths=["20", "0"]), "it describes a file without examples in train"),
+        (INFO, edit(shardLengths=["20", "-1"]), "it describes a file without examples in train"),
+        (INFO, edit(shardLengths=[]), "it describes a file without examples in train"),
+        (INFO, edit(filepathTemplate="{NONE}"), "Could not format template"),
+        (FEATURES, Path.unlink, "Cannot restore tiny/1.0.0"),
+        (FEATURES, keep(100), "Expecting property name"),
+        (LABELS, keep(2), "it names 1 classes, there are 2"),
     ],
 )
-def test_a_damaged_file_is_named_with_the_command_that_repairs_it(
+def test_a_damaged_set_is_named_with_the_command_that_repairs_it(
     file, damage, message, prepared, tmp_path
 ):
     folder = tmp_path / "tiny" / "1.0.0"
     shutil.copytree(prepared, folder)
-    assert_is_tiny(tfds.load("tiny", tmp_path))
+    assert_is_tiny(read_tiny(tmp_path))
 
     damage(folder / file)
     with pytest.raises(DataError) as refused:
-        tfds.load("tiny", tmp_path)
+        read_tiny(tmp_path)
     (problem,) = refused.value.problems
-    assert problem.startswith(f"{folder / file} ")
-    assert message in problem
-    assert refused.value.hint == (
-        f"delete {folder} and run plateau-train data prepare --dataset tiny --data-dir {tmp_path}"
-    )
+    named = folder / file if "tfrecord" in file else folder
+    assert problem.startswith(f"{named} cannot be read: ")
+    assert re.search(message, problem)
+    repair = f"plateau-train data prepare --dataset tiny --data-dir {tmp_path}"
+    assert refused.value.hint == f"if it is damaged, delete {folder} and run {repair}"
 
     shutil.rmtree(folder)
-    tfds.prepare("tiny", tmp_path)
-    assert_is_tiny(tfds.load("tiny", tmp_path))
+    tfds.Source("tiny", tmp_path).prepare()
+    assert_is_tiny(read_tiny(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [(INFO, edit(numBytes="7")), (LABELS, Path.unlink), (LABELS, write(NO_TEXT))],
+)
+def test_damage_to_what_is_not_read_changes_no_data(file, damage, prepared, tmp_path):
+    folder = tmp_path / "tiny" / "1.0.0"
+    shutil.copytree(prepared, folder)
+    damage(folder / file)
+    dataset = read_tiny(tmp_path)
+    assert_is_tiny(dataset)
+    assert dataset.class_names == ("x", "y"), "the code of the set has them as well"
 
 
 @pytest.fixture
@@ -372,7 +391,7 @@ def test_a_signal_also_ends_the_process_that_decodes(settings):
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 words = path.read_bytes()
-                if b"plateau_train.data" in words and str(settings.cache_dir).encode() in words:
+                if b"plateau_train.data\0tiny" in words and bytes(settings.data_dir) in words:
                     return True
         return False
 
@@ -388,7 +407,7 @@ def test_a_signal_also_ends_the_process_that_decodes(settings):
         _, error = starting.communicate()
     assert "error: stopped by SIGTERM" in error
     wait_until(lambda: not decoding())
-    assert not list(settings.cache_dir.iterdir()), "decoding continued"
+    assert not settings.cache_dir.exists()
 
 
 def test_a_damaged_or_unwritable_cache_changes_no_data(settings, tmp_path, messages):
@@ -408,7 +427,7 @@ def test_the_cache_hides_neither_damage_nor_other_data(settings, monkeypatch, tm
     before = data.load(settings)
     folder = settings.data_dir / "tiny" / "1.0.0"
     flip(-1)(folder / FIRST)
-    with pytest.raises(DataError, match=f"{FIRST} is damaged"):
+    with pytest.raises(DataError, match=f"{FIRST} cannot be read: corrupted"):
         data.load(settings)
     shutil.rmtree(folder)
     monkeypatch.setattr(Tiny, "IMAGES", 255 - Tiny.IMAGES)
@@ -418,20 +437,36 @@ def test_the_cache_hides_neither_damage_nor_other_data(settings, monkeypatch, tm
         setup.load_data(config.Settings(data=settings), run, setup.describe_data(before))
 
 
-def test_an_enormous_number_of_examples_is_refused(prepared, tmp_path):
-    folder = tmp_path / "tiny" / "1.0.0"
-    shutil.copytree(prepared, folder)
+def test_a_process_that_is_ended_while_it_reads_is_reported(settings):
+    """An enormous number of examples makes tensorflow abort."""
+    folder = settings.data_dir / "tiny" / "1.0.0"
     edit(shardLengths=["20", str(10**15)])(folder / INFO)
-    with pytest.raises(DataError, match=f"{SECOND} .* too few for the 1,000,000,000,000,000"):
-        tfds.load("tiny", tmp_path)
+    with pytest.raises(DataError) as refused:
+        data.load(settings)
+    assert refused.value.problems == (
+        f"tiny/1.0.0 in {settings.data_dir} cannot be read: "
+        "the process that reads it ended with exit code -6",
+    )
+    assert refused.value.hint.startswith(f"free memory; if it is damaged, delete {folder} and run")
+
+
+def test_a_bug_in_the_process_that_reads_keeps_its_traceback(settings, monkeypatch):
+    settings.cache_dir.mkdir()
+    # Python imports this file when it starts.
+    (settings.cache_dir / "sitecustomize.py").write_text(
+        "from plateau_train.data import tfds\ntfds.Source.decode = lambda _: 1 / 0\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(settings.cache_dir), prepend=os.pathsep)
+    with pytest.raises(RuntimeError, match=r"sitecustomize.py[\s\S]*ZeroDivisionError"):
+        data.load(settings)
 
 
 def test_an_incomplete_set_does_not_count_as_prepared(prepared, tmp_path):
     folder = tmp_path / "tiny" / "1.0.0"
     folder.mkdir(parents=True)
     shutil.copy(prepared / TEST, folder)
-    with pytest.raises(DataError, match=f"{INFO} cannot be read"):
-        tfds.prepare("tiny", tmp_path)
+    with pytest.raises(DataError, match=f"cannot be read: .*{INFO}"):
+        tfds.Source("tiny", tmp_path).prepare()
 
 
 def test_a_bug_in_the_code_of_a_set_is_not_reported_as_damage(tmp_path, monkeypatch):
@@ -440,7 +475,7 @@ def test_a_bug_in_the_code_of_a_set_is_not_reported_as_damage(tmp_path, monkeypa
 
     monkeypatch.setattr(Tiny, "before_example", staticmethod(fail))
     with pytest.raises(ValueError, match="a bug"):
-        tfds.prepare("tiny", tmp_path)
+        tfds.Source("tiny", tmp_path).prepare()
     assert os.listdir(tmp_path) == [tfds.LOCK]
 
 
@@ -449,7 +484,7 @@ def test_a_killed_preparation_blocks_nothing_and_leaves_nothing(tmp_path, monkey
         "import sys, time, test_data\n"
         "def wait(): print(flush=True, file=sys.stderr); time.sleep(100)\n"
         "test_data.Tiny.before_example = staticmethod(wait)\n"
-        f"test_data.tfds.prepare('tiny', test_data.Path({str(tmp_path)!r}))"
+        f"test_data.tfds.Source('tiny', test_data.Path({str(tmp_path)!r})).prepare()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program],
@@ -466,8 +501,8 @@ def test_a_killed_preparation_blocks_nothing_and_leaves_nothing(tmp_path, monkey
     left, seen = unfinished(), set()
     assert left, "the killed process had not begun"
     monkeypatch.setattr(Tiny, "before_example", staticmethod(lambda: seen.update(unfinished())))
-    tfds.prepare("tiny", tmp_path)
-    assert_is_tiny(tfds.load("tiny", tmp_path))
+    tfds.Source("tiny", tmp_path).prepare()
+    assert_is_tiny(read_tiny(tmp_path))
     assert seen, "nothing was prepared"
     assert not seen & left, "it was prepared among the leftovers"
     assert not any("waiting" in message for message in messages)
@@ -484,7 +519,7 @@ def test_a_second_preparation_waits_for_the_first(tmp_path, monkeypatch):
         assert may_continue.wait(30)
 
     def prepare(name):
-        results[name] = tfds.prepare("tiny", tmp_path)
+        results[name] = tfds.Source("tiny", tmp_path).prepare()
 
     def record(message, *values):
         if message.startswith("waiting"):
@@ -503,7 +538,7 @@ def test_a_second_preparation_waits_for_the_first(tmp_path, monkeypatch):
         "first": f"prepared tiny/1.0.0 in {tmp_path}",
         "second": f"tiny/1.0.0 in {tmp_path} is prepared already",
     }
-    assert_is_tiny(tfds.load("tiny", tmp_path))
+    assert_is_tiny(read_tiny(tmp_path))
 
 
 def test_a_prepared_set_needs_no_lock_and_no_write_permission(prepared, tmp_path, messages):
@@ -512,9 +547,9 @@ def test_a_prepared_set_needs_no_lock_and_no_write_permission(prepared, tmp_path
         fcntl.flock(lock, fcntl.LOCK_EX)
         tmp_path.chmod(0o555)
         try:
-            assert "is prepared already" in tfds.prepare("tiny", tmp_path)
+            assert "is prepared already" in tfds.Source("tiny", tmp_path).prepare()
             assert not messages
-            assert_is_tiny(tfds.load("tiny", tmp_path))
+            assert_is_tiny(read_tiny(tmp_path))
         finally:
             tmp_path.chmod(0o755)
 
@@ -525,18 +560,18 @@ def test_a_full_disk_is_reported_and_nothing_is_left_on_it(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
         with pytest.raises(StorageError, match=f"in {tmp_path} cannot be written: File too large"):
-            tfds.prepare("tiny", tmp_path)
+            tfds.Source("tiny", tmp_path).prepare()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == [tfds.LOCK]
-    tfds.prepare("tiny", tmp_path)
-    assert_is_tiny(tfds.load("tiny", tmp_path))
+    tfds.Source("tiny", tmp_path).prepare()
+    assert_is_tiny(read_tiny(tmp_path))
 
 
 def test_a_path_where_no_folder_can_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be written: Not a directory"):
-        tfds.prepare("tiny", tmp_path / "file" / "data")
+        tfds.Source("tiny", tmp_path / "file" / "data").prepare()
 
 
 @needs_originals
@@ -579,5 +614,5 @@ def test_fashion_mnist_is_downloaded_verified_and_prepared(tmp_path, monkeypatch
 def test_a_tilde_in_the_data_folder_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    source = tfds._Source("mnist", Path("~/sets"))
+    source = tfds.Source("mnist", Path("~/sets"))
     assert str(source.folder).startswith(f"{tmp_path}/sets/mnist")

@@ -4,15 +4,11 @@ Imports config and errors only, and no jax. A library that is slow to import is 
 needed, by the functions below.
 """
 
-import contextlib
 import hashlib
 import logging
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,18 +48,16 @@ def prepare(settings: config.DataSettings, manual_dir: Path | None = None) -> st
         return f"{BUILT_IN} is built in and needs no preparation"
     from plateau_train.data import tfds
 
-    return tfds.prepare(_full_name(settings), settings.data_dir, manual_dir)
+    return tfds.Source(_full_name(settings), settings.data_dir).prepare(manual_dir)
 
 
 def describe(settings: config.DataSettings) -> dict[str, str]:
     """Describe a prepared data set; raises ``DataError``."""
     dataset = _load_whole(settings, download=False)
-    # From the counts of the 256 values, in parts: counting all at once would take eight copies.
-    parts = np.array_split(dataset.train.images, 100)
-    counts = sum(np.bincount(part.reshape(-1), minlength=256) for part in parts)
-    values = np.arange(256) / 255
-    mean = np.average(values, weights=counts)
-    deviation = math.sqrt(np.average((values - mean) ** 2, weights=counts))
+    # From the counts of the 256 values: the images as floats would take eight times the memory.
+    values, counts = np.unique_counts(dataset.train.images)
+    mean = np.average(values / 255, weights=counts)
+    deviation = math.sqrt(np.average((values / 255 - mean) ** 2, weights=counts))
     return {
         "name": dataset.name,
         "source": dataset.source,
@@ -76,17 +70,6 @@ def describe(settings: config.DataSettings) -> dict[str, str]:
     }
 
 
-def decode(settings: config.DataSettings) -> Dataset:
-    """Decode a prepared data set and write it to the cache; raises ``DataError``."""
-    from plateau_train.data import tfds
-
-    path, folder = _cache_path(settings)
-    fingerprint = cache.fingerprint_of_files(folder)
-    dataset = tfds.load(_full_name(settings), settings.data_dir)
-    cache.write(path, fingerprint, dataset)
-    return dataset
-
-
 def _class_size(split: Split) -> str:
     counts = np.unique_counts(split.labels).counts
     low, high = counts.min(), counts.max()
@@ -97,48 +80,25 @@ def _full_name(settings: config.DataSettings) -> str:
     return PREFERRED if settings.dataset == AUTO else settings.dataset
 
 
-def _cache_path(settings: config.DataSettings) -> tuple[Path, Path]:
-    """Return the cache file of a data set, and the folder that the set is prepared in."""
-    name = _full_name(settings)
-    # With all versions and configurations: if one is added, the name may stand for that one.
-    folder = settings.data_dir.expanduser() / re.split("[/:]", name)[0]
-    return cache.path_of(settings.cache_dir.expanduser(), name, folder), folder
-
-
 def _load_whole(settings: config.DataSettings, *, download: bool = True) -> Dataset:
     """Load all images, from the cache unless a file of the prepared set has changed since."""
     if settings.dataset == BUILT_IN:
         return _load_built_in(settings)
-    path, folder = _cache_path(settings)
-    read = partial(cache.read, path, partial(cache.fingerprint_of_files, folder))
-    if (dataset := read()) is None:
+    name = _full_name(settings)
+    # With all versions and configurations: if one is added, the name may stand for that one.
+    folder = settings.data_dir.expanduser() / re.split("[/:]", name)[0]
+    path = cache.path_of(settings.cache_dir.expanduser(), name, folder)
+    dataset = cache.read(path, cache.fingerprint_of_files(folder))
+    if dataset is None:
         from plateau_train.data import tfds
 
-        name = _full_name(settings)
-        if download:
-            tfds.prepare(name, settings.data_dir)
-        log.info("reading %s from %s", tfds.find(name, settings.data_dir), settings.data_dir)
-        if cache.is_writable(path):
-            _decode_in_subprocess(settings)
-        dataset = read() or decode(settings)
+        source = tfds.Source(name, settings.data_dir)
+        source.prepare() if download else source.require_prepared()
+        log.info("reading %s from %s", source.full_name, settings.data_dir)
+        fingerprint = cache.fingerprint_of_files(folder)
+        dataset = source.load()
+        cache.write(path, fingerprint, dataset)
     return replace(dataset, source=f"{dataset.source} in {settings.data_dir}")
-
-
-def _decode_in_subprocess(settings: config.DataSettings) -> None:
-    """Decode in another process, because tensorflow never frees its memory.
-
-    If that process fails, nothing is raised: this process decodes again and reports the error.
-    """
-    if "tensorflow" in sys.modules:
-        return
-    # -P: modules in the working directory are not ours.
-    program = [sys.executable, "-P", "-m", __name__, settings.model_dump_json()]
-    null = subprocess.DEVNULL
-    with (
-        contextlib.suppress(OSError),
-        subprocess.Popen(program, stdin=subprocess.PIPE, stdout=null, stderr=null) as process,
-    ):
-        process.wait()
 
 
 def _load_built_in(settings: config.DataSettings) -> Dataset:
@@ -148,23 +108,25 @@ def _load_built_in(settings: config.DataSettings) -> Dataset:
     """
     from plateau_train.data import garments
 
-    whole = num_train, num_test = garments.TRAIN_EXAMPLES, garments.TEST_EXAMPLES
-    num_train = min(settings.train_examples or num_train, num_train)
-    num_test = min(settings.test_examples or num_test, num_test)
-    is_whole = (num_train, num_test) == whole
+    whole = garments.TRAIN_EXAMPLES, garments.TEST_EXAMPLES
+    limits = settings.train_examples, settings.test_examples
+    num_train, num_test = (
+        min(limit or size, size) for limit, size in zip(limits, whole, strict=True)
+    )
     code = Path(garments.__file__)
     fingerprint = hashlib.sha256(code.read_bytes()).hexdigest()
     path = cache.path_of(settings.cache_dir.expanduser(), BUILT_IN, code)
-    dataset = cache.read(path, lambda: fingerprint) if is_whole else None
-    if dataset is None:
-        log.info("drawing %s built-in garments", f"{num_train + num_test:,}")
-        dataset = Dataset(
-            name=BUILT_IN,
-            source="built in, drawn from a fixed seed",
-            class_names=garments.CLASS_NAMES,
-            train=Split(*garments.draw(num_train, seed=garments.TRAIN_SEED)),
-            test=Split(*garments.draw(num_test, seed=garments.TEST_SEED)),
-        )
-        if is_whole:
-            cache.write(path, fingerprint, dataset)
+    is_whole = (num_train, num_test) == whole
+    if is_whole and (cached := cache.read(path, fingerprint)) is not None:
+        return cached
+    log.info("drawing %s built-in garments", f"{num_train + num_test:,}")
+    dataset = Dataset(
+        name=BUILT_IN,
+        source="built in, drawn from a fixed seed",
+        class_names=garments.CLASS_NAMES,
+        train=Split(*garments.draw(num_train, seed=garments.TRAIN_SEED)),
+        test=Split(*garments.draw(num_test, seed=garments.TEST_SEED)),
+    )
+    if is_whole:
+        cache.write(path, fingerprint, dataset)
     return dataset

@@ -1,20 +1,35 @@
-"""Decode a data set into the cache: ``python -m plateau_train.data SETTINGS``, which are JSON.
+"""Decode a data set: ``python -m plateau_train.data NAME DATA_DIR``.
 
-The parent process holds the other end of standard input. When the parent ends, it is closed, and
-this process ends as well.
+The parent process reads the result from standard output, and holds the other end of standard
+input. When the parent ends, that is closed, and this process ends as well.
 """
 
+import contextlib
 import os
+import pickle
 import sys
 import threading
+import traceback
+from functools import partial
+from pathlib import Path
 
-from plateau_train import config, data
+from plateau_train.data import tfds
+from plateau_train.errors import PlateauTrainError
 
 
 def main() -> None:
-    """Decode the data set; the parent repeats what fails here, and reports it."""
+    """Write the data set, or a function that returns the error, as a pickle."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    data.decode(config.DataSettings.model_validate_json(sys.argv[1]))
+    name, data_dir = sys.argv[1:]
+    with contextlib.redirect_stdout(sys.stderr):  # nothing else may be written to the output
+        try:
+            result = tfds.Source(name, Path(data_dir)).decode()
+        except PlateauTrainError as error:
+            result = partial(type(error), *error.problems, hint=error.hint)
+        except Exception:  # a bug, or a library that this version does not work with
+            result = partial(RuntimeError, traceback.format_exc())
+    pickle.dump(result, sys.stdout.buffer, protocol=5)  # which copies no array
+    sys.stdout.flush()
     os._exit(0)  # without the time that tensorflow takes to shut down
 
 

@@ -116,14 +116,9 @@ def draw(num_examples: int, *, seed: int) -> Examples:
     # glibc returns freed memory to the system, and getting it back would take half of the time.
     # After one large array was freed, it keeps as much (dynamic threshold, see mallopt(3)).
     np.empty(2**24, np.uint8)
-    images = np.empty((num_examples, SIZE, SIZE, 1), np.uint8)
-    labels = np.empty(num_examples, np.int32)
-    for start in range(0, num_examples, BLOCK):
-        count = min(BLOCK, num_examples - start)
-        block_images, block_labels = _draw_block(seed, start // BLOCK)
-        images[start : start + count, ..., 0] = block_images[:count]
-        labels[start : start + count] = block_labels[:count]
-    return images, labels
+    blocks = [_draw_block(seed, block) for block in range(-(-num_examples // BLOCK) or 1)]
+    images, labels = (np.concatenate(parts)[:num_examples] for parts in zip(*blocks, strict=True))
+    return images[..., None], labels
 
 
 def _draw_block(seed: int, block: int) -> Examples:
@@ -237,9 +232,20 @@ def _hanging(item: SimpleNamespace) -> Floats:
     body = _cover(side, np.maximum(neckline, legs), half) * rows
     back = _cover(side, -1, neckline) * _cover(y, 0.6, item.depth) * _on(item.back) * 0.7
 
+    waist = item.middle
+    buttons = _on(item.buttons) * _cover(side, -1, 0.9) * _ramp(_wave(y * 0.28), 0.1, 0.5)
+    chest = _cover(side, -1, 3.6) * _cover(y, 8, 13) * _ramp(item.blobs, 0.35, 0.5)
+    edge = _on(item.collar) * _cover(side, neckline, neckline + 1.4) * _cover(y, -1, 5)
+    belt = _on(item.belt) * _cover(y, waist - 1, waist + 0.6)
+    band = _on(item.band) * _cover(y, hem - 1.8, SIZE)
+    creases = _ramp(_wave(3 * side / half), 0, 0.6) * _ramp(y, waist, waist + 3)
+    pockets = _on(item.pocket) * _cover(side, 2.2, 4.8) * _cover(y, waist + 2, waist + 3)
+    details = 1 + 0.5 * buttons + _on(item.logo) * item.ink * chest - 0.35 * edge
+    pleats = 0.8 * _on(item.pleats) * creases
+    details = details * (1 - belt) * (1 - 0.6 * band) * (1 - pleats) * (1 - pockets)
+
     cloth = _cloth(item, x, y) * (1 - _on(item.opening) * _cover(side, -1, 0.7))
     bend = side / half
-    details = _hanging_details(item, side, y, half, neckline, hem)
     image = body * cloth * (1 - item.curve * bend * bend) * details + back
     sleeve, sleeve_shade = _sleeves(item, side, y)
     image = image + sleeve * (cloth * sleeve_shade - image)
@@ -263,23 +269,6 @@ def _sleeves(item: SimpleNamespace, side: Floats, y: Floats) -> tuple[Floats, Fl
     cuff = 1 - 0.6 * _on(item.band) * _ramp(along, item.sleeve - 2, item.sleeve - 1)
     edge = across / width
     return cover, item.tone * cuff * (1 - 0.35 * edge * edge)
-
-
-def _hanging_details(
-    item: SimpleNamespace, side: Floats, y: Floats, half: Floats, neckline: Floats, hem: Floats
-) -> Floats:
-    """Shade buttons, chest print, collar, belt, hem band, pleats and pockets."""
-    waist = item.middle
-    buttons = _on(item.buttons) * _cover(side, -1, 0.9) * _ramp(_wave(y * 0.28), 0.1, 0.5)
-    chest = _cover(side, -1, 3.6) * _cover(y, 8, 13) * _ramp(item.blobs, 0.35, 0.5)
-    collar = _on(item.collar) * _cover(side, neckline, neckline + 1.4) * _cover(y, -1, 5)
-    belt = _on(item.belt) * _cover(y, waist - 1, waist + 0.6)
-    band = _on(item.band) * _cover(y, hem - 1.8, SIZE)
-    creases = _ramp(_wave(3 * side / half), 0, 0.6) * _ramp(y, waist, waist + 3)
-    pockets = _on(item.pocket) * _cover(side, 2.2, 4.8) * _cover(y, waist + 2, waist + 3)
-    light = 1 + 0.5 * buttons + _on(item.logo) * item.ink * chest - 0.35 * collar
-    pleats = 0.8 * _on(item.pleats) * creases
-    return light * (1 - belt) * (1 - 0.6 * band) * (1 - pleats) * (1 - pockets)
 
 
 def _shoe(item: SimpleNamespace) -> Floats:

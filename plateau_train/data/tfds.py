@@ -5,28 +5,31 @@ import fcntl
 import hashlib
 import http.client
 import io
-import json
 import logging
 import os
+import pickle
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import requests
 
 # Read when tensorflow is imported. oneDNN would print a notice, and nothing here uses it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import dataset_info
 from tensorflow_datasets.core.download import download_manager, util
 
 # A proxy: tensorflow itself, which takes 5 s and 650 MB, is imported when an attribute is read.
@@ -40,68 +43,17 @@ from plateau_train.errors import DataError, DataUnavailableError, PlateauTrainEr
 # does so well within this time.
 PROBE_SECONDS = 5.0
 
-# In each record of a file: its length, and one checksum each of the length and of the content.
-TFRECORD_OVERHEAD_BYTES = 16
-
-INFO, FEATURES = "dataset_info.json", "features.json"
-
 # In the data folder: the file that is locked while a set is prepared, and the temporary folder.
 LOCK, INCOMPLETE = ".plateau-train.lock", ".plateau-train.incomplete"
 
 log = logging.getLogger("plateau_train")
 
 
-def find(name: str, data_dir: Path) -> str:
-    """Return the full name of a prepared set; raises as ``load`` does, except for its images."""
-    return _Source(name, data_dir).require_prepared().full_name
-
-
-def load(name: str, data_dir: Path) -> Dataset:
-    """Read a prepared set into memory.
-
-    Raises ``DataError`` for a set that is unknown, damaged or not an image classification set, and
-    ``DataUnavailableError`` for one that is not prepared.
-    """
-    source = _Source(name, data_dir).require_prepared()
-    chosen = source.builder.builder_config
-    return Dataset(
-        name=f"{source.builder.name}/{chosen.name}" if chosen else source.builder.name,
-        source=f"tensorflow-datasets {source.full_name}",
-        class_names=source.class_names(),
-        train=source.read("train"),
-        test=source.read("test"),
-    )
-
-
-def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> str:
-    """Prepare a set from downloaded files or from the original files in ``manual_dir``.
-
-    Returns a sentence about what was done. Each file must have the checksum that
-    tensorflow-datasets records for it. Of several processes, one prepares at a time. Raises
-    ``DataError``, and ``StorageError`` for a full disk or a folder that is not writable.
-    """
-    source = _Source(name, data_dir)
-    target = f"{source.full_name} in {data_dir}"
-    if not source.is_prepared():  # without the lock, which a read-only folder does not have
-        if manual_dir is None:
-            source.require_downloadable()
-            size = source.builder.info.download_size
-            message = f"downloading and preparing {target} ({size})"
-        else:
-            source.check_originals(manual_dir)
-            message = f"preparing {target} from the files in {manual_dir}"
-        with source.explain_failure(), _incomplete(source.root) as folder:
-            if not source.is_prepared():  # by the process that held the lock
-                log.info(message)
-                source.prepare_in(folder, manual_dir)
-                return f"prepared {target}"
-    return f"{target} is prepared already"
-
-
-class _Source:
+class Source:
     """An image classification set of tensorflow-datasets and its data folder.
 
-    Found without a network; raises ``DataError`` for an unusable set.
+    Found without a network. Raises ``DataError`` for a set that is unknown, damaged or not an image
+    classification set.
     """
 
     def __init__(self, name: str, data_dir: Path) -> None:
@@ -109,8 +61,85 @@ class _Source:
         self.builder = self._find_builder()
         self.full_name = self.builder.info.full_name
         self.folder = Path(self.builder.data_path)
-        self.info = self.folder / INFO
         self.image, self.label = self._image_and_label()
+        # The size, checksum and name of each original file, by its address.
+        self.originals: dict[str, Any] = self.builder.url_infos or {}
+
+    def prepare(self, manual_dir: Path | None = None) -> str:
+        """Prepare the set from downloaded files or from the original files in ``manual_dir``.
+
+        Returns a sentence about what was done. Each file must have the checksum that
+        tensorflow-datasets records for it. Of several processes, one prepares at a time. Raises
+        ``DataError``, and ``StorageError`` for a full disk or a folder that is not writable.
+        """
+        target = f"{self.full_name} in {self.data_dir}"
+        if not self._is_prepared():  # without the lock, which a read-only folder does not have
+            if manual_dir is None:
+                self._require_downloadable()
+                size = self.builder.info.download_size
+                message = f"downloading and preparing {target} ({size})"
+            else:
+                self._check_originals(manual_dir)
+                message = f"preparing {target} from the files in {manual_dir}"
+            with self._explained(), _incomplete(self.root) as folder:
+                if not self._is_prepared():  # by the process that held the lock
+                    log.info(message)
+                    # The files that mnist and fashion_mnist unpack have the same names: the folder
+                    # has to be empty. A process that is killed leaves files in it alone.
+                    builder = tfds.builder(self.name, data_dir=folder)
+                    with contextlib.redirect_stdout(io.StringIO()):
+                        builder.download_and_prepare(
+                            download_dir=folder / "downloads",
+                            download_config=tfds.download.DownloadConfig(
+                                manual_dir=manual_dir, try_download_gcs=False
+                            ),
+                        )
+                    self.folder.parent.mkdir(parents=True, exist_ok=True)
+                    Path(builder.data_path).rename(self.folder)
+                    return f"prepared {target}"
+        return f"{target} is prepared already"
+
+    def require_prepared(self) -> None:
+        """Raise ``DataUnavailableError`` unless the set is prepared."""
+        if not self._is_prepared():
+            raise self._unavailable(f"{self.name} is not prepared in {self.data_dir}")
+
+    def load(self) -> Dataset:
+        """Read the prepared set in another process, because tensorflow never frees its memory.
+
+        Raises ``DataError`` if that process is ended by the system, for lack of memory or because
+        of damage that tensorflow does not notice.
+        """
+        # -P: modules in the working directory are not ours.
+        program = [sys.executable, "-P", "-m", __package__ or "", self.name, str(self.data_dir)]
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        with subprocess.Popen(program, stdin=pipe, stdout=pipe, stderr=null) as process:
+            assert process.stdout is not None
+            try:
+                result = pickle.load(process.stdout)
+            except (EOFError, pickle.UnpicklingError) as error:
+                reason = f"the process that reads it ended with exit code {process.wait()}"
+                problem = f"{self.full_name} in {self.data_dir} cannot be read: {reason}"
+                hint = f"free memory; {self._repair(self.folder)}"
+                raise DataError(problem, hint=hint) from error
+        if isinstance(result, partial):
+            raise result()
+        return result
+
+    def decode(self) -> Dataset:
+        """Read the prepared set in this process.
+
+        Raises ``DataError`` for a file that is damaged or cannot be read.
+        """
+        config = self.builder.builder_config
+        features: Any = self.builder.info.features
+        return Dataset(
+            name=f"{self.builder.name}/{config.name}" if config else self.builder.name,
+            source=f"tensorflow-datasets {self.full_name}",
+            class_names=tuple(features[self.label].names),
+            train=self._read("train"),
+            test=self._read("test"),
+        )
 
     def _find_builder(self) -> tfds.core.DatasetBuilder:
         logging.getLogger("absl").setLevel(logging.ERROR)
@@ -123,8 +152,6 @@ class _Source:
             for file in sorted((self.root / plain_name).glob("**/*.json")):
                 if tfds.core.Version.is_valid(file.parent.name):
                     self._check_description(file.parent)
-                    with self._reading(file.parent / INFO, Exception):
-                        tfds.builder_from_directory(file.parent)
             if isinstance(error, tfds.core.DatasetNotFoundError):
                 near = did_you_mean(self.name, [*tfds.list_builders(), "garments"])
                 hint = (
@@ -140,35 +167,44 @@ class _Source:
     def _image_and_label(self) -> tuple[str, str]:
         """Return the keys of the image and of the label; raise if a set has no such pair."""
         info: Any = self.builder.info
-        keys = info.supervised_keys
-        if keys is not None and len(keys) == 2 and all(key in info.features for key in keys):
-            image, label = (info.features[key] for key in keys)
-            features = tfds.features
-            if isinstance(image, features.Image) and isinstance(label, features.ClassLabel):
-                shape: Any = image.shape
-                dtype: Any = image.np_dtype
+        kinds: Any = tfds.features
+        keys: Any = info.supervised_keys or ()
+        match [info.features[key] for key in keys if key in info.features]:
+            case [kinds.Image() as image, kinds.ClassLabel()]:
+                shape, dtype = image.shape, np.dtype(image.np_dtype)
                 if None not in shape and dtype == np.uint8:
                     return keys
-                problem = f"the images of {self.name} have shape {shape} and type {np.dtype(dtype)}"
+                found = f"the images of {self.name} have shape {shape} and type {dtype}"
+                problem = f"{found}; they must have one fixed shape and 8 bits"
                 hint = "use a set whose images all have one size, such as mnist or cifar10"
-                raise DataError(f"{problem}; they must have one fixed shape and 8 bits", hint=hint)
-        problem = f"{self.builder.name} is not an image classification set"
-        hint = "use a set of images with one label each, such as fashion_mnist, mnist or cifar10"
+            case _:
+                problem = f"{self.builder.name} is not an image classification set"
+                hint = "use a set of images with one label each, such as fashion_mnist or cifar10"
         raise DataError(problem, hint=hint)
 
-    def is_prepared(self) -> bool:
+    def _is_prepared(self) -> bool:
         """Return whether the folder of the set exists; raise if the set in it is incomplete."""
         exists = os.path.lexists(self.folder)
         if exists:
             self._check_description(self.folder)
         return exists
 
-    def require_prepared(self) -> "_Source":
-        if not self.is_prepared():
-            raise self._unavailable(f"{self.name} is not prepared in {self.data_dir}")
-        return self
+    def _check_description(self, folder: Path) -> None:
+        """Refuse a prepared set whose description is missing or damaged.
 
-    def require_downloadable(self) -> None:
+        tensorflow-datasets itself reads only a part of it if it has the code of the set.
+        """
+        with self._reading(folder):
+            info: Any = tfds.builder_from_directory(folder).info
+            if not info.splits:
+                raise ValueError("it describes no images")
+            for feature in info.features.values():
+                if isinstance(feature, tfds.features.ClassLabel):
+                    num_names, num_classes = len(feature.names), feature.num_classes
+                    if num_names != num_classes:
+                        raise ValueError(f"it names {num_names} classes, there are {num_classes}")
+
+    def _require_downloadable(self) -> None:
         if self.builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
             raise DataUnavailableError(
                 f"{self.name} cannot be downloaded by a program: download its files by hand",
@@ -176,45 +212,31 @@ class _Source:
                 "from DIR",
             )
         # The first file stands for all of them: they usually have the same server.
-        url = next(iter(self._originals), None)
+        url = next(iter(self.originals), None)
         if url is not None and (reason := _probe(url)):
             problem = f"{self.name} is not prepared in {self.data_dir}"
             raise self._unavailable(f"{problem}; it cannot be downloaded from {url}: {reason}")
 
-    def check_originals(self, folder: Path) -> None:
+    def _check_originals(self, folder: Path) -> None:
         """Raise for files that are missing or differ from the originals, with the name of each."""
         problems = []
-        for url, original in self._originals.items():
+        for url, original in self.originals.items():
             path = folder / (original.filename or url.rpartition("/")[2])
             if not path.is_file():
                 problems.append(f"{path} does not exist")
-            elif (size := path.stat().st_size) != original.size:
-                expected = int(original.size)
-                problems.append(f"{path} has {size:,} bytes, the original has {expected:,}")
-            else:
-                with path.open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != original.checksum:
-                        problems.append(f"{path} is damaged: its SHA-256 is not the original's")
+                continue
+            with path.open("rb") as file:
+                is_original = hashlib.file_digest(file, "sha256").hexdigest() == original.checksum
+            if not is_original:
+                sizes = f"{path.stat().st_size:,} bytes, the original has {int(original.size):,}"
+                problems.append(f"{path} is damaged: its SHA-256 is not the original's ({sizes})")
         if problems:
-            server = next(iter(self._originals)).rpartition("/")[0]
+            server = next(iter(self.originals)).rpartition("/")[0]
             hint = f"put the original files of {self.builder.name} into {folder}"
             raise DataError(*problems, hint=f"{hint}; they come from {server}")
 
-    def prepare_in(self, folder: Path, manual_dir: Path | None) -> None:
-        """Prepare the set in a temporary folder, and move it to its final one.
-
-        A killed process leaves files in the temporary folder only. The files that mnist and
-        fashion_mnist unpack have the same names, so the folder has to be empty.
-        """
-        builder = tfds.builder(self.name, data_dir=folder)
-        options = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(download_dir=folder / "downloads", download_config=options)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        Path(builder.data_path).rename(self.folder)
-
     @contextlib.contextmanager
-    def explain_failure(self) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
         """Raise the errors of a preparation as ``DataError`` or ``StorageError``."""
         try:
             yield
@@ -224,134 +246,62 @@ class _Source:
             problem = f"a file of {self.builder.name} is not the original: {_first_line(error)}"
             hint = "download it again later, or take the original files with --from DIR"
             raise DataError(problem, hint=hint) from error
-        except util.DownloadError as error:
+        except (util.DownloadError, requests.RequestException) as error:
             problem = f"{self.builder.name} cannot be downloaded: {error}"
             raise self._unavailable(problem) from error
         except Exception as error:
             # The error of a disk is the cause of other kinds of errors, or one of tensorflow's.
             cause: BaseException | None = error
-            while cause is not None:
-                if isinstance(cause, tf.errors.OpError) or (
-                    isinstance(cause, OSError) and (cause.errno or type(cause) is OSError)
-                ):
-                    # tensorflow's begins with a path in the temporary folder.
-                    reason = getattr(cause, "strerror", None) or _first_line(cause).split("; ")[-1]
-                    problem = f"{self.full_name} in {self.data_dir} cannot be written: {reason}"
-                    hint = "choose a folder with free space that you may write to with --data-dir"
-                    raise StorageError(problem, hint=hint) from error
+            while cause is not None and not isinstance(cause, OSError | tf.errors.OpError):
                 cause = cause.__cause__
-            if isinstance(error, OSError):  # requests: a failed transfer, without a number
-                problem = f"{self.builder.name} cannot be downloaded: {error}"
-                raise self._unavailable(problem) from error
-            raise
+            if cause is None:
+                raise
+            reason = getattr(cause, "strerror", None) or _first_line(cause)
+            problem = f"{self.full_name} in {self.data_dir} cannot be written: {reason}"
+            hint = "choose a folder with free space that you may write to with --data-dir"
+            raise StorageError(problem, hint=hint) from error
 
-    def class_names(self) -> tuple[str, ...]:
-        features: Any = self.builder.info.features
-        feature = features[self.label]
-        path = Path(feature.get_names_filepath(self.folder, self.label))
-        # There is no such file if the classes have no names.
-        if path.exists() or feature.names != [str(n) for n in range(feature.num_classes)]:
-            with self._reading(path, UnicodeDecodeError):
-                num_names = len(set(path.read_text(encoding="utf-8").split("\n")) - {""})
-            if num_names != feature.num_classes:
-                classes = f"{num_names} classes, there are {feature.num_classes}"
-                raise self._damage(path, f"is damaged: it names {classes}")
-        return tuple(feature.names)
-
-    def read(self, split: str) -> Split:
+    def _read(self, split: str) -> Split:
         """Read all examples of a split in the order of its files."""
-        name, splits = self.builder.name, self.builder.info.splits
+        splits: Any = self.builder.info.splits
         if split not in splits:
-            if not splits or any(self.folder.glob(f"{name}-{split}.*")):
-                raise self._damage(self.info, f"is damaged: it does not name the split {split}")
-            problem = f"{name} has no split {split}: it has {', '.join(splits)}"
+            problem = f"{self.builder.name} has no split {split}: it has {', '.join(splits)}"
             hint = "use a set with a train and a test split, such as fashion_mnist or cifar10"
             raise DataError(problem, hint=hint)
+        with self._reading(self.folder):
+            paths, lengths = splits[split].filepaths, splits[split].shard_lengths
+            # tensorflow-datasets writes no empty file, and would skip one that is described so.
+            if min(lengths, default=0) < 1:
+                raise ValueError(f"it describes a file without examples in {split}")
         # A build of tensorflow with CUDA would allocate the memory of every GPU.
         tf.config.set_visible_devices([], "GPU")
         read: Any = self.builder.as_dataset  # its decorator hides the parameters
         images, labels, start = [], [], 0
-        shards = self._shards(split)
-        for path, num_examples, _ in shards:
+        # Each file on its own, because tensorflow's errors do not name it.
+        for path, num_examples in zip(paths, lengths, strict=True):
             part = tfds.core.ReadInstruction(split, start, start + num_examples, unit="abs")
             start += num_examples
-            try:
-                with self._reading(path, tf.errors.OpError):
-                    columns: Any = tfds.as_numpy(read(split=part, batch_size=-1))
-            except DataError as error:
-                if isinstance(error.__cause__, tf.errors.ResourceExhaustedError):
-                    error.hint = "free memory and start it again"
-                raise
+            with self._reading(self.folder, path.name):
+                columns: Any = tfds.as_numpy(read(split=part, batch_size=-1))
             images.append(columns[self.image])
             labels.append(columns[self.label].astype(np.int32))
-        described: Any = splits[split]
-        num_bytes = sum(num_bytes for *_, num_bytes in shards)
-        if described.num_bytes not in (0, num_bytes):  # 0 is unknown
-            recorded = f"{int(described.num_bytes):,} bytes of examples in {split}"
-            problem = f"is damaged: it records {recorded}, but its files have {num_bytes:,}"
-            raise self._damage(self.info, problem)
         return Split(np.concatenate(images), np.concatenate(labels))
 
-    def _shards(self, split: str) -> list[tuple[Path, int, int]]:
-        """Return each file of a split with its number of examples and of their bytes.
-
-        Refuses a file that cannot be opened, or whose size cannot be right: tensorflow trusts the
-        number of examples, and an enormous one aborts the process.
-        """
-        described: Any = self.builder.info.splits[split]
-        with self._reading(self.info, LookupError, ValueError):  # the template of the file names
-            paths = [Path(path) for path in described.filepaths]
-        # tensorflow-datasets writes no empty file, and would skip one that is described as empty.
-        if min(described.shard_lengths or (), default=0) < 1:
-            problem = f"is damaged: it has a file without examples in {split}"
-            raise self._damage(self.info, problem)
-        shards = []
-        for path, num_examples in zip(paths, described.shard_lengths, strict=True):
-            with self._reading(path), path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-            num_bytes = size - num_examples * TFRECORD_OVERHEAD_BYTES
-            if num_bytes < 0:
-                needed = f"too few for the {num_examples:,} examples in {INFO}"
-                raise self._damage(path, f"is damaged: it has {size:,} bytes, {needed}")
-            shards.append((path, num_examples, num_bytes))
-        return shards
-
-    def _check_description(self, folder: Path) -> None:
-        """Refuse a prepared set whose description is missing, damaged or of another set.
-
-        tensorflow-datasets itself reads only a part of it if it has the code of the set.
-        """
-        from_json = tfds.features.FeatureConnector.from_json
-        for path, parse in (
-            (folder / INFO, dataset_info.read_from_json),
-            (folder / FEATURES, lambda path: from_json(json.loads(path.read_text()))),
-        ):
-            with self._reading(path, Exception):  # the parsers raise many kinds of errors
-                path.read_text(encoding="utf-8")  # their errors hide those of the system
-                parse(path)
-        described = dataset_info.read_from_json(folder / INFO)
-        # Between the folders of the set and of the version there may be one of the configuration.
-        if described.version != folder.name or described.name not in folder.parts[-3:-1]:
-            names = "/".join(filter(None, (described.name, described.version))) or "nothing"
-            raise self._damage(folder / INFO, f"is damaged: it describes {names}")
-
     @contextlib.contextmanager
-    def _reading(self, path: Path, *damage: type[Exception]) -> Iterator[None]:
-        """Raise ``DataError`` for a file that cannot be read or is damaged in one of these ways."""
+    def _reading(self, folder: Path, file: str = "") -> Iterator[None]:
+        """Raise any error as a ``DataError`` about the folder of a set or a file in it."""
         try:
             yield
-        except OSError as error:
-            reason = error.strerror or _first_line(error)
-            raise self._damage(path, f"cannot be read: {reason}") from error
-        except damage as error:
-            raise self._damage(path, f"is damaged: {_first_line(error)}") from error
+        except Exception as error:  # the parsers of tensorflow-datasets raise many kinds
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            problem = f"{folder / file} cannot be read: {_first_line(cause)}"
+            raise DataError(problem, hint=self._repair(folder)) from error
 
-    def _damage(self, path: Path, problem: str) -> DataError:
-        """Return the error about a damaged file, with the command that repairs the set."""
+    def _repair(self, folder: Path) -> str:
+        """Return a hint with the command that repairs a damaged set."""
         command = f"plateau-train data prepare --dataset {self.name}"
-        folder = shlex.quote(str(self.root))
-        hint = f"delete {path.parent} and run {command} --data-dir {folder}"
-        return DataError(f"{path} {problem}", hint=hint)
+        data_dir = shlex.quote(str(self.root))
+        return f"if it is damaged, delete {folder} and run {command} --data-dir {data_dir}"
 
     def _unavailable(self, problem: str) -> DataUnavailableError:
         return DataUnavailableError(
@@ -359,11 +309,6 @@ class _Source:
             hint=f"plateau-train data prepare --dataset {self.name} downloads it, with --from DIR "
             "it takes the original files from DIR; --dataset garments needs neither",
         )
-
-    @property
-    def _originals(self) -> dict[str, Any]:
-        """The size, checksum and name of each original file, by its address."""
-        return self.builder.url_infos or {}
 
 
 @contextlib.contextmanager
@@ -391,9 +336,9 @@ def _incomplete(data_dir: Path) -> Iterator[Path]:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the first line of a message, without tensorflow's names of operations in it."""
+    """Return the first line of a message, without tensorflow's names of operations and files."""
     line = (str(error) or type(error).__name__).splitlines()[0]
-    return re.sub(r"^(\{\{.*?\}\} )?(.*? with iterator: \S+ )?|\.?( \[Op:.*)?$", "", line)
+    return re.sub(r"^(\{\{.*?\}\} )?(.*? with iterator: \S+ )?(/.*; )?|\.?( \[Op:.*)?$", "", line)
 
 
 def _probe(url: str) -> str:

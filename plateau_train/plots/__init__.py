@@ -5,6 +5,7 @@ when called, so that a command without a picture starts fast. Imports run, confi
 """
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +20,14 @@ FORMATS = ("png", "svg", "pdf")
 
 
 class PlottedRun(NamedTuple):
-    """A run as it is drawn; beside others with its label, in a look that is chosen for it."""
+    """A run as it is drawn: alone, or beside others with a label and in a look of its own."""
 
     settings: Settings
     histories: Sequence[History]
     label: str = ""
     color: str = "black"
     linestyle: Any = "-"
-    is_single: bool = True
+    is_single: bool = False  # whether it is drawn alone
 
 
 class Grid(NamedTuple):
@@ -71,36 +72,21 @@ def place(path: Path, output: Path | None, save: Callable[[Path], None]) -> Path
     return path
 
 
-def save_run_plot(path: Path, histories: Sequence[History], settings: Settings) -> None:
-    """Save the five panels of a run, with all ``histories`` in them."""
-    from plateau_train.plots import panels, style
+def _saver(module: str, name: str) -> Callable[..., None]:
+    """Return a function that draws with a function of a module, and writes to a path.
 
-    style.save_figure(path, panels.draw_run(histories, settings))
+    Its first argument is the path, the others are those of the function that draws.
+    """
 
+    def save(path: Path, *arguments: Any, **options: Any) -> None:
+        draw = getattr(import_module(f"plateau_train.plots.{module}"), name)
+        import_module("plateau_train.plots.style").save_figure(path, draw(*arguments, **options))
 
-def save_comparison(path: Path, runs: Sequence[PlottedRun], heading: str) -> None:
-    """Save the five panels with a curve for each run, whose color and line style are set here."""
-    from plateau_train.plots import panels, style
-
-    style.save_figure(path, panels.draw_comparison(runs, heading))
-
-
-def save_confusion(path: Path, confusion: Any, class_names: Sequence[str], heading: str) -> None:
-    """Save a confusion matrix of counts: true classes in rows, predicted ones in columns."""
-    from plateau_train.plots import heatmaps, style
-
-    style.save_figure(path, heatmaps.draw_confusion(confusion, class_names, heading))
+    return save
 
 
-def save_heat_map(path: Path, grid: Grid, heading: str) -> None:
-    """Save a picture of a metric over two settings."""
-    from plateau_train.plots import heatmaps, style
-
-    style.save_figure(path, heatmaps.draw_heat_map(grid, heading))
-
-
-def save_replay(path: Path, *arguments: Any, **options: Any) -> None:
-    """Save a replay of the rule, from the arguments of ``replay.draw_replay``."""
-    from plateau_train.plots import replay, style
-
-    style.save_figure(path, replay.draw_replay(*arguments, **options))
+save_run_plot = _saver("panels", "draw_run")
+save_comparison = _saver("panels", "draw_comparison")
+save_confusion = _saver("heatmaps", "draw_confusion")
+save_heat_map = _saver("heatmaps", "draw_heat_map")
+save_replay = _saver("replay", "draw_replay")

@@ -60,7 +60,7 @@ def draw_confusion(
 def draw_heat_map(grid: Grid, heading: str) -> Figure:
     """Draw a metric over two settings: the darker the better, with an orange frame on the best.
 
-    A cell with diverged seeds is hatched and shows their number.
+    A cell with diverged seeds is hatched and shows their number. One mean at least is not NaN.
     """
     num_rows, num_columns = grid.means.shape
     width, height = np.clip(16 / num_columns, 0.75, 1.4), np.clip(10 / num_rows, 0.5, 0.8)
@@ -70,9 +70,8 @@ def draw_heat_map(grid: Grid, heading: str) -> Figure:
     sign = -1 if grid.metric.endswith("loss") else 1
     goodness = sign * grid.means
     norm, extend = _color_scale(goodness, sign)
-    if not np.isnan(goodness).all():
-        best = np.unravel_index(np.nanargmax(goodness), goodness.shape)
-        _frame(panel, *best, linewidth=4, edgecolor=style.ORANGE, zorder=3, clip_on=False)
+    best = np.unravel_index(np.nanargmax(goodness), goodness.shape)
+    _frame(panel, *best, linewidth=4, edgecolor=style.ORANGE, zorder=3, clip_on=False)
     cmap = "Blues" if sign > 0 else "Blues_r"
     image = panel.imshow(grid.means, cmap=cmap, norm=norm, aspect="auto")
     texts = []
@@ -121,8 +120,6 @@ def _finish(figure: Figure, heading: str, across: str, down: str, enlarged: floa
 
 def _color_scale(goodness: Float[np.ndarray, "rows columns"], sign: int) -> tuple[Normalize, str]:
     """Return the range of the colors, and at which end of it values are cut off."""
-    if np.isnan(goodness).all():
-        return Normalize(0, 1), "neither"
     best, worst = np.nanmax(goodness), np.nanmin(goodness)
     # A cell that has learned nothing would make all others look equal.
     least = max(worst, best - 4 * (best - np.nanmedian(goodness)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,14 +13,13 @@ from matplotlib.patches import Rectangle
 
 from plateau_train.config import Settings
 from plateau_train.plots import PlottedRun, style
-from plateau_train.plots.scale import draw_scale, list_reasons
+from plateau_train.plots.scale import draw_scale
 from plateau_train.plots.style import Curve, Look
 from plateau_train.run.history import History, completed
 
 METRICS = (("train", "loss"), ("train", "accuracy"), ("test", "loss"), ("test", "accuracy"))
 
-# Inches: the panels together, and a line of text above or below them.
-WIDTH, HEIGHT, LINE = 20, 4.5, 0.18
+WIDTH, HEIGHT = 20, 4.5  # of the panels together, in inches
 
 
 def draw_run(histories: Sequence[History], settings: Settings) -> Figure:
@@ -29,23 +28,20 @@ def draw_run(histories: Sequence[History], settings: Settings) -> Figure:
     The curves are means over replicas with bands of one standard deviation, and each replica is a
     thin line. The drops of a single replica are numbered, and their reasons are listed below.
     """
-    run = PlottedRun(settings, histories)
+    run = PlottedRun(settings, histories, is_single=True)
     drops = histories[0].drops if len(histories) == 1 else ()
-    reasons = list_reasons(drops)
     has_val = histories[0].records[0].val_loss is not None
     # A legend of one or two lines is between a panel and its title.
-    figure = _make_panels(len(reasons), 0, pad=42 if has_val else 26)
+    figure = _make_panels(HEIGHT, pad=42 if has_val else 26)
     style.write_heading(figure, title(histories, settings), style.HEADING)
-    look: Look = {"fontsize": style.REASON, "color": "#333333", "parse_math": False}
-    for number, reason in enumerate(reasons):
-        height = LINE * (len(reasons) - number - 0.4) / figure.get_figheight()
-        figure.text(0.03, height, reason, **look)
+    more = ", which events.jsonl has with their reasons"
+    style.write_reasons(figure, [drop.describe() for drop in drops], more)
     draw_scale(figure.axes[0], [run], drops)
     for panel, (split, metric) in zip(figure.axes[1:], METRICS, strict=True):
         splits = (split, "val") if split == "test" and has_val else (split,)
         lines = [_Line.of(run, name, metric) for name in splits]
         _draw_metric(panel, lines, [drop.position for drop in drops], metric)
-    look = {"frameon": False, "borderpad": 0.2, "labelspacing": 0.2, "handlelength": 1.5}
+    look: Look = {"frameon": False, "borderpad": 0.2, "labelspacing": 0.2, "handlelength": 1.5}
     for panel in figure.axes:
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=style.TICK, **style.ABOVE, **look)
@@ -57,14 +53,20 @@ def draw_comparison(runs: Sequence[PlottedRun], heading: str) -> Figure:
 
     Leaves out the metrics on held-out images, which some of the runs may not have.
     """
-    looks = zip(runs, cycle(style.RUN_COLORS), cycle(style.RUN_LINESTYLES), strict=False)
-    runs = [
-        run._replace(color=color, linestyle=line, is_single=False) for run, color, line in looks
-    ]
+    styles = zip(runs, cycle(style.RUN_COLORS), cycle(style.RUN_LINESTYLES), strict=False)
+    runs = [run._replace(color=color, linestyle=line) for run, color, line in styles]
     column_width = max(len(run.label) for run in runs) * 0.095 + 0.9  # inches
     num_columns = min(len(runs), max(1, int((WIDTH - 1) / column_width)))
-    figure = _make_panels(0, -(-len(runs) // num_columns))
-    _name_runs(figure, runs, heading, num_columns)
+    figure = _make_panels(HEIGHT + style.LINE * -(-len(runs) // num_columns))
+    # One legend for all panels, under the heading; the labels may hold any characters.
+    line: Look = {"linewidth": 2, "marker": "o"}
+    handles = [Line2D([], [], color=run.color, linestyle=run.linestyle, **line) for run in runs]
+    look: Look = {"loc": "outside upper center", "frameon": False, "handlelength": 3}
+    look |= {"title": heading, "title_fontsize": style.fit_font(heading, WIDTH, style.HEADING)}
+    look |= {"ncols": num_columns, "fontsize": style.TICK}
+    legend = figure.legend(handles, [run.label for run in runs], **look)
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set_parse_math(False)
     draw_scale(figure.axes[0], runs, ())
     for panel, (split, metric) in zip(figure.axes[1:], METRICS, strict=True):
         _draw_metric(panel, [_Line.of(run, split, metric) for run in runs], (), metric)
@@ -94,12 +96,9 @@ def title(histories: Sequence[History], settings: Settings) -> str:
     return f"{trained}: {optimizer.optimizer} at {optimizer.learning_rate:g}{rule}, {seeds}"
 
 
-def _make_panels(num_lines_below: int, num_lines_above: int, pad: float | None = None) -> Figure:
-    """Make a figure of five panels, with space for lines of text below and above them."""
-    below = LINE * (num_lines_below + 1) if num_lines_below else 0
-    height = HEIGHT + below + LINE * num_lines_above
-    rect = (0, below / height, 1, 1 - below / height)
-    engine = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, rect=rect)
+def _make_panels(height: float, pad: float | None = None) -> Figure:
+    """Make a figure of five panels, with ``pad`` points between a panel and its title."""
+    engine = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
     figure = Figure(figsize=(WIDTH, height), layout=engine)
     titles = ("LR scale", *map(" ".join, METRICS))
     for panel, text in zip(figure.subplots(1, 5), titles, strict=True):
@@ -108,27 +107,13 @@ def _make_panels(num_lines_below: int, num_lines_above: int, pad: float | None =
     return figure
 
 
-def _name_runs(figure: Figure, runs: Sequence[PlottedRun], heading: str, num_columns: int) -> None:
-    """Add one legend for all panels, under the heading; the labels may hold any characters."""
-    line: Look = {"linewidth": 2, "marker": "o"}
-    handles = [Line2D([], [], color=run.color, linestyle=run.linestyle, **line) for run in runs]
-    look: Look = {"loc": "outside upper center", "frameon": False, "handlelength": 3}
-    look |= {"title": heading, "title_fontsize": style.fit_font(heading, WIDTH, style.HEADING)}
-    look |= {"ncols": num_columns, "fontsize": style.TICK}
-    legend = figure.legend(handles, [""] * len(runs), **look)
-    legend.get_title().set_parse_math(False)
-    for text, run in zip(legend.get_texts(), runs, strict=True):
-        text.set(text=run.label, parse_math=False)
-
-
 class _Line(NamedTuple):
     """A metric over the epochs, its best epoch, and how it is drawn."""
 
     curve: Curve
     best_epoch: int
     label: str
-    color: str
-    linestyle: Any
+    look: Look
 
     @classmethod
     def of(cls, run: PlottedRun, split: str, metric: str) -> "_Line":
@@ -140,8 +125,8 @@ class _Line(NamedTuple):
         best = int(curve.mean.argmin() if metric == "loss" else curve.mean.argmax())
         word = ("min" if metric == "loss" else "max") + (" of mean" if len(histories) > 1 else "")
         label = f"{split}: {word} {curve.mean[best]:.4f} at epoch {epochs[best]}"
-        look = style.SPLIT_STYLES[split] if run.is_single else (run.color, run.linestyle)
-        return cls(curve, epochs[best], label, *look)
+        color, line = style.SPLIT_STYLES[split] if run.is_single else (run.color, run.linestyle)
+        return cls(curve, epochs[best], label, {"color": color, "linestyle": line})
 
 
 def _draw_metric(panel: Axes, lines: Sequence[_Line], drops: Sequence[float], metric: str) -> None:
@@ -173,12 +158,11 @@ def _draw_metric(panel: Axes, lines: Sequence[_Line], drops: Sequence[float], me
     margin = 0.06 * (most - least) or 0.01
     inset.set_ylim(least - margin, most + margin)
     inset.set_title(f"from epoch {start}", fontsize=10, loc="left", pad=3)
-    inset.tick_params(labelsize=style.REASON)
+    inset.tick_params(labelsize=style.SMALL_TICK)
 
 
 def _draw_lines(panel: Axes, lines: Sequence[_Line]) -> None:
-    for curve, best_epoch, label, color, linestyle in lines:
-        look: Look = {"color": color, "linestyle": linestyle}
+    for curve, best_epoch, label, look in lines:
         # The bands of several runs overlap.
         curve.draw(panel, alpha=0.2 if len(curve.replicas) else 0.12, drawstyle="default", **look)
         best = curve.epochs == best_epoch

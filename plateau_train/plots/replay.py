@@ -1,6 +1,5 @@
 """The plot of a replay: the values that the rule observed, above the scale."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,8 +11,8 @@ from plateau_train.plots import style
 from plateau_train.plots.style import Look
 from plateau_train.run.series import Series
 
-# Up to how many observations each has a dot; how many reasons stand below, of which length.
-MAX_DOTS, MAX_REASONS, MAX_CHARS = 120, 10, 175
+# Up to how many observations each has a dot; how long a reason below the plot may be.
+MAX_DOTS, MAX_CHARS = 120, 173
 
 WIDTH = 12  # inches
 
@@ -36,14 +35,7 @@ def draw_replay(
     is marked as counterfactual.
     """
     rows = next(iter(rules.values()))
-    lines = [
-        # This space is as wide as a digit.
-        f"{number:\N{FIGURE SPACE}>2}" + f"  {reason}"[:MAX_CHARS]
-        for number, reason in enumerate(reasons[:MAX_REASONS], start=1)
-    ]
-    if len(reasons) > MAX_REASONS:
-        lines.append(f"and {len(reasons) - MAX_REASONS:,} more")
-    figure = Figure(figsize=(WIDTH, 6.4 + 0.17 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     number = f"{len(rows):,} value{'s' if len(rows) > 1 else ''}"
     style.write_heading(figure, f"{number} from {series.title}\n{rule}", style.TITLE)
@@ -58,8 +50,7 @@ def draw_replay(
     if change is not None:
         look: Look = {"transform": bottom.get_xaxis_transform(), "fontsize": style.TICK}
         bottom.text(end, 0.97, "counterfactual", ha="right", va="top", style="italic", **look)
-    below: Look = {"fontsize": style.NOTE, "parse_math": False}
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", **below)
+    style.write_reasons(figure, [reason[:MAX_CHARS] for reason in reasons])
     return figure
 
 
@@ -68,9 +59,8 @@ def _draw_values(panel: Axes, series: Series, rows: Sequence[Row]) -> None:
     panel.set_ylabel(series.observed, fontsize=style.LABEL, parse_math=False)
     x = np.array([_x(series, row) for row in rows])
     observed = np.array([row.mean for row in rows])
-    # inf before the first observation
-    best = [math.nan if math.isinf(row.best) else row.best for row in rows]
-    threshold = [math.nan if math.isinf(row.best) else row.threshold for row in rows]
+    # Before the first observation they are infinite, and matplotlib leaves them out.
+    best, threshold = [row.best for row in rows], [row.threshold for row in rows]
     below = {"drawstyle": "steps-mid", "zorder": 1.5}
     panel.plot(x, best, color=PALE_ORANGE, linewidth=3.5, label="best so far", **below)
     panel.plot(x, threshold, "--", color="black", linewidth=1, label="to beat", **below)
@@ -83,7 +73,7 @@ def _draw_values(panel: Axes, series: Series, rows: Sequence[Row]) -> None:
     panel.plot(x, drops, "v", label="lowers the scale", **mark)
     above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
     for number, place in enumerate(zip(x, drops, strict=True), start=1):
-        if number <= MAX_REASONS:
+        if number <= style.MOST_LISTED:
             panel.annotate(f"{number}", place, fontsize=style.TICK, fontweight="bold", **above)
     _zoom_past_start(panel, observed)
     panel.legend(ncols=4, frameon=False, fontsize=style.TICK, **style.ABOVE)

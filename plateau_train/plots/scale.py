@@ -12,8 +12,7 @@ from plateau_train.plots.style import LARGEST_SCALE, Curve, Look
 from plateau_train.run.history import History, completed
 from plateau_train.run.records import Drop
 
-# At most so many reasons are listed below the panels, and so many rows of ticks are drawn.
-MOST_LISTED, MOST_ROWS = 12, 24
+MOST_ROWS = 24  # of ticks
 
 STRIP = 0.26  # the height of the strip of these rows, as a share of the height of the panel
 
@@ -108,14 +107,3 @@ def _number_drops(panel: Axes, drops: Sequence[Drop]) -> None:
         if x - last[0] > 0.06 or last[1] - y > 0.05:
             last = (x, y)
             panel.annotate(f"{number}", place, xytext=(3, 0), fontsize=style.NOTE, **look)
-
-
-def list_reasons(drops: Sequence[Drop]) -> list[str]:
-    """Return a line for each drop, with its number in the panel and its reason."""
-    shown = drops if len(drops) <= MOST_LISTED else drops[: MOST_LISTED - 1]
-    # A number of one digit is aligned by a space that is as wide as a digit.
-    numbered = enumerate(shown, start=1)
-    lines = [f"{number:\N{FIGURE SPACE}>2}  {drop.describe()}" for number, drop in numbered]
-    if num_more := len(drops) - len(shown):
-        lines.append(f"and {num_more:,} more, which events.jsonl has with their reasons")
-    return lines

@@ -11,7 +11,7 @@ from jaxtyping import Float, Num
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from plateau_train.plots import check_format
@@ -23,9 +23,9 @@ BLUE, VERMILION, GREEN, BLACK, PURPLE, ORANGE, SKY_BLUE = RUN_COLORS
 RUN_LINESTYLES = ("-", "--", "-.", (0, (1, 1)))
 SPLIT_STYLES = {"train": (BLUE, "-"), "test": (VERMILION, "-"), "val": (GREEN, "--")}
 
-# Font sizes in points: headings, titles and labels of panels, ticks and legends, reasons of drops,
-# numbers and captions within a panel.
-HEADING, TITLE, LABEL, TICK, REASON, NOTE = 14, 13, 12, 11, 9, 8.5
+# Font sizes in points: headings, titles and labels of panels, ticks and legends, ticks of insets,
+# and reasons of drops and notes within a panel.
+HEADING, TITLE, LABEL, TICK, SMALL_TICK, NOTE = 14, 13, 12, 11, 9, 8.5
 
 Look = dict[str, Any]  # keyword arguments of matplotlib
 DROP_LINE: Look = {"color": "#999999", "linewidth": 0.8, "linestyle": ":", "zorder": 0}
@@ -34,6 +34,8 @@ BEST_MARKER: Look = {"marker": "o", "markersize": 6, "markeredgecolor": "white",
 COLOR_BAR: Look = {"fraction": 0.05, "pad": 0.02, "aspect": 25}
 ABOVE: Look = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}  # a legend covers no curve
 
+MOST_LISTED = 12  # reasons of drops below a picture
+LINE = 0.18  # inches that a line of text above or below the panels takes
 LARGEST_SCALE = 1.5  # the upper limit of a logarithmic axis of the scale
 
 
@@ -86,7 +88,7 @@ def use_log_scale(panel: Axes, lowest: float) -> None:
     """Make the vertical axis that of the scale: logarithmic, with plain numbers."""
     panel.set_yscale("log", base=2)
     panel.set_ylim(lowest, LARGEST_SCALE)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+    panel.yaxis.set_major_formatter("{x:.6g}")
     panel.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -100,6 +102,18 @@ def write_heading(figure: Figure, heading: str, largest: float) -> None:
     """Write a heading above a figure, no wider than the figure."""
     fontsize = fit_font(heading, figure.get_figwidth(), largest)
     figure.suptitle(heading, fontsize=fontsize, parse_math=False)
+
+
+def write_reasons(figure: Figure, reasons: Sequence[str], more: str = "") -> None:
+    """Add lines below the panels: the first reasons, numbered, and how many more there are."""
+    # A number of one digit is aligned by a space that is as wide as a digit.
+    numbered = enumerate(reasons[:MOST_LISTED], start=1)
+    lines = [f"{number:\N{FIGURE SPACE}>2}  {reason}" for number, reason in numbered]
+    if num_more := len(reasons) - len(lines):
+        lines.append(f"and {num_more:,} more{more}")
+    figure.set_figheight(figure.get_figheight() + LINE * len(lines))
+    look: Look = {"fontsize": NOTE, "color": "#333333", "parse_math": False}
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", **look)
 
 
 def save_figure(path: Path, figure: Figure) -> None:
