@@ -136,7 +136,7 @@ def helps_table(runs: Sequence[RunDirectory]) -> str:
         f"of {gain} (95 % interval).",
         "",
         f"Means and standard deviations of {len(accuracies[baseline])} seeds after "
-        f"{compared[baseline].last_epoch} epochs on Fashion-MNIST, of whose training images a "
+        f"{compared[baseline].results.epoch} epochs on Fashion-MNIST, of whose training images a "
         f"tenth is held out; the differences are paired by seed. {made_by(runs[0])}",
     ]
     return "\n".join(lines)

@@ -28,18 +28,18 @@ logger = logging.getLogger("plateau_train")
 class Row(NamedTuple):
     name: str
     mean: MeanStd | None
-    counts: tuple[int, ...]
+    counts: dict[str, int]
 
 
 ROWS = [
-    Row("one [/] two", MeanStd(0.5, 0.25, 3), (1234, 2)),
-    Row("\x1b[2J", None, (3, 4)),
+    Row("one [/] two", MeanStd(0.5, 0.25, 3), {"first": 1234, "second": 2}),
+    Row("\x1b[2J", None, {"first": 3, "second": 4}),
 ]
 COLUMNS = [
     Column("name", "name", is_number=False),
     Column("mean", "mean", ".2f"),
-    Column("counts", "first", ",", item=0),
-    Column("counts", "all", lambda counts: "+".join(map(str, counts))),
+    Column("counts.first", "first", ","),
+    Column("counts", "all", lambda counts: "+".join(map(str, counts.values()))),
 ]
 
 

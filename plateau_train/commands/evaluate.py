@@ -20,6 +20,7 @@ from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.history import records_at
 from plateau_train.run.reader import Run
 from plateau_train.run.records import EpochRecord, best_record
+from plateau_train.run.results import ROUNDING
 from plateau_train.training import setup
 from plateau_train.training.scoring import Confusion, Score, score
 
@@ -27,9 +28,6 @@ log = logging.getLogger("plateau_train")
 
 # A larger confusion matrix is drawn, and not printed.
 MOST_COLUMNS = 20
-
-# Accuracies are fractions of the same number of images: a smaller difference is rounding.
-ROUNDING = 1e-6
 
 
 class ClassResult(NamedTuple):
@@ -141,7 +139,10 @@ def _confusion_table(
     classes: Sequence[ClassResult], names: Sequence[str], titles: Sequence[str]
 ) -> Table:
     rows = [each._replace(name=name) for each, name in zip(classes, names, strict=True)]
-    columns = [Column("counts", title, ",", item=number) for number, title in enumerate(titles)]
+    columns = [
+        Column(lambda each, number=number: each.counts[number], title, ",")
+        for number, title in enumerate(titles)
+    ]
     caption = "true classes in rows, what they are taken for in columns"
     return Table(rows, [Column("name", "", is_number=False), *columns], caption)
 

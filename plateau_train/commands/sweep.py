@@ -82,14 +82,14 @@ def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
         )
     ordered = results.sort_results(all_results, plan.metric)
     table, picture = directory.path / "results.csv", directory.path / "heat_map.png"
-    storage.write_text(table, results.to_csv(ordered, varied))
+    storage.write_text(table, results.to_csv(ordered))
     rows = {"results": str(table)}
     if len(varied) == 2:
         grid = _make_grid(all_results, varied, plan.metric)
         heading = f"{grid.metric} after the last epoch, {all_results[0].num_seeds} seeds"
         plots.save_heat_map(picture, grid, heading)
         rows["heat map"] = str(picture)
-    rows["next"] = f"plateau-train plot {RunDirectory(directory.path / ordered[0].run)}"
+    rows["next"] = f"plateau-train plot {RunDirectory(directory.path / ordered[0].name)}"
     if is_quiet:
         print(directory.path)
         return
@@ -102,14 +102,16 @@ def _make_grid(
 ) -> plots.Grid:
     """Arrange a metric over the two settings that vary."""
     rows, columns = (
-        list(dict.fromkeys(result.values[axis] for result in all_results)) for axis in (0, 1)
+        list(dict.fromkeys(result.values[setting.key] for result in all_results))
+        for setting in varied
     )
     means, stds = (np.full((len(rows), len(columns)), np.nan) for _ in range(2))
     num_diverged = np.zeros(means.shape, int)
     for result in all_results:
-        cell = rows.index(result.values[0]), columns.index(result.values[1])
+        row, column = result.values.values()
+        cell = rows.index(row), columns.index(column)
         num_diverged[cell] = result.num_seeds - result.num_finished
-        if final := result.finals[metric]:
+        if final := result.final(metric):
             means[cell] = final.mean
             stds[cell] = final.sd if final.num_replicas > 1 else np.nan
     flags, name = [setting.flag for setting in varied], metric.replace("-", " ")

@@ -5,15 +5,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from plateau_train.config import Settings
 from plateau_train.report import text
-from plateau_train.report.console import TextColumn as Cell
-from plateau_train.report.console import fit_width, join_rows, print_rows, print_text
+from plateau_train.report.console import Column, Table, lay_out, make_console, print_rows
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
@@ -34,9 +32,9 @@ class RunReport:
 
     def __init__(self, *, is_quiet: bool) -> None:
         self.is_quiet = is_quiet
-        self._console = Console(highlight=False)
+        self._console = make_console()
         self._progress: Progress | None = None
-        self._titles = ""
+        self._titles: Sequence[object] = ()  # of the columns above the last row
         self._last_epoch = -1
         self._names: list[str] = []  # of the runs of a program, if there may be several
 
@@ -99,10 +97,8 @@ class RunReport:
             if isinstance(event, Drop):
                 seed = f"seed {event.seed}: " if num_replicas > 1 else ""
                 line = Text(f"{seed}{event.describe()}", style="bold yellow")
-                if self._console.is_terminal:
-                    self._console.print(Padding(line, (0, 0, 0, 6)))
-                else:
-                    print_text(self._console, line)
+                is_terminal = self._console.is_terminal
+                self._console.print(Padding.indent(line, 6) if is_terminal else line)
 
     def on_finish(self, run: Run, seconds: float) -> None:
         """Print how the run ended and what to do next; if quiet, only the path of its folder."""
@@ -135,16 +131,14 @@ class RunReport:
         if num_replicas == 1 and settings.optimizer.schedule == "plateau":
             patience = settings.plateau.patience
         if not self._console.is_terminal:
-            print_text(self._console, _epoch_line(records, num_epochs, patience))
+            self._console.print(Text(_epoch_line(records, num_epochs, patience)))
             return
         columns = _epoch_columns(records, num_replicas, num_epochs, patience)
-        columns.append(Cell("time", [f"{seconds:.1f}s"], 5))
-        fitting, gap = fit_width(columns, DROP_ORDER, self._console.width)
-        titles, row = join_rows(fitting, gap)
-        if titles != self._titles:
-            self._titles = titles
-            self._console.print(Text(titles, style="bold"), no_wrap=True, crop=True)
-        self._console.print(Text(row), no_wrap=True, crop=True)
+        columns.append(_cell("time", 5, f"{seconds:.1f}s"))
+        row = lay_out(Table([()], columns, drop_order=DROP_ORDER), self._console.width)
+        titles = [column.header for column in row.columns]
+        row.show_header, self._titles = titles != self._titles, titles
+        self._console.print(row)
 
 
 class ProgramReport(RunReport):
@@ -168,9 +162,12 @@ def _epoch_line(records: Sequence[EpochRecord], num_epochs: int, patience: int |
     """Return an epoch as one plain line."""
     first = records[0]
     parts = [f"epoch {first.epoch}/{num_epochs}"]
-    parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in mean_scores(records)]
-    parts.append(f"scale {_range([record.scale for record in records])}")
-    parts.append(f"lr {_range([record.learning_rate for record in records])}")
+    parts += [
+        f"{split} loss {loss:.4f} acc {acc:.4f}"
+        for split, (loss, acc) in mean_scores(records).items()
+    ]
+    parts.append(f"scale {text.show_range([record.scale for record in records])}")
+    parts.append(f"lr {text.show_range([record.learning_rate for record in records])}")
     if patience is not None:
         to_beat = "" if first.to_beat is None else f", to beat {first.to_beat:.4f}"
         cooldown = f", cooldown {first.cooldown}" if first.cooldown else ""
@@ -178,23 +175,18 @@ def _epoch_line(records: Sequence[EpochRecord], num_epochs: int, patience: int |
     return "  ".join(parts)
 
 
-def _range(values: Sequence[float]) -> str:
-    """Return the lowest and the highest value as text, or the only one."""
-    return " to ".join(f"{value:.6g}" for value in dict.fromkeys((min(values), max(values))))
-
-
 def _epoch_columns(
     records: Sequence[EpochRecord], num_replicas: int, num_epochs: int, patience: int | None
-) -> list[Cell]:
+) -> list[Column]:
     """Return an epoch as the row of a table that fits 80 columns without validation.
 
     The widths do not depend on the values: all epochs are printed under the same titles.
     """
     first, scales = records[0], [record.scale for record in records]
     cells = [("epoch", max(5, len(f"{num_epochs}") * 2 + 1), f"{first.epoch}/{num_epochs}")]
-    for split, loss, accuracy in mean_scores(records):
+    for split, (loss, accuracy) in mean_scores(records).items():
         for title, value in ((f"{split} loss", loss), ("acc", accuracy)):
-            cells.append((title, max(6, len(title)), f"{value.mean:.4f}"))
+            cells.append((title, 6, f"{value.mean:.4f}"))
             if num_replicas > 1:
                 cells.append((STD, 6, f"{value.sd:.4f}"))
     cells.append(("scale", 10, f"{max(scales):.6g}"))
@@ -206,4 +198,9 @@ def _epoch_columns(
         wait = f"cd {first.cooldown}" if first.cooldown else f"{first.wait}/{patience}"
         cells.append(("wait", len(f"{patience}") * 2 + 2, wait))
         cells.append(("to beat", 7, "" if first.to_beat is None else f"{first.to_beat:.4f}"))
-    return [Cell(title, [text], width) for title, width, text in cells]
+    return [_cell(*cell) for cell in cells]
+
+
+def _cell(title: str, width: int, content: str) -> Column:
+    """Return a column whose only cell has this content."""
+    return Column(lambda _row: content, title, min_width=width)

@@ -10,39 +10,54 @@ from typing import NamedTuple
 from plateau_train import config
 from plateau_train.config import Resolved, Setting, Settings
 from plateau_train.errors import ConfigError, RunError
-from plateau_train.report.console import Column, Table
+from plateau_train.report.console import Column, Table, look_up
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
-from plateau_train.run.records import MeanStd, best_record
+from plateau_train.run.records import MeanStd
+from plateau_train.run.results import Results
 
 log = logging.getLogger("plateau_train")
+
+
+def _path_of(metric: str) -> str:
+    return f"results.final.{metric}".replace("-", ".")
+
 
 METRICS = tuple(
     f"{split}-{kind}" for split in ("test", "val", "train") for kind in ("accuracy", "loss")
 )
 
-MEASURES = ("best_accuracy", "num_drops", "final_scale")
+# Where a sweep's results have what ``results.csv`` has the mean and the standard deviation of.
+MEASURES = {f"final_{metric}".replace("-", "_"): _path_of(metric) for metric in METRICS} | {
+    "best_accuracy": "results.own_best_score",
+    "num_drops": "results.num_drops",
+    "final_scale": "results.final_scale",
+}
 
 # Columns that a narrow terminal omits.
 DROP_ORDER = ("run", "scale", "best")
 
 
 class SweepResult(NamedTuple):
-    """A run of a sweep, over its seeds that finished all epochs; None if there are none."""
+    """A run of a sweep."""
 
-    run: str  # the name of its folder
-    values: tuple[str, ...]  # of the settings that vary
+    name: str  # of its folder
+    values: Mapping[str, str]  # of the settings that vary, by key
     num_seeds: int
-    num_finished: int
-    finals: Mapping[str, MeanStd | None]  # of each metric, after the last epoch
-    best_accuracy: MeanStd | None  # on the validation images if there are any, else the test images
-    num_drops: MeanStd | None
-    final_scale: MeanStd | None
+    results: Results | None  # of the seeds that finished all epochs; None if there are none
+
+    @property
+    def num_finished(self) -> int:
+        return 0 if self.results is None else len(self.results.seeds)
 
     @property
     def share_finished(self) -> str:
         return f"{self.num_finished}/{self.num_seeds}"
+
+    def final(self, metric: str) -> MeanStd | None:
+        """Return one of ``METRICS`` after the last epoch."""
+        return look_up(self, _path_of(metric))
 
 
 def choose_metric(metric: str | None, runs: Sequence[Settings]) -> str:
@@ -72,9 +87,12 @@ def read_results(
     """Read the runs of a sweep, in their order, and warn of those that are damaged."""
     results = []
     for directory, settings in runs:
-        values = (config.as_text(Resolved(settings, {}).value(setting)) for setting in varied)
-        histories = _read_finished(directory, settings.run.epochs)
-        results.append(_summarize(directory.path.name, tuple(values), settings, histories))
+        resolved = Resolved(settings, {})
+        values = {setting.key: config.as_text(resolved.value(setting)) for setting in varied}
+        finished = _read_finished(directory, settings.run.epochs)
+        achieved = Results.of(finished) if finished else None
+        name, num_seeds = directory.path.name, len(settings.run.seeds)
+        results.append(SweepResult(name, values, num_seeds, achieved))
     return results
 
 
@@ -83,7 +101,7 @@ def sort_results(results: Sequence[SweepResult], metric: str) -> list[SweepResul
     sign = 1 if metric.endswith("loss") else -1
 
     def rank(result: SweepResult) -> float:
-        final = result.finals[metric]
+        final = result.final(metric)
         return math.inf if final is None else sign * final.mean
 
     return sorted(results, key=rank)
@@ -104,57 +122,30 @@ def _read_finished(directory: RunDirectory, num_epochs: int) -> list[History]:
         return []
 
 
-def _summarize(
-    name: str, values: tuple[str, ...], settings: Settings, histories: Sequence[History]
-) -> SweepResult:
-    """Compute means and standard deviations over seeds."""
-    last = [history.records[-1] for history in histories]
-    finals = {}
-    for metric in METRICS:
-        scores = [getattr(record, metric.replace("-", "_")) for record in last]
-        finals[metric] = None if None in scores else _mean(scores)
-    return SweepResult(
-        run=name,
-        values=values,
-        num_seeds=len(settings.run.seeds),
-        num_finished=len(histories),
-        finals=finals,
-        best_accuracy=_mean([best_record(history.records).score for history in histories]),
-        num_drops=_mean([len(history.drops) for history in histories]),
-        final_scale=_mean([record.scale for record in last]),
-    )
-
-
-def _mean(values: Sequence[float]) -> MeanStd | None:
-    return MeanStd.of(values) if values else None
-
-
 def make_table(results: Sequence[SweepResult], varied: Sequence[Setting], metric: str) -> Table:
     """Return the table of a sweep."""
     columns = [
-        *(Column("values", setting.flag, item=i) for i, setting in enumerate(varied)),
-        Column("finals", metric, ".4f", item=metric),
-        Column("best_accuracy", "best", ".4f"),
-        Column("num_drops", "drops", ".1f"),
-        Column("final_scale", "scale", lambda scale: f"{scale.mean:.4g}"),
+        *(Column(f"values.{setting.key}", setting.flag) for setting in varied),
+        Column(_path_of(metric), metric, ".4f"),
+        Column("results.own_best_score", "best", ".4f"),
+        Column("results.num_drops", "drops", ".1f"),
+        Column("results.final_scale.mean", "scale", ".4g"),
         Column("share_finished", "seeds"),
-        Column("run", "run", is_number=False),
+        Column("name", "run", is_number=False),
     ]
     return Table(results, columns, drop_order=DROP_ORDER)
 
 
-def to_csv(results: Sequence[SweepResult], varied: Sequence[Setting]) -> str:
-    """Return a line for each run with the mean and the standard deviation of every metric."""
-    metrics = [name for name in METRICS if any(result.finals[name] for result in results)]
+def to_csv(results: Sequence[SweepResult]) -> str:
+    """Return a line for each run with the mean and the standard deviation of every measure."""
     rows = []
     for result in results:
-        row = dict(zip((setting.key for setting in varied), result.values, strict=True))
-        row |= {"run": result.run, "seeds": result.num_seeds, "finished": result.num_finished}
-        means = {f"final_{name.replace('-', '_')}": result.finals[name] for name in metrics}
-        means |= {name: getattr(result, name) for name in MEASURES}
-        for name, value in means.items():
-            mean, std, _ = value or ("", "", 0)
-            row |= {f"{name}_mean": mean, f"{name}_sd": std}
+        row = {**result.values, "run": result.name}
+        row |= {"seeds": result.num_seeds, "finished": result.num_finished}
+        for name, path in MEASURES.items():
+            if any(look_up(each, path) for each in results):
+                mean, std, _ = look_up(result, path) or ("", "", 0)
+                row |= {f"{name}_mean": mean, f"{name}_sd": std}
         rows.append(row)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 from plateau_train.config import Settings
-from plateau_train.run.history import History, best_epoch, completed, records_at
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.reader import Run
-from plateau_train.run.records import MeanStd, mean_scores
+from plateau_train.run.results import Results
 
 
 def describe_header(info: TrainingInfo) -> dict[str, str]:
@@ -78,32 +77,31 @@ def warn_of_no_drops(settings: Settings, steps_per_epoch: int) -> str | None:
 
 def describe_end(run: Run, duration: str) -> dict[str, str]:
     """Return how a run ended, and what to type next."""
-    histories, dataset = run.histories, run.environment.dataset
-    whole, best = completed(histories), best_epoch(histories)
-    final = [history.records[-1] for history in whole]
-    mean = "mean " if len(histories) > 1 else ""
+    results, dataset = run.results, run.environment.dataset
+    mean = "mean " if len(run.histories) > 1 else ""
     fallback = f", on {dataset.name}, NOT on Fashion-MNIST" if dataset.fallback else ""
-    best_scores = mean_scores(records_at(histories, best))
     return {
-        "done": f"{in_epochs(max(record.epoch for record in final))} in {duration}{fallback}",
+        "done": f"{in_epochs(results.epoch)} in {duration}{fallback}",
         **{
             split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
-            for split, loss, accuracy in mean_scores(final)
+            for split, (loss, accuracy) in results.final.items()
         },
-        "best": f"epoch {best}, of the highest {mean}{final[0].scored_by}: "
-        + ", ".join(f"{split} {accuracy:.4f}" for split, _, accuracy in best_scores),
-        "drops": _describe_drops(whole),
+        "best": f"epoch {results.best_epoch}, of the highest {mean}{results.split} accuracy: "
+        + ", ".join(f"{split} {accuracy:.4f}" for split, (_, accuracy) in results.best.items()),
+        "drops": _describe_drops(results),
         "plot": str(run.directory.plot),
         "next": f"plateau-train evaluate {run.directory}",
     }
 
 
-def _describe_drops(histories: Sequence[History]) -> str:
-    scales = sorted(history.records[-1].scale for history in histories)
-    final = " to ".join(dict.fromkeys(f"{scale:.6g}" for scale in (scales[0], scales[-1])))
-    if len(histories) > 1:
-        num_drops = MeanStd.of([len(history.drops) for history in histories])
-        return f"{num_drops:.1f} a seed, final scale {final}"
-    epochs = [drop.epoch for drop in histories[0].drops]
+def _describe_drops(results: Results) -> str:
+    if len(results.seeds) > 1:
+        return f"{results.num_drops:.1f} a seed, final scale {show_range(results.final_scales)}"
+    (epochs,) = results.drop_epochs
     listed = ", ".join(map(str, epochs)) or "none"
-    return f"{len(epochs)} (epochs: {listed}), final scale {final}"
+    return f"{len(epochs)} (epochs: {listed}), final scale {show_range(results.final_scales)}"
+
+
+def show_range(values: Sequence[float]) -> str:
+    """Return the lowest and the highest value as text, or the only one."""
+    return " to ".join(dict.fromkeys(f"{value:.6g}" for value in (min(values), max(values))))
