@@ -42,12 +42,6 @@ class ComparedRun(NamedTuple):
         return self.results.num_drops if has_rule else None
 
     @property
-    def best_by_val(self) -> MeanStd | None:
-        """The test accuracy at the epoch that is best on the held-out images, if there are any."""
-        results = self.results
-        return results.own_best_test_accuracy if results.split == "val" else None
-
-    @property
     def command_line(self) -> str:
         return "  ".join(f"{flag} {value}" for flag, value in self.differing.items())
 
@@ -204,18 +198,18 @@ def print_comparison(comparison: Comparison) -> None:
         Column("settings.schedule_name", "rule", is_number=False),
         Column("results.seeds", "seeds", lambda seeds: f"{len(seeds)}"),
         Column("results.highest_test_accuracy", "best", ".4f"),
-        Column("results.highest_test_epoch", "at", _count_text),
-        Column("best_by_val", "by val", ".4f"),
+        Column("results.highest_test_epoch", "at"),
+        Column("results.chosen_by_val", "by val", ".4f"),
         Column("results.final.test.accuracy", "final", ".4f"),
         Column("level_epochs", f"to {level:.4g}", _level_text),
-        Column("num_drops", "drops", _count_text),
+        Column("num_drops", "drops"),
         Column("results.drop_epochs", "in epochs", _drops_text, is_number=False),
         Column("seconds", "seconds", ",.0f"),
     ]
     results = [each for each in results if any(each.text_of(run) != MISSING for run in runs)]
     caption = f"test accuracy: the best, the final one, the first epoch at {level:.4g}"
     caption += "" if is_explicit_level else ", which every training reaches"
-    if any(run.best_by_val for run in runs):
+    if any(run.results.chosen_by_val for run in runs):
         caption += "; by val: at the epoch that is best on held-out images"
     log.info(caption)
     console.print_table(Table(runs, results, drop_order=DROP_ORDER))
@@ -249,16 +243,11 @@ def _print_settings(runs: Sequence[ComparedRun], name: Column) -> None:
     console.print_table(table)
 
 
-def _count_text(count: MeanStd) -> str:
-    """Return a whole number, or the mean of several with a decimal."""
-    return format(count, ".1f" if count.num_replicas > 1 else ".0f")
-
-
 def _level_text(epochs: Sequence[int | None]) -> str:
     """Return the mean of the epochs, and how many seeds it is over if it is not over all."""
     reached = [epoch for epoch in epochs if epoch is not None]
     share = "" if len(reached) == len(epochs) else f" ({len(reached)} of {len(epochs)})"
-    return _count_text(MeanStd.of(reached)) + share if reached else MISSING
+    return f"{MeanStd.of(reached)}{share}" if reached else MISSING
 
 
 def _drops_text(epochs_of_seeds: Sequence[Sequence[int]]) -> str:
@@ -269,4 +258,4 @@ def _drops_text(epochs_of_seeds: Sequence[Sequence[int]]) -> str:
     if len(epochs_of_seeds) == 1:
         return ", ".join(map(str, epochs_of_seeds[0]))
     first, last = (MeanStd.of([epochs[end] for epochs in with_drops]) for end in (0, -1))
-    return f"first {_count_text(first)}, last {_count_text(last)}"
+    return f"first {first}, last {last}"

@@ -92,10 +92,10 @@ def evaluate_run(
     manifest = weights.manifest
     records = read_records(run, manifest.epoch)
     number, chosen = choose_replica(records, manifest.settings.run.seeds, replica, manifest.epoch)
-    cache_dir = overrides.settings.data.cache_dir
-    settings = manifest.settings.data.model_copy(update={"cache_dir": cache_dir})
+    folders = {"cache_dir": overrides.settings.data.cache_dir}
     if overrides.is_explicit("data_dir"):
-        settings = settings.model_copy(update={"data_dir": overrides.settings.data.data_dir})
+        folders["data_dir"] = overrides.settings.data.data_dir
+    settings = manifest.settings.data.model_copy(update=folders)
     if manifest.environment.threads is not None:
         environment.pin_threads(manifest.environment.threads)
     every_setting = manifest.settings.model_copy(update={"data": settings})

@@ -307,6 +307,4 @@ def _as_flags(settings: Mapping[str, RawValue]) -> str:
 
 def _exact(value: float | str) -> str:
     """Write a number with the fewest digits that read back as the same number, text in quotes."""
-    if isinstance(value, str):
-        return repr(value)
-    return short if float(short := f"{value:g}") == value else str(value)
+    return repr(value).removesuffix(".0")

@@ -63,12 +63,10 @@ class _LogHandler(logging.Handler):
             if record.levelno < logging.WARNING:
                 console.print(Text(printable(message), style="dim"))
                 return
-            lines = [printable(line) for line in message.split("\n")]
-            if console.is_terminal:
-                text = Text("\n".join(lines))
-                console.print(Panel(text, title="NOTICE", style="bold yellow", expand=False))
-            else:
-                console.print(Text("\n".join(f"NOTICE: {line}" for line in lines)))
+            prefix = "" if console.is_terminal else "NOTICE: "
+            text = Text("\n".join(prefix + printable(line) for line in message.split("\n")))
+            panel = Panel(text, title="NOTICE", style="bold yellow", expand=False)
+            console.print(panel if console.is_terminal else text)
 
 
 def configure_logging(*, is_quiet: bool = False) -> None:
@@ -79,8 +77,7 @@ def configure_logging(*, is_quiet: bool = False) -> None:
     log = logging.getLogger("plateau_train")
     log.setLevel(logging.INFO)
     log.propagate = False  # other libraries configure the root logger
-    for handler in [each for each in log.handlers if isinstance(each, _LogHandler)]:
-        log.removeHandler(handler)
+    log.handlers = [each for each in log.handlers if not isinstance(each, _LogHandler)]
     log.addHandler(_LogHandler(logging.WARNING if is_quiet else logging.INFO))
 
 

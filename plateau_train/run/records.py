@@ -169,7 +169,11 @@ class MeanStd(NamedTuple):
         return cls(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
 
     def __format__(self, form: str) -> str:
-        """Write both in the same format, and a single value alone."""
+        """Write both in the same format, and a single value alone.
+
+        Without a format the value is a count: the mean of several has one decimal.
+        """
+        form = form or (".1f" if self.num_replicas > 1 else ".0f")
         sd = f" \N{PLUS-MINUS SIGN} {self.sd:{form}}" if self.num_replicas > 1 else ""
         return f"{self.mean:{form}}{sd}"
 

@@ -25,10 +25,9 @@ class Results(NamedTuple):
     final_scales: Sequence[float]  # of each replica
     best_epoch: int  # the first one of the highest mean score of the replicas that finished it
     best: Mapping[str, MeanScores]  # on each split, after the best epoch
-    # Means of what each replica has in an epoch of its own: in that of its highest score, and in
-    # that of its highest test accuracy.
+    # Means of what each replica has in an epoch of its own:
     own_best_score: MeanStd
-    own_best_test_accuracy: MeanStd
+    chosen_by_val: MeanStd | None  # test accuracy in the epoch of the highest validation accuracy
     highest_test_accuracy: MeanStd
     highest_test_epoch: MeanStd
     drop_epochs: Sequence[Sequence[int]]  # of each replica
@@ -59,6 +58,7 @@ class Results(NamedTuple):
             key=lambda epoch: fmean(record.score for record in records_at(histories, epoch)),
         )
         own_best = [best_record(history.records) for history in whole]
+        chosen = [record.test_accuracy for record in own_best]
         highest = [
             max(history.records, key=lambda record: record.test_accuracy) for history in whole
         ]
@@ -71,7 +71,7 @@ class Results(NamedTuple):
             best_epoch=best_epoch,
             best=mean_scores(records_at(histories, best_epoch)),
             own_best_score=MeanStd.of([record.score for record in own_best]),
-            own_best_test_accuracy=MeanStd.of([record.test_accuracy for record in own_best]),
+            chosen_by_val=MeanStd.of(chosen) if last[0].score_split == "val" else None,
             highest_test_accuracy=MeanStd.of([record.test_accuracy for record in highest]),
             highest_test_epoch=MeanStd.of([record.epoch for record in highest]),
             drop_epochs=[[drop.epoch for drop in history.drops] for history in whole],
