@@ -10,9 +10,8 @@ from plateau_train import plots
 from plateau_train.config import SETTINGS, Resolved, Settings
 from plateau_train.errors import ConfigError
 from plateau_train.report import console
-from plateau_train.report.console import MISSING, Column, Table
+from plateau_train.report.console import MISSING, Column, Table, look_up
 from plateau_train.report.stats import CONFIDENCE, Difference, difference
-from plateau_train.run.history import History
 from plateau_train.run.reader import Run
 from plateau_train.run.records import MeanStd
 from plateau_train.run.results import ROUNDING, Results
@@ -40,10 +39,6 @@ class ComparedRun(NamedTuple):
         """The drops of the plateau rule; None under another schedule."""
         has_rule = self.settings.optimizer.schedule == "plateau"
         return self.results.num_drops if has_rule else None
-
-    @property
-    def command_line(self) -> str:
-        return "  ".join(f"{flag} {value}" for flag, value in self.differing.items())
 
 
 class Comparison(NamedTuple):
@@ -115,17 +110,14 @@ def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
 
 def _find_mismatches(runs: Mapping[str, Run]) -> Iterator[str]:
     """Yield what makes runs hard to compare."""
-    settings = {name: run.settings for name, run in runs.items()}
-    shared = {
-        "on different data sets": [each.data.dataset for each in settings.values()],
-        "scored on different test images": [
-            each.data.test_examples or "all" for each in settings.values()
-        ],
-        "of different lengths in epochs": [each.run.epochs for each in settings.values()],
-    }
-    for what, values in shared.items():
-        if len(set(values)) > 1:
-            texts = (f"{value} ({name})" for name, value in zip(settings, values, strict=True))
+    for path, what in (
+        ("data.dataset", "on different data sets"),
+        ("data.test_examples", "scored on different test images"),
+        ("run.epochs", "of different lengths in epochs"),
+    ):
+        values = {name: look_up(run.settings, path) or "all" for name, run in runs.items()}
+        if len(set(values.values())) > 1:
+            texts = (f"{value} ({name})" for name, value in values.items())
             yield f"The runs are {what}: {', '.join(texts)}."
     for name, run in runs.items():
         num_epochs, num_seeds = run.settings.run.epochs, len(run.settings.run.seeds)
@@ -159,7 +151,10 @@ def _compare(runs: Mapping[str, Run], level: float) -> list[ComparedRun]:
             None if run is baseline else difference(_finals(run, metric), _finals(baseline, metric))
             for metric in ("test_accuracy", "test_loss")
         )
-        level_epochs = [_first_epoch(history, level) for history in run.completed]
+        level_epochs = [
+            next((e.epoch for e in history.records if e.test_accuracy > level - ROUNDING), None)
+            for history in run.completed
+        ]
         facts = run.settings, run.results, run.seconds, level_epochs, differing
         compared.append(ComparedRun(name, *facts, *differences))
     return compared
@@ -168,12 +163,6 @@ def _compare(runs: Mapping[str, Run], level: float) -> list[ComparedRun]:
 def _finals(run: Run, metric: str) -> dict[int, float]:
     """Return a metric of the last epoch for each seed."""
     return {history.seed: getattr(history.records[-1], metric) for history in run.completed}
-
-
-def _first_epoch(history: History, level: float) -> int | None:
-    """Return the first epoch with this test accuracy, if there is one."""
-    epochs = (each.epoch for each in history.records if each.test_accuracy > level - ROUNDING)
-    return next(epochs, None)
 
 
 def _draw(runs: Mapping[str, Run], picture: Path) -> None:
@@ -238,9 +227,13 @@ def _print_settings(runs: Sequence[ComparedRun], name: Column) -> None:
     columns = [name, *(Column(f"differing.{flag}", flag, is_number=False) for flag in flags)]
     table = Table(runs, columns, "settings that differ")
     if not console.fits_terminal(table):
-        line = Column("command_line", "settings", is_number=False)
+        line = Column("differing", "settings", _command_line, is_number=False)
         table = table._replace(columns=[name, line])
     console.print_table(table)
+
+
+def _command_line(settings: Mapping[str, str]) -> str:
+    return "  ".join(f"{flag} {value}" for flag, value in settings.items())
 
 
 def _level_text(epochs: Sequence[int | None]) -> str:

@@ -223,8 +223,9 @@ def read_run(
             f"{title} has {len(histories)} replicas, and one can be replayed at a time",
             hint=f"choose one, such as --replica {histories[0].replica}",
         )
-    number = histories[0].replica if replica is None else replica
-    history = find_replica(histories, number, run.directory)
+    history = histories[0]
+    if replica is not None:
+        history = find_replica(histories, replica, run.directory)
     if len(own.run.seeds) > 1:
         title += f", replica {history.replica} with seed {history.seed}"
     values, positions = read_values(run, history, rule)

@@ -1,4 +1,4 @@
-"""The progress of a training on the terminal: what the training loop calls."""
+"""A training on the terminal: its header, progress bar, epochs, drops and end."""
 
 import datetime
 import logging
@@ -10,12 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from plateau_train.config import Settings
-from plateau_train.report import text
 from plateau_train.report.console import Column, Table, lay_out, make_console, print_rows
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Drop, Ending, EpochRecord, mean_scores
+from plateau_train.run.results import Results
 
 log = logging.getLogger("plateau_train")
 
@@ -26,7 +26,7 @@ DROP_ORDER = ("time", "lr", "lowest", "acc", "to beat", "scale")
 
 
 class RunReport:
-    """Print the training of one run: header, progress bar, epochs, drops, end."""
+    """Print the training of one run; the training loop calls the methods."""
 
     prints_drops = True
 
@@ -42,8 +42,8 @@ class RunReport:
         """Print what is about to be trained."""
         self._last_epoch = info.last_epoch
         if not self.is_quiet:
-            print_rows(text.describe_header(info), to_stderr=True)
-        if warning := text.warn_of_no_drops(info.settings, info.steps_per_epoch):
+            print_rows(describe_header(info), to_stderr=True)
+        if warning := warn_of_no_drops(info.settings, info.steps_per_epoch):
             log.warning("%s", warning)
 
     def on_epoch_start(self, epoch: int, num_epochs: int, num_steps: int) -> None:
@@ -109,7 +109,7 @@ class RunReport:
         duration = str(datetime.timedelta(seconds=round(seconds)))
         if self._last_epoch >= 0:
             duration += f" since epoch {self._last_epoch}"
-        print_rows(text.describe_end(run, duration))
+        print_rows(describe_end(run, duration))
 
     def close(self) -> None:
         """Remove the progress bar from the terminal."""
@@ -166,8 +166,8 @@ def _epoch_line(records: Sequence[EpochRecord], num_epochs: int, patience: int |
         f"{split} loss {loss:.4f} acc {acc:.4f}"
         for split, (loss, acc) in mean_scores(records).items()
     ]
-    parts.append(f"scale {text.show_range([record.scale for record in records])}")
-    parts.append(f"lr {text.show_range([record.learning_rate for record in records])}")
+    parts.append(f"scale {show_range([record.scale for record in records])}")
+    parts.append(f"lr {show_range([record.learning_rate for record in records])}")
     if patience is not None:
         to_beat = "" if first.to_beat is None else f", to beat {first.to_beat:.4f}"
         cooldown = f", cooldown {first.cooldown}" if first.cooldown else ""
@@ -204,3 +204,102 @@ def _epoch_columns(
 def _cell(title: str, width: int, content: str) -> Column:
     """Return a column whose only cell has this content."""
     return Column(lambda _row: content, title, min_width=width)
+
+
+def describe_header(info: TrainingInfo) -> dict[str, str]:
+    """Return what is about to be trained, and the patience in epochs."""
+    settings, optimizer = info.settings, info.settings.optimizer
+    seeds = settings.run.seeds
+    rows = {
+        "data": info.data,
+        "model": info.model,
+        "training": f"{optimizer.optimizer} at {optimizer.learning_rate:g}, "
+        f"{in_epochs(settings.run.epochs)} of {info.steps_per_epoch} steps "
+        f"of {settings.data.batch_size} images, "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
+        **_describe_schedule(settings, info.steps_per_epoch),
+        "device": info.devices,
+    }
+    if len(seeds) > 1:
+        rows["replicas"] = f"{len(seeds)} seeds in one program; {info.memory}"
+    rows["run"] = str(info.directory.path)
+    if info.last_epoch >= 0:
+        rows["resumed"] = f"after epoch {info.last_epoch} of {settings.run.epochs}"
+    return rows
+
+
+def _describe_schedule(settings: Settings, steps_per_epoch: int) -> dict[str, str]:
+    plateau, optimizer = settings.plateau, settings.optimizer
+    floor = f"{plateau.min_scale:g}"
+    baselines = {
+        "constant": "constant: the scale stays 1",
+        "cosine": f"cosine: the scale falls from 1 to {floor} over "
+        f"{in_epochs(settings.run.epochs)}",
+        "step": f"step: the scale is multiplied by {plateau.factor:g} "
+        f"every {in_epochs(optimizer.step_epochs)}, down to {floor}",
+    }
+    if optimizer.schedule in baselines:
+        return {"schedule": f"{baselines[optimizer.schedule]}; the plateau rule only records"}
+    epochs = plateau.observation_epochs(steps_per_epoch)
+    return {
+        "plateau": f"an observation is the {plateau.describe_observation()} "
+        f"({in_epochs(epochs)}); patience {plateau.patience} "
+        f"({in_epochs(plateau.patience * epochs)}), cooldown {plateau.cooldown} "
+        f"({in_epochs(plateau.cooldown * epochs)}), factor {plateau.factor:g}, "
+        f"rtol {plateau.rtol:g}, atol {plateau.atol:g}"
+    }
+
+
+def in_epochs(epochs: float) -> str:
+    shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
+    return f"{shown} epoch{'' if shown == '1' else 's'}"
+
+
+def warn_of_no_drops(settings: Settings, steps_per_epoch: int) -> str | None:
+    """Return a warning if the run is over before patience can run out."""
+    plateau = settings.plateau
+    if settings.optimizer.schedule != "plateau":
+        return None
+    unit, num_values = "epochs", settings.run.epochs
+    if plateau.split == "train":
+        unit, num_values = "steps", settings.run.epochs * steps_per_epoch
+    # The first observation improves on nothing; patience begins after it.
+    needed = (1 + plateau.patience) * plateau.accumulation_size
+    if num_values >= needed:
+        return None
+    return (
+        f"The rate cannot drop in this run: that takes {needed:,} {unit}, "
+        f"(1 + patience) x accumulation size, and it has {num_values:,}."
+    )
+
+
+def describe_end(run: Run, duration: str) -> dict[str, str]:
+    """Return how a run ended, and what to type next."""
+    results, dataset = run.results, run.environment.dataset
+    mean = "mean " if len(run.histories) > 1 else ""
+    fallback = f", on {dataset.name}, NOT on Fashion-MNIST" if dataset.fallback else ""
+    return {
+        "done": f"{in_epochs(results.epoch)} in {duration}{fallback}",
+        **{
+            split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
+            for split, (loss, accuracy) in results.final.items()
+        },
+        "best": f"epoch {results.best_epoch}, of the highest {mean}{results.split} accuracy: "
+        + ", ".join(f"{split} {accuracy:.4f}" for split, (_, accuracy) in results.best.items()),
+        "drops": _describe_drops(results),
+        "plot": str(run.directory.plot),
+        "next": f"plateau-train evaluate {run.directory}",
+    }
+
+
+def _describe_drops(results: Results) -> str:
+    if len(results.seeds) > 1:
+        return f"{results.num_drops:.1f} a seed, final scale {show_range(results.final_scales)}"
+    (epochs,) = results.drop_epochs
+    listed = ", ".join(map(str, epochs)) or "none"
+    return f"{len(epochs)} (epochs: {listed}), final scale {show_range(results.final_scales)}"
+
+
+def show_range(values: Sequence[float]) -> str:
+    """Return the lowest and the highest value as text, or the only one."""
+    return " to ".join(dict.fromkeys(f"{value:.6g}" for value in (min(values), max(values))))
