@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,27 +125,24 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console.print_rows({**run, **scores, "plot": str(evaluation.picture)})
     classes, caption = evaluation.classes, "test images of each class"
     console.print_table(Table(classes, CLASS_COLUMNS, caption, ("images", "precision")))
-    if len(classes) <= MOST_COLUMNS:
-        names, numbers = zip(*((each.name, str(i)) for i, each in enumerate(classes)), strict=True)
-        numbered = [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
-        for rows, columns in ((names, names), (numbered, numbers)):
-            table = _confusion_table(classes, rows, columns)
-            if console.fits_terminal(table):
-                console.print_table(table)
-                return
+    for is_numbered in (False, True):
+        table = _confusion_table(classes, is_numbered=is_numbered)
+        if len(classes) <= MOST_COLUMNS and console.fits_terminal(table):
+            console.print_table(table)
+            return
     log.info(f"the confusion matrix of {len(classes)} classes is in the picture")
 
 
-def _confusion_table(
-    classes: Sequence[ClassResult], names: Sequence[str], titles: Sequence[str]
-) -> Table:
-    rows = [each._replace(name=name) for each, name in zip(classes, names, strict=True)]
-    columns = [
-        Column(lambda each, number=number: each.counts[number], title, ",")
-        for number, title in enumerate(titles)
+def _confusion_table(classes: Sequence[ClassResult], *, is_numbered: bool) -> Table:
+    """Return the counts; numbers as titles of the columns need less space than names."""
+    titles = [f"{number}" if is_numbered else each.name for number, each in enumerate(classes)]
+    columns = [Column(itemgetter(number), title, ",") for number, title in enumerate(titles, 1)]
+    rows = [
+        (f"{title} {each.name}" if is_numbered else title, *each.counts)
+        for title, each in zip(titles, classes, strict=True)
     ]
     caption = "true classes in rows, what they are taken for in columns"
-    return Table(rows, [Column("name", "", is_number=False), *columns], caption)
+    return Table(rows, [Column(itemgetter(0), "", is_number=False), *columns], caption)
 
 
 def find_checkpoint(run: RunDirectory, which: str) -> Checkpoint:
