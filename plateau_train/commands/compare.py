@@ -18,9 +18,6 @@ from plateau_train.run.results import ROUNDING, Results
 
 log = logging.getLogger("plateau_train")
 
-# Columns of the results that a narrow terminal omits.
-DROP_ORDER = ("in epochs", "seconds", "rule", "seeds", "drops", "at")
-
 
 class ComparedRun(NamedTuple):
     """What a run achieved, and its differences from the first one."""
@@ -184,16 +181,16 @@ def print_comparison(comparison: Comparison) -> None:
     name = Column("name", "run", is_number=False)
     results = [
         name,
-        Column("settings.schedule_name", "rule", is_number=False),
-        Column("results.seeds", "seeds", lambda seeds: f"{len(seeds)}"),
+        Column("settings.schedule_name", "rule", is_number=False, omit=3),
+        Column("results.seeds", "seeds", lambda seeds: f"{len(seeds)}", omit=4),
         Column("results.highest_test_accuracy", "best", ".4f"),
-        Column("results.highest_test_epoch", "at"),
+        Column("results.highest_test_epoch", "at", omit=6),
         Column("results.chosen_by_val", "by val", ".4f"),
         Column("results.final.test.accuracy", "final", ".4f"),
         Column("level_epochs", f"to {level:.4g}", _level_text),
-        Column("num_drops", "drops"),
-        Column("results.drop_epochs", "in epochs", _drops_text, is_number=False),
-        Column("seconds", "seconds", ",.0f"),
+        Column("num_drops", "drops", omit=5),
+        Column("results.drop_epochs", "in epochs", _drops_text, is_number=False, omit=1),
+        Column("seconds", "seconds", ",.0f", omit=2),
     ]
     results = [each for each in results if any(each.text_of(run) != MISSING for run in runs)]
     caption = f"test accuracy: the best, the final one, the first epoch at {level:.4g}"
@@ -201,18 +198,18 @@ def print_comparison(comparison: Comparison) -> None:
     if any(run.results.chosen_by_val for run in runs):
         caption += "; by val: at the epoch that is best on held-out images"
     log.info(caption)
-    console.print_table(Table(runs, results, drop_order=DROP_ORDER))
+    console.print_table(Table(runs, results))
     differences = [
         name,
         Column("accuracy_difference", "final test accuracy"),
-        Column("loss_difference", "final test loss"),
+        Column("loss_difference", "final test loss", omit=1),
         Column("accuracy_difference.method", "interval", is_number=False),
     ]
     caption = (
         f"difference from {runs[0].name}, and the {100 * CONFIDENCE:.0f} % confidence interval "
         "of its mean over seeds"
     )
-    console.print_table(Table(runs[1:], differences, caption, ("final test loss",)))
+    console.print_table(Table(runs[1:], differences, caption))
     _print_settings(runs, name)
     if picture is not None:
         console.print_rows({"plot": str(picture)})

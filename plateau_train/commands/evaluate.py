@@ -59,9 +59,9 @@ class Evaluation(NamedTuple):
 
 CLASS_COLUMNS = (
     Column("name", "class", is_number=False),
-    Column("num_images", "images", ","),
+    Column("num_images", "images", ",", omit=1),
     Column("accuracy", "accuracy", ".4f"),
-    Column("precision", "precision", ".4f"),
+    Column("precision", "precision", ".4f", omit=2),
     Column("rival", "most often taken for", is_number=False),
 )
 
@@ -124,7 +124,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     run = {"run": f"{evaluation.run}, {evaluation.checkpoint}", "data": evaluation.data}
     console.print_rows({**run, **scores, "plot": str(evaluation.picture)})
     classes, caption = evaluation.classes, "test images of each class"
-    console.print_table(Table(classes, CLASS_COLUMNS, caption, ("images", "precision")))
+    console.print_table(Table(classes, CLASS_COLUMNS, caption))
     for is_numbered in (False, True):
         table = _confusion_table(classes, is_numbered=is_numbered)
         if len(classes) <= MOST_COLUMNS and console.fits_terminal(table):

@@ -17,20 +17,17 @@ log = logging.getLogger("plateau_train")
 
 COLUMNS = (
     Column("name", "name", is_number=False),
-    Column("settings.schedule_name", "rule", is_number=False),
-    Column("settings.run.seeds", "seeds", lambda seeds: f"{len(seeds)}"),
-    Column("settings.data.dataset", "data", is_number=False),
-    Column("progress", "epochs"),
+    Column("settings.schedule_name", "rule", is_number=False, omit=6),
+    Column("settings.run.seeds", "seeds", lambda seeds: f"{len(seeds)}", omit=3),
+    Column("settings.data.dataset", "data", is_number=False, omit=5),
+    Column("progress", "epochs", omit=8),
     Column("results.best_score.mean", "best", ".4f"),
-    Column("results.best_epoch", "at"),
-    Column("results.final_score.mean", "final", ".4f"),
-    Column("results.split", "split", is_number=False),
-    Column("results.final_scale.mean", "scale", ".6g"),
+    Column("results.best_epoch", "at", omit=2),
+    Column("results.final_score.mean", "final", ".4f", omit=7),
+    Column("results.split", "split", is_number=False, omit=1),
+    Column("results.final_scale.mean", "scale", ".6g", omit=4),
     Column("state", "state", is_number=False),
 )
-
-# The name of a run implies most of these.
-DROP_ORDER = ("split", "at", "seeds", "scale", "data", "rule", "final", "epochs")
 
 
 class ListedRun(NamedTuple):
@@ -79,7 +76,7 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
 def print_runs(runs: Sequence[ListedRun]) -> None:
     """Print a table of runs, and warn of what is damaged in them."""
     if runs:
-        print_table(Table(runs, COLUMNS, drop_order=DROP_ORDER))
+        print_table(Table(runs, COLUMNS))
     if problems := [printable(problem) for run in runs for problem in run.problems]:
         log.warning("\n".join(problems))
 

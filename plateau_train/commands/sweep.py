@@ -45,9 +45,6 @@ MEASURES = {f"final_{metric}".replace("-", "_"): _path_of(metric) for metric in 
     "final_scale": "results.final_scale",
 }
 
-# Columns that a narrow terminal omits.
-DROP_ORDER = ("run", "scale", "best")
-
 
 class SweepResult(NamedTuple):
     """A run of a sweep."""
@@ -173,13 +170,13 @@ def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
     columns = [
         *(Column(f"values.{setting.key}", setting.flag) for setting in varied),
         Column(_path_of(plan.metric), plan.metric, ".4f"),
-        Column("results.own_best_score", "best", ".4f"),
+        Column("results.own_best_score", "best", ".4f", omit=3),
         Column("results.num_drops", "drops", ".1f"),
-        Column("results.final_scale.mean", "scale", ".4g"),
+        Column("results.final_scale.mean", "scale", ".4g", omit=2),
         Column("share_finished", "seeds"),
-        Column("name", "run", is_number=False),
+        Column("name", "run", is_number=False, omit=1),
     ]
-    console.print_table(Table(ordered, columns, drop_order=DROP_ORDER))
+    console.print_table(Table(ordered, columns))
     console.print_rows(rows)
 
 

@@ -118,12 +118,14 @@ class Column(NamedTuple):
 
     ``source`` is a path for ``look_up`` or a function of a row. ``form`` is a format specification,
     or a function from the value to its text. Numbers are aligned to the right, words to the left.
+    A narrow terminal omits the columns with the lowest ``omit`` first, and never those with 0.
     """
 
     source: str | Callable[[Any], Any]
     title: str
     form: str | Callable[[Any], str] = ""
     is_number: bool = True
+    omit: int = 0
     min_width: int = 0
 
     def text_of(self, row: Any) -> str:
@@ -135,15 +137,11 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows, which are named tuples of plain values, and how they are printed.
-
-    ``drop_order`` has the titles of the columns that a narrow terminal omits, the first one first.
-    """
+    """Rows, which are named tuples of plain values, and how they are printed."""
 
     rows: Sequence[object]
     columns: Sequence[Column]
     caption: str = ""
-    drop_order: Sequence[str] = ()
 
 
 class _TextColumn(NamedTuple):
@@ -170,9 +168,9 @@ def _total_width(columns: Sequence[_TextColumn], *, gap: int) -> int:
 def lay_out(table: Table, width: int) -> RichTable:
     """Lay out a table; omit columns until the rest fits in a width. Words may be folded."""
     columns = _render(table)
-    for title in table.drop_order:
+    for omit in sorted({column.omit for column in table.columns} - {0}):
         if _total_width(columns, gap=1) > width:
-            columns = [each for each in columns if each.column.title != title]
+            columns = [each for each in columns if each.column.omit != omit]
     gap = 2 if _total_width(columns, gap=2) <= width else 1
     grid = RichTable.grid(padding=(0, gap, 0, 0))
     grid.show_header = True

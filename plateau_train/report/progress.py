@@ -19,11 +19,6 @@ from plateau_train.run.results import Results
 
 log = logging.getLogger("plateau_train")
 
-STD = "\N{PLUS-MINUS SIGN}"  # the title of a standard deviation, to the right of its mean
-
-# Columns that a narrow terminal omits, in this order: others imply them.
-DROP_ORDER = ("time", "lr", "lowest", "acc", "to beat", "scale")
-
 
 class RunReport:
     """Print the training of one run; the training loop calls the methods."""
@@ -133,9 +128,8 @@ class RunReport:
         if not self._console.is_terminal:
             self._console.print(Text(_epoch_line(records, num_epochs, patience)))
             return
-        columns = _epoch_columns(records, num_replicas, num_epochs, patience)
-        columns.append(_cell("time", 5, f"{seconds:.1f}s"))
-        row = lay_out(Table([()], columns, drop_order=DROP_ORDER), self._console.width)
+        columns = _epoch_columns(records, num_replicas, num_epochs, patience, seconds)
+        row = lay_out(Table([()], columns), self._console.width)
         titles = [column.header for column in row.columns]
         row.show_header, self._titles = titles != self._titles, titles
         self._console.print(row)
@@ -176,34 +170,38 @@ def _epoch_line(records: Sequence[EpochRecord], num_epochs: int, patience: int |
 
 
 def _epoch_columns(
-    records: Sequence[EpochRecord], num_replicas: int, num_epochs: int, patience: int | None
+    records: Sequence[EpochRecord],
+    num_replicas: int,
+    num_epochs: int,
+    patience: int | None,
+    seconds: float,
 ) -> list[Column]:
     """Return an epoch as the row of a table that fits 80 columns without validation.
 
     The widths do not depend on the values: all epochs are printed under the same titles.
     """
+
+    def cell(title: str, width: int, content: str, omit: int = 0) -> Column:
+        return Column(lambda _row: content, title, omit=omit, min_width=width)
+
     first, scales = records[0], [record.scale for record in records]
-    cells = [("epoch", max(5, len(f"{num_epochs}") * 2 + 1), f"{first.epoch}/{num_epochs}")]
+    columns = [cell("epoch", max(5, len(f"{num_epochs}") * 2 + 1), f"{first.epoch}/{num_epochs}")]
     for split, (loss, accuracy) in mean_scores(records).items():
-        for title, value in ((f"{split} loss", loss), ("acc", accuracy)):
-            cells.append((title, 6, f"{value.mean:.4f}"))
+        for title, value, omit in ((f"{split} loss", loss, 0), ("acc", accuracy, 4)):
+            columns.append(cell(title, 6, f"{value.mean:.4f}", omit))
             if num_replicas > 1:
-                cells.append((STD, 6, f"{value.sd:.4f}"))
-    cells.append(("scale", 10, f"{max(scales):.6g}"))
+                columns.append(cell("\N{PLUS-MINUS SIGN}", 6, f"{value.sd:.4f}", omit))
+    columns.append(cell("scale", 10, f"{max(scales):.6g}", 6))
     if num_replicas > 1:
-        cells.append(("lowest", 10, f"{min(scales):.6g}"))
+        columns.append(cell("lowest", 10, f"{min(scales):.6g}", 3))
     else:
-        cells.append(("lr", 9, f"{first.learning_rate:.4g}"))
+        columns.append(cell("lr", 9, f"{first.learning_rate:.4g}", 2))
     if patience is not None:
         wait = f"cd {first.cooldown}" if first.cooldown else f"{first.wait}/{patience}"
-        cells.append(("wait", len(f"{patience}") * 2 + 2, wait))
-        cells.append(("to beat", 7, "" if first.to_beat is None else f"{first.to_beat:.4f}"))
-    return [_cell(*cell) for cell in cells]
-
-
-def _cell(title: str, width: int, content: str) -> Column:
-    """Return a column whose only cell has this content."""
-    return Column(lambda _row: content, title, min_width=width)
+        columns.append(cell("wait", len(f"{patience}") * 2 + 2, wait))
+        to_beat = "" if first.to_beat is None else f"{first.to_beat:.4f}"
+        columns.append(cell("to beat", 7, to_beat, 5))
+    return [*columns, cell("time", 5, f"{seconds:.1f}s", 1)]
 
 
 def describe_header(info: TrainingInfo) -> dict[str, str]:

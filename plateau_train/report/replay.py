@@ -23,9 +23,6 @@ MAX_TABLE_ROWS = 1000
 # How many numbers of drops a sentence lists.
 MAX_LISTED = 20
 
-# Columns that a narrow terminal leaves out, the first one first: other columns imply them.
-DROP_ORDER = ("step", "best", "cooldown", "epoch")
-
 
 def describe_rule(rule: config.PlateauSettings) -> str:
     """Write the settings of a rule in one line."""
@@ -118,17 +115,17 @@ def make_table(series: Series, rules: Mapping[str, Sequence[Row]]) -> Table:
     if size > 1:
         numbers = Column(lambda row: f"{row.number - size + 1}-{row.number}", "numbers")
     places = (
-        Column(lambda row: positions[row.number - 1].epoch, "epoch"),
-        Column(lambda row: positions[row.number - 1].step, "step", ","),
+        Column(lambda row: positions[row.number - 1].epoch, "epoch", omit=4),
+        Column(lambda row: positions[row.number - 1].step, "step", ",", omit=1),
     )
     columns = [
         numbers,
         *(places if positions else ()),
         Column("mean", "mean" if size > 1 else "value", ".6g"),
-        Column("best", "best", _show_finite),
+        Column("best", "best", _show_finite, omit=2),
         Column("threshold", "to beat", _show_finite),
         Column("wait", "wait", lambda wait: f"{wait}/{series.rule.patience}"),
-        Column("cooldown", "cooldown"),
+        Column("cooldown", "cooldown", omit=3),
         Column(_show_scale, name),
         Column(lambda row: drop_numbers.get(row.number, ""), "drop"),
         *(
@@ -136,7 +133,7 @@ def make_table(series: Series, rules: Mapping[str, Sequence[Row]]) -> Table:
             for other, table in others
         ),
     ]
-    return Table(shown, columns, drop_order=DROP_ORDER)
+    return Table(shown, columns)
 
 
 def describe_drops(series: Series, rules: Mapping[str, Sequence[Row]]) -> dict[str, str]:
