@@ -6,7 +6,7 @@ one that training uses; PyTorch's and Keras's rules are the same rule with other
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from plateau_train.config import SETTINGS, RawValue, Resolved
 from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
-from plateau_train.numerics.replay import Row, as_losses, replay
+from plateau_train.numerics.replay import as_losses, replay
 from plateau_train.report import replay as texts
 from plateau_train.report.console import print_rows, print_table
 from plateau_train.run.history import find_replica
@@ -256,29 +256,20 @@ def check_values(series: Series) -> None:
         )
 
 
-def apply_rules(
-    series: Series, libraries: Sequence[str]
-) -> tuple[dict[str, list[Row]], dict[str, str]]:
+def print_replay(series: Series, options: ScheduleOptions) -> None:
     """Apply the rule, and those of other libraries with the same numbers, to a series.
 
-    Return the rows of each rule, that of the training first, and a note on each other rule.
+    Prints the result as a table or JSON lines, and draws its plot.
     """
-    rows = replay(series.rule, series.values)
-    rules, notes = {"optax" if libraries else "scale": rows}, {}
-    for library in libraries:
+    rows, rule = replay(series.rule, series.values), texts.describe_rule(series.rule)
+    rules, notes = {"optax" if options.libraries else "scale": rows}, {}
+    for library in options.libraries:
         if library != "optax":  # the rule of the training itself
             parameters, difference = translation.with_same_numbers(library, series.rule)
             settings = translation.translate(library, parameters, learning_rate=1.0)
             rules[library] = replay(series.rule.model_copy(update=settings), series.values)
             call = ", ".join(f"{name}={_exact(value)}" for name, value in parameters.items())
             notes[library] = f"{call}, here {_as_flags(_as_raw(settings))}{difference}"
-    return rules, notes
-
-
-def print_replay(series: Series, options: ScheduleOptions) -> None:
-    """Apply the rules to a series, print the result as a table or JSON lines, and draw its plot."""
-    rules, notes = apply_rules(series, options.libraries)
-    rows, rule = next(iter(rules.values())), texts.describe_rule(series.rule)
     if options.as_json:
         for line in texts.json_lines(series, rules):
             print(line)
