@@ -58,10 +58,6 @@ class SweepResult(NamedTuple):
     def num_finished(self) -> int:
         return 0 if self.results is None else len(self.results.seeds)
 
-    @property
-    def share_finished(self) -> str:
-        return f"{self.num_finished}/{self.num_seeds}"
-
     def final(self, metric: str) -> MeanStd | None:
         """Return one of ``METRICS`` after the last epoch."""
         return look_up(self, _path_of(metric))
@@ -173,7 +169,7 @@ def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
         Column("results.own_best_score", "best", ".4f", omit=3),
         Column("results.num_drops", "drops", ".1f"),
         Column("results.final_scale.mean", "scale", ".4g", omit=2),
-        Column("share_finished", "seeds"),
+        Column(lambda result: f"{result.num_finished}/{result.num_seeds}", "seeds"),
         Column("name", "run", is_number=False, omit=1),
     ]
     console.print_table(Table(ordered, columns))
