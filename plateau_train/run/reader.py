@@ -108,8 +108,7 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """The duration of all epochs; None if it is not recorded."""
-        seconds = [timing.train_seconds + timing.evaluate_seconds for timing in self.timings]
-        return sum(seconds) if seconds else None
+        return sum(each.train_seconds + each.evaluate_seconds for each in self.timings) or None
 
     @property
     def state(self) -> State:
