@@ -104,29 +104,27 @@ def helps_table(runs: Sequence[RunDirectory]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     compared = {name: Run(run) for name, run in zip(SCHEDULES, runs, strict=True)}
-    accuracies, losses = (
-        {
-            name: {each.seed: getattr(each.records[-1], metric) for each in run.completed}
-            for name, run in compared.items()
-        }
-        for metric in ("test_accuracy", "test_loss")
-    )
+    accuracies = {
+        name: {each.seed: each.records[-1].test_accuracy for each in run.completed}
+        for name, run in compared.items()
+    }
     baseline, *_ = SCHEDULES
     for name, run in compared.items():
-        histories = run.completed
-        chosen = [best_record(each.records).test_accuracy for each in histories]
-        best = [max(record.test_accuracy for record in each.records) for each in histories]
-        flattery = [high - honest for high, honest in zip(best, chosen, strict=True)]
-        drops = [len(history.drops) for history in histories]
+        results = run.results
+        flattery = [
+            max(record.test_accuracy for record in each.records)
+            - best_record(each.records).test_accuracy
+            for each in run.completed
+        ]
         cells = (
             name,
-            f"{MeanStd.of(list(accuracies[name].values())):.4f}",
+            f"{results.final['test'].accuracy:.4f}",
             "" if name == baseline else str(difference(accuracies[name], accuracies[baseline])),
-            f"{MeanStd.of(list(losses[name].values())):.4f}",
-            f"{MeanStd.of(chosen):.4f}",
-            f"{MeanStd.of(best):.4f}",
+            f"{results.final['test'].loss:.4f}",
+            f"{results.chosen_by_val:.4f}",
+            f"{results.highest_test_accuracy:.4f}",
             f"{MeanStd.of(flattery):.4f}",
-            f"{MeanStd.of(drops):.1f}" if any(drops) else "",
+            f"{results.num_drops:.1f}" if any(results.drop_epochs) else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
     gain = difference(accuracies["test-loss"], accuracies["val-loss"])
@@ -136,7 +134,7 @@ def helps_table(runs: Sequence[RunDirectory]) -> str:
         f"of {gain} (95 % interval).",
         "",
         f"Means and standard deviations of {len(accuracies[baseline])} seeds after "
-        f"{compared[baseline].last_epoch} epochs on Fashion-MNIST, of whose training images a "
+        f"{compared[baseline].results.epoch} epochs on Fashion-MNIST, of whose training images a "
         f"tenth is held out; the differences are paired by seed. {made_by(runs[0])}",
     ]
     return "\n".join(lines)

@@ -28,18 +28,18 @@ logger = logging.getLogger("plateau_train")
 class Row(NamedTuple):
     name: str
     mean: MeanStd | None
-    counts: tuple[int, ...]
+    counts: dict[str, int]
 
 
 ROWS = [
-    Row("one [/] two", MeanStd(0.5, 0.25, 3), (1234, 2)),
-    Row("\x1b[2J", None, (3, 4)),
+    Row("one [/] two", MeanStd(0.5, 0.25, 3), {"first": 1234, "second": 2}),
+    Row("\x1b[2J", None, {"first": 3, "second": 4}),
 ]
 COLUMNS = [
     Column("name", "name", is_number=False),
-    Column("mean", "mean", ".2f"),
-    Column("counts", "first", ",", item=0),
-    Column("counts", "all", lambda counts: "+".join(map(str, counts))),
+    Column("mean", "mean", ".2f", omit=1),
+    Column("counts.first", "first", ","),
+    Column("counts", "all", lambda counts: "+".join(map(str, counts.values()))),
 ]
 
 
@@ -142,7 +142,7 @@ def test_foreign_text_neither_controls_the_terminal_nor_acts_as_markup(capsys):
 
 
 def test_a_table_without_a_terminal_is_one_plain_line_a_row(capsys):
-    print_table(Table(ROWS, COLUMNS, "a [caption]", ("mean",)))
+    print_table(Table(ROWS, COLUMNS, "a [caption]"))
     assert capsys.readouterr().out == (
         "\n"
         "a [caption]\n"
@@ -165,7 +165,7 @@ def test_a_narrow_terminal_omits_columns_and_then_folds_words(
     terminal, capsys, width, titles, gap, num_lines
 ):
     terminal(width)
-    table = Table(ROWS, COLUMNS, drop_order=("mean",))
+    table = Table(ROWS, COLUMNS)
     print_table(table)
     head, *rows = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
     assert head.split() == titles
@@ -234,6 +234,10 @@ def test_means_and_deviations_of_several_replicas_are_printed(terminal, capsys):
     ]
     assert row.split()[5:7] == ["1.5000", "0.7071"]
     assert row.split()[-3:] == ["1", "0.25", "3.1s"]
+    terminal(60)
+    print_epoch(RunReport(is_quiet=False), *records, seed="0-2")
+    titles, _ = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    assert titles.split() == ["epoch", "train", "loss", "±", "test", "loss", "±", "scale"]
 
 
 def test_a_replica_that_diverged_is_a_notice_and_the_end_of_the_only_one_is_not(capsys):

@@ -5,14 +5,15 @@ import json
 import os
 
 import pytest
-from helpers import DROP, RECORD, write_lines
+from helpers import DROP, RECORD, make_history, write_lines
 
 from plateau_train.errors import ForeignRunError, RunError, StorageError
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import make_histories
 from plateau_train.run.journal import read_lines
-from plateau_train.run.records import Ending, Notice
+from plateau_train.run.records import Ending, MeanStd, Notice
+from plateau_train.run.results import Results
 
 
 def test_a_file_that_could_not_be_finished_leaves_the_old_one_and_nothing_else(
@@ -196,3 +197,31 @@ def test_a_replica_has_its_own_records_drops_and_ending(tmp_path):
     assert (first.seed, first.last_epoch, first.drops, first.ending) == (4, 1, [], ending)
     assert (second.seed, second.last_epoch, second.drops, second.ending) == (7, 2, [drop], None)
     assert (first.has_diverged, second.has_diverged) == (True, False)
+
+
+def test_results_are_means_over_the_replicas_that_did_not_diverge():
+    first, second, lost = (
+        make_history(4, val=True, drop_every=replica + 1, replica=replica) for replica in range(3)
+    )
+    ending = Ending(replica=2, epoch=2, reason="diverged", message="the loss is nan")
+    lost = lost.until(2)._replace(ending=ending)
+    # The best epoch is that of the highest mean of the replicas that are finite in it.
+    best = [record.model_copy(update={"val_accuracy": 0.99}) for record in lost.records]
+    results = Results.of([first, second, lost._replace(records=best)])
+    assert (results.seeds, results.epoch, results.split) == ([10, 11], 4, "val")
+    assert results.drop_epochs == [[1, 2, 3, 4], [2, 4]]
+    assert results.num_drops == MeanStd.of([4, 2])
+    assert results.final_scales == [1 / 16, 1 / 4]
+    last, best = ([history.records[epoch] for history in (first, second)] for epoch in (4, 2))
+    assert results.final_score == MeanStd.of([record.score for record in last])
+    assert results.final["test"].loss == MeanStd.of([record.test_loss for record in last])
+    assert results.best_epoch == 2
+    assert results.best_score == MeanStd.of([*(record.score for record in best), 0.99])
+
+
+def test_a_history_until_an_epoch_has_no_later_drop_and_no_later_ending():
+    ending = Ending(epoch=3, reason="diverged", message="the loss is nan")
+    history = make_history(3, drop_every=1)._replace(ending=ending)
+    earlier = history.until(2)
+    assert (earlier.last_epoch, earlier.ending, len(earlier.drops)) == (2, None, 2)
+    assert history.until(3) == history

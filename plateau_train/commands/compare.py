@@ -3,54 +3,39 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from plateau_train import plots
-from plateau_train.config import SETTINGS, Resolved
+from plateau_train.config import SETTINGS, Resolved, Settings
 from plateau_train.errors import ConfigError
 from plateau_train.report import console
-from plateau_train.report.console import MISSING, Column, Table
+from plateau_train.report.console import MISSING, Column, Table, look_up
 from plateau_train.report.stats import CONFIDENCE, Difference, difference
-from plateau_train.run.history import History
 from plateau_train.run.reader import Run
-from plateau_train.run.records import EpochRecord, MeanStd, best_record
+from plateau_train.run.records import MeanStd
+from plateau_train.run.results import ROUNDING, Results
 
 log = logging.getLogger("plateau_train")
 
-# Accuracies are fractions of the same number of images: a smaller difference is rounding.
-ROUNDING = 1e-6
-
-# Columns of the results that a narrow terminal omits.
-DROP_ORDER = ("in epochs", "seconds", "rule", "seeds", "drops", "at")
-
 
 class ComparedRun(NamedTuple):
-    """What a run achieved, over the seeds that reached its last epoch.
-
-    Accuracies are those on the test images. Epochs count from 1, and 0 is the untrained network.
-    What does not apply is None.
-    """
+    """What a run achieved, and its differences from the first one."""
 
     name: str  # that no other one has
-    rule: str
-    num_seeds: int
-    best: MeanStd
-    best_epoch: MeanStd
-    best_by_val: MeanStd | None  # accuracy at the epoch that is best on the validation images
-    final: MeanStd
-    num_drops: MeanStd | None
-    drop_epochs: tuple[tuple[int, ...], ...]  # of each seed
+    settings: Settings
+    results: Results
     seconds: float | None
-    level_epochs: tuple[int | None, ...]  # the first epoch at the level or above, of each seed
-    settings: Mapping[str, str]  # flags and values of the settings that differ between the runs
-    accuracy_difference: Difference | None  # from the first run, after the last epoch
+    level_epochs: Sequence[int | None]  # the first epoch at the level or above, of each seed
+    differing: Mapping[str, str]  # flags and values of the settings that differ between the runs
+    accuracy_difference: Difference | None  # after the last epoch; None for the first run
     loss_difference: Difference | None
 
     @property
-    def command_line(self) -> str:
-        return "  ".join(f"{flag} {value}" for flag, value in self.settings.items())
+    def num_drops(self) -> MeanStd | None:
+        """The drops of the plateau rule; None under another schedule."""
+        has_rule = self.settings.optimizer.schedule == "plateau"
+        return self.results.num_drops if has_rule else None
 
 
 class Comparison(NamedTuple):
@@ -81,8 +66,12 @@ def compare(
     runs = _read_runs(paths)
     if mismatches := list(_find_mismatches(runs)):
         log.warning("\n".join(mismatches))
-    reached = min(_best(each).test_accuracy for run in runs.values() for each in run.completed)
-    compared = _summarize(runs, reached if level is None else level)
+    reached = min(
+        max(record.test_accuracy for record in history.records)
+        for run in runs.values()
+        for history in run.completed
+    )
+    compared = _compare(runs, level or reached)
     if picture is not None:
         _draw(runs, picture)
     return Comparison(compared, level or reached, level is not None, picture)
@@ -118,31 +107,24 @@ def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
 
 def _find_mismatches(runs: Mapping[str, Run]) -> Iterator[str]:
     """Yield what makes runs hard to compare."""
-    settings = {name: run.settings for name, run in runs.items()}
-    shared = {
-        "on different data sets": [each.data.dataset for each in settings.values()],
-        "scored on different test images": [
-            each.data.test_examples or "all" for each in settings.values()
-        ],
-        "of different lengths in epochs": [each.run.epochs for each in settings.values()],
-    }
-    for what, values in shared.items():
-        if len(set(values)) > 1:
-            texts = (f"{value} ({name})" for name, value in zip(settings, values, strict=True))
+    for path, what in (
+        ("data.dataset", "on different data sets"),
+        ("data.test_examples", "scored on different test images"),
+        ("run.epochs", "of different lengths in epochs"),
+    ):
+        values = {name: look_up(run.settings, path) or "all" for name, run in runs.items()}
+        if len(set(values.values())) > 1:
+            texts = (f"{value} ({name})" for name, value in values.items())
             yield f"The runs are {what}: {', '.join(texts)}."
     for name, run in runs.items():
         num_epochs, num_seeds = run.settings.run.epochs, len(run.settings.run.seeds)
-        if run.last_epoch < num_epochs:
+        if run.results.epoch < num_epochs:
             yield (
-                f"{name} has finished epoch {run.last_epoch} of {num_epochs}: "
+                f"{name} has finished epoch {run.results.epoch} of {num_epochs}: "
                 "its final values are those of that epoch."
             )
         if num_early := num_seeds - len(run.completed):
             yield f"{name}: {num_early} of {num_seeds} seeds ended earlier and are left out."
-
-
-def _best(history: History) -> EpochRecord:
-    return max(history.records, key=lambda record: record.test_accuracy)
 
 
 def _find_differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
@@ -156,39 +138,22 @@ def _find_differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     return [{flag: texts[i] for flag, texts in differing.items()} for i in range(len(runs))]
 
 
-def _summarize(runs: Mapping[str, Run], level: float) -> list[ComparedRun]:
-    """Compute what each run achieved, and its differences from the first one."""
+def _compare(runs: Mapping[str, Run], level: float) -> list[ComparedRun]:
+    """Read what each run achieved, and compute its differences from the first one."""
     baseline, *_ = runs.values()
     settings = _find_differing_settings(list(runs.values()))
     compared = []
     for (name, run), differing in zip(runs.items(), settings, strict=True):
-        histories = run.completed
-        has_val = histories[0].records[0].val_accuracy is not None
-        has_rule = run.settings.optimizer.schedule == "plateau"
-        by_val = [best_record(history.records).test_accuracy for history in histories]
-        drops = tuple(tuple(drop.epoch for drop in history.drops) for history in histories)
-        accuracy_difference, loss_difference = (
+        differences = (
             None if run is baseline else difference(_finals(run, metric), _finals(baseline, metric))
             for metric in ("test_accuracy", "test_loss")
         )
-        compared.append(
-            ComparedRun(
-                name=name,
-                rule=run.settings.schedule_name,
-                num_seeds=len(histories),
-                best=MeanStd.of([_best(history).test_accuracy for history in histories]),
-                best_epoch=MeanStd.of([_best(history).epoch for history in histories]),
-                best_by_val=MeanStd.of(by_val) if has_val else None,
-                final=MeanStd.of(list(_finals(run, "test_accuracy").values())),
-                num_drops=MeanStd.of(list(map(len, drops))) if has_rule else None,
-                drop_epochs=drops,
-                seconds=run.seconds,
-                level_epochs=tuple(_first_epoch(history, level) for history in histories),
-                settings=differing,
-                accuracy_difference=accuracy_difference,
-                loss_difference=loss_difference,
-            )
-        )
+        level_epochs = [
+            next((e.epoch for e in history.records if e.test_accuracy > level - ROUNDING), None)
+            for history in run.completed
+        ]
+        facts = run.settings, run.results, run.seconds, level_epochs, differing
+        compared.append(ComparedRun(name, *facts, *differences))
     return compared
 
 
@@ -197,25 +162,16 @@ def _finals(run: Run, metric: str) -> dict[int, float]:
     return {history.seed: getattr(history.records[-1], metric) for history in run.completed}
 
 
-def _first_epoch(history: History, level: float) -> int | None:
-    """Return the first epoch with this test accuracy, if there is one."""
-    epochs = (each.epoch for each in history.records if each.test_accuracy > level - ROUNDING)
-    return next(epochs, None)
-
-
 def _draw(runs: Mapping[str, Run], picture: Path) -> None:
     """Draw the five panels with all runs."""
-    counts = {name: len(run.completed) for name, run in runs.items()}
-    plotted = [
-        plots.PlottedRun(
-            run.settings,
-            run.completed,
-            f"{name} ({counts[name]} seeds)" if counts[name] > 1 else name,
-        )
-        for name, run in runs.items()
-    ]
+    plotted = []
+    for name, run in runs.items():
+        num_seeds = len(run.completed)
+        label = f"{name} ({num_seeds} seeds)" if num_seeds > 1 else name
+        plotted.append(plots.PlottedRun(run.settings, run.completed, label))
     data = dict.fromkeys(run.settings.data.title for run in runs.values())
-    bands = ": means and one standard deviation of the seeds" if max(counts.values()) > 1 else ""
+    has_bands = any(len(run.completed) > 1 for run in runs.values())
+    bands = ": means and one standard deviation of the seeds" if has_bands else ""
     plots.save_comparison(picture, plotted, f"{len(runs)} runs on {' and '.join(data)}{bands}")
 
 
@@ -225,35 +181,35 @@ def print_comparison(comparison: Comparison) -> None:
     name = Column("name", "run", is_number=False)
     results = [
         name,
-        Column("rule", "rule", is_number=False),
-        Column("num_seeds", "seeds"),
-        Column("best", "best", ".4f"),
-        Column("best_epoch", "at", _count_text),
-        Column("best_by_val", "by val", ".4f"),
-        Column("final", "final", ".4f"),
+        Column("settings.schedule_name", "rule", is_number=False, omit=3),
+        Column("results.seeds", "seeds", lambda seeds: f"{len(seeds)}", omit=4),
+        Column("results.highest_test_accuracy", "best", ".4f"),
+        Column("results.highest_test_epoch", "at", omit=6),
+        Column("results.chosen_by_val", "by val", ".4f"),
+        Column("results.final.test.accuracy", "final", ".4f"),
         Column("level_epochs", f"to {level:.4g}", _level_text),
-        Column("num_drops", "drops", _count_text),
-        Column("drop_epochs", "in epochs", _drops_text, is_number=False),
-        Column("seconds", "seconds", ",.0f"),
+        Column("num_drops", "drops", omit=5),
+        Column("results.drop_epochs", "in epochs", _drops_text, is_number=False, omit=1),
+        Column("seconds", "seconds", ",.0f", omit=2),
     ]
     results = [each for each in results if any(each.text_of(run) != MISSING for run in runs)]
     caption = f"test accuracy: the best, the final one, the first epoch at {level:.4g}"
     caption += "" if is_explicit_level else ", which every training reaches"
-    if any(run.best_by_val for run in runs):
+    if any(run.results.chosen_by_val for run in runs):
         caption += "; by val: at the epoch that is best on held-out images"
     log.info(caption)
-    console.print_table(Table(runs, results, drop_order=DROP_ORDER))
+    console.print_table(Table(runs, results))
     differences = [
         name,
         Column("accuracy_difference", "final test accuracy"),
-        Column("loss_difference", "final test loss"),
-        Column("accuracy_difference", "interval", attrgetter("method"), is_number=False),
+        Column("loss_difference", "final test loss", omit=1),
+        Column("accuracy_difference.method", "interval", is_number=False),
     ]
     caption = (
         f"difference from {runs[0].name}, and the {100 * CONFIDENCE:.0f} % confidence interval "
         "of its mean over seeds"
     )
-    console.print_table(Table(runs[1:], differences, caption, ("final test loss",)))
+    console.print_table(Table(runs[1:], differences, caption))
     _print_settings(runs, name)
     if picture is not None:
         console.print_rows({"plot": str(picture)})
@@ -261,28 +217,27 @@ def print_comparison(comparison: Comparison) -> None:
 
 def _print_settings(runs: Sequence[ComparedRun], name: Column) -> None:
     """Print the settings that differ, a column each, or as a command line if that is too wide."""
-    flags = runs[0].settings
+    flags = runs[0].differing
     if not flags:
         log.info("no setting that affects results differs")
         return
-    columns = [name, *(Column("settings", flag, is_number=False, item=flag) for flag in flags)]
+    columns = [name, *(Column(f"differing.{flag}", flag, is_number=False) for flag in flags)]
     table = Table(runs, columns, "settings that differ")
     if not console.fits_terminal(table):
-        line = Column("command_line", "settings", is_number=False)
+        line = Column("differing", "settings", _command_line, is_number=False)
         table = table._replace(columns=[name, line])
     console.print_table(table)
 
 
-def _count_text(count: MeanStd) -> str:
-    """Return a whole number, or the mean of several with a decimal."""
-    return format(count, ".1f" if count.num_replicas > 1 else ".0f")
+def _command_line(settings: Mapping[str, str]) -> str:
+    return "  ".join(f"{flag} {value}" for flag, value in settings.items())
 
 
 def _level_text(epochs: Sequence[int | None]) -> str:
     """Return the mean of the epochs, and how many seeds it is over if it is not over all."""
     reached = [epoch for epoch in epochs if epoch is not None]
     share = "" if len(reached) == len(epochs) else f" ({len(reached)} of {len(epochs)})"
-    return _count_text(MeanStd.of(reached)) + share if reached else MISSING
+    return f"{MeanStd.of(reached)}{share}" if reached else MISSING
 
 
 def _drops_text(epochs_of_seeds: Sequence[Sequence[int]]) -> str:
@@ -293,4 +248,4 @@ def _drops_text(epochs_of_seeds: Sequence[Sequence[int]]) -> str:
     if len(epochs_of_seeds) == 1:
         return ", ".join(map(str, epochs_of_seeds[0]))
     first, last = (MeanStd.of([epochs[end] for epochs in with_drops]) for end in (0, -1))
-    return f"first {_count_text(first)}, last {_count_text(last)}"
+    return f"first {first}, last {last}"

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.history import records_at
 from plateau_train.run.reader import Run
 from plateau_train.run.records import EpochRecord, best_record
+from plateau_train.run.results import ROUNDING
 from plateau_train.training import setup
 from plateau_train.training.scoring import Confusion, Score, score
 
@@ -27,9 +29,6 @@ log = logging.getLogger("plateau_train")
 
 # A larger confusion matrix is drawn, and not printed.
 MOST_COLUMNS = 20
-
-# Accuracies are fractions of the same number of images: a smaller difference is rounding.
-ROUNDING = 1e-6
 
 
 class ClassResult(NamedTuple):
@@ -60,9 +59,9 @@ class Evaluation(NamedTuple):
 
 CLASS_COLUMNS = (
     Column("name", "class", is_number=False),
-    Column("num_images", "images", ","),
+    Column("num_images", "images", ",", omit=1),
     Column("accuracy", "accuracy", ".4f"),
-    Column("precision", "precision", ".4f"),
+    Column("precision", "precision", ".4f", omit=2),
     Column("rival", "most often taken for", is_number=False),
 )
 
@@ -94,10 +93,10 @@ def evaluate_run(
     manifest = weights.manifest
     records = read_records(run, manifest.epoch)
     number, chosen = choose_replica(records, manifest.settings.run.seeds, replica, manifest.epoch)
-    cache_dir = overrides.settings.data.cache_dir
-    settings = manifest.settings.data.model_copy(update={"cache_dir": cache_dir})
+    folders = {"cache_dir": overrides.settings.data.cache_dir}
     if overrides.is_explicit("data_dir"):
-        settings = settings.model_copy(update={"data_dir": overrides.settings.data.data_dir})
+        folders["data_dir"] = overrides.settings.data.data_dir
+    settings = manifest.settings.data.model_copy(update=folders)
     if manifest.environment.threads is not None:
         environment.pin_threads(manifest.environment.threads)
     every_setting = manifest.settings.model_copy(update={"data": settings})
@@ -125,25 +124,25 @@ def print_evaluation(evaluation: Evaluation) -> None:
     run = {"run": f"{evaluation.run}, {evaluation.checkpoint}", "data": evaluation.data}
     console.print_rows({**run, **scores, "plot": str(evaluation.picture)})
     classes, caption = evaluation.classes, "test images of each class"
-    console.print_table(Table(classes, CLASS_COLUMNS, caption, ("images", "precision")))
-    if len(classes) <= MOST_COLUMNS:
-        names, numbers = zip(*((each.name, str(i)) for i, each in enumerate(classes)), strict=True)
-        numbered = [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
-        for rows, columns in ((names, names), (numbered, numbers)):
-            table = _confusion_table(classes, rows, columns)
-            if console.fits_terminal(table):
-                console.print_table(table)
-                return
+    console.print_table(Table(classes, CLASS_COLUMNS, caption))
+    for is_numbered in (False, True):
+        table = _confusion_table(classes, is_numbered=is_numbered)
+        if len(classes) <= MOST_COLUMNS and console.fits_terminal(table):
+            console.print_table(table)
+            return
     log.info(f"the confusion matrix of {len(classes)} classes is in the picture")
 
 
-def _confusion_table(
-    classes: Sequence[ClassResult], names: Sequence[str], titles: Sequence[str]
-) -> Table:
-    rows = [each._replace(name=name) for each, name in zip(classes, names, strict=True)]
-    columns = [Column("counts", title, ",", item=number) for number, title in enumerate(titles)]
+def _confusion_table(classes: Sequence[ClassResult], *, is_numbered: bool) -> Table:
+    """Return the counts; numbers as titles of the columns need less space than names."""
+    titles = [f"{number}" if is_numbered else each.name for number, each in enumerate(classes)]
+    columns = [Column(itemgetter(number), title, ",") for number, title in enumerate(titles, 1)]
+    rows = [
+        (f"{title} {each.name}" if is_numbered else title, *each.counts)
+        for title, each in zip(titles, classes, strict=True)
+    ]
     caption = "true classes in rows, what they are taken for in columns"
-    return Table(rows, [Column("name", "", is_number=False), *columns], caption)
+    return Table(rows, [Column(itemgetter(0), "", is_number=False), *columns], caption)
 
 
 def find_checkpoint(run: RunDirectory, which: str) -> Checkpoint:

@@ -4,61 +4,49 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+from plateau_train.config import Settings
 from plateau_train.errors import RunError
 from plateau_train.report.console import Column, Table, print_table, printable
 from plateau_train.run.directory import LATEST, SWEEP, RunDirectory
-from plateau_train.run.history import best_epoch, records_at
 from plateau_train.run.reader import Run
+from plateau_train.run.results import Results
 
 log = logging.getLogger("plateau_train")
 
 COLUMNS = (
     Column("name", "name", is_number=False),
-    Column("rule", "rule", is_number=False),
-    Column("num_seeds", "seeds"),
-    Column("dataset", "data", is_number=False),
-    Column("progress", "epochs"),
-    Column("best", "best", ".4f"),
-    Column("best_epoch", "at"),
-    Column("final", "final", ".4f"),
-    Column("split", "split", is_number=False),
-    Column("scale", "scale", ".6g"),
+    Column("settings.schedule_name", "rule", is_number=False, omit=6),
+    Column("settings.run.seeds", "seeds", lambda seeds: f"{len(seeds)}", omit=3),
+    Column("settings.data.dataset", "data", is_number=False, omit=5),
+    Column("progress", "epochs", omit=8),
+    Column("results.best_score.mean", "best", ".4f"),
+    Column("results.best_epoch", "at", omit=2),
+    Column("results.final_score.mean", "final", ".4f", omit=7),
+    Column("results.split", "split", is_number=False, omit=1),
+    Column("results.final_scale.mean", "scale", ".6g", omit=4),
     Column("state", "state", is_number=False),
 )
-
-# The name of a run implies most of these.
-DROP_ORDER = ("split", "at", "seeds", "scale", "data", "rule", "final", "epochs")
 
 
 class ListedRun(NamedTuple):
     """A run as far as it can be read; None stands for what is missing or cannot be read.
 
-    ``best`` and ``final`` are accuracies on the images of ``split``. They and ``scale`` are means
-    over the replicas that reached the epoch. ``problems`` say what is damaged.
+    ``problems`` say what is damaged.
     """
 
     name: str
     state: Literal["running", "done", "failed", "stopped", "damaged"]
-    problems: tuple[str, ...] = ()
-    rule: str | None = None
-    num_seeds: int | None = None
-    dataset: str | None = None
-    num_epochs: int | None = None
-    epoch: int | None = None
-    best: float | None = None
-    best_epoch: int | None = None
-    final: float | None = None
-    split: str | None = None
-    scale: float | None = None
+    problems: tuple[str, ...]
+    settings: Settings | None
+    results: Results | None
 
     @property
     def progress(self) -> str | None:
         """The last epoch and the planned number of epochs."""
-        planned = "-" if self.num_epochs is None else self.num_epochs
-        return None if self.epoch is None else f"{self.epoch}/{planned}"
+        planned = "-" if self.settings is None else self.settings.run.epochs
+        return None if self.results is None else f"{self.results.epoch}/{planned}"
 
 
 def list_runs(runs_dir: Path) -> list[ListedRun]:
@@ -88,7 +76,7 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
 def print_runs(runs: Sequence[ListedRun]) -> None:
     """Print a table of runs, and warn of what is damaged in them."""
     if runs:
-        print_table(Table(runs, COLUMNS, drop_order=DROP_ORDER))
+        print_table(Table(runs, COLUMNS))
     if problems := [printable(problem) for run in runs for problem in run.problems]:
         log.warning("\n".join(problems))
 
@@ -96,22 +84,19 @@ def print_runs(runs: Sequence[ListedRun]) -> None:
 def _read(run: Run) -> ListedRun | None:
     """Read as much of a run as possible; return None for a folder that is not a run."""
     files, problems = run.directory, set[str]()
-    facts: dict[str, Any] = {"state": "damaged"}
+    settings, results, state = None, None, "damaged"
     with _collect(problems, run):
         if not any(part.exists() for part in (files.config, files.metrics, files.checkpoints)):
             return None
     with _collect(problems, run):
-        facts["rule"] = run.settings.schedule_name
-        facts["num_seeds"] = len(run.settings.run.seeds)
-        facts["dataset"] = run.settings.data.dataset
-        facts["num_epochs"] = run.settings.run.epochs
+        settings = run.settings
     with _collect(problems, run):
-        facts |= _find_metrics(run)
+        results = run.results if run.records else None
     with _collect(problems, run):
-        facts["state"] = run.state
+        state = run.state
     if problems:
-        facts["state"] = "damaged"
-    return ListedRun(files.path.name, problems=tuple(sorted(problems)), **facts)
+        state = "damaged"
+    return ListedRun(files.path.name, state, tuple(sorted(problems)), settings, results)
 
 
 @contextlib.contextmanager
@@ -123,19 +108,3 @@ def _collect(problems: set[str], run: Run) -> Iterator[None]:
         problems.update(error.problems)
     except OSError as error:  # a folder without permission, or one that was just removed
         problems.add(f"{run.directory.path} cannot be read: {error.strerror}")
-
-
-def _find_metrics(run: Run) -> dict[str, Any]:
-    """Return the metrics of the best and the last epoch, if an epoch is finished."""
-    if not run.records:
-        return {}
-    last, best = max(history.last_epoch for history in run.histories), best_epoch(run.histories)
-    at_last, at_best = (records_at(run.histories, epoch) for epoch in (last, best))
-    return {
-        "epoch": last,
-        "best": fmean(record.score for record in at_best),
-        "best_epoch": best,
-        "final": fmean(record.score for record in at_last),
-        "split": at_last[0].scored_by.removesuffix(" accuracy"),
-        "scale": fmean(record.scale for record in at_last),
-    }

@@ -5,9 +5,8 @@ one that training uses; PyTorch's and Keras's rules are the same rule with other
 """
 
 import logging
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +18,12 @@ from plateau_train.config import SETTINGS, RawValue, Resolved
 from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
-from plateau_train.numerics.replay import Row, as_losses, replay
+from plateau_train.numerics.replay import as_losses, replay
 from plateau_train.report import replay as texts
 from plateau_train.report.console import print_rows, print_table
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
-from plateau_train.run.series import (
-    OTHER_MODES,
-    Series,
-    lowers_by_time,
-    read_evaluations,
-    read_observations,
-)
+from plateau_train.run.series import OTHER_MODES, Series, read_values
 
 log = logging.getLogger("plateau_train")
 
@@ -230,19 +223,17 @@ def read_run(
             f"{title} has {len(histories)} replicas, and one can be replayed at a time",
             hint=f"choose one, such as --replica {histories[0].replica}",
         )
-    number = histories[0].replica if replica is None else replica
-    history = find_replica(histories, number, run.directory)
+    history = histories[0]
+    if replica is not None:
+        history = find_replica(histories, replica, run.directory)
     if len(own.run.seeds) > 1:
         title += f", replica {history.replica} with seed {history.seed}"
-    if rule.split == "train":
-        values, positions = read_observations(run, history, rule)
-        size = 1  # the values are means already
-    else:
-        scores, positions = read_evaluations(run, history, rule)
-        values = as_losses(rule.metric, np.array(scores, np.float32)).tolist()
-        size = rule.accumulation_size
+    values, positions = read_values(run, history, rule)
     observed = rule.describe_observation()
-    rule = rule.model_copy(update={"accumulation_size": size})
+    if rule.split == "train":  # the values are means already
+        rule = rule.model_copy(update={"accumulation_size": 1})
+    else:
+        values = as_losses(rule.metric, np.array(values, np.float32)).tolist()
     schedule = own.optimizer.schedule
     return Series(title, observed, values, rule, positions, history.drops, schedule)
 
@@ -265,43 +256,20 @@ def check_values(series: Series) -> None:
         )
 
 
-def apply_rules(
-    series: Series, libraries: Sequence[str]
-) -> tuple[dict[str, list[Row]], dict[str, str]]:
+def print_replay(series: Series, options: ScheduleOptions) -> None:
     """Apply the rule, and those of other libraries with the same numbers, to a series.
 
-    Return the rows of each rule, that of the training first, and a note on each other rule.
+    Prints the result as a table or JSON lines, and draws its plot.
     """
-    rows = replay(series.rule, series.values)
-    rules, notes = {"optax" if libraries else "scale": rows}, {}
-    for library in libraries:
+    rows, rule = replay(series.rule, series.values), texts.describe_rule(series.rule)
+    rules, notes = {"optax" if options.libraries else "scale": rows}, {}
+    for library in options.libraries:
         if library != "optax":  # the rule of the training itself
             parameters, difference = translation.with_same_numbers(library, series.rule)
             settings = translation.translate(library, parameters, learning_rate=1.0)
             rules[library] = replay(series.rule.model_copy(update=settings), series.values)
             call = ", ".join(f"{name}={_exact(value)}" for name, value in parameters.items())
             notes[library] = f"{call}, here {_as_flags(_as_raw(settings))}{difference}"
-    return rules, notes
-
-
-def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
-    """Return the first value at which the drops differ from those of the run, if any does."""
-    if series.schedule is None:
-        return None
-    if lowers_by_time(series.schedule):
-        return rows[0]
-    steps = [position.step for position in series.positions]
-    replayed = {(steps[row.number - 1], row.scale) for row in rows if row.is_drop}
-    differing = replayed ^ {(drop.step, drop.scale_after) for drop in series.drops}
-    first = min((step for step, _ in differing), default=math.inf)
-    return next((row for row in rows if steps[row.number - 1] >= first), None)
-
-
-def print_replay(series: Series, options: ScheduleOptions) -> None:
-    """Apply the rules to a series, print the result as a table or JSON lines, and draw its plot."""
-    rules, notes = apply_rules(series, options.libraries)
-    rows, rule = next(iter(rules.values())), texts.describe_rule(series.rule)
-    change = find_change(series, rows)
     if options.as_json:
         for line in texts.json_lines(series, rules):
             print(line)
@@ -313,8 +281,7 @@ def print_replay(series: Series, options: ScheduleOptions) -> None:
         print_rows(texts.describe_drops(series, rules))
         if rest := num_values % size:
             log.info(f"the last {rest:,} of {num_values:,} values do not fill a window of {size:,}")
-    if series.schedule is not None:
-        texts.report_counterfactual(series, change)
+    change = texts.report_change(series, rows)
     if options.plot is not None:
         reasons = texts.list_reasons(series, rows)
         plots.save_replay(options.plot, series, rules, rule=rule, reasons=reasons, change=change)
@@ -332,6 +299,4 @@ def _as_flags(settings: Mapping[str, RawValue]) -> str:
 
 def _exact(value: float | str) -> str:
     """Write a number with the fewest digits that read back as the same number, text in quotes."""
-    if isinstance(value, str):
-        return repr(value)
-    return short if float(short := f"{value:g}") == value else str(value)
+    return repr(value).removesuffix(".0")

@@ -1,21 +1,71 @@
 """Train every combination of some settings, each with all seeds, and show the results."""
 
 import contextlib
-from collections.abc import Sequence
+import csv
+import io
+import logging
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from plateau_train import config, plots
-from plateau_train.config import Resolved, Setting
-from plateau_train.errors import NonFiniteLossError
-from plateau_train.report import console, results
+from plateau_train.config import Resolved, Setting, Settings
+from plateau_train.errors import ConfigError, NonFiniteLossError, RunError
+from plateau_train.report import console
+from plateau_train.report.console import Column, Table, look_up
 from plateau_train.report.progress import ProgramReport
-from plateau_train.report.results import SweepResult
 from plateau_train.run import environment, storage
 from plateau_train.run.directory import RunDirectory
+from plateau_train.run.reader import Run
+from plateau_train.run.records import MeanStd
+from plateau_train.run.results import Results
 from plateau_train.training import setup, sweep
-from plateau_train.training.sweep import LoadedDatasets, SweepPlan
+from plateau_train.training.sweep import LoadedDatasets, SweepPlan, SweepRun
+
+log = logging.getLogger("plateau_train")
+
+
+METRICS = tuple(
+    f"{split}-{kind}" for split in ("test", "val", "train") for kind in ("accuracy", "loss")
+)
+
+
+def _path_of(metric: str) -> str:
+    """Return where a ``SweepResult`` has a metric after the last epoch."""
+    return f"results.final.{metric}".replace("-", ".")
+
+
+# The measures of ``results.csv``, and where a ``SweepResult`` has them.
+MEASURES = {f"final_{metric}".replace("-", "_"): _path_of(metric) for metric in METRICS} | {
+    "best_accuracy": "results.own_best_score",
+    "num_drops": "results.num_drops",
+    "final_scale": "results.final_scale",
+}
+
+
+class SweepResult(NamedTuple):
+    """A run of a sweep."""
+
+    name: str  # of its folder
+    values: Mapping[str, str]  # of the settings that vary, by key
+    num_seeds: int
+    results: Results | None  # of the seeds that finished all epochs; None if there are none
+
+    @property
+    def num_finished(self) -> int:
+        return 0 if self.results is None else len(self.results.seeds)
+
+    def final(self, metric: str) -> MeanStd | None:
+        """Return one of ``METRICS`` after the last epoch."""
+        return look_up(self, _path_of(metric))
+
+    def rank(self, metric: str) -> float:
+        """Return a number that is lower for a better run, and infinite without a finished seed."""
+        final, sign = self.final(metric), 1 if metric.endswith("loss") else -1
+        return math.inf if final is None else sign * final.mean
 
 
 def start(cells: config.Sweep, metric: str | None) -> None:
@@ -25,7 +75,7 @@ def start(cells: config.Sweep, metric: str | None) -> None:
     Raises ``NonFiniteLossError`` where every replica of every run diverged.
     """
     console.configure_logging(is_quiet=cells.cells[0].settings.run.quiet)
-    metric = results.choose_metric(metric, [cell.settings for cell in cells.cells])
+    metric = choose_metric(metric, [cell.settings for cell in cells.cells])
     environment.pin_threads(setup.localize(cells.cells[0]).settings.run.threads)
     datasets = LoadedDatasets()
     plan = sweep.make_plan(cells, metric, datasets)
@@ -70,45 +120,110 @@ def _train(directory: RunDirectory, plan: SweepPlan, datasets: LoadedDatasets) -
     _show_results(directory, plan)
 
 
+def choose_metric(metric: str | None, runs: Sequence[Settings]) -> str:
+    """Return the metric to sort by; the default is the accuracy on the validation or test images.
+
+    Raises ``ConfigError`` for an unknown metric, and for one that not all runs have.
+    """
+    has_val = all(settings.data.val_fraction > 0 for settings in runs)
+    if metric is None:
+        return "val-accuracy" if has_val else "test-accuracy"
+    if metric not in METRICS:
+        raise ConfigError(
+            f"--metric must be one of {', '.join(METRICS)}, got {metric}"
+            f"{config.did_you_mean(metric, METRICS)}",
+            hint="leave it out to take the accuracy",
+        )
+    if metric.startswith("val") and not has_val:
+        raise ConfigError(
+            f"--metric {metric} needs held-out images in every run", hint="add --val-fraction 0.1"
+        )
+    return metric
+
+
 def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
     """Print the results, the best first, and write ``results.csv`` and a heat map."""
     varied, is_quiet = plan.varied_settings, plan.runs[0].settings.run.quiet
-    runs = [(RunDirectory(directory.path / run.folder), run.settings) for run in plan.runs]
-    all_results = results.read_results(runs, varied)
-    if not any(result.num_finished for result in all_results):
+    results = [read_result(directory.path, run, varied) for run in plan.runs]
+    if not any(result.num_finished for result in results):
         raise NonFiniteLossError(
             f"all seeds of {directory} diverged", hint="train with smaller --learning-rate values"
         )
-    ordered = results.sort_results(all_results, plan.metric)
+    ordered = sorted(results, key=lambda result: result.rank(plan.metric))
     table, picture = directory.path / "results.csv", directory.path / "heat_map.png"
-    storage.write_text(table, results.to_csv(ordered, varied))
+    storage.write_text(table, to_csv(ordered))
     rows = {"results": str(table)}
     if len(varied) == 2:
-        grid = _make_grid(all_results, varied, plan.metric)
-        heading = f"{grid.metric} after the last epoch, {all_results[0].num_seeds} seeds"
+        grid = _make_grid(results, varied, plan.metric)
+        heading = f"{grid.metric} after the last epoch, {results[0].num_seeds} seeds"
         plots.save_heat_map(picture, grid, heading)
         rows["heat map"] = str(picture)
-    rows["next"] = f"plateau-train plot {RunDirectory(directory.path / ordered[0].run)}"
+    rows["next"] = f"plateau-train plot {RunDirectory(directory.path / ordered[0].name)}"
     if is_quiet:
         print(directory.path)
         return
-    console.print_table(results.make_table(ordered, varied, plan.metric))
+    columns = [
+        *(Column(f"values.{setting.key}", setting.flag) for setting in varied),
+        Column(_path_of(plan.metric), plan.metric, ".4f"),
+        Column("results.own_best_score", "best", ".4f", omit=3),
+        Column("results.num_drops", "drops", ".1f"),
+        Column("results.final_scale.mean", "scale", ".4g", omit=2),
+        Column(lambda result: f"{result.num_finished}/{result.num_seeds}", "seeds"),
+        Column("name", "run", is_number=False, omit=1),
+    ]
+    console.print_table(Table(ordered, columns))
     console.print_rows(rows)
 
 
+def read_result(folder: Path, planned: SweepRun, varied: Sequence[Setting]) -> SweepResult:
+    """Read a run of a sweep; warn if it is damaged. A run that was resumed may have more epochs."""
+    run, settings = Run(RunDirectory(folder / planned.folder)), planned.settings
+    finished, num_epochs = [], settings.run.epochs
+    try:
+        finished = [
+            history.until(num_epochs)
+            for history in (run.histories if run.directory.metrics.exists() else ())
+            if history.last_epoch >= num_epochs or (history.ending and history.ending.is_complete)
+        ]
+    except RunError as error:
+        log.warning("\n".join(error.problems))
+    values = {each.key: config.as_text(planned.resolved.value(each)) for each in varied}
+    results = Results.of(finished) if finished else None
+    return SweepResult(planned.folder, values, len(settings.run.seeds), results)
+
+
+def to_csv(results: Sequence[SweepResult]) -> str:
+    """Return a line for each run with the mean and the standard deviation of every measure."""
+    rows = []
+    for result in results:
+        row = {**result.values, "run": result.name}
+        row |= {"seeds": result.num_seeds, "finished": result.num_finished}
+        for name, path in MEASURES.items():
+            if any(look_up(each, path) for each in results):
+                mean, std, _ = look_up(result, path) or ("", "", 0)
+                row |= {f"{name}_mean": mean, f"{name}_sd": std}
+        rows.append(row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def _make_grid(
-    all_results: Sequence[SweepResult], varied: Sequence[Setting], metric: str
+    results: Sequence[SweepResult], varied: Sequence[Setting], metric: str
 ) -> plots.Grid:
     """Arrange a metric over the two settings that vary."""
     rows, columns = (
-        list(dict.fromkeys(result.values[axis] for result in all_results)) for axis in (0, 1)
+        list(dict.fromkeys(result.values[setting.key] for result in results)) for setting in varied
     )
     means, stds = (np.full((len(rows), len(columns)), np.nan) for _ in range(2))
     num_diverged = np.zeros(means.shape, int)
-    for result in all_results:
-        cell = rows.index(result.values[0]), columns.index(result.values[1])
+    for result in results:
+        row, column = result.values.values()
+        cell = rows.index(row), columns.index(column)
         num_diverged[cell] = result.num_seeds - result.num_finished
-        if final := result.finals[metric]:
+        if final := result.final(metric):
             means[cell] = final.mean
             stds[cell] = final.sd if final.num_replicas > 1 else np.nan
     flags, name = [setting.flag for setting in varied], metric.replace("-", " ")

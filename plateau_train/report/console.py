@@ -20,12 +20,22 @@ from plateau_train.errors import ChangedSettingsError, PlateauTrainError
 
 MISSING = "-"  # the text for a value of None in a table
 
+UNLIMITED = 1_000_000  # characters of a line that is not on a terminal
+
 
 def printable(text: object) -> str:
     """Escape the characters that could control the terminal, line breaks included."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
     )
+
+
+def make_console(*, to_stderr: bool = False) -> Console:
+    """Return a console that breaks lines on a terminal and nowhere else."""
+    console = Console(stderr=to_stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = UNLIMITED
+    return console
 
 
 @contextlib.contextmanager
@@ -35,15 +45,13 @@ def _console(*, to_stderr: bool = False) -> Iterator[Console]:
     It is written with ``print`` because a progress bar replaces ``sys.stdout`` and ``sys.stderr``
     by files that write above the bar; a ``Console`` bypasses them.
     """
-    console = Console(stderr=to_stderr, highlight=False)
+    console = make_console(to_stderr=to_stderr)
     with console.capture() as capture:
         yield console
-    print(capture.get(), end="", file=sys.stderr if to_stderr else sys.stdout, flush=True)
-
-
-def print_text(console: Console, text: Text | str) -> None:
-    """Print text, wrapped on a terminal; elsewhere there is no width to wrap to."""
-    console.print(text, markup=False, soft_wrap=not console.is_terminal)
+    text = capture.get()
+    if not console.is_terminal:  # Rich fills the last column of a table with spaces
+        text = "\n".join(map(str.rstrip, text.split("\n")))
+    print(text, end="", file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 class _LogHandler(logging.Handler):
@@ -53,15 +61,12 @@ class _LogHandler(logging.Handler):
         message = record.getMessage()
         with _console(to_stderr=True) as console:
             if record.levelno < logging.WARNING:
-                print_text(console, Text(printable(message), style="dim"))
+                console.print(Text(printable(message), style="dim"))
                 return
-            lines = [printable(line) for line in message.split("\n")]
-            if console.is_terminal:
-                text = Text("\n".join(lines))
-                console.print(Panel(text, title="NOTICE", style="bold yellow", expand=False))
-            else:
-                for line in lines:
-                    print_text(console, f"NOTICE: {line}")
+            prefix = "" if console.is_terminal else "NOTICE: "
+            text = Text("\n".join(prefix + printable(line) for line in message.split("\n")))
+            panel = Panel(text, title="NOTICE", style="bold yellow", expand=False)
+            console.print(panel if console.is_terminal else text)
 
 
 def configure_logging(*, is_quiet: bool = False) -> None:
@@ -72,8 +77,7 @@ def configure_logging(*, is_quiet: bool = False) -> None:
     log = logging.getLogger("plateau_train")
     log.setLevel(logging.INFO)
     log.propagate = False  # other libraries configure the root logger
-    for handler in [each for each in log.handlers if isinstance(each, _LogHandler)]:
-        log.removeHandler(handler)
+    log.handlers = [each for each in log.handlers if not isinstance(each, _LogHandler)]
     log.addHandler(_LogHandler(logging.WARNING if is_quiet else logging.INFO))
 
 
@@ -81,138 +85,117 @@ def print_error(error: PlateauTrainError) -> None:
     """Print each problem on a line, and then the hint, on stderr."""
     with _console(to_stderr=True) as console:
         for problem in error.problems:
-            print_text(console, Text.assemble(("error: ", "bold red"), printable(problem)))
+            console.print(Text.assemble(("error: ", "bold red"), printable(problem)))
         if isinstance(error, ChangedSettingsError):
             grid = RichTable.grid(padding=(0, 2, 0, 0))
             for row in error.table:
                 grid.add_row("", *(Text(printable(cell)) for cell in row))
-            if not console.is_terminal:
-                console.width = 1000  # one row stays one line
             console.print(grid)
-        print_text(console, Text.assemble(("hint: ", "bold cyan"), printable(error.hint)))
+        console.print(Text.assemble(("hint: ", "bold cyan"), printable(error.hint)))
 
 
 def print_rows(rows: Mapping[str, str], *, to_stderr: bool = False) -> None:
     """Print names and their texts, on a terminal with a hanging indent."""
+    grid = RichTable.grid(padding=(0, 2, 0, 0))
+    grid.add_column(min_width=8, style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in rows.items():
+        grid.add_row(Text(name), Text(printable(text)))
     with _console(to_stderr=to_stderr) as console:
-        for name, text in rows.items():
-            if console.is_terminal:
-                grid = RichTable.grid(padding=(0, 2))
-                grid.add_column(width=8, style="bold")
-                grid.add_column(overflow="fold")
-                grid.add_row(name, Text(printable(text)))
-                console.print(grid)
-            else:
-                print_text(console, f"{name:<8}  {printable(text)}")
+        console.print(grid)
+
+
+def look_up(row: Any, path: str) -> Any:
+    """Follow the names of fields and keys, joined by dots; return None where one leads to None."""
+    for name in path.split("."):
+        if row is not None:
+            row = row.get(name) if isinstance(row, Mapping) else getattr(row, name)
+    return row
 
 
 class Column(NamedTuple):
-    """A column of a table: a field or a function of the rows, its title, and its format.
+    """A column of a table: where its values are in the rows, its title, and its format.
 
-    ``form`` is a format specification, or a function from the value to its text. ``item`` is the
-    index or key of the value if the field is a tuple or a mapping. Numbers are aligned to the
-    right, words to the left.
+    ``source`` is a path for ``look_up`` or a function of a row. ``form`` is a format specification,
+    or a function from the value to its text. Numbers are aligned to the right, words to the left.
+    A narrow terminal omits the columns with the lowest ``omit`` first, and never those with 0.
     """
 
-    field: str | Callable[[Any], Any]
+    source: str | Callable[[Any], Any]
     title: str
     form: str | Callable[[Any], str] = ""
     is_number: bool = True
-    item: int | str | None = None
+    omit: int = 0
+    min_width: int = 0
 
-    def text_of(self, row: object) -> str:
+    def text_of(self, row: Any) -> str:
         """Return the text of a row in this column."""
-        value = getattr(row, self.field) if isinstance(self.field, str) else self.field(row)
-        if value is not None and self.item is not None:
-            value = value[self.item]
+        value = self.source(row) if callable(self.source) else look_up(row, self.source)
         if value is None:
             return MISSING
         return format(value, self.form) if isinstance(self.form, str) else self.form(value)
 
 
 class Table(NamedTuple):
-    """Rows, which are named tuples of plain values, and how they are printed.
-
-    ``drop_order`` has the titles of the columns that a narrow terminal omits, the first one first.
-    """
+    """Rows, which are named tuples of plain values, and how they are printed."""
 
     rows: Sequence[object]
     columns: Sequence[Column]
     caption: str = ""
-    drop_order: Sequence[str] = ()
 
 
-class TextColumn(NamedTuple):
-    """A column as text, and the width that it is padded to."""
+class _TextColumn(NamedTuple):
+    """A column, the text of each row in it, and its width in characters."""
 
-    title: str
+    column: Column
     cells: Sequence[str]
     width: int
-    is_number: bool = True
-
-    def lines(self) -> Iterator[str]:
-        """Yield the title and the cells, padded."""
-        for text in (self.title, *self.cells):
-            blank = " " * (self.width - cell_len(text))
-            yield blank + text if self.is_number else text + blank
 
 
-def _render(table: Table) -> Sequence[TextColumn]:
+def _render(table: Table) -> list[_TextColumn]:
     columns = []
     for column in table.columns:
-        title = printable(column.title)
         cells = [printable(column.text_of(row)) for row in table.rows]
-        width = max(map(cell_len, (title, *cells)))
-        columns.append(TextColumn(title, cells, width, column.is_number))
+        width = max(column.min_width, *map(cell_len, (column.title, *cells)))
+        columns.append(_TextColumn(column, cells, width))
     return columns
 
 
-def join_rows(columns: Sequence[TextColumn], gap: int) -> Iterator[str]:
-    """Yield the titles and each row as one line."""
-    rows = zip(*(column.lines() for column in columns), strict=True)
-    return map((" " * gap).join, rows)
-
-
-def _total_width(columns: Sequence[TextColumn], *, gap: int) -> int:
+def _total_width(columns: Sequence[_TextColumn], *, gap: int) -> int:
     return sum(column.width for column in columns) + gap * (len(columns) - 1)
 
 
-def fit_width(
-    columns: Sequence[TextColumn], drop_order: Sequence[str], width: int
-) -> tuple[Sequence[TextColumn], int]:
-    """Omit columns until the rest fits, and return the rest and the gap between two of them."""
-    for title in drop_order:
+def lay_out(table: Table, width: int) -> RichTable:
+    """Lay out a table; omit columns until the rest fits in a width. Words may be folded."""
+    columns = _render(table)
+    for omit in sorted({column.omit for column in table.columns} - {0}):
         if _total_width(columns, gap=1) > width:
-            columns = [column for column in columns if column.title != title]
-    return columns, 2 if _total_width(columns, gap=2) <= width else 1
+            columns = [each for each in columns if each.column.omit != omit]
+    gap = 2 if _total_width(columns, gap=2) <= width else 1
+    grid = RichTable.grid(padding=(0, gap, 0, 0))
+    grid.show_header = True
+    for column, _, min_width in columns:
+        grid.add_column(
+            Text(printable(column.title)),
+            min_width=min_width if column.is_number else None,
+            justify="right" if column.is_number else "left",
+            overflow="fold",
+            no_wrap=column.is_number,
+        )
+    for cells in zip(*(each.cells for each in columns), strict=True):
+        grid.add_row(*map(Text, cells))
+    return grid
 
 
 def fits_terminal(table: Table) -> bool:
     """Return whether all columns fit in the width of the terminal; without one, they do."""
-    with _console() as console:
-        is_narrow = _total_width(_render(table), gap=1) > console.width
-        return not (console.is_terminal and is_narrow)
+    return _total_width(_render(table), gap=1) <= make_console().width
 
 
 def print_table(table: Table) -> None:
-    """Print a table; on a terminal that is too narrow, words are folded."""
-    columns = _render(table)
+    """Print a table, after its caption."""
     with _console() as console:
         if table.caption:
             console.print()
-            print_text(console, Text(printable(table.caption), style="dim"))
-        if not console.is_terminal:
-            print_text(console, "\n".join(row.rstrip() for row in join_rows(columns, 2)))
-            return
-        columns, gap = fit_width(columns, table.drop_order, console.width)
-        grid = RichTable(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
-        for column in columns:
-            grid.add_column(
-                Text(column.title),
-                justify="right" if column.is_number else "left",
-                overflow="fold",
-                no_wrap=column.is_number,
-            )
-        for cells in zip(*(column.cells for column in columns), strict=True):
-            grid.add_row(*map(Text, cells))
-        console.print(grid)
+            console.print(Text(printable(table.caption), style="dim"))
+        console.print(lay_out(table, console.width))

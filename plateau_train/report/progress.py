@@ -1,42 +1,35 @@
-"""The progress of a training on the terminal: what the training loop calls."""
+"""A training on the terminal: its header, progress bar, epochs, drops and end."""
 
 import datetime
 import logging
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from plateau_train.config import Settings
-from plateau_train.report import text
-from plateau_train.report.console import TextColumn as Cell
-from plateau_train.report.console import fit_width, join_rows, print_rows, print_text
+from plateau_train.report.console import Column, Table, lay_out, make_console, print_rows
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Drop, Ending, EpochRecord, mean_scores
+from plateau_train.run.results import Results
 
 log = logging.getLogger("plateau_train")
 
-STD = "\N{PLUS-MINUS SIGN}"  # the title of a standard deviation, to the right of its mean
-
-# Columns that a narrow terminal omits, in this order: others imply them.
-DROP_ORDER = ("time", "lr", "lowest", "acc", "to beat", "scale")
-
 
 class RunReport:
-    """Print the training of one run: header, progress bar, epochs, drops, end."""
+    """Print the training of one run; the training loop calls the methods."""
 
     prints_drops = True
 
     def __init__(self, *, is_quiet: bool) -> None:
         self.is_quiet = is_quiet
-        self._console = Console(highlight=False)
+        self._console = make_console()
         self._progress: Progress | None = None
-        self._titles = ""
+        self._titles: Sequence[object] = ()  # of the columns above the last row
         self._last_epoch = -1
         self._names: list[str] = []  # of the runs of a program, if there may be several
 
@@ -44,8 +37,8 @@ class RunReport:
         """Print what is about to be trained."""
         self._last_epoch = info.last_epoch
         if not self.is_quiet:
-            print_rows(text.describe_header(info), to_stderr=True)
-        if warning := text.warn_of_no_drops(info.settings, info.steps_per_epoch):
+            print_rows(describe_header(info), to_stderr=True)
+        if warning := warn_of_no_drops(info.settings, info.steps_per_epoch):
             log.warning("%s", warning)
 
     def on_epoch_start(self, epoch: int, num_epochs: int, num_steps: int) -> None:
@@ -99,10 +92,8 @@ class RunReport:
             if isinstance(event, Drop):
                 seed = f"seed {event.seed}: " if num_replicas > 1 else ""
                 line = Text(f"{seed}{event.describe()}", style="bold yellow")
-                if self._console.is_terminal:
-                    self._console.print(Padding(line, (0, 0, 0, 6)))
-                else:
-                    print_text(self._console, line)
+                is_terminal = self._console.is_terminal
+                self._console.print(Padding.indent(line, 6) if is_terminal else line)
 
     def on_finish(self, run: Run, seconds: float) -> None:
         """Print how the run ended and what to do next; if quiet, only the path of its folder."""
@@ -113,7 +104,7 @@ class RunReport:
         duration = str(datetime.timedelta(seconds=round(seconds)))
         if self._last_epoch >= 0:
             duration += f" since epoch {self._last_epoch}"
-        print_rows(text.describe_end(run, duration))
+        print_rows(describe_end(run, duration))
 
     def close(self) -> None:
         """Remove the progress bar from the terminal."""
@@ -135,16 +126,13 @@ class RunReport:
         if num_replicas == 1 and settings.optimizer.schedule == "plateau":
             patience = settings.plateau.patience
         if not self._console.is_terminal:
-            print_text(self._console, _epoch_line(records, num_epochs, patience))
+            self._console.print(Text(_epoch_line(records, num_epochs, patience)))
             return
-        columns = _epoch_columns(records, num_replicas, num_epochs, patience)
-        columns.append(Cell("time", [f"{seconds:.1f}s"], 5))
-        fitting, gap = fit_width(columns, DROP_ORDER, self._console.width)
-        titles, row = join_rows(fitting, gap)
-        if titles != self._titles:
-            self._titles = titles
-            self._console.print(Text(titles, style="bold"), no_wrap=True, crop=True)
-        self._console.print(Text(row), no_wrap=True, crop=True)
+        columns = _epoch_columns(records, num_replicas, num_epochs, patience, seconds)
+        row = lay_out(Table([()], columns), self._console.width)
+        titles = [column.header for column in row.columns]
+        row.show_header, self._titles = titles != self._titles, titles
+        self._console.print(row)
 
 
 class ProgramReport(RunReport):
@@ -168,9 +156,12 @@ def _epoch_line(records: Sequence[EpochRecord], num_epochs: int, patience: int |
     """Return an epoch as one plain line."""
     first = records[0]
     parts = [f"epoch {first.epoch}/{num_epochs}"]
-    parts += [f"{name} loss {loss:.4f} acc {acc:.4f}" for name, loss, acc in mean_scores(records)]
-    parts.append(f"scale {_range([record.scale for record in records])}")
-    parts.append(f"lr {_range([record.learning_rate for record in records])}")
+    parts += [
+        f"{split} loss {loss:.4f} acc {acc:.4f}"
+        for split, (loss, acc) in mean_scores(records).items()
+    ]
+    parts.append(f"scale {show_range([record.scale for record in records])}")
+    parts.append(f"lr {show_range([record.learning_rate for record in records])}")
     if patience is not None:
         to_beat = "" if first.to_beat is None else f", to beat {first.to_beat:.4f}"
         cooldown = f", cooldown {first.cooldown}" if first.cooldown else ""
@@ -178,32 +169,135 @@ def _epoch_line(records: Sequence[EpochRecord], num_epochs: int, patience: int |
     return "  ".join(parts)
 
 
-def _range(values: Sequence[float]) -> str:
-    """Return the lowest and the highest value as text, or the only one."""
-    return " to ".join(f"{value:.6g}" for value in dict.fromkeys((min(values), max(values))))
-
-
 def _epoch_columns(
-    records: Sequence[EpochRecord], num_replicas: int, num_epochs: int, patience: int | None
-) -> list[Cell]:
+    records: Sequence[EpochRecord],
+    num_replicas: int,
+    num_epochs: int,
+    patience: int | None,
+    seconds: float,
+) -> list[Column]:
     """Return an epoch as the row of a table that fits 80 columns without validation.
 
     The widths do not depend on the values: all epochs are printed under the same titles.
     """
+
+    def cell(title: str, width: int, content: str, omit: int = 0) -> Column:
+        return Column(lambda _row: content, title, omit=omit, min_width=width)
+
     first, scales = records[0], [record.scale for record in records]
-    cells = [("epoch", max(5, len(f"{num_epochs}") * 2 + 1), f"{first.epoch}/{num_epochs}")]
-    for split, loss, accuracy in mean_scores(records):
-        for title, value in ((f"{split} loss", loss), ("acc", accuracy)):
-            cells.append((title, max(6, len(title)), f"{value.mean:.4f}"))
+    columns = [cell("epoch", max(5, len(f"{num_epochs}") * 2 + 1), f"{first.epoch}/{num_epochs}")]
+    for split, (loss, accuracy) in mean_scores(records).items():
+        for title, value, omit in ((f"{split} loss", loss, 0), ("acc", accuracy, 4)):
+            columns.append(cell(title, 6, f"{value.mean:.4f}", omit))
             if num_replicas > 1:
-                cells.append((STD, 6, f"{value.sd:.4f}"))
-    cells.append(("scale", 10, f"{max(scales):.6g}"))
+                columns.append(cell("\N{PLUS-MINUS SIGN}", 6, f"{value.sd:.4f}", omit))
+    columns.append(cell("scale", 10, f"{max(scales):.6g}", 6))
     if num_replicas > 1:
-        cells.append(("lowest", 10, f"{min(scales):.6g}"))
+        columns.append(cell("lowest", 10, f"{min(scales):.6g}", 3))
     else:
-        cells.append(("lr", 9, f"{first.learning_rate:.4g}"))
+        columns.append(cell("lr", 9, f"{first.learning_rate:.4g}", 2))
     if patience is not None:
         wait = f"cd {first.cooldown}" if first.cooldown else f"{first.wait}/{patience}"
-        cells.append(("wait", len(f"{patience}") * 2 + 2, wait))
-        cells.append(("to beat", 7, "" if first.to_beat is None else f"{first.to_beat:.4f}"))
-    return [Cell(title, [text], width) for title, width, text in cells]
+        columns.append(cell("wait", len(f"{patience}") * 2 + 2, wait))
+        to_beat = "" if first.to_beat is None else f"{first.to_beat:.4f}"
+        columns.append(cell("to beat", 7, to_beat, 5))
+    return [*columns, cell("time", 5, f"{seconds:.1f}s", 1)]
+
+
+def describe_header(info: TrainingInfo) -> dict[str, str]:
+    """Return what is about to be trained, and the patience in epochs."""
+    settings, optimizer = info.settings, info.settings.optimizer
+    seeds = settings.run.seeds
+    rows = {
+        "data": info.data,
+        "model": info.model,
+        "training": f"{optimizer.optimizer} at {optimizer.learning_rate:g}, "
+        f"{in_epochs(settings.run.epochs)} of {info.steps_per_epoch} steps "
+        f"of {settings.data.batch_size} images, "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
+        **_describe_schedule(settings, info.steps_per_epoch),
+        "device": info.devices,
+    }
+    if len(seeds) > 1:
+        rows["replicas"] = f"{len(seeds)} seeds in one program; {info.memory}"
+    rows["run"] = str(info.directory.path)
+    if info.last_epoch >= 0:
+        rows["resumed"] = f"after epoch {info.last_epoch} of {settings.run.epochs}"
+    return rows
+
+
+def _describe_schedule(settings: Settings, steps_per_epoch: int) -> dict[str, str]:
+    plateau, optimizer = settings.plateau, settings.optimizer
+    floor = f"{plateau.min_scale:g}"
+    baselines = {
+        "constant": "constant: the scale stays 1",
+        "cosine": f"cosine: the scale falls from 1 to {floor} over "
+        f"{in_epochs(settings.run.epochs)}",
+        "step": f"step: the scale is multiplied by {plateau.factor:g} "
+        f"every {in_epochs(optimizer.step_epochs)}, down to {floor}",
+    }
+    if optimizer.schedule in baselines:
+        return {"schedule": f"{baselines[optimizer.schedule]}; the plateau rule only records"}
+    epochs = plateau.observation_epochs(steps_per_epoch)
+    return {
+        "plateau": f"an observation is the {plateau.describe_observation()} "
+        f"({in_epochs(epochs)}); patience {plateau.patience} "
+        f"({in_epochs(plateau.patience * epochs)}), cooldown {plateau.cooldown} "
+        f"({in_epochs(plateau.cooldown * epochs)}), factor {plateau.factor:g}, "
+        f"rtol {plateau.rtol:g}, atol {plateau.atol:g}"
+    }
+
+
+def in_epochs(epochs: float) -> str:
+    shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
+    return f"{shown} epoch{'' if shown == '1' else 's'}"
+
+
+def warn_of_no_drops(settings: Settings, steps_per_epoch: int) -> str | None:
+    """Return a warning if the run is over before patience can run out."""
+    plateau = settings.plateau
+    if settings.optimizer.schedule != "plateau":
+        return None
+    unit, num_values = "epochs", settings.run.epochs
+    if plateau.split == "train":
+        unit, num_values = "steps", settings.run.epochs * steps_per_epoch
+    # The first observation improves on nothing; patience begins after it.
+    needed = (1 + plateau.patience) * plateau.accumulation_size
+    if num_values >= needed:
+        return None
+    return (
+        f"The rate cannot drop in this run: that takes {needed:,} {unit}, "
+        f"(1 + patience) x accumulation size, and it has {num_values:,}."
+    )
+
+
+def describe_end(run: Run, duration: str) -> dict[str, str]:
+    """Return how a run ended, and what to type next."""
+    results, dataset = run.results, run.environment.dataset
+    mean = "mean " if len(run.histories) > 1 else ""
+    fallback = f", on {dataset.name}, NOT on Fashion-MNIST" if dataset.fallback else ""
+    return {
+        "done": f"{in_epochs(results.epoch)} in {duration}{fallback}",
+        **{
+            split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
+            for split, (loss, accuracy) in results.final.items()
+        },
+        "best": f"epoch {results.best_epoch}, of the highest {mean}{results.split} accuracy: "
+        + ", ".join(f"{split} {accuracy:.4f}" for split, (_, accuracy) in results.best.items()),
+        "drops": _describe_drops(results),
+        "plot": str(run.directory.plot),
+        "next": f"plateau-train evaluate {run.directory}",
+    }
+
+
+def _describe_drops(results: Results) -> str:
+    if len(results.seeds) > 1:
+        return f"{results.num_drops:.1f} a seed, final scale {show_range(results.final_scales)}"
+    (epochs,) = results.drop_epochs
+    listed = ", ".join(map(str, epochs)) or "none"
+    return f"{len(epochs)} (epochs: {listed}), final scale {show_range(results.final_scales)}"
+
+
+def show_range(values: Sequence[float]) -> str:
+    """Return the lowest and the highest value as text, or the only one."""
+    return " to ".join(dict.fromkeys(f"{value:.6g}" for value in (min(values), max(values))))

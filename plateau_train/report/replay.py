@@ -13,7 +13,7 @@ from plateau_train import config
 from plateau_train.numerics.replay import Row
 from plateau_train.report.console import Column, Table
 from plateau_train.run.records import drop_reason
-from plateau_train.run.series import Series, lowers_by_time
+from plateau_train.run.series import Series
 
 log = logging.getLogger("plateau_train")
 
@@ -22,9 +22,6 @@ MAX_TABLE_ROWS = 1000
 
 # How many numbers of drops a sentence lists.
 MAX_LISTED = 20
-
-# Columns that a narrow terminal leaves out, the first one first: other columns imply them.
-DROP_ORDER = ("step", "best", "cooldown", "epoch")
 
 
 def describe_rule(rule: config.PlateauSettings) -> str:
@@ -37,14 +34,6 @@ def describe_rule(rule: config.PlateauSettings) -> str:
     )
 
 
-def describe_place(series: Series, row: Row) -> str:
-    """Write where a value was measured: in a run by epoch and step, otherwise by its number."""
-    if not series.positions:
-        return f"value {row.number}"
-    position = series.positions[row.number - 1]
-    return f"epoch {position.epoch}, after {position.step:,} steps"
-
-
 def describe_reason(series: Series, row: Row) -> str | None:
     """Write why a value lowered the scale, or None if it did not."""
     if not row.is_drop:
@@ -55,19 +44,30 @@ def describe_reason(series: Series, row: Row) -> str | None:
 def list_reasons(series: Series, rows: Sequence[Row]) -> list[str]:
     """Write where and why each drop occurred."""
     drops = (row for row in rows if row.is_drop)
-    return [f"{describe_place(series, row)}: {describe_reason(series, row)}" for row in drops]
+    return [f"{series.place_of(row.number)}: {describe_reason(series, row)}" for row in drops]
 
 
-def report_counterfactual(series: Series, change: Row | None) -> None:
-    """Log where the replay first differs from the run; ``change`` is the first such value."""
+def report_change(series: Series, rows: Sequence[Row]) -> Row | None:
+    """Log and return the first value at which the drops differ from those of the run, if any does.
+
+    What follows it is counterfactual.
+    """
     because = "the recorded values come from a training at other rates"
-    if series.schedule is not None and lowers_by_time(series.schedule):
+    if series.schedule in ("cosine", "step"):  # which lower the rate whatever is observed
         log.warning(
             f"The whole replay is counterfactual: {because}, by --schedule {series.schedule}."
         )
-    elif change is not None:
+        return rows[0]
+    if series.schedule is None:
+        return None
+    steps = {row.number: series.positions[row.number - 1].step for row in rows}
+    replayed = {(steps[row.number], row.scale) for row in rows if row.is_drop}
+    differing = replayed ^ {(drop.step, drop.scale_after) for drop in series.drops}
+    first = min((step for step, _ in differing), default=math.inf)
+    change = next((row for row in rows if steps[row.number] >= first), None)
+    if change is not None:
         log.warning(
-            f"What follows value {change.number} ({describe_place(series, change)}) is "
+            f"What follows value {change.number} ({series.place_of(change.number)}) is "
             "counterfactual: there the drops begin to differ from those of the run, and "
             f"{because}."
         )
@@ -75,6 +75,7 @@ def report_counterfactual(series: Series, change: Row | None) -> None:
         log.info(f"all drops are those of the run: {len(series.drops)}")
     else:
         log.info("there is no drop, as in the run")
+    return change
 
 
 def json_lines(series: Series, rules: Mapping[str, Sequence[Row]]) -> Iterator[str]:
@@ -112,33 +113,34 @@ def make_table(series: Series, rules: Mapping[str, Sequence[Row]]) -> Table:
     drop_numbers = {value: f"{number}" for number, value in enumerate(drops, start=1)}
     numbers = Column("number", "number")
     if size > 1:
-        numbers = Column("number", "numbers", lambda last: f"{last - size + 1}-{last}")
+        numbers = Column(lambda row: f"{row.number - size + 1}-{row.number}", "numbers")
     places = (
-        Column("number", "epoch", lambda number: f"{positions[number - 1].epoch}"),
-        Column("number", "step", lambda number: f"{positions[number - 1].step:,}"),
+        Column(lambda row: positions[row.number - 1].epoch, "epoch", omit=4),
+        Column(lambda row: positions[row.number - 1].step, "step", ",", omit=1),
     )
     columns = [
         numbers,
         *(places if positions else ()),
         Column("mean", "mean" if size > 1 else "value", ".6g"),
-        Column("best", "best", _show_finite),
+        Column("best", "best", _show_finite, omit=2),
         Column("threshold", "to beat", _show_finite),
         Column("wait", "wait", lambda wait: f"{wait}/{series.rule.patience}"),
-        Column("cooldown", "cooldown"),
+        Column("cooldown", "cooldown", omit=3),
         Column(_show_scale, name),
-        Column("number", "drop", lambda number: drop_numbers.get(number, "")),
+        Column(lambda row: drop_numbers.get(row.number, ""), "drop"),
+        *(
+            Column(lambda row, of=table: _show_scale(of[row.number - 1]), other)
+            for other, table in others
+        ),
     ]
-    for other, table in others:
-        scales = [_show_scale(row) for row in table]
-        columns.append(Column("number", other, lambda number, of=scales: of[number - 1]))
-    return Table(shown, columns, drop_order=DROP_ORDER)
+    return Table(shown, columns)
 
 
 def describe_drops(series: Series, rules: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     """Write each drop of the first rule with its reason, and the drops of each rule in one line."""
     drops = [row for row in next(iter(rules.values())) if row.is_drop]
     reasons = {
-        f"drop {number}": f"{describe_place(series, row)}: scale {row.scale_before:.6g} -> "
+        f"drop {number}": f"{series.place_of(row.number)}: scale {row.scale_before:.6g} -> "
         f"{row.scale:.6g}, because {describe_reason(series, row)}"
         for number, row in enumerate(drops, start=1)
     }

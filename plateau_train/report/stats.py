@@ -40,15 +40,14 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Di
     """
     counts = len(values), len(baseline)
     shared = sorted(values.keys() & baseline.keys())
+    mean = fmean(values.values()) - fmean(baseline.values())
     if min(counts) == 1:
-        mean = fmean(values.values()) - fmean(baseline.values())
         return Difference(mean, None, "none: a single seed")
     if len(shared) == min(counts):
         pairs = [values[seed] - baseline[seed] for seed in shared]
         mean, error, freedom = fmean(pairs), stdev(pairs) / len(pairs) ** 0.5, len(pairs) - 1
         method = f"paired, {len(pairs)} seeds"
     else:
-        mean = fmean(values.values()) - fmean(baseline.values())
         shares = [stdev(sample.values()) ** 2 / len(sample) for sample in (values, baseline)]
         error, method = sum(shares) ** 0.5, f"Welch, {counts[1]} and {counts[0]} seeds"
         parts = [share**2 / (count - 1) for share, count in zip(shares, counts, strict=True)]

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 from plateau_train.errors import ConfigError, RunError
@@ -25,9 +24,11 @@ class History(NamedTuple):
 
     def until(self, num_epochs: int) -> "History":
         """Return the history without what happened after some epochs."""
+        is_over = self.ending is not None and self.ending.epoch <= num_epochs
         return self._replace(
             records=self.records[: num_epochs + 1],
             drops=[drop for drop in self.drops if drop.epoch <= num_epochs],
+            ending=self.ending if is_over else None,
         )
 
     def is_over(self, num_epochs: int) -> bool:
@@ -54,7 +55,7 @@ def make_histories(
         past = by_replica[record.replica]
         if record.epoch != len(past):
             raise _damaged(path, number, f"is of epoch {record.epoch}, not {len(past)}")
-        if past and record.scored_by != past[0].scored_by:
+        if past and record.score_split != past[0].score_split:
             raise _damaged(path, number, "lacks validation metrics, or has them alone")
         past.append(record)
     for event in events:
@@ -92,18 +93,6 @@ def completed(histories: Sequence[History]) -> list[History]:
     whole = [history for history in histories if not history.has_diverged]
     furthest = max(history.last_epoch for history in histories)
     return whole or [history for history in histories if history.last_epoch == furthest]
-
-
-def best_epoch(histories: Sequence[History]) -> int:
-    """Return the first epoch of the highest mean accuracy.
-
-    The mean is over the replicas that were finite in that epoch.
-    """
-    scores = defaultdict(list)
-    for history in histories:
-        for record in history.records:
-            scores[record.epoch].append(record.score)
-    return max(sorted(scores), key=lambda epoch: fmean(scores[epoch]))
 
 
 def records_at(histories: Sequence[History], epoch: int) -> list[EpochRecord]:

@@ -1,13 +1,12 @@
 """What is about to be trained, and what a finished run came to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from plateau_train.config import Settings
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.history import best_epoch, completed, records_at
 from plateau_train.run.reader import Run
-from plateau_train.run.records import EpochRecord, best_record, mean_scores
+from plateau_train.run.records import EpochRecord, MeanScores, best_record
 
 
 class TrainingInfo(NamedTuple):
@@ -25,19 +24,17 @@ class TrainingInfo(NamedTuple):
 
 def summarize(run: Run) -> dict[str, Any]:
     """Return the content of ``summary.json``."""
-    settings, dataset = run.settings, run.environment.dataset
-    whole, best = completed(run.histories), best_epoch(run.histories)
-    final = [history.records[-1] for history in whole]
+    settings, dataset, results = run.settings, run.environment.dataset, run.results
     return {
         "dataset": dataset.name,
         "fallback": dataset.fallback or None,
         "mode": settings.plateau.mode,
         "schedule": settings.optimizer.schedule,
-        "epochs": max(record.epoch for record in final),
-        "best_by": final[0].scored_by,
-        "best_epoch": best,
-        "final": _means(final),
-        "best": _means(records_at(run.histories, best)),
+        "epochs": results.epoch,
+        "best_by": f"{results.split} accuracy",
+        "best_epoch": results.best_epoch,
+        "final": _flatten(results.final),
+        "best": _flatten(results.best),
         "replicas": [
             {
                 "seed": history.seed,
@@ -56,9 +53,9 @@ def _scores(record: EpochRecord) -> dict[str, Any]:
     return record.model_dump(exclude={"format", "replica", "seed", "observations"})
 
 
-def _means(records: Sequence[EpochRecord]) -> dict[str, Any]:
+def _flatten(scores: Mapping[str, MeanScores]) -> dict[str, Any]:
     return {
         f"{split}_{metric}": mean._asdict()
-        for split, *means in mean_scores(records)
-        for metric, mean in zip(("loss", "accuracy"), means, strict=True)
+        for split, means in scores.items()
+        for metric, mean in means._asdict().items()
     }

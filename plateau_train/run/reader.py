@@ -13,6 +13,7 @@ from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import Environment, read_environment
 from plateau_train.run.history import History, completed, make_histories
 from plateau_train.run.records import Drop, Ending, EpochRecord, Notice, Timing
+from plateau_train.run.results import Results
 
 State = Literal["running", "done", "failed", "stopped"]
 
@@ -98,15 +99,15 @@ class Run:
         """The replicas without those that diverged."""
         return completed(self.histories)
 
-    @property
-    def last_epoch(self) -> int:
-        return max(history.last_epoch for history in self.completed)
+    @cached_property
+    def results(self) -> Results:
+        """What the replicas achieved; raises as ``histories``."""
+        return Results.of(self.histories)
 
     @property
     def seconds(self) -> float | None:
         """The duration of all epochs; None if it is not recorded."""
-        seconds = [timing.train_seconds + timing.evaluate_seconds for timing in self.timings]
-        return sum(seconds) if seconds else None
+        return sum(each.train_seconds + each.evaluate_seconds for each in self.timings) or None
 
     @property
     def state(self) -> State:

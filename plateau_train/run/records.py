@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, computed_field
 
@@ -52,13 +52,13 @@ class EpochRecord(_Record):
     observations: tuple[ObservedValue, ...] = ()
 
     @property
-    def scored_by(self) -> str:
-        """The metric that the best epoch has most of."""
-        return "test accuracy" if self.val_accuracy is None else "val accuracy"
+    def score_split(self) -> Literal["val", "test"]:
+        """The held-out images, or the test images where none are held out."""
+        return "test" if self.val_accuracy is None else "val"
 
     @property
     def score(self) -> float:
-        """The accuracy on the held-out images, or on the test images where none are held out."""
+        """The accuracy on that split, which the best epoch has most of."""
         return self.test_accuracy if self.val_accuracy is None else self.val_accuracy
 
     def scores(self) -> list[tuple[str, float, float]]:
@@ -174,23 +174,29 @@ class MeanStd(NamedTuple):
         return cls(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
 
     def __format__(self, form: str) -> str:
-        """Write both in the same format, and a single value alone."""
+        """Write both in the same format, and a single value alone.
+
+        Without a format the value is a count: the mean of several has one decimal.
+        """
+        form = form or (".1f" if self.num_replicas > 1 else ".0f")
         sd = f" \N{PLUS-MINUS SIGN} {self.sd:{form}}" if self.num_replicas > 1 else ""
         return f"{self.mean:{form}}{sd}"
 
 
-def mean_scores(records: Sequence[EpochRecord]) -> list[tuple[str, MeanStd, MeanStd]]:
-    """Return the loss and the accuracy of each split over the replicas of one epoch."""
-    columns: dict[str, Any] = {}
-    for record in records:
-        for split, loss, accuracy in record.scores():
-            losses, accuracies = columns.setdefault(split, ([], []))
-            losses.append(loss)
-            accuracies.append(accuracy)
-    return [
-        (split, MeanStd.of(losses), MeanStd.of(accuracies))
-        for split, (losses, accuracies) in columns.items()
-    ]
+class MeanScores(NamedTuple):
+    """The loss and the accuracy on a split, over replicas."""
+
+    loss: MeanStd
+    accuracy: MeanStd
+
+
+def mean_scores(records: Sequence[EpochRecord]) -> dict[str, MeanScores]:
+    """Return the loss and the accuracy on each split over the replicas of one epoch."""
+    means = {}
+    for scores in zip(*(record.scores() for record in records), strict=True):
+        (split, *_), losses, accuracies = zip(*scores, strict=True)
+        means[split] = MeanScores(MeanStd.of(losses), MeanStd.of(accuracies))
+    return means
 
 
 def best_record(records: Sequence[EpochRecord]) -> EpochRecord:

@@ -32,59 +32,46 @@ class Series(NamedTuple):
     drops: Sequence[Drop] = ()  # as recorded
     schedule: Schedule | None = None
 
+    def place_of(self, number: int) -> str:
+        """Say where a value was measured: in a run by epoch and step, otherwise by its number."""
+        if not self.positions:
+            return f"value {number}"
+        position = self.positions[number - 1]
+        return f"epoch {position.epoch}, after {position.step:,} steps"
 
-def lowers_by_time(schedule: Schedule) -> bool:
-    """Return whether a schedule lowers the rate at fixed steps, whatever is observed."""
-    return schedule in ("cosine", "step")
 
-
-def read_observations(
+def read_values(
     run: Run, history: History, rule: PlateauSettings
 ) -> tuple[list[float], list[Position]]:
-    """Return the observations that a run recorded during its epochs, for a rule like its own.
+    """Return what a run measured for a rule, and where.
 
-    Raises ``RunError`` if ``rule`` observes something else, or if there are no observations.
+    In a train mode these are the observations that it recorded, which are means of several steps;
+    otherwise the metric at the end of each epoch, an accuracy as it is. Raises ``RunError`` where
+    the run did not record such values.
     """
     own, last = run.settings.plateau, history.records[-1]
-    size = own.accumulation_size
-    if rule.mode != own.mode:
+    if rule.split != "train":
+        metric = rule.mode.replace("-", "_")
+        measured = [(record.step, getattr(record, metric)) for record in history.records[1:]]
+        problem, hint = "has not finished an epoch", f"plateau-train resume {run.directory}"
+    elif rule.mode != own.mode:
         raise RunError(
             f"{run.directory} recorded no windows of the {rule.mode.replace('-', ' ')}: "
             f"its mode was {own.mode}",
             hint=OTHER_MODES,
         )
-    if rule.accumulation_size != size:
+    elif (size := rule.accumulation_size) != own.accumulation_size:
         raise RunError(
-            f"{run.directory} recorded means of {size:,} steps, not of {rule.accumulation_size:,}",
-            hint=f"leave out --accumulation-size {rule.accumulation_size}",
+            f"{run.directory} recorded means of {own.accumulation_size:,} steps, not of {size:,}",
+            hint=f"leave out --accumulation-size {size}",
         )
-    observations = [each for record in history.records for each in record.observations]
-    if not observations:
-        raise RunError(
-            f"{run.directory} recorded no observation: the first one takes {size:,} steps, and the "
-            f"run made {last.step:,}",
-            hint=OTHER_MODES,
-        )
+    else:
+        observations = [each for record in history.records for each in record.observations]
+        measured = [(each.step, each.value) for each in observations]
+        problem = f"recorded no observation: the first one takes {size:,} steps, and the run made"
+        problem, hint = f"{problem} {last.step:,}", OTHER_MODES
+    if not measured:
+        raise RunError(f"{run.directory} {problem}", hint=hint)
     num_steps = last.step // last.epoch
-    positions = [
-        Position(-(-each.step // num_steps), each.step, each.step / num_steps)
-        for each in observations
-    ]
-    return [each.value for each in observations], positions
-
-
-def read_evaluations(
-    run: Run, history: History, rule: PlateauSettings
-) -> tuple[list[float], list[Position]]:
-    """Return the metric of a rule's mode at the end of each epoch, an accuracy as it is.
-
-    Raises ``RunError`` if the run has not finished an epoch.
-    """
-    records = history.records[1:]
-    if not records:
-        raise RunError(
-            f"{run.directory} has not finished an epoch",
-            hint=f"plateau-train resume {run.directory}",
-        )
-    scores = [getattr(record, rule.mode.replace("-", "_")) for record in records]
-    return scores, [Position(record.epoch, record.step, record.epoch) for record in records]
+    positions = [Position(-(-step // num_steps), step, step / num_steps) for step, _ in measured]
+    return [value for _, value in measured], positions

@@ -1,0 +1,78 @@
+"""What the replicas of a run achieved: the numbers of every table, text and file of results."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from plateau_train.run.history import History, completed, records_at
+from plateau_train.run.records import MeanScores, MeanStd, best_record, mean_scores
+
+# Accuracies are fractions of the same number of images: a smaller difference is rounding.
+ROUNDING = 1e-6
+
+
+class Results(NamedTuple):
+    """What the replicas of a run achieved: means over those that did not diverge.
+
+    Accuracies are fractions. Epochs count from 1, and 0 is the untrained network. A score is the
+    accuracy on ``split``: the held-out images, or the test images where none are held out.
+    """
+
+    seeds: Sequence[int]  # of the replicas that did not diverge
+    epoch: int  # the last one
+    split: str
+    final: Mapping[str, MeanScores]  # on each split, after the last epoch
+    final_scales: Sequence[float]  # of each replica
+    best_epoch: int  # the first one of the highest mean score of the replicas that finished it
+    best: Mapping[str, MeanScores]  # on each split, after the best epoch
+    # Means of what each replica has in an epoch of its own:
+    own_best_score: MeanStd
+    chosen_by_val: MeanStd | None  # test accuracy in the epoch of the highest validation accuracy
+    highest_test_accuracy: MeanStd
+    highest_test_epoch: MeanStd
+    drop_epochs: Sequence[Sequence[int]]  # of each replica
+
+    @property
+    def final_score(self) -> MeanStd:
+        return self.final[self.split].accuracy
+
+    @property
+    def best_score(self) -> MeanStd:
+        return self.best[self.split].accuracy
+
+    @property
+    def final_scale(self) -> MeanStd:
+        return MeanStd.of(self.final_scales)
+
+    @property
+    def num_drops(self) -> MeanStd:
+        return MeanStd.of([len(epochs) for epochs in self.drop_epochs])
+
+    @classmethod
+    def of(cls, histories: Sequence[History]) -> "Results":
+        """Compute the results of one replica or more."""
+        whole = completed(histories)
+        last = [history.records[-1] for history in whole]
+        best_epoch = max(
+            range(max(history.last_epoch for history in histories) + 1),
+            key=lambda epoch: fmean(record.score for record in records_at(histories, epoch)),
+        )
+        own_best = [best_record(history.records) for history in whole]
+        chosen = [record.test_accuracy for record in own_best]
+        highest = [
+            max(history.records, key=lambda record: record.test_accuracy) for history in whole
+        ]
+        return cls(
+            seeds=[history.seed for history in whole],
+            epoch=max(record.epoch for record in last),
+            split=last[0].score_split,
+            final=mean_scores(last),
+            final_scales=[record.scale for record in last],
+            best_epoch=best_epoch,
+            best=mean_scores(records_at(histories, best_epoch)),
+            own_best_score=MeanStd.of([record.score for record in own_best]),
+            chosen_by_val=MeanStd.of(chosen) if last[0].score_split == "val" else None,
+            highest_test_accuracy=MeanStd.of([record.test_accuracy for record in highest]),
+            highest_test_epoch=MeanStd.of([record.epoch for record in highest]),
+            drop_epochs=[[drop.epoch for drop in history.drops] for history in whole],
+        )
