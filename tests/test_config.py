@@ -82,7 +82,7 @@ def test_a_flag_outranks_the_file_and_the_file_outranks_the_default(toml):
 def test_seeds_are_numbers_and_ranges_and_are_written_as_they_are_typed(toml, text, seeds, written):
     resolved = resolve(flags(seed=text))
     assert resolved.settings.run.seeds == seeds
-    assert config.as_text(resolved.value(BY_KEY["seed"])) == written.strip('"')
+    assert config.as_text(BY_KEY["seed"].value_in(resolved.settings)) == written.strip('"')
     content = to_toml(*resolved)
     assert f"seed = {written} # flag" in content
     assert resolve({}, file=toml(content)).settings == resolved.settings

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plateau_train import plots
-from plateau_train.config import SETTINGS, Resolved, Settings
+from plateau_train.config import SETTINGS, Settings
 from plateau_train.errors import ConfigError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table, look_up
@@ -130,7 +130,7 @@ def _find_mismatches(runs: Mapping[str, Run]) -> Iterator[str]:
 def _find_differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Return each run's values of the settings that affect results and are not the same in all."""
     values = {
-        setting.flag: [setting.text(Resolved(run.settings, {}).value(setting)) for run in runs]
+        setting.flag: [setting.text(setting.value_in(run.settings)) for run in runs]
         for setting in SETTINGS
         if setting.affects_results
     }

@@ -80,7 +80,7 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
     check_options(options)
     run = Run.open(Path(options.source or "")) if options.is_run else None
     overrides = {
-        key: RawValue(config.as_text(resolved.value(setting)), resolved.origins[key])
+        key: RawValue(config.as_text(setting.value_in(resolved.settings)), resolved.origins[key])
         for key, setting in RULE.items()
         if resolved.is_explicit(key)
     }

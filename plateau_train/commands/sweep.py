@@ -187,7 +187,7 @@ def read_result(folder: Path, planned: SweepRun, varied: Sequence[Setting]) -> S
         ]
     except RunError as error:
         log.warning("\n".join(error.problems))
-    values = {each.key: config.as_text(planned.resolved.value(each)) for each in varied}
+    values = {each.key: config.as_text(each.value_in(planned.settings)) for each in varied}
     results = Results.of(finished) if finished else None
     return SweepResult(planned.folder, values, len(settings.run.seeds), results)
 

@@ -37,9 +37,6 @@ class Resolved(NamedTuple):
     settings: Settings
     origins: dict[str, str]
 
-    def value(self, setting: Setting) -> Any:
-        return getattr(getattr(self.settings, setting.table), setting.key)
-
     def origin(self, key: str) -> str:
         """Return where a value came from; a setting that an older run lacks has its default."""
         return self.origins.get(key, "default")
@@ -134,12 +131,12 @@ def merge(
     """
     merged, refused = begun, {}
     for setting, override in itertools.product(SETTINGS, overrides):
-        value, origin = override.value(setting), override.origin(setting.key)
+        value, origin = setting.value_in(override.settings), override.origin(setting.key)
         if policy(setting) != "local":
-            if not override.is_explicit(setting.key) or value == merged.value(setting):
+            if not override.is_explicit(setting.key) or value == setting.value_in(merged.settings):
                 continue
             if reason := _refusal(begun, setting, policy(setting), value):
-                texts = setting.text(begun.value(setting)), setting.text(value)
+                texts = setting.text(setting.value_in(begun.settings)), setting.text(value)
                 refused[setting] = (setting.flag, *texts, why_not(setting, value) or reason)
                 continue
         merged = merged.replace(setting.key, value, origin)
@@ -154,7 +151,7 @@ def _refusal(begun: Resolved, setting: Setting, policy: OnResume, value: Any) ->
     if policy == "fixed":
         depends = setting.affects_results or setting.on_resume == "fixed"
         return "the results depend on it" if depends else "it is set at the start"
-    if policy == "grow" and value < begun.value(setting):
+    if policy == "grow" and value < setting.value_in(begun.settings):
         return "a run goes further, not back"
     if policy == "grow" and begun.settings.optimizer.schedule == "cosine":
         return "the cosine spans the epochs that the run began with"
@@ -193,7 +190,9 @@ def resolve_sweep(given: Mapping[str, RawValue], *, file: Path | None = None) ->
     if problems:
         raise ConfigError(*problems, hint=next(iter(problems.values())))
     settings = [BY_KEY[key] for key in values]
-    varied = (s for s in settings if len({cell.value(s) for cell in cells.values()}) > 1)
+    varied = (
+        s for s in settings if len({s.value_in(cell.settings) for cell in cells.values()}) > 1
+    )
     return Sweep(tuple(varied), tuple(cells.values()))
 
 

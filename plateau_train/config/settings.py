@@ -74,6 +74,9 @@ class Setting(NamedTuple):
     def is_switch(self) -> bool:
         return self.field.annotation is bool
 
+    def value_in(self, settings: "Settings") -> Any:
+        return getattr(getattr(settings, self.table), self.key)
+
     @property
     def may_be_unset(self) -> bool:
         """Whether the default is no value, or one that follows from other settings."""

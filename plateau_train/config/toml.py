@@ -46,7 +46,7 @@ def to_toml(settings: Settings, origins: Mapping[str, str], *, describe: bool = 
     for name, group in groupby(SETTINGS, attrgetter("table")):
         lines += ["", f"[{name}]"]
         for setting in group:
-            value = getattr(getattr(settings, name), setting.key)
+            value = setting.value_in(settings)
             origin = origins.get(setting.key, "default")
             is_unset = value is None or (origin == "default" and setting.may_be_unset)
             shown = _quoted(value)

@@ -65,7 +65,9 @@ class SweepPlan(BaseModel):
         """Return how many runs there are, and the grid."""
         grid = []
         for setting in self.varied_settings:
-            values = dict.fromkeys(setting.text(run.resolved.value(setting)) for run in self.runs)
+            values = dict.fromkeys(
+                setting.text(setting.value_in(run.settings)) for run in self.runs
+            )
             grid.append(" ".join((setting.flag, *values)))
         return f"{len(self.runs)} runs, {' x '.join(grid)}" if grid else "1 run"
 
@@ -203,7 +205,7 @@ def _program_key(settings: Settings) -> Any:
 def _name_folder(number: int, resolved: Resolved, varied: Sequence[Setting]) -> str:
     """Name the folder of a run by its number and by the values that vary."""
     words = ",".join(
-        f"{setting.key}={setting.text(resolved.value(setting)).replace(',', 'x')}"
+        f"{setting.key}={setting.text(setting.value_in(resolved.settings)).replace(',', 'x')}"
         for setting in varied
     )
     return f"{number:03}-{words}"[:LONGEST_NAME].replace("/", "-").rstrip("-")
