@@ -189,10 +189,8 @@ def resolve_sweep(given: Mapping[str, RawValue], *, file: Path | None = None) ->
         cells.setdefault(cell.settings, cell)  # a value can be written in two ways
     if problems:
         raise ConfigError(*problems, hint=next(iter(problems.values())))
-    settings = [BY_KEY[key] for key in values]
-    varied = (
-        s for s in settings if len({s.value_in(cell.settings) for cell in cells.values()}) > 1
-    )
+    settings = (BY_KEY[key] for key in values)
+    varied = (each for each in settings if len(set(map(each.value_in, cells))) > 1)
     return Sweep(tuple(varied), tuple(cells.values()))
 
 

@@ -69,14 +69,14 @@ class Replicas(NamedTuple):
 
     def empty_records(self, num_steps: int) -> StepRecord:
         """Return the arrays that ``train_steps`` fills in."""
-        zeros: Any = partial(np.zeros, (len(self.hyperparams.seed), num_steps))
+        rule = self.spec.rule(Hyperparams(*(column[0] for column in self.hyperparams)))
+        number: Any = jax.ShapeDtypeStruct((), np.float32)
         observation = None
         if self.spec.observes_steps:
-            dtypes = {"is_complete": np.bool_, "wait": np.int32}
-            columns = (zeros(dtypes.get(name, np.float32)) for name in Observation._fields)
-            observation = Observation(*columns)
-        metrics = Metrics(zeros(np.float32), zeros(np.float32))
-        return self.put(StepRecord(metrics, observation))
+            _, observation = jax.eval_shape(rule.observe, rule.init(), number)
+        shape = len(self.hyperparams.seed), num_steps
+        record = StepRecord(Metrics(number, number), observation)
+        return self.put(jax.tree.map(lambda leaf: np.zeros(shape, leaf.dtype), record))
 
     def train_steps(
         self,
