@@ -362,3 +362,14 @@ def test_a_heat_map_shows_means_and_deviations_the_best_cell_and_diverged_seeds(
     assert (low, high) == (0.4, pytest.approx(0.7))
     assert bar.get_ylabel() == "test loss"
     assert [label.get_text() for label in panel.get_yticklabels()] == ["2", "5"]
+
+
+def test_replicas_of_different_lengths_are_averaged_each_up_to_its_end():
+    histories = [make_history(num_epochs) for num_epochs in (12, 8)]
+    figure: Any = draw_run(histories, config.Settings())
+    FigureCanvasAgg(figure).draw()
+    mean, longer, shorter = figure.axes[1].lines[:3]
+    assert list(mean.get_xdata()) == list(range(13))
+    assert list(mean.get_ydata()[9:]) == list(longer.get_ydata()[9:])
+    assert mean.get_ydata()[4] == np.mean([line.get_ydata()[4] for line in (longer, shorter)])
+    assert np.isnan(shorter.get_ydata()[9:]).all()

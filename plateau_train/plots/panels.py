@@ -117,9 +117,9 @@ class _Line(NamedTuple):
 
     @classmethod
     def of(cls, run: PlottedRun, split: str, metric: str) -> "_Line":
-        """Read a loss or accuracy of the replicas that have not ended early."""
+        """Read a loss or accuracy of the replicas that have not diverged."""
         histories, name = completed(run.histories), f"{split}_{metric}"
-        epochs = [record.epoch for record in histories[0].records]
+        epochs = range(1 + max(history.last_epoch for history in histories))
         values = [[getattr(record, name) for record in each.records] for each in histories]
         curve = Curve.of(epochs, values, is_single=run.is_single)
         best = int(curve.mean.argmin() if metric == "loss" else curve.mean.argmax())
@@ -143,7 +143,7 @@ def _draw_metric(panel: Axes, lines: Sequence[_Line], drops: Sequence[float], me
     start = max(1, last_epoch // 10)
     lines = [line._replace(curve=line.curve.since(start)) for line in lines]
     values = np.concatenate([array.ravel() for line in lines for array in line.curve[1:]])
-    least, most = values.min(), values.max()
+    least, most = np.nanmin(values), np.nanmax(values)
     low, high = panel.get_ylim()
     is_loss = metric == "loss"
     if (most - low if is_loss else high - least) > 0.35 * (high - low):

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,10 +50,14 @@ class Curve(NamedTuple):
     replicas: Float[np.ndarray, "replicas points"]  # those that are drawn
 
     @classmethod
-    def of(cls, epochs: ArrayLike, replicas: ArrayLike, *, is_single: bool) -> "Curve":
-        """Average over replicas. Several replicas of a run that ``is_single`` are drawn as well."""
-        values = np.array(replicas)
-        mean, std = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
+    def of(cls, epochs: ArrayLike, replicas: Sequence[ArrayLike], *, is_single: bool) -> "Curve":
+        """Average over replicas, each up to its end.
+
+        Several replicas of a run that ``is_single`` are drawn as well.
+        """
+        values = np.array(list(zip_longest(*replicas, fillvalue=np.nan))).T
+        counts, mean = np.isfinite(values).sum(axis=0), np.nanmean(values, axis=0)
+        std = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / np.maximum(counts - 1, 1))
         drawn = values if is_single and len(values) > 1 else values[:0]
         return cls(np.array(epochs), mean, mean - std, mean + std, drawn)
 
