@@ -388,14 +388,9 @@ def train_run(
             else:
                 write_settings(directory, resolved)
             tasks.append(RunTask(resolved, directory, opened and opened.previous))
-            point_latest(directory)
+            try:
+                directory.make_latest()
+            except StorageError as error:  # nothing depends on the link
+                log.warning("%s", "\n".join(error.problems))
     with resume_in_hints(directory):
         fit(tasks, program, facts, callbacks if tasks else NoCallbacks(), save_plot)
-
-
-def point_latest(directory: RunDirectory) -> None:
-    """Point ``runs/latest`` at a run; nothing depends on it."""
-    try:
-        directory.make_latest()
-    except StorageError as error:
-        log.warning("%s", "\n".join(error.problems))
