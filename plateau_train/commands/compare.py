@@ -182,7 +182,7 @@ def print_comparison(comparison: Comparison) -> None:
     results = [
         name,
         Column("settings.schedule_name", "rule", is_number=False, omit=3),
-        Column("results.seeds", "seeds", lambda seeds: f"{len(seeds)}", omit=4),
+        Column("results.seeds", "seeds", len, omit=4),
         Column("results.highest_test_accuracy", "best", ".4f"),
         Column("results.highest_test_epoch", "at", omit=6),
         Column("results.chosen_by_val", "by val", ".4f"),

@@ -18,7 +18,7 @@ log = logging.getLogger("plateau_train")
 COLUMNS = (
     Column("name", "name", is_number=False),
     Column("settings.schedule_name", "rule", is_number=False, omit=6),
-    Column("settings.run.seeds", "seeds", lambda seeds: f"{len(seeds)}", omit=3),
+    Column("settings.run.seeds", "seeds", len, omit=3),
     Column("settings.data.dataset", "data", is_number=False, omit=5),
     Column("progress", "epochs", omit=8),
     Column("results.best_score.mean", "best", ".4f"),

@@ -117,13 +117,13 @@ class Column(NamedTuple):
     """A column of a table: where its values are in the rows, its title, and its format.
 
     ``source`` is a path for ``look_up`` or a function of a row. ``form`` is a format specification,
-    or a function from the value to its text. Numbers are aligned to the right, words to the left.
+    or a function of the value. Numbers are aligned to the right, words to the left.
     A narrow terminal omits the columns with the lowest ``omit`` first, and never those with 0.
     """
 
     source: str | Callable[[Any], Any]
     title: str
-    form: str | Callable[[Any], str] = ""
+    form: str | Callable[[Any], object] = ""
     is_number: bool = True
     omit: int = 0
     min_width: int = 0
@@ -133,7 +133,7 @@ class Column(NamedTuple):
         value = self.source(row) if callable(self.source) else look_up(row, self.source)
         if value is None:
             return MISSING
-        return format(value, self.form) if isinstance(self.form, str) else self.form(value)
+        return format(value, self.form) if isinstance(self.form, str) else str(self.form(value))
 
 
 class Table(NamedTuple):
@@ -156,7 +156,7 @@ def _render(table: Table) -> list[_TextColumn]:
     columns = []
     for column in table.columns:
         cells = [printable(column.text_of(row)) for row in table.rows]
-        width = max(column.min_width, *map(cell_len, (column.title, *cells)))
+        width = max(column.min_width, *map(cell_len, (printable(column.title), *cells)))
         columns.append(_TextColumn(column, cells, width))
     return columns
 

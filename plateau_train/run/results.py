@@ -1,6 +1,7 @@
 """What the replicas of a run achieved: the numbers of every table, text and file of results."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from statistics import fmean
 from typing import NamedTuple
 
@@ -59,9 +60,7 @@ class Results(NamedTuple):
         )
         own_best = [best_record(history.records) for history in whole]
         chosen = [record.test_accuracy for record in own_best]
-        highest = [
-            max(history.records, key=lambda record: record.test_accuracy) for history in whole
-        ]
+        highest = [max(history.records, key=attrgetter("test_accuracy")) for history in whole]
         return cls(
             seeds=[history.seed for history in whole],
             epoch=max(record.epoch for record in last),
