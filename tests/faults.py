@@ -6,6 +6,7 @@ With JAX_COMPILATION_CACHE_DIR set, the processes share compiled programs.
 """
 
 import errno
+import importlib
 import json
 import os
 import random
@@ -29,6 +30,11 @@ from plateau_train.training import setup
 
 CRASHED = 99
 FILES = ("stdout", "stderr", "operations")  # of a process
+# By the server, so that no process has to: all that a command that trains imports.
+IMPORTED = (
+    "rich.progress", "plateau_train.data.garments", "plateau_train.plots.panels",
+    "plateau_train.training.loop",
+)  # fmt: skip
 OPERATIONS = (
     "open", "write", "fsync", "ftruncate", "replace", "link", "unlink", "symlink", "mkdir",
     "makedirs", "rmdir",
@@ -363,11 +369,8 @@ def unbroken(processes: Processes, folder: Path, arguments) -> tuple[Result, lis
 
 def serve() -> None:
     """Fork a process for each line of stdin, and write how it ended to stdout."""
-    import rich.progress  # noqa: F401
-
-    from plateau_train.data import garments  # noqa: F401
-    from plateau_train.plots import panels  # noqa: F401
-    from plateau_train.training import loop, setup  # noqa: F401
+    for name in IMPORTED:
+        importlib.import_module(name)
 
     for line in sys.stdin:
         task = json.loads(line)
@@ -419,7 +422,7 @@ def _become(task, arguments, place) -> None:
         from plateau_train.run import storage
 
         panels.draw_run = lambda *_: Figure(figsize=(1, 1))  # as many files, in a tenth of the time
-        storage.os = FaultyOs(task["fault"], task["at"], log)  # pyright: ignore
+        storage.os = FaultyOs(task["fault"], task["at"], log)  # pyright: ignore[reportAttributeAccessIssue]
         main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1

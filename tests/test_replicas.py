@@ -109,15 +109,16 @@ def test_traced_hyperparameters_differ_in_one_compiled_program():
         num_compiled.add(run_compiled._cache_size())
     assert len(num_compiled) == 1
     records, swapped = results
+    seen = records.observation
     np.testing.assert_array_equal(records.metrics.loss, swapped.metrics.loss[::-1])
     for row, run in enumerate(runs):
         single = make_replicas(run)
         _, expected = take_epoch(single, single.init(IMAGE_SHAPE), split, 1)
         np.testing.assert_allclose(records.metrics.loss[row], expected.metrics.loss[0], TOLERANCE)
-        seen, other = records.observation, expected.observation
-        np.testing.assert_array_equal(seen.wait[row], other.wait[0])
-        np.testing.assert_allclose(seen.scale[row], other.scale[0], rtol=1e-6)
-    lowest = records.observation.scale.min(axis=1)
+        assert expected.observation is not None
+        np.testing.assert_array_equal(seen.wait[row], expected.observation.wait[0])
+        np.testing.assert_allclose(seen.scale[row], expected.observation.scale[0], rtol=1e-6)
+    lowest = seen.scale.min(axis=1)
     assert lowest[0] < 0.1, "no drops to compare"
     assert lowest[1] == pytest.approx(0.3)
 

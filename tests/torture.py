@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import conftest  # noqa: F401  # pyright: ignore -- the processes share compiled programs
+import conftest  # noqa: F401  # pyright: ignore[reportUnusedImport] -- the processes share compiled programs
 import faults
 
 
