@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -58,13 +58,13 @@ class Finished(NamedTuple):
 class Processes:
     """A server of new processes, each of which runs one command in a folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._server = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"NPROC": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={**environment, "NPROC": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
     def run(self, folder: Path, *arguments: object, **trouble: Any) -> Finished:
