@@ -130,15 +130,15 @@ def test_four_devices_train_what_one_does(alone, tmp_path):
     assert "no longer bit-exact: devices cpu:0 (cpu), cpu:1 (cpu), cpu:2" in resumed.stderr
 
 
-def test_a_run_continues_on_fewer_devices_than_it_began_with(tmp_path):
+def test_a_run_continues_on_fewer_devices_than_it_began_with(processes, tmp_path):
     begun = command(
         *SETTINGS, "--epochs=2", "--devices=2", "--mode=test-loss", "--accumulation-size=1",
         cwd=tmp_path, JAX_NUM_CPU_DEVICES="3",
     )  # fmt: skip
     assert begun.returncode == 0, begun.stderr
     assert "2 x cpu" in begun.stderr
-    resumed = command("resume", "runs/latest", "--epochs=3", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = processes.run(tmp_path, "resume", "runs/latest", "--epochs=3")
+    assert resumed.code == 0, resumed.stderr
 
 
 def test_missing_devices_and_indivisible_batches_are_refused(tmp_path):

@@ -10,9 +10,9 @@ import faults
 import pytest
 
 PARTS = 6  # of the operations, so that the processes of the tests share them
-# A crash strikes every third operation here, a refusal every third of the others. An epoch has 17
-# of them, so each step of it is struck in one epoch or another; scripts/torture strikes all in all
-# ways.
+# A crash strikes every third operation here, and a refusal every third one, but others. An epoch
+# has 17 operations, so each of them is struck in one of the epochs. scripts/torture strikes all
+# operations in all ways.
 CRASHED_PARTS, REFUSED_PARTS = range(0, PARTS, 3), range(2, PARTS, 3)
 
 
