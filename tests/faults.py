@@ -6,6 +6,7 @@ With JAX_COMPILATION_CACHE_DIR set, the processes share compiled programs.
 """
 
 import errno
+import importlib
 import json
 import os
 import random
@@ -13,10 +14,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from helpers import epochs_printed
 
@@ -25,10 +28,16 @@ from plateau_train.errors import RunError
 from plateau_train.run import checkpoint, journal
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.reader import Run
+from plateau_train.run.records import Drop, Ending
 from plateau_train.training import setup
 
 CRASHED = 99
 FILES = ("stdout", "stderr", "operations")  # of a process
+# By the server, so that no process has to: all that a command that trains imports.
+IMPORTED = (
+    "matplotlib.backends.backend_agg", "plateau_train.cli", "plateau_train.data.garments",
+    "plateau_train.plots.panels", "plateau_train.training.loop", "rich.progress",
+)  # fmt: skip
 OPERATIONS = (
     "open", "write", "fsync", "ftruncate", "replace", "link", "unlink", "symlink", "mkdir",
     "makedirs", "rmdir",
@@ -49,32 +58,37 @@ class Finished(NamedTuple):
 class Processes:
     """A server of new processes, each of which runs one command in a folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._server = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"NPROC": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={**environment, "NPROC": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
-    def run(self, folder, *arguments, fault=None, at: Any = 0, kill_after=None) -> Finished:
-        """Run a command; ``fault`` strikes at the operation ``at``, SIGKILL after some seconds.
-
-        ``at`` is the number of the operation, or a text in the name of a file: its first one.
-        """
-        task = {"fault": fault, "at": at, "kill_after": kill_after}
-        (finished,) = self.run_at_once(folder, [arguments], **task)
+    def run(self, folder: Path, *arguments: object, **trouble: Any) -> Finished:
+        """Run a command in a folder; for ``trouble`` see ``run_at_once``."""
+        (finished,) = self.run_at_once([(folder, *arguments)], **trouble)
         return finished
 
-    def run_at_once(self, folder, commands, *, fault=None, at=0, kill_after=None) -> list[Finished]:
-        """Run several commands in one folder, all at the same time."""
+    def run_at_once(
+        self,
+        commands: Iterable[Sequence[object]],
+        *,
+        fault: str | None = None,
+        at: int | str = 0,
+        kill_after: float | None = None,
+    ) -> list[Finished]:
+        """Run several commands, each a folder and arguments, all at the same time.
+
+        ``fault`` strikes at the operation ``at``, SIGKILL after some seconds. ``at`` is the number
+        of the operation, or a text in the name of a file: its first one.
+        """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        task = {
-            "folder": str(folder), "commands": [list(map(str, command)) for command in commands],
-            "fault": fault, "at": at, "kill_after": kill_after,
-        }  # fmt: skip
+        words = [list(map(str, command)) for command in commands]
+        task = {"commands": words, "fault": fault, "at": at, "kill_after": kill_after}
         self._server.stdin.write(json.dumps(task) + "\n")
         self._server.stdin.flush()
         return [Finished(**answer) for answer in json.loads(self._server.stdout.readline())]
@@ -91,7 +105,7 @@ class FaultyOs:
     of ``REFUSALS`` is the error that the operation fails with; after ``broken`` all others fail.
     """
 
-    def __init__(self, fault, at, log) -> None:
+    def __init__(self, fault: str | None, at: int | str, log: TextIO) -> None:
         self._fault, self._at, self._log = fault, at, log
         self._count = 0
         self._is_broken = False
@@ -135,7 +149,7 @@ class FaultyOs:
     def _strike(self, name, arguments) -> None:
         self._is_broken = self._fault == BROKEN
         if self._is_broken or self._fault in REFUSALS:
-            number = REFUSALS.get(self._fault, errno.EIO)
+            number = REFUSALS.get(self._fault or "", errno.EIO)
             raise OSError(number, os.strerror(number))
         if self._fault == "tear" and name == "write":
             os.write(arguments[0], arguments[1][: len(arguments[1]) // 2])
@@ -164,10 +178,10 @@ class Result(NamedTuple):
     """The result of a run, which must not depend on how often the run was stopped."""
 
     metrics: bytes
-    drops: list
-    endings: list
+    drops: list[Sequence[Drop]]
+    endings: list[Ending | None]
     summary: bytes
-    arrays: dict
+    arrays: dict[str, bytes]
     best_epoch: int
 
 
@@ -218,7 +232,9 @@ def make_folder(runs_dir: Path) -> str:
         return run.path.name
 
 
-def resume_or_start(processes: Processes, folder: Path, arguments, **trouble) -> Finished:
+def resume_or_start(
+    processes: Processes, folder: Path, arguments: Sequence[str], **trouble: Any
+) -> Finished:
     """Continue the run that a stopped process left; where it left none, start one."""
     runs = runs_in(folder)
     if runs:
@@ -352,7 +368,9 @@ def fuzz(processes: Processes, folder: Path, count: int, seed: int) -> None:
                 assert finished.code == 4, where
 
 
-def unbroken(processes: Processes, folder: Path, arguments) -> tuple[Result, list[str]]:
+def unbroken(
+    processes: Processes, folder: Path, arguments: Sequence[str]
+) -> tuple[Result, list[str]]:
     """Return the result of a run that is never stopped, and its changes of the disk."""
     finished = processes.run(folder, *arguments)
     assert finished.code == 0, finished.stderr
@@ -362,25 +380,21 @@ def unbroken(processes: Processes, folder: Path, arguments) -> tuple[Result, lis
 
 def serve() -> None:
     """Fork a process for each line of stdin, and write how it ended to stdout."""
-    import rich.progress  # noqa: F401
-
-    from plateau_train.data import garments  # noqa: F401
-    from plateau_train.plots import panels  # noqa: F401
-    from plateau_train.training import loop, setup  # noqa: F401
+    for name in IMPORTED:
+        importlib.import_module(name)
 
     for line in sys.stdin:
         task = json.loads(line)
-        folder = Path(task["folder"])
-        scratch = folder.with_name(f"{folder.name}-processes")
+        scratch = Path(tempfile.mkdtemp(prefix="plateau-train-processes-"))
         places = {}
-        for number, arguments in enumerate(task["commands"]):
+        for number, command in enumerate(task["commands"]):
             place = scratch / f"{number}"
-            place.mkdir(parents=True)
+            place.mkdir()
             for name in FILES:  # a process that is killed at once would leave none
                 (place / name).touch()
             child = os.fork()
             if child == 0:
-                _become(task, arguments, place)
+                _become(task, command, place)
             places[child] = place
         started = time.monotonic()
         if task["kill_after"] is not None:
@@ -400,7 +414,7 @@ def serve() -> None:
         print(json.dumps([answers[child] for child in places]), flush=True)
 
 
-def _become(task, arguments, place) -> None:
+def _become(task: dict[str, Any], command: list[str], place: Path) -> None:
     """Turn a forked process into one that runs the command, and never return."""
     code = 1
     signal.alarm(120)  # a process that does not end is no reason to wait for ever
@@ -408,8 +422,9 @@ def _become(task, arguments, place) -> None:
         for descriptor, name in enumerate(FILES[:2], start=1):
             os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        folder, *arguments = command
         sys.argv = ["plateau-train", *arguments]
-        os.chdir(task["folder"])
+        os.chdir(folder)
         log = (place / FILES[2]).open("w")
         from matplotlib.figure import Figure
 
@@ -418,7 +433,7 @@ def _become(task, arguments, place) -> None:
         from plateau_train.run import storage
 
         panels.draw_run = lambda *_: Figure(figsize=(1, 1))  # as many files, in a tenth of the time
-        storage.os = FaultyOs(task["fault"], task["at"], log)  # pyright: ignore
+        storage.os = FaultyOs(task["fault"], task["at"], log)  # pyright: ignore[reportAttributeAccessIssue]
         main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1

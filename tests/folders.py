@@ -1,10 +1,15 @@
 """Run folders that are written without training."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from helpers import DROP, RECORD, resolve
 
+from plateau_train.config import Resolved
 from plateau_train.config.toml import to_toml
 from plateau_train.run import checkpoint, storage
+from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import DatasetFacts, describe_environment
 from plateau_train.run.journal import EpochLines, Journal, RunTask
@@ -23,7 +28,7 @@ ENVIRONMENT = describe_environment(
 )
 
 
-def make_folder(path, **values):
+def make_folder(path: Path, **values: str) -> tuple[RunDirectory, Resolved]:
     """Write the folder of a run that has not begun; return it with its settings."""
     directory, resolved = RunDirectory(path), resolve(**values)
     storage.make_folder(path)
@@ -31,30 +36,27 @@ def make_folder(path, **values):
     return directory, resolved
 
 
-def start_journal(path, previous=None, **values):
+def start_journal(path: Path, previous: Checkpoint | None = None) -> Journal:
     """Return the journal of a new run in a folder, or of one that continues."""
-    directory, resolved = make_folder(path, **values)
+    directory, resolved = make_folder(path)
     return Journal(RunTask(resolved, directory, previous), ENVIRONMENT)
 
 
-def make_lines(epoch, num_replicas=1, **changes):
+def make_lines(epoch: int, **changes: Any) -> EpochLines:
     """Return the lines of an epoch, with a drop in each odd one."""
-    records = [
-        RECORD.model_copy(update={"epoch": epoch, "replica": replica, **changes})
-        for replica in range(num_replicas)
-    ]
+    record = RECORD.model_copy(update={"epoch": epoch, **changes})
     drops = [DROP.model_copy(update={"epoch": epoch})] if epoch % 2 else []
     timing = Timing(epoch=epoch, train_seconds=1, evaluate_seconds=2, samples_per_second=None)
-    return EpochLines(records, drops, [timing])
+    return EpochLines([record], drops, [timing])
 
 
-def write_epochs(journal, *epochs, **changes):
+def write_epochs(journal: Journal, *epochs: int) -> None:
     """Commit some epochs."""
     for epoch in epochs:
-        journal.commit(make_lines(epoch, **changes), ARRAYS)
+        journal.commit(make_lines(epoch), ARRAYS)
 
 
-def read_newest(run):
+def read_newest(run: RunDirectory) -> Checkpoint:
     """Read the newest checkpoint of a run whose checkpoints are all sound."""
     found, problems = checkpoint.read_newest(run.checkpoints)
     assert found is not None

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +21,12 @@ from plateau_train.commands.train import train
 from plateau_train.config import RawValue, Resolved, Settings
 from plateau_train.numerics.replicas import Replicas, make_mesh
 from plateau_train.numerics.spec import Hyperparams, Spec
-from plateau_train.numerics.step import Examples
-from plateau_train.run import storage
+from plateau_train.numerics.step import Examples, StepRecord, TrainState
+from plateau_train.run import history, storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Drop, EpochRecord, ObservedValue
+from plateau_train.run.records import Drop, Ending, EpochRecord, ObservedValue
 from plateau_train.training import loop
 from plateau_train.training.program import EpochArrays, Program
 
@@ -92,8 +92,8 @@ def resume_run(run: Run, **values: str) -> Run:
 class EpochResult(NamedTuple):
     """What a small run recorded of an epoch, and the arrays."""
 
-    records: Sequence[Any]
-    events: Sequence[Any]
+    records: Sequence[EpochRecord]
+    events: Sequence[Drop | Ending]
     arrays: EpochArrays
 
 
@@ -103,55 +103,42 @@ def train_epochs(**values: str) -> list[EpochResult]:
     return list(iterate_epochs(Program([settings], data.load(settings.data))))
 
 
-def iterate_epochs(program: Program, first_epoch: int = 0, state: Any = None) -> Any:
+def iterate_epochs(
+    program: Program, first_epoch: int = 0, state: TrainState | None = None
+) -> Iterator[EpochResult]:
     """Yield the result of each epoch of the only run of a program."""
     epochs = loop.train(program, first_epoch, state, loop.NoCallbacks())
     for (lines,), arrays in epochs:
         yield EpochResult(lines.records, lines.events, arrays)
 
 
-def records_of(results: Sequence[EpochResult]) -> list[Any]:
+def records_of(results: Sequence[EpochResult]) -> list[EpochRecord]:
     return [record for result in results for record in result.records]
 
 
 def histories_of(results: Sequence[EpochResult]) -> list[History]:
     """Return the replicas of a training without a folder."""
-    records, histories = records_of(results), {}
-    for record in records:
-        histories.setdefault(record.replica, History(record.replica, record.seed, [], []))
-        histories[record.replica].records.append(record)
-    for event in (event for result in results for event in result.events):
-        if event.event == "drop":
-            histories[event.replica].drops.append(event)
-    return list(histories.values())
+    events = [event for result in results for event in result.events]
+    return history.make_histories(records_of(results), events, Path())
 
 
-def assert_same_history(history: History, other: History) -> None:
+def assert_same_history(actual: History, expected: History) -> None:
     """Assert that two replicas have the same waits and drops, and the same metrics but rounding."""
-    assert [(drop.step, drop.scale_after) for drop in history.drops] == [
-        (drop.step, drop.scale_after) for drop in other.drops
+    assert [(drop.step, drop.scale_after) for drop in actual.drops] == [
+        (drop.step, drop.scale_after) for drop in expected.drops
     ]
-    for record, expected in zip(history.records, other.records, strict=True):
-        assert (record.seed, record.epoch, record.wait, record.cooldown) == (
-            expected.seed,
-            expected.epoch,
-            expected.wait,
-            expected.cooldown,
-        )
-        for (split, *scores), (_, *expected_scores) in zip(
-            record.scores(), expected.scores(), strict=True
+    for record, other in zip(actual.records, expected.records, strict=True):
+        for name in ("seed", "epoch", "wait", "cooldown"):
+            assert getattr(record, name) == getattr(other, name), name
+        for (split, loss, accuracy), (_, other_loss, other_accuracy) in zip(
+            record.scores(), other.scores(), strict=True
         ):
-            assert scores[0] == pytest.approx(expected_scores[0], rel=TOLERANCE), split
-            assert scores[1] == pytest.approx(expected_scores[1], abs=ONE_IMAGE), split
-        steps, values = (
-            [getattr(observed, name) for observed in record.observations]
-            for name in ("step", "value")
-        )
-        assert steps == [observed.step for observed in expected.observations]
-        assert values == pytest.approx(
-            [observed.value for observed in expected.observations], rel=TOLERANCE
-        )
-        assert record.scale == pytest.approx(expected.scale, rel=1e-6)
+            assert loss == pytest.approx(other_loss, rel=TOLERANCE), split
+            assert accuracy == pytest.approx(other_accuracy, abs=ONE_IMAGE), split
+        for observed, other_observed in zip(record.observations, other.observations, strict=True):
+            assert observed.step == other_observed.step
+            assert observed.value == pytest.approx(other_observed.value, rel=TOLERANCE)
+        assert record.scale == pytest.approx(other.scale, rel=1e-6)
 
 
 def make_examples(num_examples: int, seed: int = 0) -> Examples:
@@ -206,7 +193,9 @@ def make_replicas(*runs: Settings) -> Replicas:
     return Replicas(make_spec(runs[0]), hyperparams, one_device(len(hyperparams.seed)))
 
 
-def take_epoch(replicas: Replicas, state: Any, split: Examples, epoch: int) -> tuple[Any, Any]:
+def take_epoch(
+    replicas: Replicas, state: TrainState, split: Examples, epoch: int
+) -> tuple[TrainState, StepRecord]:
     """Train an epoch; return the state and the records of its steps. ``state`` is donated."""
     order = replicas.epoch_order(epoch, len(split.labels))
     records = replicas.empty_records(order.shape[1])
@@ -266,22 +255,12 @@ def make_history(
             changes |= {"scale_before": scale, "scale_after": scale / 2}
             drops.append(DROP.model_copy(update=changes))
             scale /= 2
-        records.append(
-            EpochRecord(
-                epoch=epoch,
-                step=epoch * 10,
-                train_loss=loss,
-                train_accuracy=1 - loss / 3,
-                test_loss=loss + 0.1,
-                test_accuracy=0.9 - loss / 3,
-                val_loss=loss + 0.05 if val else None,
-                val_accuracy=0.95 - loss / 3 if val else None,
-                scale=scale,
-                learning_rate=0.01 * scale,
-                wait=0,
-                cooldown=0,
-            )
-        )
+        changes = {"epoch": epoch, "step": epoch * 10, "scale": scale, "observations": ()}
+        changes |= {"learning_rate": 0.01 * scale, "wait": 0, "best_value": None, "to_beat": None}
+        splits = {"train": 0.0, "test": 0.1} | ({"val": 0.05} if val else {})
+        for split, gap in splits.items():
+            changes |= {f"{split}_loss": loss + gap, f"{split}_accuracy": 1 - gap - loss / 3}
+        records.append(RECORD.model_copy(update=changes))
     return History(replica, 10 + replica, records, drops)
 
 

@@ -120,14 +120,16 @@ def test_the_rule_observes_beside_a_schedule_and_never_sets_the_scale(name):
     state, scale = replicas.init(IMAGE_SHAPE), 1.0
     for epoch in (1, 2):
         state, records = take_epoch(replicas, state, split, epoch)
-        assert records.observation.is_complete.sum() == 5
+        seen = records.observation
+        assert seen is not None
+        assert seen.is_complete.sum() == 5
         last = jnp.int32(10 * epoch - 1)
         expected = make_spec(settings).schedule.scale(last, jnp.float32(0), jnp.float32(0))
         scale = float(state.scale[0])
         assert scale == pytest.approx(float(expected), abs=1e-6)
     # With its own patience the rule would have dropped several times, and resets its wait.
-    assert records.observation.scale[0, -1] <= 0.5**4 < scale
-    assert records.observation.wait.max() == 1
+    assert seen.scale[0, -1] <= 0.5**4 < scale
+    assert seen.wait.max() == 1
 
 
 def test_a_schedule_that_does_not_observe_a_step_keeps_the_rule_as_it_is(monkeypatch):

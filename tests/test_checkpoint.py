@@ -205,7 +205,7 @@ def test_the_newest_sound_checkpoint_is_read_and_the_damaged_are_named(tmp_path)
     for epoch in range(4):
         save_checkpoint(tmp_path, Checkpoint(manifest(epoch, best=1), ARRAYS))
     found, reasons = checkpoint.read_newest(tmp_path)
-    assert (found.manifest.epoch, reasons) == (3, [])
+    assert (found and found.manifest.epoch, reasons) == (3, [])
     for name, used in (("epoch-000003", 2), ("epoch-000002", 1), ("best", None)):
         path = tmp_path / f"{name}.npz"
         path.write_bytes(path.read_bytes()[:-1])

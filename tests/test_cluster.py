@@ -18,7 +18,7 @@ from plateau_train.run.reader import Run
 SETTINGS = (*SMALL, "--batch-size=48")
 
 
-def start(folder, *arguments, process_id, port, **environment):
+def start(folder, *arguments, process_id, port):
     """Start one process of a cluster of two, in a folder of its own."""
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
@@ -27,7 +27,6 @@ def start(folder, *arguments, process_id, port, **environment):
             f"--coordinator=127.0.0.1:{port}", "--num-processes=2", f"--process-id={process_id}",
         ],
         cwd=folder,
-        env=os.environ | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -41,11 +40,28 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start_two(folder, *arguments, others=()):
-    """Start process 0, and process 1 with other arguments behind the same ones."""
+def start_two(folder, *arguments):
+    """Start a cluster of two by the command."""
     port = free_port()
-    first = start(folder / "0", *arguments, process_id=0, port=port)
-    return first, start(folder / "1", *arguments, *others, process_id=1, port=port)
+    return [
+        start(folder / f"{number}", *arguments, process_id=number, port=port) for number in (0, 1)
+    ]
+
+
+def run_two(processes, folder, *arguments, others=()):
+    """Run a cluster of two in forked processes; process 1 has other arguments as well.
+
+    Process 1 must change nothing on the disk.
+    """
+    flags = (*arguments, f"--coordinator=127.0.0.1:{free_port()}", "--num-processes=2")
+    commands = [
+        (folder / "0", *flags, "--process-id=0"), (folder / "1", *flags, *others, "--process-id=1"),
+    ]  # fmt: skip
+    for place, *_ in commands:
+        place.mkdir(exist_ok=True)
+    leader, other = processes.run_at_once(commands)
+    assert (other.operations, list((folder / "1").iterdir())) == ([], [])
+    return leader, other
 
 
 def end(*processes, within=120):
@@ -80,24 +96,24 @@ def assert_continued(path):
     """Assert that a resumed run has all epochs, and continued from what it had learned."""
     (history,) = Run.open(path).histories
     records = history.records
-    assert [record.epoch for record in records] == list(range(61))
+    assert [record.epoch for record in records] == list(range(31))
     (message,) = (
         json.loads(line)["message"]
         for line in (path / "events.jsonl").read_text().splitlines()
         if '"resumed"' in line
     )
     epoch = int(message.removeprefix("after epoch ").partition(";")[0])
-    assert 3 <= epoch < 60
+    assert 3 <= epoch < 30
     assert records[epoch + 1].train_loss < 0.6 * records[1].train_loss
     assert records[epoch + 1].scale <= records[epoch].scale
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(processes, tmp_path_factory):
     """A run of one process on one device."""
     folder = tmp_path_factory.mktemp("alone")
-    finished = command(*SETTINGS, "--epochs=4", cwd=folder)
-    assert finished.returncode == 0, finished.stderr
+    finished = processes.run(folder, *SETTINGS, "--epochs=4")
+    assert finished.code == 0, finished.stderr
     return folder / "runs" / "latest"
 
 
@@ -114,15 +130,15 @@ def test_four_devices_train_what_one_does(alone, tmp_path):
     assert "no longer bit-exact: devices cpu:0 (cpu), cpu:1 (cpu), cpu:2" in resumed.stderr
 
 
-def test_a_run_continues_on_fewer_devices_than_it_began_with(tmp_path):
+def test_a_run_continues_on_fewer_devices_than_it_began_with(processes, tmp_path):
     begun = command(
         *SETTINGS, "--epochs=2", "--devices=2", "--mode=test-loss", "--accumulation-size=1",
         cwd=tmp_path, JAX_NUM_CPU_DEVICES="3",
     )  # fmt: skip
     assert begun.returncode == 0, begun.stderr
     assert "2 x cpu" in begun.stderr
-    resumed = command("resume", "runs/latest", "--epochs=3", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = processes.run(tmp_path, "resume", "runs/latest", "--epochs=3")
+    assert resumed.code == 0, resumed.stderr
 
 
 def test_missing_devices_and_indivisible_batches_are_refused(tmp_path):
@@ -139,37 +155,35 @@ def test_missing_devices_and_indivisible_batches_are_refused(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_processes_train_what_one_does_and_only_one_writes(alone, tmp_path):
-    leader, other = end(*start_two(tmp_path, *SETTINGS, "--epochs=4"))
-    assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
-    assert "2 x cpu (cpu) in 2 processes" in leader[2]
-    assert leader[1].startswith("epoch 0/4")
-    assert other[1] == ""
-    assert list((tmp_path / "1").iterdir()) == []
+def test_two_processes_train_what_one_does_and_only_one_writes(processes, alone, tmp_path):
+    leader, other = run_two(processes, tmp_path, *SETTINGS, "--epochs=4")
+    assert (leader.code, other.code) == (0, 0), leader.stderr + other.stderr
+    assert "2 x cpu (cpu) in 2 processes" in leader.stderr
+    assert leader.stdout.startswith("epoch 0/4")
+    assert other.stdout == ""
     assert_same_training(tmp_path / "0" / "runs" / "latest", alone)
 
 
-def test_several_seeds_in_two_processes_equal_those_in_one_and_continue(tmp_path):
+def test_several_seeds_in_two_processes_equal_those_in_one_and_continue(processes, tmp_path):
     # Two devices share two replicas; each process has one of them, and process 0 writes both.
     flags = (*SETTINGS, "--seed=3,5", "--patience=1", "--rtol=0.3")
-    whole = command(*flags, "--epochs=4", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    leader, other = end(*start_two(tmp_path, *flags, "--epochs=2"))
-    assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
-    assert (epochs_printed(leader[1]), other[1]) == ([0, 1, 2], "")
+    whole = processes.run(tmp_path, *flags, "--epochs=4")
+    assert whole.code == 0, whole.stderr
+    leader, other = run_two(processes, tmp_path, *flags, "--epochs=2")
+    assert (leader.code, other.code) == (0, 0), leader.stderr + other.stderr
+    assert (epochs_printed(leader.stdout), other.stdout) == ([0, 1, 2], "")
     run = tmp_path / "0" / "runs" / "latest"
-    leader, other = end(*start_two(tmp_path, "resume", run, "--epochs=4"))
-    assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
-    assert epochs_printed(leader[1]) == [3, 4]
-    assert "bit-exact" not in leader[2]
-    assert list((tmp_path / "1").iterdir()) == []
+    leader, other = run_two(processes, tmp_path, "resume", run, "--epochs=4")
+    assert (leader.code, other.code) == (0, 0), leader.stderr + other.stderr
+    assert epochs_printed(leader.stdout) == [3, 4]
+    assert "bit-exact" not in leader.stderr
     assert [history.seed for history in Run.open(run).histories] == [3, 5]
     assert_same_training(run, tmp_path / "runs" / "latest")
 
 
-def test_a_killed_process_ends_the_other_and_the_run_continues_alone(tmp_path):
-    leader, other = start_two(tmp_path, *SETTINGS, "--epochs=60")
-    wait_for(leader, "epoch 3/60")
+def test_a_killed_process_ends_the_other_and_the_run_continues_alone(processes, tmp_path):
+    leader, other = start_two(tmp_path, *SETTINGS, "--epochs=30")
+    wait_for(leader, "epoch 3/30")
     other.kill()
     killed = time.monotonic()
     (code, _, stderr), _ = end(leader, other)
@@ -178,15 +192,15 @@ def test_a_killed_process_ends_the_other_and_the_run_continues_alone(tmp_path):
     assert "error: another process of this run was lost" in stderr
     assert "Traceback" not in stderr
 
-    resumed = command("resume", "runs/latest", cwd=tmp_path / "0")
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = processes.run(tmp_path / "0", "resume", "runs/latest")
+    assert resumed.code == 0, resumed.stderr
     assert "no longer bit-exact: devices cpu:0 (cpu), cpu:" in resumed.stderr
     assert_continued(tmp_path / "0" / "runs" / "latest")
 
 
-def test_a_signal_to_one_process_stops_both_and_both_can_continue(tmp_path):
-    leader, other = start_two(tmp_path, *SETTINGS, "--epochs=60")
-    wait_for(leader, "epoch 3/60")
+def test_a_signal_to_one_process_stops_both_and_both_can_continue(processes, tmp_path):
+    leader, other = start_two(tmp_path, *SETTINGS, "--epochs=30")
+    wait_for(leader, "epoch 3/30")
     other.terminate()
     (code, _, stderr), (other_code, _, other_stderr) = end(leader, other)
     assert (code, other_code) == (143, 143), stderr + other_stderr
@@ -195,30 +209,30 @@ def test_a_signal_to_one_process_stops_both_and_both_can_continue(tmp_path):
     assert "Traceback" not in stderr + other_stderr
 
     run = tmp_path / "0" / "runs" / "latest"
-    leader, other = end(*start_two(tmp_path, "resume", run))
-    assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
-    assert "bit-exact" not in leader[2]
+    leader, other = run_two(processes, tmp_path, "resume", run)
+    assert (leader.code, other.code) == (0, 0), leader.stderr + other.stderr
+    assert "bit-exact" not in leader.stderr
     assert_continued(run)
 
-    leader, other = end(*start_two(tmp_path, "resume", run))
-    assert (leader[0], other[0]) == (0, 0), leader[2] + other[2]
-    assert "is done, with all of its 60 epochs" in leader[2]
+    leader, other = run_two(processes, tmp_path, "resume", run)
+    assert (leader.code, other.code) == (0, 0), leader.stderr + other.stderr
+    assert "is done, with all of its 30 epochs" in leader.stderr
 
 
-def test_settings_that_one_process_refuses_end_both_before_a_folder_is_made(tmp_path):
-    leader, other = end(*start_two(tmp_path, *SETTINGS, others=("--patience=7",)))
-    assert other[0] == 2
-    assert "process 1 of 2 has other settings than process 0" in other[2]
-    assert "--patience 2 7 all processes share it" in " ".join(other[2].split())
-    assert leader[0] == 8
-    assert "another process of this run ended with exit code 2" in leader[2]
+def test_settings_that_one_process_refuses_end_both_before_a_folder_is_made(processes, tmp_path):
+    leader, other = run_two(processes, tmp_path, *SETTINGS, others=("--patience=7",))
+    assert other.code == 2
+    assert "process 1 of 2 has other settings than process 0" in other.stderr
+    assert "--patience 2 7 all processes share it" in " ".join(other.stderr.split())
+    assert leader.code == 8
+    assert "another process of this run ended with exit code 2" in leader.stderr
     assert not (tmp_path / "0" / "runs").exists()
 
 
 @pytest.mark.parametrize("process_id", [0, 1])
 def test_a_process_that_cannot_reach_the_others_does_not_train_alone(tmp_path, process_id):
     process = start(
-        tmp_path, *SETTINGS, "--join-timeout=2", process_id=process_id, port=free_port()
+        tmp_path, *SETTINGS, "--join-timeout=1", process_id=process_id, port=free_port()
     )
     ((code, _, stderr),) = end(process)
     assert code == 8

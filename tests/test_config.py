@@ -272,7 +272,7 @@ def test_every_setting_is_in_the_default_file_and_in_the_readme_as_declared():
     assert reproduce.settings_table() in (ROOT / "README.md").read_text()
 
 
-def test_every_setting_has_a_help_that_begins_with_a_capital_and_ends_without_a_full_stop():
+def test_the_help_of_a_setting_begins_with_a_capital_and_ends_without_full_stop():
     for setting in SETTINGS:
         assert setting.help[0].isupper(), setting.flag
         assert not setting.help.endswith("."), setting.flag

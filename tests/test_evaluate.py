@@ -181,10 +181,10 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     ],
 )
 def test_a_wrong_checkpoint_ends_the_command_with_its_exit_code(
-    small_run, arguments, code, problem
+    processes, small_run, arguments, code, problem
 ):
-    finished = command("evaluate", small_run, *arguments, cwd=small_run.parents[1])
-    assert finished.returncode == code
+    finished = processes.run(small_run.parents[1], "evaluate", small_run, *arguments)
+    assert finished.code == code
     assert finished.stdout == ""
     assert problem in finished.stderr
     assert "hint: " in finished.stderr

@@ -58,42 +58,40 @@ def test_the_files_are_verified_by_every_checkpoint_that_is_kept(run):
         assert list(journal.verify(run, read_checkpoint(path).manifest)) == []
 
 
+def flip(content, position):
+    flipped = bytearray(content)
+    flipped[position] ^= 1 << position % 8
+    return flipped
+
+
+def cut(content, position):
+    return content[:position]
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_flipped_byte_is_found_and_the_file_is_named(short_run, name):
-    run = short_run
-    path, manifest = run.path / name, read_newest(run).manifest
+@pytest.mark.parametrize(("damage", "problem"), [(flip, "is damaged"), (cut, "was cut")])
+def test_every_damage_of_a_byte_is_found_and_the_file_is_named(short_run, name, damage, problem):
+    path, manifest = short_run.path / name, read_newest(short_run).manifest
     content = path.read_bytes()
     for position in range(len(content)):
-        flipped = bytearray(content)
-        flipped[position] ^= 1 << position % 8
-        path.write_bytes(flipped)
-        with pytest.raises(RunError, match=f"{name} is damaged"):
+        path.write_bytes(damage(content, position))
+        with pytest.raises(RunError, match=f"{name} {problem}"):
             journal.read_committed(path, manifest)
         if position % 50 == 0:
-            (problem,) = journal.verify(run, manifest)
-            assert f"{path} is damaged" in problem
-            with pytest.raises(RunError, match=f"{name} is damaged"):
-                read_everything(run)
+            assert_refused(short_run, name, problem)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_cut_is_found_and_the_file_is_named(short_run, name):
-    run = short_run
-    path, manifest = run.path / name, read_newest(run).manifest
-    content = path.read_bytes()
-    for length in range(len(content)):
-        path.write_bytes(content[:length])
-        with pytest.raises(RunError, match=f"{name} was cut"):
-            journal.read_committed(path, manifest)
-        if length % 50 == 0:
-            (problem,) = journal.verify(run, manifest)
-            assert f"{path} was cut" in problem
-            with pytest.raises(RunError, match=f"{name} was cut"):
-                read_everything(run)
-    path.unlink()
-    (problem,) = journal.verify(run, manifest)
-    assert f"{path} is missing" in problem
-    with pytest.raises(RunError, match=f"{name} is missing"):
+def test_a_missing_file_is_named(short_run, name):
+    (short_run.path / name).unlink()
+    assert_refused(short_run, name, "is missing")
+
+
+def assert_refused(run, name, problem):
+    """Check that one file is reported, and that nothing of the run is read."""
+    (reported,) = journal.verify(run, read_newest(run).manifest)
+    assert f"{run.path / name} {problem}" in reported
+    with pytest.raises(RunError, match=f"{name} {problem}"):
         read_everything(run)
 
 

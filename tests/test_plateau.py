@@ -135,7 +135,7 @@ def test_settings_that_optax_inverts_are_refused_with_flag_and_range(setting, va
 
 def test_the_state_is_float32_whatever_the_type_of_the_parameters():
     state = rule().init()
-    assert {leaf.dtype for leaf in state} == {np.dtype(np.float32), np.dtype(np.int32)}
+    assert {np.asarray(leaf).dtype for leaf in state} == {np.dtype(np.float32), np.dtype(np.int32)}
     # A slow improvement is a plateau in bfloat16, which has 8 bits.
     values = [1 - 0.0005 * number for number in range(20)]
     assert observe_all(rule(patience=2), values).scale.tolist() == [1.0] * 20

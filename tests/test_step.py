@@ -230,6 +230,7 @@ def test_training_lowers_the_loss_and_leaves_a_record_of_each_step():
     for epoch in range(1, 31):
         state, records = take_epoch(replicas, state, split, epoch)
         assert records.metrics.loss.shape == (1, 10)
+        assert records.observation is not None
         assert np.flatnonzero(records.observation.is_complete[0]).tolist() == [4, 9]
         losses.append(np.asarray(records.metrics.loss).mean())
     assert losses[-1] < 0.8 * losses[0]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import conftest  # noqa: F401  # pyright: ignore -- the processes share compiled programs
+import conftest  # noqa: F401  # pyright: ignore[reportUnusedImport] -- the processes share compiled programs
 import faults
 
 
@@ -74,15 +74,14 @@ def check_promises(
     )
 
     place = folder(scratch, "starts")
-    commands = [(*faults.TINY, "--epochs=1")] * options.starts
-    ended = processes.run_at_once(place, commands)
+    ended = processes.run_at_once([(place, *faults.TINY, "--epochs=1")] * options.starts)
     assert [finished.code for finished in ended] == [0] * options.starts
     assert len(faults.runs_in(place)) == options.starts
     yield f"{options.starts} runs started at once: {options.starts} folders"
 
     place = folder(scratch, "two")
     processes.run(place, *faults.LONG, fault="crash", at="epoch-000003")
-    ended = processes.run_at_once(place, [("resume", "runs/latest")] * 2)
+    ended = processes.run_at_once([(place, "resume", "runs/latest")] * 2)
     first, second = sorted(ended, key=lambda finished: finished.code)
     assert (first.code, second.code) == (0, 7), second.stderr
     assert faults.result_of(*faults.runs_in(place)) == long

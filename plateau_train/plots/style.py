@@ -50,7 +50,7 @@ class Curve(NamedTuple):
     replicas: Float[np.ndarray, "replicas points"]  # those that are drawn
 
     @classmethod
-    def of(cls, epochs: ArrayLike, replicas: Sequence[ArrayLike], *, is_single: bool) -> "Curve":
+    def of(cls, epochs: ArrayLike, replicas: Sequence[Any], *, is_single: bool) -> "Curve":
         """Average over replicas, each up to its end.
 
         Several replicas of a run that ``is_single`` are drawn as well.
