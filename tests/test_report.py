@@ -60,7 +60,7 @@ TIMING = Timing(epoch=1, train_seconds=3, evaluate_seconds=0.14, samples_per_sec
 def print_epoch(report, *records, events=(), seed="0"):
     """Print an epoch of a run of 50; by default ``RECORD``."""
     settings = resolve(patience="5", seed=seed).settings
-    report.on_epoch([EpochLines(records or [RECORD], events, [TIMING])], settings)
+    report.on_epoch([EpochLines(list(records) or [RECORD], list(events), [TIMING])], settings)
 
 
 def test_without_a_terminal_an_epoch_is_one_plain_line(capsys):
