@@ -26,7 +26,7 @@ def make_dataset(seed=0):
 
 
 def content(dataset):
-    return dataset.name, dataset.source, dataset.class_names, dataset.sha256()
+    return dataset.name, dataset.source, dataset.class_names, dataset.sha256
 
 
 FINGERPRINT = "the fingerprint"

@@ -366,7 +366,7 @@ from plateau_train import config, data
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 dataset = data.load(config.DataSettings.model_validate_json(sys.argv[1]))
 assert not set(sys.argv[2:]) & set(sys.modules)
-print(dataset.sha256(), dataset.source)
+print(dataset.sha256, dataset.source)
 """
 
 
@@ -377,7 +377,7 @@ def test_no_start_imports_tensorflow_and_the_second_not_even_its_data_sets(setti
 
     labels = np.arange(30, dtype=np.int32) % 2
     train, test = Split(Tiny.IMAGES[:30], labels), Split(Tiny.IMAGES[30:], labels[:10])
-    digest = Dataset("", "", (), train, test).sha256()
+    digest = Dataset("", "", (), train, test).sha256
     loaded = f"{digest} tensorflow-datasets tiny/1.0.0 in {settings.data_dir}\n"
     message = f"reading tiny/1.0.0 from {settings.data_dir}\n"
     assert start("tensorflow") == message + loaded

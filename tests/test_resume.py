@@ -109,6 +109,19 @@ def test_a_rule_on_evaluations_continues_inside_its_window(processes, tmp_path, 
     assert faults.result_of(*faults.runs_in(tmp_path / "stopped")) == expected
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_a_schedule_of_the_step_continues_at_its_step(processes, tmp_path, schedule):
+    settings = (*faults.TINY, f"--schedule={schedule}", "--step-epochs=2", "--epochs=6")
+    expected, _ = faults.unbroken(processes, tmp_path, settings)
+    (tmp_path / "stopped").mkdir()
+    processes.run(tmp_path / "stopped", *settings, fault="crash", at=MIDDLE)
+    checked = processes.run(tmp_path / "stopped", "resume", "--check", "runs/latest")
+    assert checked.code == 0, checked.stderr
+    again = processes.run(tmp_path / "stopped", "resume", "runs/latest")
+    assert again.code == 0, again.stderr
+    assert faults.result_of(*faults.runs_in(tmp_path / "stopped")) == expected
+
+
 def test_a_lengthened_run_equals_one_of_that_length(processes, run, tmp_path, unbroken):
     finished(processes, run, "--epochs=8")
     assert "epochs = 8 # flag" in run.config.read_text()

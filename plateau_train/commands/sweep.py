@@ -18,7 +18,7 @@ from plateau_train.report import console
 from plateau_train.report.console import Column, Table, look_up
 from plateau_train.report.progress import ProgramReport
 from plateau_train.run import environment, storage
-from plateau_train.run.directory import RunDirectory
+from plateau_train.run.directory import SWEEP, RunDirectory, read_json
 from plateau_train.run.reader import Run
 from plateau_train.run.records import MeanStd
 from plateau_train.run.results import Results
@@ -87,7 +87,7 @@ def start(cells: config.Sweep, metric: str | None) -> None:
 def resume(path: Path, overrides: Resolved) -> None:
     """Continue a sweep where it was stopped."""
     console.configure_logging(is_quiet=overrides.settings.run.quiet)
-    directory, plan = RunDirectory.find(path), sweep.read_plan(path)
+    directory, plan = RunDirectory.find(path), read_json(path / SWEEP, SweepPlan)
     with directory.locked():
         environment.pin_threads(plan.runs[0].settings.run.threads)
         _train(directory, sweep.merge_settings(plan, overrides, directory), LoadedDatasets())
@@ -95,7 +95,7 @@ def resume(path: Path, overrides: Resolved) -> None:
 
 def check(path: Path, overrides: Resolved) -> None:
     """Verify every run of a sweep that has begun, and print what is sound."""
-    for run in sweep.read_plan(path).runs:
+    for run in read_json(path / SWEEP, SweepPlan).runs:
         directory = RunDirectory(path / run.folder)
         if directory.config.exists():
             for line in setup.check(directory, overrides):

@@ -88,5 +88,5 @@ def write(path: Path, fingerprint: str, dataset: Dataset) -> None:
 
 def _manifest(dataset: Dataset, fingerprint: str) -> str:
     described = {name: getattr(dataset, name) for name in DESCRIPTION}
-    checks = {"format": FORMAT, "fingerprint": fingerprint, "sha256": dataset.sha256()}
+    checks = {"format": FORMAT, "fingerprint": fingerprint, "sha256": dataset.sha256}
     return json.dumps(described | checks)

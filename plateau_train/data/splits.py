@@ -47,8 +47,9 @@ class Dataset:
         text = f"{self.name}: {counts} images of {shape}, {len(self.class_names)} classes"
         return f"{text}; {self.source}" + "; NOT Fashion-MNIST" * bool(self.fallback)
 
+    @property
     def sha256(self) -> str:
-        """Return the digest of all images and labels, split by split."""
+        """The digest of all images and labels, split by split."""
         digest = hashlib.sha256()
         for name, split in (("train", self.train), ("test", self.test), ("val", self.val)):
             for array in split or ():

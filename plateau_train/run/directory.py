@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from plateau_train import config
 from plateau_train.config import Resolved
@@ -29,6 +32,8 @@ SWEEP = "sweep.json"  # what a folder of many runs is to be
 # The way out for whoever names a folder that is no run.
 FIND_HINT = "give a run folder, such as runs/latest; plateau-train runs lists them"
 
+Model = TypeVar("Model", bound=BaseModel)
+
 # So long a run that is only looked at, to say whether it is running, may hold up one that resumes.
 LOCK_SECONDS = 0.1
 
@@ -38,6 +43,17 @@ def is_sweep(path: Path) -> bool:
     with contextlib.suppress(OSError):
         return (path / SWEEP).is_file()
     return False
+
+
+def read_json(path: Path, model: type[Model]) -> Model:
+    """Read a JSON file; raises ``RunError`` if it is missing or damaged."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RunError(
+            f"{path} cannot be used: {str(error).splitlines()[0]}",
+            hint="restore the file from a copy",
+        ) from error
 
 
 class _File:

@@ -10,10 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from plateau_train.config import SETTINGS
-from plateau_train.errors import RunError
 
 PACKAGES = ("plateau-train", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
@@ -85,15 +84,6 @@ def describe_environment(devices: list[str], dataset: DatasetFacts) -> Environme
 def describe_versions() -> dict[str, str]:
     """Return the versions of the packages that a result depends on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def read_environment(path: Path) -> Environment:
-    """Read a run's ``environment.json``; raises ``RunError`` if it is damaged."""
-    try:
-        return Environment.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        problem = f"{path} cannot be used: {str(error).splitlines()[0]}"
-        raise RunError(problem, hint="restore the file from a copy") from error
 
 
 def available_cores() -> int:

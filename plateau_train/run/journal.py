@@ -20,8 +20,8 @@ from plateau_train.config import Resolved
 from plateau_train.errors import ForeignRunError, RunError
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint, FileState, Manifest
-from plateau_train.run.directory import RunDirectory
-from plateau_train.run.environment import Environment, read_environment
+from plateau_train.run.directory import RunDirectory, read_json
+from plateau_train.run.environment import Environment
 from plateau_train.run.records import (
     EPOCHS,
     EVENTS,
@@ -85,7 +85,7 @@ class Journal:
         for folder in (directory.path, directory.checkpoints):
             storage.remove_leftovers(folder)
         try:
-            first = previous and read_environment(directory.environment)
+            first = previous and read_json(directory.environment, Environment)
         except RunError:
             first = None
         if first is None:  # or the first environment stays

@@ -9,8 +9,8 @@ from plateau_train.config import Settings
 from plateau_train.errors import RunError
 from plateau_train.run import checkpoint, journal
 from plateau_train.run.checkpoint import Manifest
-from plateau_train.run.directory import RunDirectory
-from plateau_train.run.environment import Environment, read_environment
+from plateau_train.run.directory import RunDirectory, read_json
+from plateau_train.run.environment import Environment
 from plateau_train.run.history import History, completed, make_histories
 from plateau_train.run.records import Drop, Ending, EpochRecord, Notice, Timing
 from plateau_train.run.results import Results
@@ -44,7 +44,7 @@ class Run:
 
     @cached_property
     def environment(self) -> Environment:
-        return read_environment(self.directory.environment)
+        return read_json(self.directory.environment, Environment)
 
     @cached_property
     def manifest(self) -> Manifest | None:

@@ -192,11 +192,7 @@ def _finish(run: Run, save_plot: SavePlot, callbacks: Callbacks, started: float)
     callbacks.on_finish(run, time.perf_counter() - started)
 
 
-def _note_failure(
-    journals: Sequence[Journal],
-    program: Program,
-    error: PlateauTrainError,
-) -> None:
+def _note_failure(journals: Sequence[Journal], program: Program, error: PlateauTrainError) -> None:
     """Record in each run that had not ended why training stopped, and which replicas diverged."""
     kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
     new = program.endings.take()

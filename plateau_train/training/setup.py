@@ -27,8 +27,8 @@ from plateau_train.errors import (
 from plateau_train.process import cluster, signals
 from plateau_train.run import checkpoint, environment, journal, storage
 from plateau_train.run.checkpoint import Checkpoint
-from plateau_train.run.directory import FIND_HINT, RunDirectory, is_sweep
-from plateau_train.run.environment import DatasetFacts
+from plateau_train.run.directory import FIND_HINT, RunDirectory, is_sweep, read_json
+from plateau_train.run.environment import DatasetFacts, Environment
 from plateau_train.run.journal import RunTask
 from plateau_train.run.reader import Run
 from plateau_train.training import state
@@ -118,13 +118,7 @@ def refuse_other_data(
 
 def describe_data(dataset: Dataset) -> DatasetFacts:
     """Return what a resumed run must find again."""
-    return DatasetFacts(
-        name=dataset.name,
-        fallback=dataset.fallback,
-        sha256=dataset.sha256(),
-        image_shape=dataset.image_shape,
-        class_names=dataset.class_names,
-    )
+    return DatasetFacts.model_validate(dataset, from_attributes=True)
 
 
 def name_dataset(resolved: Resolved, dataset: Dataset) -> Resolved:
@@ -181,7 +175,7 @@ def known_data(task: RunTask) -> DatasetFacts | None:
     if task.previous is not None:
         return task.previous.manifest.environment.dataset
     with contextlib.suppress(RunError):  # nothing was trained yet: nothing is lost
-        return environment.read_environment(task.directory.environment).dataset
+        return read_json(task.directory.environment, Environment).dataset
     return None
 
 
@@ -198,7 +192,7 @@ def unreadable_files(task: RunTask) -> Iterator[str]:
     """Yield the problems of the files that a resume writes again."""
     reads: list[Callable[[], object]] = [task.directory.settings]
     if task.previous is not None:  # before the first epoch it may not exist yet
-        reads.append(partial(environment.read_environment, task.directory.environment))
+        reads.append(partial(read_json, task.directory.environment, Environment))
     for read in reads:
         try:
             read()

@@ -25,8 +25,9 @@ def restore(checkpoint: Checkpoint) -> TrainState:
     """
     settings = checkpoint.manifest.settings
     dataset = checkpoint.manifest.environment.dataset
-    # The schedule, which alone depends on the number of images, has no state.
-    spec = Spec.from_settings(settings, num_classes=len(dataset.class_names), num_examples=0)
+    # Only the schedule depends on the number of images, and it has no state: one batch is enough.
+    num_classes, num_examples = len(dataset.class_names), settings.data.batch_size
+    spec = Spec.from_settings(settings, num_classes=num_classes, num_examples=num_examples)
     rows = Hyperparams.from_settings([settings])
     init = jax.vmap(partial(init_state, spec, dataset.image_shape))
     state = jax.eval_shape(init, rows)

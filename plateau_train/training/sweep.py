@@ -8,10 +8,9 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from plateau_train import config
 from plateau_train.config import SETTINGS, Resolved, Setting, Settings
@@ -118,17 +117,6 @@ def create_sweep(plan: SweepPlan, stack: contextlib.ExitStack) -> RunDirectory:
         name += f"-{first.data.dataset}"
     text = plan.model_dump_json(indent=1) + "\n"
     return setup.create_folder(first.run, name, SWEEP, text, stack)
-
-
-def read_plan(path: Path) -> SweepPlan:
-    """Read the plan of a sweep; raises ``RunError`` where it is damaged."""
-    try:
-        return SweepPlan.model_validate_json((path / SWEEP).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise RunError(
-            f"{path / SWEEP} cannot be used: {str(error).splitlines()[0]}",
-            hint="restore the file from a copy, or train the sweep anew",
-        ) from error
 
 
 def merge_settings(plan: SweepPlan, overrides: Resolved, directory: RunDirectory) -> SweepPlan:
