@@ -4,7 +4,6 @@ The parent process reads the result from standard output, and holds the other en
 input. When the parent ends, that is closed, and this process ends as well.
 """
 
-import contextlib
 import os
 import pickle
 import sys
@@ -20,16 +19,17 @@ from plateau_train.errors import PlateauTrainError
 def main() -> None:
     """Write the data set, or a function that returns the error, as a pickle."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is not written to the output
     name, data_dir = sys.argv[1:]
-    with contextlib.redirect_stdout(sys.stderr):  # nothing else may be written to the output
-        try:
-            result = tfds.Source(name, Path(data_dir)).decode()
-        except PlateauTrainError as error:
-            result = partial(type(error), *error.problems, hint=error.hint)
-        except Exception:  # a bug, or a library that this version does not work with
-            result = partial(RuntimeError, traceback.format_exc())
-    pickle.dump(result, sys.stdout.buffer, protocol=5)  # which copies no array
-    sys.stdout.flush()
+    try:
+        result = tfds.Source(name, Path(data_dir)).decode()
+    except PlateauTrainError as error:
+        result = partial(type(error), *error.problems, hint=error.hint)
+    except Exception:  # a bug, or a library that this version does not work with
+        result = partial(RuntimeError, traceback.format_exc())
+    pickle.dump(result, output, protocol=5)  # which copies no array
+    output.flush()
     os._exit(0)  # without the time that tensorflow takes to shut down
 
 
