@@ -452,6 +452,13 @@ def test_a_process_that_is_ended_while_it_reads_is_reported(settings):
     assert refused.value.hint.startswith(f"free memory; if it is damaged, delete {folder} and run")
 
 
+def test_what_is_printed_while_a_set_is_read_is_no_part_of_it(settings, monkeypatch):
+    settings.cache_dir.mkdir()
+    (settings.cache_dir / "sitecustomize.py").write_text("import os; os.write(1, b'noise')\n")
+    monkeypatch.setenv("PYTHONPATH", str(settings.cache_dir), prepend=os.pathsep)
+    assert_is_tiny(data.load(settings))
+
+
 def test_a_bug_in_the_process_that_reads_keeps_its_traceback(settings, monkeypatch):
     settings.cache_dir.mkdir()
     # Python imports this file when it starts.

@@ -220,8 +220,11 @@ def test_results_are_means_over_the_replicas_that_did_not_diverge():
 
 
 def test_a_history_until_an_epoch_has_no_later_drop_and_no_later_ending():
-    ending = Ending(epoch=3, reason="diverged", message="the loss is nan")
+    ending = Ending(epoch=3, reason="diverged", message="the loss is nan at epoch 4")
     history = make_history(3, drop_every=1)._replace(ending=ending)
     earlier = history.until(2)
     assert (earlier.last_epoch, earlier.ending, len(earlier.drops)) == (2, None, 2)
-    assert history.until(3) == history
+    assert history.until(3) == history._replace(ending=None)
+    assert history.until(4) == history
+    done = history._replace(ending=ending.model_copy(update={"reason": "epochs"}))
+    assert done.until(3) == done

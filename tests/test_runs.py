@@ -1,6 +1,8 @@
 """plateau-train runs: a row for each run; a damaged run does not stop the command."""
 
 import contextlib
+import fcntl
+import os
 
 import pytest
 from folders import make_folder, make_lines, read_newest, start_journal, write_epochs
@@ -268,3 +270,13 @@ def test_means_of_replicas_are_listed_and_a_sweep_is_named(tmp_path, capsys):
         "cosine", "2", "2/50", "0.7000", "1", "0.6000",
     ]  # fmt: skip
     assert f"plateau-train runs --runs-dir {tmp_path / 'many'} lists its runs" in notices
+
+
+def test_two_that_look_whether_a_run_is_locked_do_not_disturb_each_other(tmp_path):
+    run = make_run(tmp_path, "one")
+    descriptor = os.open(run.path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    assert not run.is_locked()
+    os.close(descriptor)
+    with run.locked():
+        assert run.is_locked()

@@ -10,9 +10,13 @@ import pytest
 
 from plateau_train import config
 from plateau_train.config import RawValue
-from plateau_train.errors import ConfigError
+from plateau_train.errors import BusyRunError, ConfigError
 from plateau_train.run import checkpoint
+from plateau_train.run.directory import SWEEP, RunDirectory, read_json
 from plateau_train.run.reader import Run
+from plateau_train.training import sweep
+from plateau_train.training.loop import NoCallbacks
+from plateau_train.training.sweep import LoadedDatasets, SweepPlan
 
 # Two programs, for the factor cannot be traced, of two runs with two seeds each.
 SAME = (*faults.TINY, "--rtol=0.3", "--seed=0,2", "--epochs=3")
@@ -187,6 +191,31 @@ def test_a_run_that_diverged_is_noted_once_even_if_its_program_fails_later(proce
     assert [event.event for event in events[lost]] == ["ended", "failed"]
     resumed = processes.run(tmp_path, "resume", sweep_in(tmp_path))
     assert (resumed.code, "1 to train" in resumed.stderr) == (0, True)
+
+
+def test_runs_with_different_intervals_of_steps_are_trained_apart(processes, tmp_path):
+    words = ("sweep", *faults.TINY, "--epochs=2", "--schedule=step", "--step-epochs=1,2")
+    finished = processes.run(tmp_path, *words)
+    assert finished.code == 0, finished.stderr
+    rows = rows_of(sweep_in(tmp_path)).values()
+    assert {row["step_epochs"]: row["final_scale_mean"] for row in rows} == {"1": "0.5", "2": "1.0"}
+
+
+def test_a_run_that_another_process_trained_since_the_start_is_not_touched(processes, tmp_path):
+    stopped = processes.run(
+        tmp_path, *GRID, fault="crash", at=f"{NAMES[0]}/checkpoints/epoch-000002"
+    )
+    assert stopped.code == faults.CRASHED
+    path = sweep_in(tmp_path)
+    directory, plan = RunDirectory(path), read_json(path / SWEEP, SweepPlan)
+    programs = sweep.group_programs(directory, plan)
+    run = path / NAMES[0]
+    assert processes.run(tmp_path, "resume", run).code == 0
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    arguments = directory, plan, programs, LoadedDatasets(), NoCallbacks(), lambda *_: None
+    with pytest.raises(BusyRunError, match="was trained by another process since"):
+        sweep.train_sweep(*arguments)
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
 def test_a_run_that_was_continued_alone_is_left_as_it_is(processes, unbroken, tmp_path):

@@ -14,7 +14,7 @@ from helpers import SMALL_STEPS, resolve_small, train_epochs, train_run
 from plateau_train import data
 from plateau_train.commands.train import train
 from plateau_train.config import resolve
-from plateau_train.errors import ConfigError, NonFiniteLossError
+from plateau_train.errors import ConfigError, NonFiniteLossError, StorageError
 from plateau_train.numerics import step as single
 from plateau_train.numerics.model import MLP
 from plateau_train.numerics.replicas import Replicas
@@ -281,6 +281,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_rule_observes_it(tmp_
         Notice(event="failed", message=problem),
     ]
     assert [record.epoch for record in run.records] == [0]
+    assert run.state == "failed"
+
+
+def test_a_failure_after_the_last_epoch_is_noted(tmp_path, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise StorageError("plot.png cannot be written", hint="free space")
+
+    monkeypatch.setattr("plateau_train.plots.save_run_plot", fail)
+    with pytest.raises(StorageError):
+        train_one(tmp_path, epochs="1")
+    run = Run(RunDirectory.find(tmp_path / "latest"))
+    assert [event.event for event in run.events] == ["ended", "failed"]
     assert run.state == "failed"
 
 

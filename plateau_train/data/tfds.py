@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.parse
@@ -45,6 +46,12 @@ PROBE_SECONDS = 5.0
 
 # In the data folder: the file that is locked while a set is prepared, and the temporary folder.
 LOCK, INCOMPLETE = ".plateau-train.lock", ".plateau-train.incomplete"
+
+# The program that decodes: the folder of this package, then the arguments of ``main``.
+CHILD = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from plateau_train.data.decoder import main; main(*sys.argv[2:])"
+)
 
 log = logging.getLogger("plateau_train")
 
@@ -107,21 +114,34 @@ class Source:
     def load(self) -> Dataset:
         """Read the prepared set in another process, because tensorflow never frees its memory.
 
-        Raises ``DataError`` if that process is ended by the system, for lack of memory or because
-        of damage that tensorflow does not notice.
+        Raises ``DataError`` if that process ends without a result, for lack of memory or because of
+        damage that tensorflow does not notice.
         """
-        # -P: modules in the working directory are not ours.
-        program = [sys.executable, "-P", "-m", __package__ or "", self.name, str(self.data_dir)]
-        pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        with subprocess.Popen(program, stdin=pipe, stdout=pipe, stderr=null) as process:
-            assert process.stdout is not None
-            try:
-                result = pickle.load(process.stdout)
-            except (EOFError, pickle.UnpicklingError) as error:
-                reason = f"the process that reads it ended with exit code {process.wait()}"
-                problem = f"{self.full_name} in {self.data_dir} cannot be read: {reason}"
-                hint = f"free memory; {self._repair(self.folder)}"
-                raise DataError(problem, hint=hint) from error
+        read_end, write_end = os.pipe()  # apart from what libraries print
+        # -P: modules in the working directory are not ours; this package may be there.
+        root = str(Path(__file__).parents[2])
+        program = [sys.executable, "-P", "-c", CHILD, root, f"{write_end}"]
+        command = [*program, self.name, str(self.data_dir)]
+        pipe, null, result = subprocess.PIPE, subprocess.DEVNULL, None
+        with (
+            tempfile.TemporaryFile() as log_file,
+            subprocess.Popen(
+                command, stdin=pipe, stdout=null, stderr=log_file, pass_fds=[write_end]
+            ) as process,
+        ):
+            os.close(write_end)
+            with open(read_end, "rb") as file, contextlib.suppress(EOFError, pickle.PickleError):
+                result = pickle.load(file)
+            code = process.wait()
+            log_file.seek(0)
+            *_, last_line = ("", *log_file.read().decode(errors="replace").splitlines())
+        if result is None:
+            reason = f"the process that reads it ended with exit code {code}"
+            hint = f"free memory; {self._repair(self.folder)}"
+            if code >= 0:  # not by the system
+                reason, hint = f"{reason}: {last_line}", "install the versions of constraints.txt"
+            problem = f"{self.full_name} in {self.data_dir} cannot be read: {reason}"
+            raise DataError(problem, hint=hint)
         if isinstance(result, partial):
             raise result()
         return result

@@ -34,7 +34,7 @@ FIND_HINT = "give a run folder, such as runs/latest; plateau-train runs lists th
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# So long a run that is only looked at, to say whether it is running, may hold up one that resumes.
+# A process that locks a run waits this long for one that only looks whether it is locked.
 LOCK_SECONDS = 0.1
 
 
@@ -141,7 +141,7 @@ class RunDirectory:
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             end = time.monotonic() + LOCK_SECONDS
-            while not _lock(descriptor):
+            while not _lock(descriptor, fcntl.LOCK_EX):
                 if time.monotonic() > end:
                     raise BusyRunError(
                         f"{self.path} is held by another process, which trains it",
@@ -153,12 +153,12 @@ class RunDirectory:
             os.close(descriptor)
 
     def is_locked(self) -> bool:
-        """Return whether a process trains this run now."""
+        """Return whether another process holds this run."""
+        descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            with self.locked():
-                return False
-        except BusyRunError:
-            return True
+            return not _lock(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
 
     def make_latest(self) -> None:
         """Point ``latest`` at this run: a convenience that nothing depends on.
@@ -182,10 +182,10 @@ class RunDirectory:
         return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(descriptor: int, kind: int) -> bool:
     """Take a lock that goes with the descriptor; return False where another holds it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         return not isinstance(error, BlockingIOError)
     return True

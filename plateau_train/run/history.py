@@ -24,7 +24,8 @@ class History(NamedTuple):
 
     def until(self, num_epochs: int) -> "History":
         """Return the history without what happened after some epochs."""
-        is_over = self.ending is not None and self.ending.epoch <= num_epochs
+        # A replica diverges in the epoch after its last one.
+        is_over = self.ending and self.ending.epoch + self.has_diverged <= num_epochs
         return self._replace(
             records=self.records[: num_epochs + 1],
             drops=[drop for drop in self.drops if drop.epoch <= num_epochs],
@@ -50,12 +51,13 @@ def make_histories(
     Raises ``RunError`` unless the epochs of each replica are 0, 1, 2, ... and all are alike;
     ``path`` is the file of the records.
     """
-    by_replica, drops, endings = defaultdict(list), defaultdict(list), {}
+    by_replica, drops, endings, split = defaultdict(list), defaultdict(list), {}, None
     for number, record in enumerate(records, start=1):
         past = by_replica[record.replica]
         if record.epoch != len(past):
             raise _damaged(path, number, f"is of epoch {record.epoch}, not {len(past)}")
-        if past and record.score_split != past[0].score_split:
+        split = split or record.score_split
+        if record.score_split != split:
             raise _damaged(path, number, "lacks validation metrics, or has them alone")
         past.append(record)
     for event in events:

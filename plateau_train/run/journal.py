@@ -92,6 +92,7 @@ class Journal:
             text = environment.model_dump_json(indent=2)
             storage.write_text(directory.environment, text + "\n")
         checkpoint.remove_later(directory.checkpoints, task.last_epoch)
+        self.has_failed = False  # in this process
         contents = {name: self._cut(name, previous) for name in FILES}
         self._num_bytes = {name: len(content) for name, content in contents.items()}
         self._digests = {name: hashlib.sha256(content) for name, content in contents.items()}
@@ -126,9 +127,10 @@ class Journal:
         self._manifest = self._manifest.model_copy(update=update)
         checkpoint.save_checkpoint(self.directory.checkpoints, Checkpoint(self._manifest, arrays))
 
-    def note(self, event: Notice | Ending | Drop) -> None:
+    def note(self, event: Notice | Ending) -> None:
         """Write what happens between two epochs."""
         self._append("events.jsonl", [event])
+        self.has_failed |= event.event == "failed"
 
     def _append(self, name: str, records: Sequence[BaseModel]) -> None:
         content = storage.as_lines(records)

@@ -22,7 +22,7 @@ from plateau_train.run.history import History
 from plateau_train.run.info import TrainingInfo, summarize
 from plateau_train.run.journal import EpochLines, Journal, RunTask
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Notice
+from plateau_train.run.records import Ending, Notice
 from plateau_train.training.program import EpochArrays, Program
 from plateau_train.training.records import make_lines
 from plateau_train.training.state import name_arrays, restore
@@ -39,7 +39,7 @@ class Callbacks(Protocol):
         """Called before the first step."""
 
     def on_epoch_start(self, epoch: int, num_epochs: int, num_steps: int) -> None:
-        """Called before each epoch."""
+        """Called before each epoch, and once more before the first one is compiled."""
 
     def on_chunk(self, step: int, loss: float) -> None:
         """Called after some steps of an epoch, with the mean loss of the last one."""
@@ -177,10 +177,12 @@ def _commit(journal: Journal, lines: EpochLines, rows: Sequence[int], arrays: Ep
     if lines.records:
         state = jax.tree.map(lambda array: array[rows[0] : rows[-1] + 1], arrays.state)
         journal.commit(lines, name_arrays(state))
-    elif lines.events:
-        failed = Notice(event="failed", message="no seed of this run is finite")
-        for event in (*lines.events, failed):
-            journal.note(event)
+        return
+    endings = [event for event in lines.events if isinstance(event, Ending)]
+    for ending in endings:
+        journal.note(ending)
+    if endings:
+        journal.note(Notice(event="failed", message="no seed of this run is finite"))
 
 
 def _finish(run: Run, save_plot: SavePlot, callbacks: Callbacks, started: float) -> None:
@@ -197,10 +199,9 @@ def _note_failure(journals: Sequence[Journal], program: Program, error: PlateauT
     kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
     new = program.endings.take()
     for run, journal in enumerate(journals):
-        rows = program.rows_of(run)
-        if not any(program.endings.is_active[row] or row in new for row in rows):
+        if journal.has_failed:
             continue
         with contextlib.suppress(StorageError):
-            for row in filter(new.get, rows):
+            for row in filter(new.get, program.rows_of(run)):
                 journal.note(new[row])
             journal.note(Notice(event=kind, message="; ".join(error.problems)))

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from plateau_train import config
 from plateau_train.config import SETTINGS, Resolved, Setting, Settings
 from plateau_train.data.splits import Dataset
-from plateau_train.errors import NonFiniteLossError, RunError
+from plateau_train.errors import BusyRunError, NonFiniteLossError, RunError
 from plateau_train.numerics.spec import Spec
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint
@@ -148,15 +148,37 @@ def train_sweep(
     A program whose replicas all diverge does not end the others.
     """
     fallbacks = {run.folder: run.fallback for run in plan.runs}
+    newest = {
+        task.directory: checkpoint.last_epoch(task.directory.checkpoints)
+        for tasks in programs
+        for task in tasks
+    }
     with setup.resume_in_hints(directory):
         for number, tasks in enumerate(programs, start=1):
             folders = [task.directory.path.name for task in tasks]
             names = ", ".join(folders)
             log.info("program %d of %d: %s", number, len(programs), names)
             try:
-                _train_program(tasks, datasets, fallbacks[folders[0]], callbacks, save_plot)
+                with contextlib.ExitStack() as stack:
+                    for task in tasks:
+                        _lock(task.directory, newest[task.directory], stack)
+                    _train_program(tasks, datasets, fallbacks[folders[0]], callbacks, save_plot)
             except NonFiniteLossError as error:
                 log.warning("All seeds of %s diverged; the last: %s", names, error.problems[0])
+
+
+def _lock(directory: RunDirectory, newest: int | None, stack: contextlib.ExitStack) -> None:
+    """Make the folder of a run, if it is not there, and lock it until ``stack`` is closed.
+
+    Raises ``BusyRunError`` where its newest checkpoint is not the one of the epoch ``newest``.
+    """
+    storage.make_folder(directory.path)
+    stack.enter_context(directory.locked())
+    if checkpoint.last_epoch(directory.checkpoints) != newest:
+        raise BusyRunError(
+            f"{directory.path} was trained by another process since the sweep was started",
+            hint=f"plateau-train resume {RunDirectory(directory.path.parent)} continues the sweep",
+        )
 
 
 def group_programs(directory: RunDirectory, plan: SweepPlan) -> list[list[RunTask]]:
@@ -186,7 +208,8 @@ def group_programs(directory: RunDirectory, plan: SweepPlan) -> list[list[RunTas
 
 def _program_key(settings: Settings) -> Any:
     """Return what the runs of one program have in common: all but the traced settings."""
-    spec = Spec.from_settings(settings, num_classes=0, num_examples=0)
+    # Epochs of one step keep different schedules apart.
+    spec = Spec.from_settings(settings, num_classes=0, num_examples=settings.data.batch_size)
     return spec, settings.data, settings.run.epochs
 
 
@@ -248,9 +271,6 @@ def _train_program(
         setup.refuse_other_data(task.directory, setup.known_data(task), facts, dataset)
         setup.refuse_damaged_run(task)
     program = Program([task.resolved.settings for task in tasks], dataset)
-    with contextlib.ExitStack() as stack:
-        for task in tasks:
-            storage.make_folder(task.directory.path)
-            stack.enter_context(task.directory.locked())
-            setup.write_settings(task.directory, task.resolved)
-        fit(tasks, program, facts, callbacks, save_plot)
+    for task in tasks:
+        setup.write_settings(task.directory, task.resolved)
+    fit(tasks, program, facts, callbacks, save_plot)
