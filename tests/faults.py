@@ -256,13 +256,15 @@ def strike(
     must have the expected result; without ``resume`` only its files are verified.
     """
     epochs = [checkpoint.last_epoch(run / "checkpoints") for run in runs_in(folder)]
+    leftovers = set(folder.rglob("*.tmp"))  # of the process before
     struck = resume_or_start(processes, folder, SHORT, fault=fault, at=at)
     where = f"{fault} at operation {at}, {struck.operations[at - 1]}"
     refused = fault in REFUSALS or fault == BROKEN
     assert struck.code in ((0, 5) if refused else (CRASHED,)), f"{where}: {struck.stderr}"
     assert "Traceback" not in struck.stderr, f"{where}: {struck.stderr}"
     if refused:
-        assert fault == BROKEN or not list(folder.rglob("*.tmp")), f"{where} left a temporary file"
+        left = set(folder.rglob("*.tmp")) - leftovers
+        assert fault == BROKEN or not left, f"{where} left a temporary file"
         if struck.code == 5:
             lines = struck.stderr.splitlines()
             assert [line.split(":")[0] for line in lines[-2:]] == ["error", "hint"], struck.stderr

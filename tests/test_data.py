@@ -393,7 +393,7 @@ def test_a_signal_also_ends_the_process_that_decodes(settings):
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 words = path.read_bytes()
-                if b"plateau_train.data\0tiny" in words and bytes(settings.data_dir) in words:
+                if b"plateau_train.data.decoder" in words and bytes(settings.data_dir) in words:
                     return True
         return False
 

@@ -462,6 +462,21 @@ def test_a_damaged_description_of_a_finished_run_is_written_again(processes, run
         assert after[unchanged] == before[unchanged]
 
 
+@pytest.mark.parametrize("remove", [True, False])
+def test_a_finished_run_without_its_last_checkpoint_trains_that_epoch_again(
+    processes, run, unbroken, remove
+):
+    finished(processes, run)
+    newest = checkpoint.epoch_path(run.checkpoints, 7)
+    damage(newest)
+    if remove:
+        newest.unlink()
+    checked = finished(processes, run, "--check", code=0 if remove else 4)
+    assert "continues it from epoch 6" in checked.stdout + checked.stderr
+    assert epochs_printed(finished(processes, run).stdout) == [7]
+    assert faults.result_of(run.path) == unbroken
+
+
 def test_check_refuses_what_resume_would(processes, run):
     run.config.write_text(run.config.read_text().replace("patience = 3", "patience = 4"))
     assert "--patience  3    4" in finished(processes, run, "--check", code=2).stderr

@@ -208,13 +208,13 @@ def test_a_run_that_another_process_trained_since_the_start_is_not_touched(proce
     assert stopped.code == faults.CRASHED
     path = sweep_in(tmp_path)
     directory, plan = RunDirectory(path), read_json(path / SWEEP, SweepPlan)
-    programs = sweep.group_programs(directory, plan)
+    programs, newest = sweep.group_programs(directory, plan)
     run = path / NAMES[0]
     assert processes.run(tmp_path, "resume", run).code == 0
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    arguments = directory, plan, programs, LoadedDatasets(), NoCallbacks(), lambda *_: None
+    arguments = programs, newest, LoadedDatasets(), NoCallbacks(), lambda *_: None
     with pytest.raises(BusyRunError, match="was trained by another process since"):
-        sweep.train_sweep(*arguments)
+        sweep.train_sweep(directory, plan, *arguments)
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 

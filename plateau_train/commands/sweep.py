@@ -104,7 +104,7 @@ def check(path: Path, overrides: Resolved) -> None:
 
 def _train(directory: RunDirectory, plan: SweepPlan, datasets: LoadedDatasets) -> None:
     settings = plan.runs[0].settings.run
-    programs = sweep.group_programs(directory, plan)
+    programs, newest = sweep.group_programs(directory, plan)
     seeds = config.as_text(settings.seed)
     if not settings.quiet:
         console.print_rows(
@@ -116,7 +116,8 @@ def _train(directory: RunDirectory, plan: SweepPlan, datasets: LoadedDatasets) -
             to_stderr=True,
         )
     report = ProgramReport(is_quiet=settings.quiet)
-    sweep.train_sweep(directory, plan, programs, datasets, report, plots.save_run_plot)
+    arguments = directory, plan, programs, newest, datasets, report, plots.save_run_plot
+    sweep.train_sweep(*arguments)
     _show_results(directory, plan)
 
 

@@ -47,7 +47,7 @@ def fingerprint_of_files(folder: Path) -> str:
 
 def read(path: Path, fingerprint: str) -> Dataset | None:
     """Return the cached set if its file is intact and it has this fingerprint."""
-    if not path.is_file():  # opening a pipe would wait forever
+    if not os.path.isfile(path):  # opening a pipe would wait forever
         return None
     try:
         # Opened here: numpy.load does not close a file that is not a zip.

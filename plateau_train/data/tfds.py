@@ -248,8 +248,10 @@ class Source:
             with path.open("rb") as file:
                 is_original = hashlib.file_digest(file, "sha256").hexdigest() == original.checksum
             if not is_original:
-                sizes = f"{path.stat().st_size:,} bytes, the original has {int(original.size):,}"
-                problems.append(f"{path} is damaged: its SHA-256 is not the original's ({sizes})")
+                size, expected = path.stat().st_size, int(original.size)
+                sizes = f"it has {size:,} bytes, the original {expected:,}"
+                what = "its SHA-256 is not the original's" if size == expected else sizes
+                problems.append(f"{path} is damaged: {what}")
         if problems:
             server = next(iter(self.originals)).rpartition("/")[0]
             hint = f"put the original files of {self.builder.name} into {folder}"

@@ -68,8 +68,8 @@ def make_histories(
     histories = []
     for replica, past in sorted(by_replica.items()):
         ending = endings.get(replica)
-        if ending and ending.epoch < past[-1].epoch:
-            ending = None  # the run was continued after it
+        if ending and ending.epoch != past[-1].epoch:
+            ending = None  # the run was continued after it, or its last epochs cannot be read
         histories.append(History(replica, past[0].seed, past, drops[replica], ending))
     return histories
 

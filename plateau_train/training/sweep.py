@@ -6,7 +6,7 @@ traced settings are trained together in one program.
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -139,20 +139,17 @@ def train_sweep(
     directory: RunDirectory,
     plan: SweepPlan,
     programs: Sequence[Sequence[RunTask]],
+    newest: Mapping[RunDirectory, int | None],
     datasets: LoadedDatasets,
     callbacks: Callbacks,
     save_plot: SavePlot,
 ) -> None:
     """Train the programs of a sweep one after the other.
 
-    A program whose replicas all diverge does not end the others.
+    ``newest`` has the epoch of the newest checkpoint of each run when ``programs`` were grouped. A
+    program whose replicas all diverge does not end the others.
     """
     fallbacks = {run.folder: run.fallback for run in plan.runs}
-    newest = {
-        task.directory: checkpoint.last_epoch(task.directory.checkpoints)
-        for tasks in programs
-        for task in tasks
-    }
     with setup.resume_in_hints(directory):
         for number, tasks in enumerate(programs, start=1):
             folders = [task.directory.path.name for task in tasks]
@@ -181,17 +178,23 @@ def _lock(directory: RunDirectory, newest: int | None, stack: contextlib.ExitSta
         )
 
 
-def group_programs(directory: RunDirectory, plan: SweepPlan) -> list[list[RunTask]]:
+def group_programs(
+    directory: RunDirectory, plan: SweepPlan
+) -> tuple[list[list[RunTask]], dict[RunDirectory, int | None]]:
     """Return the runs that are left to train, those together that one program can train.
+
+    Also return the epoch of the newest checkpoint of each, by its file name.
 
     After a crash some runs of a program may be one epoch ahead: they go back to the epoch that
     all of them have.
     """
     programs: dict[Any, list[RunTask]] = {}
+    newest: dict[RunDirectory, int | None] = {}
     for planned in plan.runs:
         run = RunDirectory(directory.path / planned.folder)
         if run.summary.exists() or _is_lost(run, planned) or _goes_further(run, planned):
             continue
+        newest[run] = checkpoint.last_epoch(run.checkpoints)
         previous, problems = checkpoint.read_newest(run.checkpoints)
         if run.config.exists():
             setup.refuse_lost_run(run, previous, problems)
@@ -203,7 +206,7 @@ def group_programs(directory: RunDirectory, plan: SweepPlan) -> list[list[RunTas
         for task in tasks:
             earlier = task._replace(previous=_go_back(first, task))
             groups.setdefault((key, earlier.last_epoch), []).append(earlier)
-    return list(groups.values())
+    return list(groups.values()), newest
 
 
 def _program_key(settings: Settings) -> Any:
