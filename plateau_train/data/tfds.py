@@ -249,7 +249,7 @@ class Source:
                 is_original = hashlib.file_digest(file, "sha256").hexdigest() == original.checksum
             if not is_original:
                 size, expected = path.stat().st_size, int(original.size)
-                sizes = f"it has {size:,} bytes, the original {expected:,}"
+                sizes = f"it has {size:,} bytes, the original has {expected:,}"
                 what = "its SHA-256 is not the original's" if size == expected else sizes
                 problems.append(f"{path} is damaged: {what}")
         if problems:

@@ -65,7 +65,7 @@ class Replicas(NamedTuple):
         """Return the batches of an epoch as indices."""
         static, axes = (num_examples, self.spec.batch_size), (REPLICA_AXIS, None, BATCH_AXIS)
         seeds = self.hyperparams.seed
-        return _run(single.epoch_order, static, self.mesh, seeds, shared=(epoch,), axes=axes)
+        return _run(single.epoch_order, static, self.mesh, seeds, unmapped=(epoch,), axes=axes)
 
     def empty_records(self, num_steps: int) -> StepRecord:
         """Return the arrays that ``train_steps`` fills in."""
@@ -148,26 +148,26 @@ def _run(
     function: Callable[..., Any],
     static: tuple[Any, ...],
     mesh: Mesh,
-    first: Any,
+    leading: Any,
     donated: tuple[Any, ...] = (),
-    rows: tuple[Any, ...] = (),
-    shared: tuple[Any, ...] = (),
+    mapped: tuple[Any, ...] = (),
+    unmapped: tuple[Any, ...] = (),
     axes: tuple[str | None, ...] = (REPLICA_AXIS,),
 ) -> Any:
     """Apply a function of one training to each replica; ``axes`` are those of the results.
 
-    The function gets the static arguments; then its rows of ``first``, ``donated`` and ``rows``;
-    then ``shared``, which is the same for all replicas. One replica is squeezed: XLA's matrix
+    The function gets the static arguments; then its replica of ``leading``, ``donated`` and
+    ``mapped``, which have a replica axis; then ``unmapped``. One replica is squeezed: XLA's matrix
     products on the CPU are slower with an axis of length 1 in front.
     """
 
-    def apply(*row: Any) -> Any:
-        return function(*static, *row, *shared)
+    def apply(*replica: Any) -> Any:
+        return function(*static, *replica, *unmapped)
 
-    rows = (first, *donated, *rows)
-    if len(jax.tree.leaves(first)[0]) > 1:
-        results = jax.vmap(apply, spmd_axis_name=REPLICA_AXIS)(*rows)
+    arguments = (leading, *donated, *mapped)
+    if len(jax.tree.leaves(leading)[0]) > 1:
+        results = jax.vmap(apply, spmd_axis_name=REPLICA_AXIS)(*arguments)
     else:
-        only = jax.tree.map(lambda array: array[0], rows)
+        only = jax.tree.map(lambda array: array[0], arguments)
         results = jax.tree.map(lambda array: array[None], apply(*only))
     return lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec(*axes)))

@@ -68,7 +68,7 @@ class Spec(NamedTuple):
     model: MLP
     optimizer: Optimizer
     schedule: Schedule
-    static_rule: PlateauRule  # whose traced arguments are 0
+    static_rule: PlateauRule  # with 0 in place of the arguments that are traced
     metric: config.Metric  # of an observation
     split: config.Split  # that the rule observes: the steps of train, or evaluations
     batch_size: int  # over all devices

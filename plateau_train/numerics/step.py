@@ -56,7 +56,8 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     plateau: ReduceLROnPlateauState
-    scale: Float32[Array, ""]  # of the last step, or of the next where an evaluation lowered it
+    # Of the last step; before the first step, or after an evaluation that lowered it, of the next.
+    scale: Float32[Array, ""]
 
 
 def derive_key(seed: Seed, stream: int, epoch: Step) -> Key[Array, ""]:
@@ -143,8 +144,8 @@ def observe(
 ) -> tuple[TrainState, Observation | None]:
     """Give the rule the metrics of a step or of the evaluation after it, if any.
 
-    A schedule that does not observe the step keeps the rule as it is. Also sets the scale: that of
-    this step, or after an evaluation that of the next one.
+    A schedule that does not observe the step keeps the rule as it is. Also sets the scale of the
+    step, with what the rule has just observed.
     """
     plateau, observation = state.plateau, None
     if metrics is not None:

@@ -43,7 +43,7 @@ FILES: Mapping[str, TypeAdapter[Any]] = {
 
 
 class EpochLines(NamedTuple):
-    """The lines of an epoch for each of ``FILES``: a record for each replica that is active."""
+    """The lines of an epoch for each of ``FILES``: a record for each replica active in it."""
 
     records: list[EpochRecord]
     events: list[Drop | Ending]
@@ -206,7 +206,9 @@ def read_committed(path: Path, manifest: Manifest | None) -> tuple[bytes, bytes]
 
 
 def read_lines(path: Path, manifest: Manifest | None) -> list[Any]:
-    """Read the committed records of a file of ``FILES``, and for events the notices after them.
+    """Read the committed records of a file of ``FILES``.
+
+    For events also read the notices and endings after them.
 
     Raises ``RunError`` with the number of a line that is damaged or of another version.
     """

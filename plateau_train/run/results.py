@@ -15,11 +15,13 @@ ROUNDING = 1e-6
 class Results(NamedTuple):
     """What the replicas of a run achieved: means over those that did not diverge.
 
+    Where all diverged, these are means over the ones that came furthest.
+
     Accuracies are fractions. Epochs count from 1, and 0 is the untrained network. A score is the
     accuracy on ``split``: the held-out images, or the test images where none are held out.
     """
 
-    seeds: Sequence[int]  # of the replicas that did not diverge
+    seeds: Sequence[int]  # of these replicas
     epoch: int  # the last one
     split: str
     final: Mapping[str, MeanScores]  # on each split, after the last epoch

@@ -12,7 +12,7 @@ from plateau_train.run.records import Ending
 
 
 class Member(NamedTuple):
-    """A replica of a program: a replica of one of its runs."""
+    """The run and the replica that a row of the arrays of a program belongs to."""
 
     run: int
     replica: int
@@ -32,7 +32,7 @@ class Endings:
     def check_steps(
         self, losses: Float32[np.ndarray, "replicas steps"], epoch: int, step: int
     ) -> None:
-        """End the replicas with a loss that is not finite, before the rule observes a plateau.
+        """End the replicas with a loss that is not finite, before anything of it is recorded.
 
         The losses are of consecutive steps, the first of which is ``step``, from 1. Raises
         ``NonFiniteLossError`` where no replica is left.

@@ -15,7 +15,7 @@ USABLE = 0.8
 HOST_COPIES = 4
 
 
-def plan_memory(
+def check_memory(
     spec: Spec, num_replicas: int, mesh: Mesh, image_shape: tuple[int, int, int]
 ) -> str:
     """Describe the memory that replicas need; raises ``ConfigError`` with the number that fits."""

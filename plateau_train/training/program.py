@@ -23,7 +23,7 @@ from plateau_train.numerics.step import Metrics, StepRecord, TrainState, trainin
 from plateau_train.process import cluster, signals
 from plateau_train.run.environment import identify_code
 from plateau_train.training.endings import Endings, Member
-from plateau_train.training.memory import plan_memory
+from plateau_train.training.memory import check_memory
 
 # An epoch is cut into chunks of about this duration: after each the progress is reported, losses
 # are checked and signals are handled. Chunks leave the bits unchanged.
@@ -61,7 +61,7 @@ class Program:
         num_classes = len(dataset.class_names)
         spec = Spec.from_settings(first, num_classes=num_classes, num_examples=num_examples)
         mesh = find_mesh(first, len(self.members))
-        self.memory = plan_memory(spec, len(self.members), mesh, dataset.image_shape)
+        self.memory = check_memory(spec, len(self.members), mesh, dataset.image_shape)
         self.replicas = Replicas(spec, Hyperparams.from_settings(runs), mesh)
 
     def empty_state(self) -> TrainState:
@@ -76,7 +76,7 @@ class Program:
     def load(self, state: TrainState | None) -> None:
         """Bring the data and a host state, or the state before the first step, to the devices.
 
-        Then compile everything that an epoch needs by taking no step of it. Meanwhile the devices
+        Then compile the training steps by taking none of them. Meanwhile the devices
         score an untrained network on the training images.
         """
         named = {"train": self.dataset.train, "val": self.dataset.val, "test": self.dataset.test}

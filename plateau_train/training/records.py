@@ -13,7 +13,7 @@ from plateau_train.training.program import EpochArrays, Program
 
 
 def make_lines(program: Program, arrays: EpochArrays, epoch: int) -> list[EpochLines]:
-    """Return what each run records of an epoch: a record for each replica that is active.
+    """Return what each run records of an epoch: a record for each replica active in it.
 
     Ends the replicas that have done all that they were to do.
     """
