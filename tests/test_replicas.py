@@ -262,11 +262,11 @@ def test_seeds_that_fit_into_the_memory_are_trained(monkeypatch):
     spec, mesh = small_spec(), one_device(5)
     monkeypatch.setattr(environment, "available_memory", lambda: needed_memory(5.5))
     needed, free = (needed_memory(number) * memory.USABLE / 1e9 for number in (5, 5.5))
-    assert memory.plan_memory(spec, 5, mesh, (28, 28, 1)) == (
+    assert memory.check_memory(spec, 5, mesh, (28, 28, 1)) == (
         f"about {needed:.3g} GB of memory, {free:.3g} GB may be used"
     )
     with pytest.raises(ConfigError, match="6 seeds need about"):
-        memory.plan_memory(spec, 6, mesh, (28, 28, 1))
+        memory.check_memory(spec, 6, mesh, (28, 28, 1))
 
 
 def test_the_memory_of_accelerators_limits_the_replicas_of_each(monkeypatch):
@@ -277,9 +277,9 @@ def test_the_memory_of_accelerators_limits_the_replicas_of_each(monkeypatch):
     monkeypatch.setattr(environment, "available_memory", lambda: needed_memory(100))
     for num_sharing, num_fitting in ((1, 3), (2, 7)):
         mesh: Any = SimpleNamespace(local_devices=[device], shape={"replica": num_sharing})
-        memory.plan_memory(spec, num_fitting, mesh, (28, 28, 1))
+        memory.check_memory(spec, num_fitting, mesh, (28, 28, 1))
         with pytest.raises(ConfigError) as refused:
-            memory.plan_memory(spec, num_fitting + 1, mesh, (28, 28, 1))
+            memory.check_memory(spec, num_fitting + 1, mesh, (28, 28, 1))
         assert refused.value.hint == f"train {num_fitting} of them at a time"
 
 

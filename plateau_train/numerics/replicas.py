@@ -122,7 +122,7 @@ class Replicas(NamedTuple):
         batch_size = _round_up(min(EVALUATION_BATCH, num_examples), num_devices)
         indices = np.arange(_round_up(num_examples, batch_size), dtype=np.int32)
         batches = self.put(indices.reshape(-1, batch_size), (None, BATCH_AXIS))
-        return _run(function, static, self.mesh, params, shared=(split, batches))
+        return _run(function, static, self.mesh, params, unmapped=(split, batches))
 
 
 def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int, int]:
