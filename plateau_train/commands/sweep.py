@@ -116,8 +116,9 @@ def _train(directory: RunDirectory, plan: SweepPlan, datasets: LoadedDatasets) -
             to_stderr=True,
         )
     report = ProgramReport(is_quiet=settings.quiet)
-    arguments = directory, plan, programs, newest, datasets, report, plots.save_run_plot
-    sweep.train_sweep(*arguments)
+    sweep.train_sweep(
+        directory, plan, programs, newest, datasets, report, save_plot=plots.save_run_plot
+    )
     _show_results(directory, plan)
 
 

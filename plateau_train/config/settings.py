@@ -409,7 +409,7 @@ class ClusterSettings(_Table):
     )
     num_processes: OptionalCount = _free_setting(
         None,
-        "Processes that train together; 1 trains alone, also within a cluster",
+        "Processes that train together; 1 trains without the others, also within a cluster",
         default_text="as for --coordinator",
     )
     process_id: int | None = _free_setting(

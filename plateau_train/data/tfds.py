@@ -92,7 +92,7 @@ class Source:
                 if not self._is_prepared():  # by the process that held the lock
                     log.info(message)
                     # The files that mnist and fashion_mnist unpack have the same names: the folder
-                    # has to be empty. A process that is killed leaves files in it alone.
+                    # has to be empty. A process that is killed leaves files only in it.
                     builder = tfds.builder(self.name, data_dir=folder)
                     with contextlib.redirect_stdout(io.StringIO()):
                         builder.download_and_prepare(
@@ -194,8 +194,8 @@ class Source:
                 shape, dtype = image.shape, np.dtype(image.np_dtype)
                 if None not in shape and dtype == np.uint8:
                     return keys
-                found = f"the images of {self.name} have shape {shape} and type {dtype}"
-                problem = f"{found}; they must have one fixed shape and 8 bits"
+                actual = f"the images of {self.name} have shape {shape} and type {dtype}"
+                problem = f"{actual}; they must have one fixed shape and 8 bits"
                 hint = "use a set whose images all have one size, such as mnist or cifar10"
             case _:
                 problem = f"{self.builder.name} is not an image classification set"

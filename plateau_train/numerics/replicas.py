@@ -126,7 +126,7 @@ class Replicas(NamedTuple):
 
 
 def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Estimate the bytes that one replica needs on a device, and those of its state alone.
+    """Estimate the bytes that one replica needs on a device, and those of its state.
 
     Beside the state there are gradients and updates of the parameters, and the activations of a
     batch, forward and backward.

@@ -20,14 +20,14 @@ FORMATS = ("png", "svg", "pdf")
 
 
 class PlottedRun(NamedTuple):
-    """A run as it is drawn: alone, or beside others with a label and in a look of its own."""
+    """A run to draw; one of several in a picture has a label, a color and a line style."""
 
     settings: Settings
     histories: Sequence[History]
     label: str = ""
     color: str = "black"
     linestyle: Any = "-"
-    is_single: bool = False  # whether it is drawn alone
+    is_single: bool = False  # whether it is the only run of the picture
 
 
 class Grid(NamedTuple):

@@ -178,8 +178,8 @@ def _initialize(settings: config.ClusterSettings) -> bool:
     seconds = settings.join_timeout
     unreachable = (
         f"the other processes could not be reached through {address} in {seconds} seconds",
-        "start them all with the same --coordinator and --num-processes, each with a "
-        "--process-id of its own; --join-timeout waits longer, --num-processes 1 trains alone",
+        "start them all with the same --coordinator and --num-processes, each with "
+        "a --process-id; --join-timeout waits longer, --num-processes 1 trains without them",
         ClusterError.exit_code,
     )
     # In a thread: nothing can interrupt the call below.
@@ -202,7 +202,7 @@ def _initialize(settings: config.ClusterSettings) -> bool:
             return False
         hint = (
             "give --coordinator HOST:PORT with a port that is free on process 0, "
-            "--num-processes and --process-id; --num-processes 1 trains alone"
+            "--num-processes and --process-id; --num-processes 1 trains without a cluster"
         )
         problem = f"the cluster cannot be joined through {address}: {reason}"
         raise ClusterError(problem, hint=hint) from error

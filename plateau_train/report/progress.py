@@ -85,8 +85,7 @@ class RunReport:
         records = [record for written in lines for record in written.records]
         if self.is_quiet or not records:
             return
-        timings = [timing for written in lines for timing in written.timings]
-        seconds = sum(timing.train_seconds + timing.evaluate_seconds for timing in timings)
+        seconds = sum(timing.seconds for written in lines for timing in written.timings)
         self._print_epoch(records, settings, num_replicas, seconds)
         for event in events if self.prints_drops else ():
             if isinstance(event, Drop):

@@ -1,7 +1,7 @@
 """Checkpoints: the state of a run after an epoch as one plain ``.npz`` for ``numpy.load``.
 
 A checkpoint has the arrays of the state, with their replica axis, under ``state/`` and everything
-else as JSON in ``manifest``. The zip's comment is the SHA-256 of all bytes before it: CRCs alone
+else as JSON in ``manifest``. The zip's comment is the SHA-256 of all bytes before it: CRCs
 leave the zip's own headers unguarded. The history is not in it: the manifest has the length and
 the SHA-256 of the files that hold the history.
 
@@ -36,7 +36,7 @@ FORMAT = 2
 DIGEST_BYTES = hashlib.sha256().digest_size
 MANIFEST = "manifest"
 
-Found = TypeVar("Found")
+Content = TypeVar("Content")
 
 # What zip and NumPy raise for malformed bytes. Behind the checksum such bytes exist only where
 # somebody wrote them on purpose.
@@ -108,7 +108,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     storage.write_bytes(path, content)
     if manifest.best_epoch == manifest.epoch:
         storage.link_file(path, folder / BEST)
-    # Later ones, which a resumed run found damaged, stay until they are written again.
+    # Later ones, which are damaged, stay until they are written again.
     older = [old for old in _epochs(folder) if old < path]
     for old in older[: len(older) - KEPT + 1]:
         storage.remove_file(old)
@@ -233,8 +233,8 @@ def last_epoch(folder: Path) -> int | None:
 
 
 def read_newest(
-    folder: Path, read: Callable[[Path], Found] = read_checkpoint
-) -> tuple[Found | None, list[str]]:
+    folder: Path, read: Callable[[Path], Content] = read_checkpoint
+) -> tuple[Content | None, list[str]]:
     """Read the newest sound checkpoint; also return the problems of those that are newer.
 
     Raises ``ForeignRunError`` instead of going back behind another version's checkpoint.

@@ -58,7 +58,7 @@ def make_histories(
             raise _damaged(path, number, f"is of epoch {record.epoch}, not {len(past)}")
         split = split or record.score_split
         if record.score_split != split:
-            raise _damaged(path, number, "lacks validation metrics, or has them alone")
+            raise _damaged(path, number, "lacks validation metrics, or is the only one with them")
         past.append(record)
     for event in events:
         if isinstance(event, Drop):

@@ -107,7 +107,7 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """The duration of all epochs; None if it is not recorded."""
-        return sum(each.train_seconds + each.evaluate_seconds for each in self.timings) or None
+        return sum(timing.seconds for timing in self.timings) or None
 
     @property
     def state(self) -> State:

@@ -154,6 +154,10 @@ class Timing(_Record):
     evaluate_seconds: float
     samples_per_second: float | None  # None for epoch 0, which trains nothing
 
+    @property
+    def seconds(self) -> float:
+        return self.train_seconds + self.evaluate_seconds
+
 
 Event = Annotated[Drop | Ending | Notice, Field(discriminator="event")]
 
@@ -174,7 +178,7 @@ class MeanStd(NamedTuple):
         return cls(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
 
     def __format__(self, form: str) -> str:
-        """Write both in the same format, and a single value alone.
+        """Write both in the same format, and a single value without a deviation.
 
         Without a format the value is a count: the mean of several has one decimal.
         """

@@ -127,7 +127,7 @@ def merge_settings(plan: SweepPlan, overrides: Resolved, directory: RunDirectory
             run.resolved,
             overrides,
             problem=f"{directory.path}: a sweep continues with the settings that it began with",
-            hint="leave these out; one run of it can be continued alone, with more --epochs",
+            hint="leave these out; a run of it can be continued by itself, with more --epochs",
             policy=config.sweep_policy,
         )
         update = {"settings": merged.settings, "origins": merged.origins}
@@ -226,7 +226,7 @@ def _name_folder(number: int, resolved: Resolved, varied: Sequence[Setting]) -> 
 
 
 def _goes_further(directory: RunDirectory, planned: SweepRun) -> bool:
-    """Return whether a run was resumed alone, with more epochs than the sweep has."""
+    """Return whether a run was resumed by itself, with more epochs than the sweep has."""
     written = setup.read_settings(directory)
     if written is None or written.settings.run.epochs <= planned.settings.run.epochs:
         return False
