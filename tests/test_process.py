@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import faults
@@ -17,18 +18,19 @@ from helpers import SMALL
 from plateau_train.run import checkpoint, journal
 from plateau_train.run.directory import RunDirectory
 
-PROGRAM = f"{shlex.quote(sys.executable)} -m plateau_train"
+# The program of the environment that the tests run in comes first.
+PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 
 
 @pytest.fixture
 def shell(tmp_path):
-    """Return a function that runs a shell command, in which plateau-train is this program."""
+    """Return a function that runs a shell command with plateau-train on the path."""
 
     def run(line, **environment):
         return subprocess.run(
-            ["sh", "-c", line.replace("plateau-train", PROGRAM)],
+            ["sh", "-c", line],
             cwd=tmp_path,
-            env=os.environ | environment,
+            env=os.environ | {"PATH": PATH} | environment,
             capture_output=True,
             text=True,
             timeout=120,
@@ -92,7 +94,7 @@ def test_names_control_neither_terminal_nor_markup(shell):
 
 @pytest.mark.parametrize("terminal", ["TERM=dumb", "stty cols 20;", "TERM=xterm NO_COLOR=1"])
 def test_a_run_finishes_on_a_simple_terminal(shell, tmp_path, terminal):
-    line = f"{terminal} {SMALL_RUN}".replace("plateau-train", PROGRAM)
+    line = f"{terminal} {SMALL_RUN}"
     in_terminal = "import os, pty; print('code', os.waitstatus_to_exitcode(pty.spawn({})))"
     words = [sys.executable, "-c", in_terminal.format(["sh", "-c", line])]
     finished = shell(f"{shlex.join(words)} < /dev/null")
