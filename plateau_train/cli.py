@@ -10,7 +10,7 @@ import typer
 
 from plateau_train import config
 from plateau_train.config import SETTINGS, RawValue, Resolved, Setting
-from plateau_train.errors import ConfigError
+from plateau_train.errors import PROGRAM, ConfigError
 
 ALL = tuple(setting.key for setting in SETTINGS)
 PLATEAU = {setting.key for setting in SETTINGS if setting.table == "plateau"}
@@ -35,7 +35,7 @@ def _replica(otherwise: str) -> Any:
 
 def _examples(*arguments: str) -> str:
     """Return the examples that end the help of a command."""
-    return "\n\n".join(("[bold]Examples[/bold]", *(f"plateau-train {line}" for line in arguments)))
+    return "\n\n".join(("[bold]Examples[/bold]", *(f"{PROGRAM} {line}" for line in arguments)))
 
 
 ConfigFile = Annotated[
@@ -70,10 +70,10 @@ RENAMED = {"--seeds": "write several seeds as --seed 0-7"}
 def main() -> int:
     """Run the command line and return its exit code."""
     try:
-        return app(standalone_mode=False) or 0
+        return app(prog_name=PROGRAM, standalone_mode=False) or 0
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
-        path = context.command_path if context else "plateau-train"
+        path = context.command_path if context else PROGRAM
         hint = RENAMED.get(getattr(error, "option_name", ""), f"see {path} --help")
         raise ConfigError(error.format_message().rstrip("."), hint=hint) from error
 
@@ -151,7 +151,7 @@ def _refuse_flags_before(context: typer.Context) -> None:
             command = context.invoked_subcommand
             raise ConfigError(
                 f"{flag} stands before the command {command}",
-                hint=f"write it after the command: plateau-train {command} ... {flag} ...",
+                hint=f"write it after the command: {PROGRAM} {command} ... {flag} ...",
             )
 
 

@@ -4,7 +4,27 @@ Only these are shown to the user as one line and a hint. Everything else is a bu
 traceback: a plain ``ValueError`` is never turned into one of these.
 """
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+
+def _program() -> str:
+    """Return how the program was started, so that hints can be typed as they are printed."""
+    typed = sys.argv[0] if sys.argv else ""
+    if variable := os.environ.get("PLATEAU_TRAIN_PROGRAM"):  # set by scripts/plateau-train
+        return shlex.quote(variable)
+    if Path(typed).parts[-2:] == ("plateau_train", "__main__.py"):
+        return f"{shlex.quote(sys.orig_argv[0])} -m plateau_train"
+    if os.path.basename(typed) == "plateau-train" and shutil.which("plateau-train") != typed:
+        return shlex.quote(typed)
+    return "plateau-train"
+
+
+PROGRAM = _program()
 
 
 class PlateauTrainError(Exception):

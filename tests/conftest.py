@@ -20,6 +20,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
+# What hints call the program, however a test starts it.
+os.environ["PLATEAU_TRAIN_PROGRAM"] = "plateau-train"
+
 # The cache of decoded data sets is not the user's.
 if not Path(os.environ.get("PLATEAU_TRAIN_CACHE_DIR", "")).name.startswith("plateau-train-tests-"):
     os.environ["PLATEAU_TRAIN_CACHE_DIR"] = tempfile.mkdtemp(prefix="plateau-train-tests-")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from plateau_train import plots
 from plateau_train.config import SETTINGS, Settings
-from plateau_train.errors import ConfigError
+from plateau_train.errors import PROGRAM, ConfigError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table, look_up
 from plateau_train.report.stats import CONFIDENCE, Difference, difference
@@ -82,7 +82,7 @@ def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
     if len(paths) < 2:
         raise ConfigError(
             "compare needs two runs or more",
-            hint="plateau-train compare runs/ONE runs/TWO; plateau-train runs lists them",
+            hint=f"{PROGRAM} compare runs/ONE runs/TWO; {PROGRAM} runs lists them",
         )
     runs: dict[Path, Run] = {}
     for path in paths:

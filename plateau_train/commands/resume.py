@@ -6,6 +6,7 @@ from pathlib import Path
 
 from plateau_train import plots
 from plateau_train.config import Resolved
+from plateau_train.errors import PROGRAM
 from plateau_train.process import cluster
 from plateau_train.report.console import configure_logging
 from plateau_train.report.progress import RunReport
@@ -42,7 +43,7 @@ def resume(path: Path, overrides: Resolved) -> None:
             setup.train_run(resolved, task, report, plots.save_run_plot, stack)
         elif task is not None:
             run, epochs = task.directory, task.resolved.settings.run.epochs
-            further = f"plateau-train resume {run} --epochs {2 * epochs} goes further"
+            further = f"{PROGRAM} resume {run} --epochs {2 * epochs} goes further"
             log.info(f"{run.path} is done, with all of its {epochs} epochs; {further}")
             if is_quiet:
                 print(run.path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from plateau_train.config import Settings
-from plateau_train.errors import RunError
+from plateau_train.errors import PROGRAM, RunError
 from plateau_train.report.console import Column, Table, print_table, printable
 from plateau_train.run.directory import LATEST, SWEEP, RunDirectory
 from plateau_train.run.reader import Run
@@ -67,9 +67,9 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
     runs = [run for path in visible if (run := _read(Run(RunDirectory(path))))]
     sweeps = [RunDirectory(plan.parent) for plan in sorted(runs_dir.glob(f"*/{SWEEP}"))]
     for sweep in sweeps:
-        log.info(f"{sweep} is a sweep: plateau-train runs --runs-dir {sweep} lists its runs")
+        log.info(f"{sweep} is a sweep: {PROGRAM} runs --runs-dir {sweep} lists its runs")
     if not runs and not sweeps:
-        log.info(f"there is no run in {runs_dir}: plateau-train makes one")
+        log.info(f"there is no run in {runs_dir}: {PROGRAM} makes one")
     return runs
 
 

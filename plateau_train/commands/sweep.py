@@ -13,7 +13,7 @@ import numpy as np
 
 from plateau_train import config, plots
 from plateau_train.config import Resolved, Setting, Settings
-from plateau_train.errors import ConfigError, NonFiniteLossError, RunError
+from plateau_train.errors import PROGRAM, ConfigError, NonFiniteLossError, RunError
 from plateau_train.report import console
 from plateau_train.report.console import Column, Table, look_up
 from plateau_train.report.progress import ProgramReport
@@ -160,7 +160,7 @@ def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
         heading = f"{grid.metric} after the last epoch, {results[0].num_seeds} seeds"
         plots.save_heat_map(picture, grid, heading)
         rows["heat map"] = str(picture)
-    rows["next"] = f"plateau-train plot {RunDirectory(directory.path / ordered[0].name)}"
+    rows["next"] = f"{PROGRAM} plot {RunDirectory(directory.path / ordered[0].name)}"
     if is_quiet:
         print(directory.path)
         return

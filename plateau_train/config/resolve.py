@@ -19,7 +19,7 @@ from plateau_train.config.settings import (
     did_you_mean,
 )
 from plateau_train.config.toml import read_toml
-from plateau_train.errors import ChangedSettingsError, ConfigError
+from plateau_train.errors import PROGRAM, ChangedSettingsError, ConfigError
 
 BY_KEY = {setting.key: setting for setting in SETTINGS}
 
@@ -89,7 +89,7 @@ def resolve(given: Mapping[str, RawValue], *, file: Path | None = None) -> Resol
         problems += settings.problems()
         if not problems:
             return Resolved(settings, origins)
-    raise ConfigError(*problems, hint="plateau-train --help says what each setting means")
+    raise ConfigError(*problems, hint=f"{PROGRAM} --help says what each setting means")
 
 
 def resolve_whole(file: Path) -> Resolved:

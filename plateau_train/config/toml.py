@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from plateau_train.config.settings import SETTINGS, Seeds, Settings, as_text
-from plateau_train.errors import ConfigError, ForeignConfigError
+from plateau_train.errors import PROGRAM, ConfigError, ForeignConfigError
 
 FORMAT = 1  # of config.toml; a version that changes the meaning of a file increments it
 
@@ -19,7 +19,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        hint = "plateau-train config > my.toml writes a file to start from"
+        hint = f"{PROGRAM} config > my.toml writes a file to start from"
         raise ConfigError(f"{path} does not exist", hint=hint) from None
     except OSError as error:
         problem = f"{path} cannot be read: {error.strerror}"

@@ -38,7 +38,13 @@ from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow as tf
 
 from plateau_train.config import did_you_mean
 from plateau_train.data.splits import Dataset, Split
-from plateau_train.errors import DataError, DataUnavailableError, PlateauTrainError, StorageError
+from plateau_train.errors import (
+    PROGRAM,
+    DataError,
+    DataUnavailableError,
+    PlateauTrainError,
+    StorageError,
+)
 
 # Without a network tensorflow-datasets itself gives up after 204 s; a server that answers at all
 # does so well within this time.
@@ -228,8 +234,7 @@ class Source:
         if self.builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
             raise DataUnavailableError(
                 f"{self.name} cannot be downloaded by a program: download its files by hand",
-                hint=f"plateau-train data prepare --dataset {self.name} --from DIR takes them "
-                "from DIR",
+                hint=f"{PROGRAM} data prepare --dataset {self.name} --from DIR takes them from DIR",
             )
         # The first file stands for all of them: they usually have the same server.
         url = next(iter(self.originals), None)
@@ -321,14 +326,14 @@ class Source:
 
     def _repair(self, folder: Path) -> str:
         """Return a hint with the command that repairs a damaged set."""
-        command = f"plateau-train data prepare --dataset {self.name}"
+        command = f"{PROGRAM} data prepare --dataset {self.name}"
         data_dir = shlex.quote(str(self.root))
         return f"if it is damaged, delete {folder} and run {command} --data-dir {data_dir}"
 
     def _unavailable(self, problem: str) -> DataUnavailableError:
         return DataUnavailableError(
             problem,
-            hint=f"plateau-train data prepare --dataset {self.name} downloads it, with --from DIR "
+            hint=f"{PROGRAM} data prepare --dataset {self.name} downloads it, with --from DIR "
             "it takes the original files from DIR; --dataset garments needs neither",
         )
 

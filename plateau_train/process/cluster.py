@@ -18,7 +18,7 @@ from jax._src.distributed import global_state  # the public functions start the 
 from jax.experimental import multihost_utils
 
 from plateau_train import config
-from plateau_train.errors import ClusterError, PlateauTrainError
+from plateau_train.errors import PROGRAM, ClusterError, PlateauTrainError
 from plateau_train.process import signals
 
 HEARTBEAT_SECONDS = 15  # a process that is silent for longer ends the others
@@ -31,7 +31,7 @@ LOST = re.compile(r"gloo|nccl|coordination|connection|UNAVAILABLE|DEADLINE_EXCEE
 UNEQUAL = "cannot reshape array"
 NO_CLUSTER = re.compile(r"coordinator_address should be defined|must be called before")
 
-HINT = "see what the other processes print, then start all of them again with plateau-train resume"
+HINT = f"see what the other processes print, then start all of them again with {PROGRAM} resume"
 
 Tree = TypeVar("Tree")
 log = logging.getLogger("plateau_train")

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 
-from plateau_train.errors import StorageError
+from plateau_train.errors import PROGRAM, StorageError
 
 
 class _Unbreakable(io.FileIO):
@@ -62,5 +62,5 @@ def require_written() -> None:
     if failure is not None and failure.errno != errno.EPIPE:
         raise StorageError(
             f"standard output could not be written: {failure.strerror}",
-            hint="the output is lost, the run and its files are not: plateau-train runs lists them",
+            hint=f"the output is lost, the run and its files are not: {PROGRAM} runs lists them",
         )

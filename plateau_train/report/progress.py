@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from plateau_train.config import Settings
+from plateau_train.errors import PROGRAM
 from plateau_train.report.console import Column, Table, lay_out, make_console, print_rows
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
@@ -285,7 +286,7 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
         + ", ".join(f"{split} {accuracy:.4f}" for split, (_, accuracy) in results.best.items()),
         "drops": _describe_drops(results),
         "plot": str(run.directory.plot),
-        "next": f"plateau-train evaluate {run.directory}",
+        "next": f"{PROGRAM} evaluate {run.directory}",
     }
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from plateau_train import config
 from plateau_train.config import Resolved
 from plateau_train.errors import (
+    PROGRAM,
     BusyRunError,
     ConfigError,
     ForeignConfigError,
@@ -30,7 +31,7 @@ LATEST = "latest"
 SWEEP = "sweep.json"  # what a folder of many runs is to be
 
 # The way out for whoever names a folder that is no run.
-FIND_HINT = "give a run folder, such as runs/latest; plateau-train runs lists them"
+FIND_HINT = f"give a run folder, such as runs/latest; {PROGRAM} runs lists them"
 
 Model = TypeVar("Model", bound=BaseModel)
 

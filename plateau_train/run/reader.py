@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from plateau_train.config import Settings
-from plateau_train.errors import RunError
+from plateau_train.errors import PROGRAM, RunError
 from plateau_train.run import checkpoint, journal
 from plateau_train.run.checkpoint import Manifest
 from plateau_train.run.directory import RunDirectory, read_json
@@ -90,7 +90,7 @@ class Run:
         if not histories:
             raise RunError(
                 f"{path} is empty: no epoch was finished",
-                hint=f"plateau-train resume {self.directory} begins it again",
+                hint=f"{PROGRAM} resume {self.directory} begins it again",
             )
         return histories
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from plateau_train.config import PlateauSettings, Schedule
-from plateau_train.errors import RunError
+from plateau_train.errors import PROGRAM, RunError
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Drop
@@ -53,7 +53,7 @@ def read_values(
     if rule.split != "train":
         metric = rule.mode.replace("-", "_")
         measured = [(record.step, getattr(record, metric)) for record in history.records[1:]]
-        problem, hint = "has not finished an epoch", f"plateau-train resume {run.directory}"
+        problem, hint = "has not finished an epoch", f"{PROGRAM} resume {run.directory}"
     elif rule.mode != own.mode:
         raise RunError(
             f"{run.directory} recorded no windows of the {rule.mode.replace('-', ' ')}: "

@@ -18,6 +18,7 @@ from plateau_train.config import Resolved, Setting, Settings
 from plateau_train.config.toml import to_toml
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import (
+    PROGRAM,
     DataError,
     DataUnavailableError,
     ForeignRunError,
@@ -90,7 +91,7 @@ def load_data(
         if directory is None and dataset.fallback:
             log.warning(
                 f"Training on {dataset.name} ({dataset.source}), NOT on Fashion-MNIST:\n"
-                f"{dataset.fallback}.\nTo get the real data: plateau-train data prepare, with a "
+                f"{dataset.fallback}.\nTo get the real data: {PROGRAM} data prepare, with a "
                 "network, or with --from DIR and the four original files."
             )
         if known is not None:
@@ -323,7 +324,7 @@ def _next_step(task: RunTask, *, has_damage: bool, has_problems: bool) -> str:
     """Return what a resume of a run does."""
     if has_damage:
         return journal.RESTORE_HINT
-    command = f"plateau-train resume {task.directory}"
+    command = f"{PROGRAM} resume {task.directory}"
     if task.previous is None:
         return f"{command} begins it again"
     if not has_problems and is_done(task):
@@ -339,7 +340,7 @@ def resume_in_hints(directory: RunDirectory | None) -> Iterator[None]:
         signals.set_hint("process 0 prints how the run is continued")
         yield
         return
-    command = f"plateau-train resume {directory} continues it"
+    command = f"{PROGRAM} resume {directory} continues it"
     signals.set_hint(command)
     try:
         yield

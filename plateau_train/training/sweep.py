@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from plateau_train import config
 from plateau_train.config import SETTINGS, Resolved, Setting, Settings
 from plateau_train.data.splits import Dataset
-from plateau_train.errors import BusyRunError, NonFiniteLossError, RunError
+from plateau_train.errors import PROGRAM, BusyRunError, NonFiniteLossError, RunError
 from plateau_train.numerics.spec import Spec
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint
@@ -174,7 +174,7 @@ def _lock(directory: RunDirectory, newest: int | None, stack: contextlib.ExitSta
     if checkpoint.last_epoch(directory.checkpoints) != newest:
         raise BusyRunError(
             f"{directory.path} was trained by another process since the sweep was started",
-            hint=f"plateau-train resume {RunDirectory(directory.path.parent)} continues the sweep",
+            hint=f"{PROGRAM} resume {RunDirectory(directory.path.parent)} continues the sweep",
         )
 
 
@@ -231,10 +231,8 @@ def _goes_further(directory: RunDirectory, planned: SweepRun) -> bool:
     if written is None or written.settings.run.epochs <= planned.settings.run.epochs:
         return False
     log.warning(
-        "%s has more epochs than the sweep: it is left as it is, and plateau-train resume %s "
-        "continues it.",
-        directory,
-        directory,
+        f"{directory} has more epochs than the sweep: it is left as it is, and "
+        f"{PROGRAM} resume {directory} continues it."
     )
     return True
 
