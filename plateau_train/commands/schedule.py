@@ -177,11 +177,11 @@ def _report_differences(
     if settings["atol"] == translation.NEGLIGIBLE:
         log.info("--rtol and --atol cannot both be 0: this --atol is too small to have an effect")
     eps = parameters.get("eps", 0.0)
-    lowest = translation.final_scale(settings["factor"], eps, learning_rate=learning_rate)
+    lowest = translation.final_scale(parameters, learning_rate=learning_rate)
     if lowest > settings["min_scale"]:
         log.info(
             f"eps has no counterpart: PyTorch skips drops of the rate up to {eps:g}, so at a "
-            f"--learning-rate of {learning_rate:g} its scale ends as with --min-scale {lowest:g}"
+            f"--learning-rate of {learning_rate:g} its scale ends as with --min-scale {lowest:.4g}"
         )
 
 
@@ -196,9 +196,11 @@ def read_list(overrides: dict[str, RawValue], options: ScheduleOptions) -> Serie
             log.info(f"{num_empty:,} lines without {name} were skipped")
     else:
         name, title = "value", "the command line"
+        text = options.values or ""
+        cells = text.split(",") if "," in text else text.split() or [text]
         values = [
-            csv_files.parse_number(text, f"--values: number {number}")
-            for number, text in enumerate((options.values or "").split(","), start=1)
+            csv_files.parse_number(cell, f"--values: number {number}")
+            for number, cell in enumerate(cells, start=1)
         ]
     size = rule.accumulation_size
     return Series(title, name if size == 1 else f"{name}, mean of {size:,}", values, rule)
