@@ -282,20 +282,23 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
             split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
             for split, (loss, accuracy) in results.final.items()
         },
-        "best": f"epoch {results.best_epoch}, of the highest {mean}{results.split} accuracy: "
+        "best epoch": f"{results.best_epoch} (highest {mean}{results.split} accuracy): "
         + ", ".join(f"{split} {accuracy:.4f}" for split, (_, accuracy) in results.best.items()),
         "drops": _describe_drops(results),
-        "plot": str(run.directory.plot),
+        **({"plot": str(run.directory.plot)} if run.directory.plot.exists() else {}),
         "next": f"{PROGRAM} evaluate {run.directory}",
     }
 
 
 def _describe_drops(results: Results) -> str:
+    final = f"final scale {show_range(results.final_scales)}"
     if len(results.seeds) > 1:
-        return f"{results.num_drops:.1f} a seed, final scale {show_range(results.final_scales)}"
+        return f"{results.num_drops:.1f} per seed, {final}"
     (epochs,) = results.drop_epochs
-    listed = ", ".join(map(str, epochs)) or "none"
-    return f"{len(epochs)} (epochs: {listed}), final scale {show_range(results.final_scales)}"
+    if not epochs:
+        return f"no drops, {final}"
+    listed = ", ".join(map(str, epochs))
+    return f"{len(epochs)} (epoch{'s' if len(epochs) > 1 else ''} {listed}), {final}"
 
 
 def show_range(values: Sequence[float]) -> str:

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from plateau_train.config import Settings
-from plateau_train.errors import InterruptedRunError, PlateauTrainError, StorageError
+from plateau_train.errors import PROGRAM, InterruptedRunError, PictureError, PlateauTrainError, StorageError
 from plateau_train.numerics.model import measure
 from plateau_train.numerics.step import TrainState
-from plateau_train.process import cluster, signals
+from plateau_train.process import cluster, memory, signals
 from plateau_train.run import storage
 from plateau_train.run.environment import DatasetFacts, Environment, describe_environment
 from plateau_train.run.history import History
@@ -78,19 +78,20 @@ def fit(
             callbacks.on_start(_describe(task, program))
     first_epoch, state = _restore(tasks, program)
     try:
-        with signals.graceful_shutdown(cluster.grace_seconds()):
+        with memory.report_exhaustion(), signals.graceful_shutdown(cluster.grace_seconds()):
             for lines, arrays in train(program, first_epoch, state, callbacks):
                 with cluster.fail_together():
                     for run, journal in enumerate(journals):
                         _commit(journal, lines[run], program.rows_of(run), arrays)
                 callbacks.on_epoch(lines, program.runs[0])
-        for task in tasks:
-            _finish(Run(task.directory), save_plot, callbacks, started)
+        failures = [_finish(Run(task.directory), save_plot, callbacks, started) for task in tasks]
     except PlateauTrainError as error:
         _note_failure(journals, program, error)
         raise
     finally:
         callbacks.close()
+    for failure in filter(None, failures):  # every run has its summary by now
+        raise failure
 
 
 def train(
@@ -185,13 +186,34 @@ def _commit(journal: Journal, lines: EpochLines, rows: Sequence[int], arrays: Ep
         journal.note(Notice(event="failed", message="no seed of this run is finite"))
 
 
-def _finish(run: Run, save_plot: SavePlot, callbacks: Callbacks, started: float) -> None:
-    """Save the plot and the summary of a run that has come to its end."""
+def _finish(
+    run: Run, save_plot: SavePlot, callbacks: Callbacks, started: float
+) -> PictureError | None:
+    """Save the summary and the plot of a run that has come to its end.
+
+    Return the error if the run could not be drawn: it is done nevertheless.
+    """
     if not any(history.ending and history.ending.is_complete for history in run.histories):
-        return  # all of its replicas diverged
-    save_plot(run.directory.plot, run.histories, run.settings)
-    storage.write_text(run.directory.summary, json.dumps(summarize(run), indent=2) + "\n")
+        return None  # all of its replicas diverged
+    directory, failure = run.directory, None
+    storage.write_text(directory.summary, json.dumps(summarize(run), indent=2) + "\n")
+    try:
+        save_plot(directory.plot, run.histories, run.settings)
+    except Exception as error:  # matplotlib, its configuration, a font, the disk
+        failure = PictureError(
+            f"{directory} is done, and its picture is missing: {_reason_of(error)}",
+            hint=f"{PROGRAM} plot {directory} draws it again",
+        )
+        failure.__cause__ = error
     callbacks.on_finish(run, time.perf_counter() - started)
+    return failure
+
+
+def _reason_of(error: Exception) -> str:
+    """Return the reason of an error in one line."""
+    if isinstance(error, PlateauTrainError):
+        return "; ".join(error.problems)
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _note_failure(journals: Sequence[Journal], program: Program, error: PlateauTrainError) -> None:

@@ -1,0 +1,29 @@
+"""Start the devices of this process, with a fixed number of threads."""
+
+import jax
+
+from plateau_train.errors import ConfigError
+from plateau_train.process import memory
+from plateau_train.run import environment
+
+
+def start_devices(num_threads: int | None) -> None:
+    """Fix the number of XLA's threads, by default the available cores, and start the devices.
+
+    Raises ``ConfigError`` where ``JAX_PLATFORMS`` names a device that is not there, and
+    ``OutOfMemoryError`` where they would not get the memory that they need.
+    """
+    environment.pin_threads(num_threads)
+    memory.require_address_space(num_threads or environment.available_cores())
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that there is a GPU for CUDA
+        platforms = jax.config.values["jax_platforms"]
+        if not platforms:
+            raise
+        reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0]
+        raise ConfigError(
+            f"JAX_PLATFORMS={platforms} names a device that cannot be used here"
+            + (reason and f": {reason}"),
+            hint="unset JAX_PLATFORMS to take what there is, or set it to cpu",
+        ) from error
