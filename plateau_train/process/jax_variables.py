@@ -24,6 +24,9 @@ VALUES = {
     "JAX_TRANSFER_GUARD_HOST_TO_DEVICE": "allow",
     "JAX_DEBUG_NANS": "0",  # a loss that is not finite has an error of its own
     "JAX_DEBUG_INFS": "0",
+    "JAX_ERROR_CHECKING_BEHAVIOR_NAN": "ignore",
+    "JAX_ERROR_CHECKING_BEHAVIOR_DIVIDE": "ignore",
+    "JAX_ERROR_CHECKING_BEHAVIOR_OOB": "ignore",
     "JAX_CHECK_TRACER_LEAKS": "0",
 }
 

@@ -15,7 +15,7 @@ from plateau_train.report.console import Column, Table, lay_out, make_console, p
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Drop, Ending, EpochRecord, mean_scores
+from plateau_train.run.records import Drop, Ending, EpochRecord, RunWarning, mean_scores
 from plateau_train.run.results import Results
 
 log = logging.getLogger("plateau_train")
@@ -81,8 +81,7 @@ class RunReport:
         """
         num_replicas = len(lines) * len(settings.run.seeds)
         events = [event for written in lines for event in written.events]
-        if num_replicas > 1:
-            self._warn_of_divergence(lines)
+        self._warn(lines, num_replicas)
         records = [record for written in lines for record in written.records]
         if self.is_quiet or not records:
             return
@@ -112,12 +111,18 @@ class RunReport:
             self._progress.stop()
             self._progress = None
 
-    def _warn_of_divergence(self, lines: Sequence[EpochLines]) -> None:
+    def _warn(self, lines: Sequence[EpochLines], num_replicas: int) -> None:
+        """Log the warnings of an epoch together, and of several replicas those that diverged."""
+        messages = []
         for run, written in enumerate(lines):
             name = f"{self._names[run]}, " if self._names else ""
             for event in written.events:
-                if isinstance(event, Ending) and not event.is_complete:
-                    log.warning("%sseed %d: %s", name, event.seed, event.message)
+                is_lost = isinstance(event, Ending) and not event.is_complete and num_replicas > 1
+                if is_lost or isinstance(event, RunWarning):
+                    seed = f"{name}seed {event.seed}: " if num_replicas > 1 else ""
+                    messages.append(f"{seed}{event.message}")
+        if messages:
+            log.warning("%s", "\n".join(messages))
 
     def _print_epoch(
         self, records: Sequence[EpochRecord], settings: Settings, num_replicas: int, seconds: float

@@ -21,7 +21,7 @@ def start_devices(num_threads: int | None) -> None:
         platforms = jax.config.values["jax_platforms"]
         if not platforms:
             raise
-        reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0]
+        reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0].rstrip(".")
         raise ConfigError(
             f"JAX_PLATFORMS={platforms} names a device that cannot be used here"
             + (reason and f": {reason}"),

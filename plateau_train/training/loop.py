@@ -22,7 +22,7 @@ from plateau_train.run.history import History
 from plateau_train.run.info import TrainingInfo, summarize
 from plateau_train.run.journal import EpochLines, Journal, RunTask
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Ending, Notice
+from plateau_train.run.records import Ending, Notice, RunWarning
 from plateau_train.training.program import EpochArrays, Program
 from plateau_train.training.records import make_lines
 from plateau_train.training.state import name_arrays, restore
@@ -111,7 +111,9 @@ def train(
     while any(endings.is_active):
         callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
         arrays = program.run_epoch(epoch, callbacks.on_chunk)
-        yield make_lines(program, arrays, epoch), arrays
+        lines = make_lines(program, arrays, epoch, state)
+        state = arrays.state  # before the next epoch; the one before this is not needed any more
+        yield lines, arrays
         epoch += 1
 
 
@@ -121,7 +123,8 @@ def _open_journal(task: RunTask, environment: Environment) -> Journal:
     dataset, previous = environment.dataset, task.previous
     if previous is None:
         if dataset.fallback:
-            journal.note(Notice(event="warning", message=f"{dataset.name}: {dataset.fallback}"))
+            message = f"{dataset.name}: {dataset.fallback}"
+            journal.note(RunWarning(reason="fallback", message=message))
         return journal
     message = f"after epoch {task.last_epoch}"
     if changes := list(previous.manifest.environment.differences(environment)):
@@ -148,7 +151,7 @@ def _describe(task: RunTask, program: Program) -> TrainingInfo:
 
 
 def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainState | None]:
-    """Return the first epoch and the state to continue from; mark the replicas that have ended.
+    """Return the first epoch and the state to continue from; mark what has ended or stalled.
 
     Only process 0 has read the checkpoints.
     """
@@ -160,12 +163,22 @@ def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainStat
         checkpoints = [task.previous for task in tasks if task.previous]
         states = [restore(previous) for previous in checkpoints]
         state = jax.tree.map(lambda *rows: np.concatenate(rows), *states)
+        runs = [
+            Run(task.directory, previous.manifest)
+            for task, previous in zip(tasks, checkpoints, strict=True)
+        ]
         active = {
-            (run, history.replica)
-            for run, (task, previous) in enumerate(zip(tasks, checkpoints, strict=True))
-            for history in Run(task.directory, previous.manifest).histories
+            (number, history.replica)
+            for number, (run, task) in enumerate(zip(runs, tasks, strict=True))
+            for history in run.histories
             if history.last_epoch == last_epoch
             and not history.is_over(task.resolved.settings.run.epochs)
+        }
+        program.stalls.warned = {
+            (number, event.replica, event.reason)
+            for number, run in enumerate(runs)
+            for event in run.events
+            if isinstance(event, RunWarning)
         }
         is_active = np.array([(member.run, member.replica) in active for member in program.members])
     state, is_active = cluster.broadcast((state, is_active))
