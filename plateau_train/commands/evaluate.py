@@ -15,7 +15,7 @@ from plateau_train.config import Resolved
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.report import console
 from plateau_train.report.console import Column, Table, printable
-from plateau_train.run import checkpoint, environment
+from plateau_train.run import checkpoint
 from plateau_train.run.checkpoint import BEST, Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.history import records_at

@@ -16,6 +16,8 @@ VALUES = {
     "JAX_NUMPY_RANK_PROMOTION": "allow",
     # How programs are compiled and run.
     "JAX_DISABLE_JIT": "0",
+    "JAX_NO_TRACING": "0",
+    "JAX_NO_EXECUTION": "0",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
     # Checks that end a program, some of them because of what is not wrong here.
     "JAX_TRANSFER_GUARD": "allow",

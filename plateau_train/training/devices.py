@@ -6,11 +6,13 @@ from plateau_train.errors import ConfigError
 from plateau_train.process import memory
 from plateau_train.run import environment
 
+PLATFORMS = ("jax_platforms", "jax_platform_name")  # the settings that choose the devices
+
 
 def start_devices(num_threads: int | None) -> None:
     """Fix the number of XLA's threads, by default the available cores, and start the devices.
 
-    Raises ``ConfigError`` where ``JAX_PLATFORMS`` names a device that is not there, and
+    Raises ``ConfigError`` where the environment asks for a device that is not there, and
     ``OutOfMemoryError`` where they would not get the memory that they need.
     """
     environment.pin_threads(num_threads)
@@ -18,12 +20,12 @@ def start_devices(num_threads: int | None) -> None:
     try:
         jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts that there is a GPU for CUDA
-        platforms = jax.config.values["jax_platforms"]
-        if not platforms:
+        chosen = [name for name in PLATFORMS if jax.config.values[name]]
+        if not chosen:
             raise
+        names = " and ".join(f"{name.upper()}={jax.config.values[name]}" for name in chosen)
         reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0].rstrip(".")
         raise ConfigError(
-            f"JAX_PLATFORMS={platforms} names a device that cannot be used here"
-            + (reason and f": {reason}"),
-            hint="unset JAX_PLATFORMS to take what there is, or set it to cpu",
+            f"{names} asks for a device that cannot be used here" + (reason and f": {reason}"),
+            hint=f"unset {chosen[0].upper()} to take what there is, or set it to cpu",
         ) from error

@@ -12,7 +12,13 @@ import jax
 import numpy as np
 
 from plateau_train.config import Settings
-from plateau_train.errors import PROGRAM, InterruptedRunError, PictureError, PlateauTrainError, StorageError
+from plateau_train.errors import (
+    PROGRAM,
+    InterruptedRunError,
+    PictureError,
+    PlateauTrainError,
+    StorageError,
+)
 from plateau_train.numerics.model import measure
 from plateau_train.numerics.step import TrainState
 from plateau_train.process import cluster, memory, signals
