@@ -280,6 +280,7 @@ def test_variables_of_jax_move_no_result(shell, tmp_path, small_run):
     }
     otherwise |= {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}
     otherwise |= {"JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16"}
+    otherwise |= {"JAX_OPTIMIZATION_LEVEL": "O0", "JAX_DEFAULT_DEVICE": "gpu"}
     finished = shell(f"{SMALL_RUN} --epochs=6", **otherwise)
     assert finished.returncode == 0, finished.stderr
     (run,) = faults.runs_in(tmp_path)

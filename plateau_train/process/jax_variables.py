@@ -16,9 +16,12 @@ VALUES = {
     "JAX_NUMPY_RANK_PROMOTION": "allow",
     # How programs are compiled and run.
     "JAX_DISABLE_JIT": "0",
+    "JAX_SCAN3": "0",
     "JAX_NO_TRACING": "0",
     "JAX_NO_EXECUTION": "0",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+    "JAX_OPTIMIZATION_LEVEL": "UNKNOWN",
+    "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "0.0",
     # Checks that end a program, some of them because of what is not wrong here.
     "JAX_TRANSFER_GUARD": "allow",
     "JAX_TRANSFER_GUARD_DEVICE_TO_DEVICE": "allow",
@@ -30,9 +33,11 @@ VALUES = {
     "JAX_ERROR_CHECKING_BEHAVIOR_DIVIDE": "ignore",
     "JAX_ERROR_CHECKING_BEHAVIOR_OOB": "ignore",
     "JAX_CHECK_TRACER_LEAKS": "0",
+    "CHECK_VMA": "0",
 }
 
 
 def fix() -> None:
     """Set the variables; must be called before jax is imported."""
     os.environ.update(VALUES)
+    os.environ.pop("JAX_DEFAULT_DEVICE", None)  # no value of it stands for the default
