@@ -112,15 +112,15 @@ class RunReport:
             self._progress = None
 
     def _warn(self, lines: Sequence[EpochLines], num_replicas: int) -> None:
-        """Log the warnings of an epoch together, and of several replicas those that diverged."""
+        """Log the warnings of an epoch, and which replicas diverged in it, as one message."""
         messages = []
         for run, written in enumerate(lines):
             name = f"{self._names[run]}, " if self._names else ""
             for event in written.events:
-                is_lost = isinstance(event, Ending) and not event.is_complete and num_replicas > 1
-                if is_lost or isinstance(event, RunWarning):
-                    seed = f"{name}seed {event.seed}: " if num_replicas > 1 else ""
-                    messages.append(f"{seed}{event.message}")
+                if isinstance(event, Drop) or (isinstance(event, Ending) and event.is_complete):
+                    continue
+                seed = f"{name}seed {event.seed}: " if num_replicas > 1 else ""
+                messages.append(f"{seed}{event.message}")
         if messages:
             log.warning("%s", "\n".join(messages))
 
