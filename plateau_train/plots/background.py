@@ -1,5 +1,6 @@
 """Draw a run that a signal stopped, in a process of its own: the program itself has to end."""
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -12,13 +13,14 @@ from plateau_train.run.reader import Run
 
 def start(folder: Path) -> None:
     """Start a process that draws a run, and do not wait for it."""
-    subprocess.Popen(
-        [sys.executable, "-m", __name__, folder],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # closing the terminal does not end it
-    )
+    with contextlib.suppress(OSError):  # plateau-train plot draws it as well
+        subprocess.Popen(
+            [sys.executable, "-m", __name__, folder],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # closing the terminal does not end it
+        )
 
 
 def draw(folder: Path) -> None:

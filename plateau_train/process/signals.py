@@ -24,10 +24,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop(NamedTuple):
-    """What is printed after a signal: how far the program got, and lines of hints."""
+    """What is printed after a signal."""
 
-    progress: str  # such as "after epoch 8"; empty where there is none
-    hint: str
+    progress: str  # how far the program got, such as "after epoch 8"; may be empty
+    hint: str  # one line or more
 
 
 def _describe_start() -> Stop:
@@ -127,5 +127,8 @@ def _wait(read_end: int) -> NoReturn:
 
 def _describe_stop(number: int, where: str = "") -> tuple[str, str]:
     """Return the message and the hints for a signal."""
-    progress, hint = _describe()
+    try:
+        progress, hint = _describe()
+    except OSError:  # the folder of the run cannot be read any more
+        progress, hint = _describe_start()
     return f"stopped {progress}".rstrip() + f" ({signal.Signals(number).name}{where})", hint

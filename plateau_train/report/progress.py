@@ -15,7 +15,7 @@ from plateau_train.report.console import Column, Table, lay_out, make_console, p
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Drop, Ending, EpochRecord, RunWarning, mean_scores
+from plateau_train.run.records import Drop, Ending, EpochRecord, mean_scores
 from plateau_train.run.results import Results
 
 log = logging.getLogger("plateau_train")

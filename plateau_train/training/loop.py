@@ -96,7 +96,7 @@ def fit(
         raise
     finally:
         callbacks.close()
-    for failure in filter(None, failures):  # every run has its summary by now
+    if failure := next(filter(None, failures), None):  # every run has its summary by now
         raise failure
 
 
