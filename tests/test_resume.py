@@ -76,8 +76,9 @@ def test_a_stopped_run_continues_and_ends_like_one_never_stopped(processes, run,
     assert "resumed   after epoch 2 of 7" in ended.stderr
     assert faults.result_of(run.path) == unbroken
     assert unbroken.drops[0]
-    (notice,) = (event for event in Run(run).events if event.event == "resumed")
-    assert notice.message == "after epoch 2"
+    (notice,) = (event for event in Run(run).events if isinstance(event, Notice))
+    assert notice == Notice(event="resumed", message="after epoch 2")
+    assert not [event for event in Run(run).events if event.event == "warning"]
 
 
 def test_the_wait_and_the_cooldown_of_the_rule_are_kept(processes, tmp_path):
