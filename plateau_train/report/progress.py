@@ -15,7 +15,7 @@ from plateau_train.report.console import Column, Table, lay_out, make_console, p
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Drop, Ending, EpochRecord, mean_scores
+from plateau_train.run.records import Drop, Ending, EpochRecord, RunWarning, mean_scores
 from plateau_train.run.results import Results
 
 log = logging.getLogger("plateau_train")
@@ -119,8 +119,10 @@ class RunReport:
             for event in written.events:
                 if isinstance(event, Drop) or (isinstance(event, Ending) and event.is_complete):
                     continue
-                seed = f"{name}seed {event.seed}: " if num_replicas > 1 else ""
-                messages.append(f"{seed}{event.message}")
+                if num_replicas > 1:
+                    messages.append(f"{name}seed {event.seed}: {event.message}")
+                elif isinstance(event, RunWarning):  # the error says how the only replica ended
+                    messages.append(event.message)
         if messages:
             log.warning("%s", "\n".join(messages))
 
