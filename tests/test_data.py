@@ -407,7 +407,7 @@ def test_a_signal_also_ends_the_process_that_decodes(settings):
         wait_until(decoding)
         starting.terminate()
         _, error = starting.communicate()
-    assert "error: stopped by SIGTERM" in error
+    assert "stopped (SIGTERM)\n" in error
     wait_until(lambda: not decoding())
     assert not settings.cache_dir.exists()
 

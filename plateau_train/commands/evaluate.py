@@ -15,7 +15,7 @@ from plateau_train.config import Resolved
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.report import console
 from plateau_train.report.console import Column, Table, printable
-from plateau_train.run import checkpoint, environment
+from plateau_train.run import checkpoint
 from plateau_train.run.checkpoint import BEST, Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.history import records_at
@@ -23,6 +23,7 @@ from plateau_train.run.reader import Run
 from plateau_train.run.records import EpochRecord, best_record
 from plateau_train.run.results import ROUNDING
 from plateau_train.training import setup
+from plateau_train.training.devices import start_devices
 from plateau_train.training.scoring import Confusion, Score, score
 
 log = logging.getLogger("plateau_train")
@@ -97,8 +98,7 @@ def evaluate_run(
     if overrides.is_explicit("data_dir"):
         folders["data_dir"] = overrides.settings.data.data_dir
     settings = manifest.settings.data.model_copy(update=folders)
-    if manifest.environment.threads is not None:
-        environment.pin_threads(manifest.environment.threads)
+    start_devices(manifest.environment.threads)
     every_setting = manifest.settings.model_copy(update={"data": settings})
     dataset, _ = setup.load_data(every_setting, run, manifest.environment.dataset)
     scores, confusion = score(weights, dataset, number)

@@ -75,8 +75,7 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
     that did not record the requested values.
     """
     # A few additions need no accelerator, which a training may be using.
-    if "JAX_PLATFORMS" not in os.environ:
-        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", "cpu")
     check_options(options)
     run = Run.open(Path(options.source or "")) if options.is_run else None
     overrides = {

@@ -17,12 +17,13 @@ from plateau_train.errors import PROGRAM, ConfigError, NonFiniteLossError, RunEr
 from plateau_train.report import console
 from plateau_train.report.console import Column, Table, look_up
 from plateau_train.report.progress import ProgramReport
-from plateau_train.run import environment, storage
+from plateau_train.run import storage
 from plateau_train.run.directory import SWEEP, RunDirectory, read_json
 from plateau_train.run.reader import Run
 from plateau_train.run.records import MeanStd
 from plateau_train.run.results import Results
 from plateau_train.training import setup, sweep
+from plateau_train.training.devices import start_devices
 from plateau_train.training.sweep import LoadedDatasets, SweepPlan, SweepRun
 
 log = logging.getLogger("plateau_train")
@@ -76,7 +77,7 @@ def start(cells: config.Sweep, metric: str | None) -> None:
     """
     console.configure_logging(is_quiet=cells.cells[0].settings.run.quiet)
     metric = choose_metric(metric, [cell.settings for cell in cells.cells])
-    environment.pin_threads(setup.localize(cells.cells[0]).settings.run.threads)
+    start_devices(setup.localize(cells.cells[0]).settings.run.threads)
     datasets = LoadedDatasets()
     plan = sweep.make_plan(cells, metric, datasets)
     with contextlib.ExitStack() as stack:
@@ -89,7 +90,7 @@ def resume(path: Path, overrides: Resolved) -> None:
     console.configure_logging(is_quiet=overrides.settings.run.quiet)
     directory, plan = RunDirectory.find(path), read_json(path / SWEEP, SweepPlan)
     with directory.locked():
-        environment.pin_threads(plan.runs[0].settings.run.threads)
+        start_devices(plan.runs[0].settings.run.threads)
         _train(directory, sweep.merge_settings(plan, overrides, directory), LoadedDatasets())
 
 

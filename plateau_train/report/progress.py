@@ -15,7 +15,7 @@ from plateau_train.report.console import Column, Table, lay_out, make_console, p
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Drop, Ending, EpochRecord, mean_scores
+from plateau_train.run.records import Drop, Ending, EpochRecord, RunWarning, mean_scores
 from plateau_train.run.results import Results
 
 log = logging.getLogger("plateau_train")
@@ -81,8 +81,7 @@ class RunReport:
         """
         num_replicas = len(lines) * len(settings.run.seeds)
         events = [event for written in lines for event in written.events]
-        if num_replicas > 1:
-            self._warn_of_divergence(lines)
+        self._warn(lines, num_replicas)
         records = [record for written in lines for record in written.records]
         if self.is_quiet or not records:
             return
@@ -112,12 +111,20 @@ class RunReport:
             self._progress.stop()
             self._progress = None
 
-    def _warn_of_divergence(self, lines: Sequence[EpochLines]) -> None:
+    def _warn(self, lines: Sequence[EpochLines], num_replicas: int) -> None:
+        """Log the warnings of an epoch, and which replicas diverged in it, as one message."""
+        messages = []
         for run, written in enumerate(lines):
             name = f"{self._names[run]}, " if self._names else ""
             for event in written.events:
-                if isinstance(event, Ending) and not event.is_complete:
-                    log.warning("%sseed %d: %s", name, event.seed, event.message)
+                if isinstance(event, Drop) or (isinstance(event, Ending) and event.is_complete):
+                    continue
+                if num_replicas > 1:
+                    messages.append(f"{name}seed {event.seed}: {event.message}")
+                elif isinstance(event, RunWarning):  # the error says how the only replica ended
+                    messages.append(event.message)
+        if messages:
+            log.warning("%s", "\n".join(messages))
 
     def _print_epoch(
         self, records: Sequence[EpochRecord], settings: Settings, num_replicas: int, seconds: float
@@ -282,20 +289,23 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
             split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
             for split, (loss, accuracy) in results.final.items()
         },
-        "best": f"epoch {results.best_epoch}, of the highest {mean}{results.split} accuracy: "
+        "best epoch": f"{results.best_epoch} (highest {mean}{results.split} accuracy): "
         + ", ".join(f"{split} {accuracy:.4f}" for split, (_, accuracy) in results.best.items()),
         "drops": _describe_drops(results),
-        "plot": str(run.directory.plot),
+        **({"plot": str(run.directory.plot)} if run.directory.plot.exists() else {}),
         "next": f"{PROGRAM} evaluate {run.directory}",
     }
 
 
 def _describe_drops(results: Results) -> str:
+    final = f"final scale {show_range(results.final_scales)}"
     if len(results.seeds) > 1:
-        return f"{results.num_drops:.1f} a seed, final scale {show_range(results.final_scales)}"
+        return f"{results.num_drops:.1f} per seed, {final}"
     (epochs,) = results.drop_epochs
-    listed = ", ".join(map(str, epochs)) or "none"
-    return f"{len(epochs)} (epochs: {listed}), final scale {show_range(results.final_scales)}"
+    if not epochs:
+        return f"no drops, {final}"
+    listed = ", ".join(map(str, epochs))
+    return f"{len(epochs)} (epoch{'s' if len(epochs) > 1 else ''} {listed}), {final}"
 
 
 def show_range(values: Sequence[float]) -> str:

@@ -24,6 +24,7 @@ from plateau_train.process import cluster, signals
 from plateau_train.run.environment import identify_code
 from plateau_train.training.endings import Endings, Member
 from plateau_train.training.memory import check_memory
+from plateau_train.training.stalls import Stalls
 
 # An epoch is cut into chunks of about this duration: after each the progress is reported, losses
 # are checked and signals are handled. Chunks leave the bits unchanged.
@@ -62,6 +63,7 @@ class Program:
         spec = Spec.from_settings(first, num_classes=num_classes, num_examples=num_examples)
         mesh = find_mesh(first, len(self.members))
         self.memory = check_memory(spec, len(self.members), mesh, dataset.image_shape)
+        self.stalls = Stalls(self.members, follows_rule=spec.schedule.follows_rule)
         self.replicas = Replicas(spec, Hyperparams.from_settings(runs), mesh)
 
     def empty_state(self) -> TrainState:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from plateau_train import config
 from plateau_train.config import SETTINGS, Resolved, Setting, Settings
 from plateau_train.data.splits import Dataset
-from plateau_train.errors import PROGRAM, BusyRunError, NonFiniteLossError, RunError
+from plateau_train.errors import PROGRAM, BusyRunError, NonFiniteLossError, PictureError, RunError
 from plateau_train.numerics.spec import Spec
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint
@@ -162,6 +162,8 @@ def train_sweep(
                     _train_program(tasks, datasets, fallbacks[folders[0]], callbacks, save_plot)
             except NonFiniteLossError as error:
                 log.warning("All seeds of %s diverged; the last: %s", names, error.problems[0])
+            except PictureError as error:  # its runs are done
+                log.warning("%s", "\n".join((*error.problems, error.hint)))
 
 
 def _lock(directory: RunDirectory, newest: int | None, stack: contextlib.ExitStack) -> None:
