@@ -33,9 +33,7 @@ class ComparedRun(NamedTuple):
 
     @property
     def num_drops(self) -> MeanStd | None:
-        """The drops of the plateau rule; None under another schedule."""
-        has_rule = self.settings.optimizer.schedule == "plateau"
-        return self.results.num_drops if has_rule else None
+        return self.results.drops_of(self.settings)
 
 
 class Comparison(NamedTuple):

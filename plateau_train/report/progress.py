@@ -24,8 +24,6 @@ log = logging.getLogger("plateau_train")
 class RunReport:
     """Print the training of one run; the training loop calls the methods."""
 
-    prints_drops = True
-
     def __init__(self, *, is_quiet: bool) -> None:
         self.is_quiet = is_quiet
         self._console = make_console()
@@ -87,7 +85,7 @@ class RunReport:
             return
         seconds = sum(timing.seconds for written in lines for timing in written.timings)
         self._print_epoch(records, settings, num_replicas, seconds)
-        for event in events if self.prints_drops else ():
+        for event in events:
             if isinstance(event, Drop):
                 seed = f"seed {event.seed}: " if num_replicas > 1 else ""
                 line = Text(f"{seed}{event.describe()}", style="bold yellow")
@@ -143,16 +141,23 @@ class RunReport:
 
 
 class ProgramReport(RunReport):
-    """Print the training of several runs together: means over all, without their drops."""
-
-    prints_drops = False
+    """Print the training of several runs together: the progress, and a line for each run."""
 
     def on_start(self, info: TrainingInfo) -> None:
         """Print nothing: a sweep prints what its programs have in common."""
         self._names.append(info.directory.path.name)
 
+    def on_epoch(self, lines: Sequence[EpochLines], settings: Settings) -> None:
+        """Print warnings only: a mean over runs with different settings says nothing."""
+        self._warn(lines, num_replicas=len(lines) * len(settings.run.seeds))
+
     def on_finish(self, run: Run, seconds: float) -> None:
-        """Print nothing: a sweep ends with a table of all runs."""
+        """Print what a run achieved; a sweep ends with a table of all runs."""
+        del seconds  # the runs of a program have one duration together
+        name, results = run.directory.path.name, run.results
+        accuracy = f"{results.split} accuracy {results.final_score:.4f}"
+        drops = results.drops_of(run.settings)
+        log.info("%s: %s%s", name, accuracy, "" if drops is None else f", drops {drops}")
 
     def close(self) -> None:
         super().close()

@@ -50,11 +50,13 @@ def read_json(path: Path, model: type[Model]) -> Model:
     """Read a JSON file; raises ``RunError`` if it is missing or damaged."""
     try:
         return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise RunError(
-            f"{path} cannot be used: {str(error).splitlines()[0]}",
-            hint="restore the file from a copy",
-        ) from error
+    except OSError as error:
+        reason = error.strerror
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        reason = problem["msg"] + (place and f" at {place}")
+    raise RunError(f"{path} cannot be used: {reason}", hint="restore the file from a copy")
 
 
 class _File:
