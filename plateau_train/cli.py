@@ -86,7 +86,8 @@ class _Group(_Help, TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the settings that are used most first; the help of the command train shows all."""
         self.params.sort(key=lambda option: option.name not in MOST_USED)
-        for option in self.get_params(ctx):
+        options: Any = self.get_params(ctx)
+        for option in options:
             is_most_used = option.name in MOST_USED
             option.hidden = option.name in ALL and not is_most_used
             option.rich_help_panel = "Settings used most" if is_most_used else "Other options"
@@ -126,7 +127,8 @@ def main() -> int:
         path = context.command_path if context else PROGRAM
         problem, hint = error.format_message().rstrip("."), f"see {path} --help"
         if option := getattr(error, "option_name", None):
-            flags = [flag for each in context.command.params for flag in each.opts]
+            options = context.command.params if context else []
+            flags = [flag for each in options for flag in each.opts]
             hint = OTHER_NAMES.get(option, hint)
             near = "" if option in OTHER_NAMES else config.did_you_mean(option, flags)
             problem = f"there is no option {option}{near}"

@@ -143,7 +143,7 @@ def _find_differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
         for setting in SETTINGS
         if setting.affects_results
     }
-    differing = {flag: texts for flag, texts in values.items() if len(set(texts)) > 1}
+    differing = {flag: texts for flag, texts in values.items() if len({*texts} - {MISSING}) > 1}
     return [{flag: texts[i] for flag, texts in differing.items()} for i in range(len(runs))]
 
 

@@ -79,7 +79,11 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
     jax.config.update("jax_platforms", "cpu")
     runs_dir = resolved.settings.run.runs_dir
     if options.source is None and options.values is None and not options.translations:
-        options = options._replace(source=str(locate(None, runs_dir)))
+        try:
+            options = options._replace(source=str(locate(None, runs_dir)))
+        except RunError as error:
+            hint = "give --values 1,1,0.5, or a CSV file, a run folder, or - for standard input"
+            raise ConfigError("there are no values", hint=hint) from error
     elif options.source not in (None, csv_files.STANDARD_INPUT):
         options = options._replace(source=str(locate(Path(options.source), runs_dir)))
     check_options(options)
