@@ -146,7 +146,7 @@ def test_a_lengthened_run_that_is_stopped_keeps_its_new_length(processes, run):
 def test_a_finished_run_is_reported_and_not_changed(processes, run):
     finished(processes, run)
     said = refused(processes, run, code=0)
-    assert "is done, with all of its 7 epochs" in said
+    assert "is done: epoch 7 was its last one" in said
     assert f"plateau-train resume {run.path} --epochs 14 goes further" in said
     finished(processes, run, "--epochs=8")
     assert json.loads(run.summary.read_text())["epochs"] == 8

@@ -92,7 +92,7 @@ def test_latest_points_at_the_newest_run_by_a_relative_link(tmp_path):
 def test_a_folder_without_the_files_of_a_run_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"has no config.toml and no metrics.jsonl"):
         RunDirectory.open(tmp_path)
-    with pytest.raises(RunError, match="is no folder"):
+    with pytest.raises(RunError, match="there is no folder"):
         RunDirectory.open(tmp_path / "nowhere")
 
 

@@ -185,7 +185,7 @@ def test_a_sweep_that_is_done_shows_its_results_and_trains_nothing(processes, un
     refused = processes.run(tmp_path, "resume", copy, "--patience=2")
     assert (refused.code, refused.stdout) == (2, "")
     assert "a sweep continues with the settings that it began with" in refused.stderr
-    assert "--patience 1 2 the results depend on it" in " ".join(refused.stderr.split())
+    assert "--patience 1 2 it would change the results" in " ".join(refused.stderr.split())
     (copy / "sweep.json").write_text("{")
     damaged = processes.run(tmp_path, "resume", copy)
     assert damaged.code == 4
@@ -424,3 +424,20 @@ def test_an_unusable_grid_is_refused_before_a_folder_is_made(
     assert problem in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_commands_take_a_sweep_where_that_has_a_meaning(processes, unbroken, tmp_path):
+    path, _ = unbroken
+    compared = processes.run(tmp_path, "compare", path)
+    assert compared.code == 0, compared.stderr
+    assert [line.split()[0] for line in compared.stdout.splitlines()[1:5]] == [
+        name[4:] for name in NAMES
+    ]
+    listed = processes.run(tmp_path, "runs", path)
+    assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == NAMES
+    for command in ("plot", "evaluate", "schedule"):
+        refused = processes.run(tmp_path, command, path)
+        assert (refused.code, "is a sweep, and this command takes one run" in refused.stderr) == (
+            4,
+            True,
+        )

@@ -44,7 +44,7 @@ def resume(path: Path, overrides: Resolved) -> None:
         elif task is not None:
             run, epochs = task.directory, task.resolved.settings.run.epochs
             further = f"{PROGRAM} resume {run} --epochs {2 * epochs} goes further"
-            log.info(f"{run.path} is done, with all of its {epochs} epochs; {further}")
+            log.info(f"{run.path} is done: epoch {epochs} was its last one; {further}")
             if is_quiet:
                 print(run.path)
 

@@ -21,6 +21,7 @@ from plateau_train.numerics import translation
 from plateau_train.numerics.replay import as_losses, replay
 from plateau_train.report import replay as texts
 from plateau_train.report.console import print_rows, print_table
+from plateau_train.run.directory import locate
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
 from plateau_train.run.series import OTHER_MODES, Series, read_values
@@ -76,6 +77,15 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
     """
     # A few additions need no accelerator, which a training may be using.
     jax.config.update("jax_platforms", "cpu")
+    runs_dir = resolved.settings.run.runs_dir
+    if options.source is None and options.values is None and not options.translations:
+        try:
+            options = options._replace(source=str(locate(None, runs_dir)))
+        except RunError as error:
+            hint = "give --values 1,1,0.5, or a CSV file, a run folder, or - for standard input"
+            raise ConfigError("there are no values", hint=hint) from error
+    elif options.source not in (None, csv_files.STANDARD_INPUT):
+        options = options._replace(source=str(locate(Path(options.source), runs_dir)))
     check_options(options)
     run = Run.open(Path(options.source or "")) if options.is_run else None
     overrides = {
@@ -109,11 +119,6 @@ def check_options(options: ScheduleOptions) -> None:
     is_file = options.source is not None and not options.is_run
     if options.source is not None and options.values is not None:
         raise ConfigError(f"both {options.source} and --values hold values", hint="leave out one")
-    if not options.has_values and not translations:
-        raise ConfigError(
-            "there are no values",
-            hint="give --values 1,1,0.5, or a CSV file, a run folder, or - for standard input",
-        )
     if len(options.translations) > 1:
         raise ConfigError(f"{translations} both set the rule", hint="leave out one")
     for option, is_allowed, purpose in (

@@ -84,7 +84,8 @@ def start(cells: config.Sweep, metric: str | None) -> None:
     start_devices(setup.localize(cells.cells[0]).settings.run.threads)
     environment.allow_open_files(len(cells.cells))
     datasets = LoadedDatasets()
-    plan = sweep.make_plan(cells, metric, datasets)
+    with console.busy("loading the data"):
+        plan = sweep.make_plan(cells, metric, datasets)
     with contextlib.ExitStack() as stack:
         directory = sweep.create_sweep(plan, stack)
         _train(directory, plan, datasets)

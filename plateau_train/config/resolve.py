@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -89,7 +90,16 @@ def resolve(given: Mapping[str, RawValue], *, file: Path | None = None) -> Resol
         problems += settings.problems()
         if not problems:
             return Resolved(settings, origins)
-    raise ConfigError(*problems, hint=f"{PROGRAM} --help says what each setting means")
+    hint = f"{PROGRAM} train --help explains each setting"
+    lists = [
+        f"{BY_KEY[key].flag} {shlex.quote(raw.text)}"
+        for key, raw in given.items()
+        if raw.origin == "flag" and "," in raw.text and BY_KEY[key].can_vary
+        if get_origin(BY_KEY[key].field.annotation) is not tuple
+    ]
+    if lists:
+        hint = f"{PROGRAM} sweep {' '.join(lists)} trains a run for each value"
+    raise ConfigError(*problems, hint=hint)
 
 
 def resolve_whole(file: Path) -> Resolved:
@@ -150,7 +160,7 @@ def _refusal(begun: Resolved, setting: Setting, policy: OnResume, value: Any) ->
     """Return why a setting cannot take a value, or an empty text if it can."""
     if policy == "fixed":
         depends = setting.affects_results or setting.on_resume == "fixed"
-        return "the results depend on it" if depends else "it is set at the start"
+        return "it would change the results" if depends else "it is set at the start"
     if policy == "grow" and value < setting.value_in(begun.settings):
         return "a run goes further, not back"
     if policy == "grow" and begun.settings.optimizer.schedule == "cosine":

@@ -18,6 +18,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from plateau_train.errors import ConfigError
+
 Split = Literal["train", "test", "val"]
 Metric = Literal["loss", "accuracy"]
 Mode = Literal[
@@ -189,6 +191,17 @@ def _checked_path(path: Path) -> Path:
     raise PydanticCustomError("path", "no usable path")
 
 
+def expand_home(path: Path) -> Path:
+    """Replace ~ by the home folder; raises ``ConfigError`` where there is none."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{path} cannot be found: this user has no home folder",
+            hint="set HOME, or give --data-dir and --cache-dir without ~",
+        ) from error
+
+
 def _user_cache(_: object) -> Path:
     """Return the user's cache directory (XDG base directories)."""
     folder = os.environ.get("XDG_CACHE_HOME", "")
@@ -228,7 +241,7 @@ class DataSettings(_Table):
         "Data set: the name of an image classification set of tensorflow-datasets (fashion_mnist, "
         "mnist, kmnist, cifar10, ...), garments (built in, needs no network), or auto "
         "(Fashion-MNIST if it is available, else garments)",
-        values_text="a data set's name, in lower case",
+        values_text="auto, garments or the name of a tensorflow-datasets set, and not a path",
         pattern=r"^[a-z0-9_]+(/[\w.-]+)?(:[\d.*]+)?$",
     )
     data_dir: FolderPath = _free_setting(
@@ -239,7 +252,9 @@ class DataSettings(_Table):
     )
     cache_dir: FolderPath = _setting(
         _user_cache,
-        "Folder of decoded data sets and compiled programs, for a fast start; safe to delete",
+        "Folder of decoded data sets and compiled programs, for a fast start; safe to delete. It "
+        "must be your own: compiled programs are executable code, so a folder that others own or "
+        "may write to is not used",
         default_text="$XDG_CACHE_HOME/plateau-train, or ~/.cache/plateau-train",
         variable="PLATEAU_TRAIN_CACHE_DIR",
         on_resume="local",
@@ -339,7 +354,7 @@ class PlateauSettings(_Table):
     )
     min_scale: Fraction = _setting(
         0.0,
-        "Lower bound of the scale",
+        "Smallest scale allowed",
         schedules=("plateau", "cosine", "step"),
         is_traced=True,
     )
@@ -508,5 +523,6 @@ def as_text(value: object) -> str:
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Return " (did you mean X?)" for the known word closest to a mistyped one, if one is close."""
-    matches = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" (did you mean {matches[0]}?)" if matches else ""
+    by_lower = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(str(word).lower(), by_lower, n=1)
+    return f" (did you mean {by_lower[matches[0]]}?)" if matches else ""

@@ -54,6 +54,14 @@ def _console(*, to_stderr: bool = False) -> Iterator[Console]:
     print(text, end="", file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
+@contextlib.contextmanager
+def busy(text: str) -> Iterator[None]:
+    """Show a spinner on a terminal while the block runs; messages appear above it."""
+    console = make_console(to_stderr=True)
+    with console.status(text) if console.is_terminal else contextlib.nullcontext():
+        yield
+
+
 class _LogHandler(logging.Handler):
     """Print log messages to stderr: each line of a warning as a notice, others dimmed."""
 

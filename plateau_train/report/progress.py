@@ -1,5 +1,6 @@
 """A training on the terminal: its header, progress bar, epochs, drops and end."""
 
+import contextlib
 import datetime
 import logging
 import sys
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from plateau_train.config import Settings
 from plateau_train.errors import PROGRAM
-from plateau_train.report.console import Column, Table, lay_out, make_console, print_rows
+from plateau_train.report.console import Column, Table, busy, lay_out, make_console, print_rows
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
@@ -31,6 +32,10 @@ class RunReport:
         self._titles: Sequence[object] = ()  # of the columns above the last row
         self._last_epoch = -1
         self._names: list[str] = []  # of the runs of a program, if there may be several
+
+    def loading(self) -> contextlib.AbstractContextManager[object]:
+        """Show that the data are loaded."""
+        return contextlib.nullcontext() if self.is_quiet else busy("loading the data")
 
     def on_start(self, info: TrainingInfo) -> None:
         """Print what is about to be trained."""

@@ -74,7 +74,7 @@ def report_change(series: Series, rows: Sequence[Row]) -> Row | None:
     elif series.drops:
         log.info(f"all drops are those of the run: {len(series.drops)}")
     else:
-        log.info("no drop in either: neither in the replay nor in the run")
+        log.info("no drop in either: the replay or the run")
     return change
 
 

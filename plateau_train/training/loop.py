@@ -41,6 +41,10 @@ SavePlot = Callable[[Path, Sequence[History], Settings], object]
 class Callbacks(Protocol):
     """What the loop calls; ``NoCallbacks`` ignores everything."""
 
+    def loading(self) -> contextlib.AbstractContextManager[object]:
+        """Called before the data are loaded; the result is closed after it."""
+        return contextlib.nullcontext()
+
     def on_start(self, info: TrainingInfo) -> None:
         """Called before the first step."""
 

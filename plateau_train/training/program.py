@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from plateau_train.config import Settings
+from plateau_train.config import Settings, expand_home
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError
 from plateau_train.numerics.plateau import Observation
@@ -209,7 +209,7 @@ def enable_compilation_cache(cache_dir: Path) -> None:
     """
     if cluster.is_multiprocess() or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    folder = cache_dir.expanduser() / "compiled" / identify_code()
+    folder = expand_home(cache_dir) / "compiled" / identify_code()
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     for key, value in {
         "jax_compilation_cache_dir": str(folder),

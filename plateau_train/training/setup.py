@@ -45,7 +45,7 @@ def localize(resolved: Resolved) -> Resolved:
     if resolved.settings.run.threads is None:
         cores = environment.available_cores()
         resolved = resolved.replace("threads", cores, "the available cores")
-    data_dir = resolved.settings.data.data_dir.expanduser()
+    data_dir = config.expand_home(resolved.settings.data.data_dir)
     if not data_dir.is_absolute():  # a resume may start in another folder
         resolved = resolved.replace("data_dir", data_dir.absolute(), resolved.origin("data_dir"))
     return resolved.without_cluster()
@@ -135,7 +135,7 @@ def create_folder(
     settings: config.RunSettings, name: str, file: str, text: str, stack: contextlib.ExitStack
 ) -> RunDirectory:
     """Make a new folder with its first file, and lock it until ``stack`` is closed."""
-    directory = RunDirectory.create(settings.runs_dir.expanduser(), name)
+    directory = RunDirectory.create(config.expand_home(settings.runs_dir), name)
     stack.enter_context(directory.locked())
     try:
         storage.write_text(directory.path / file, text)
@@ -386,7 +386,8 @@ def train_run(
     is locked until ``stack`` is closed.
     """
     directory, known = (opened.directory, known_data(opened)) if opened else (None, None)
-    dataset, facts = load_data(resolved.settings, directory, known)
+    with callbacks.loading():
+        dataset, facts = load_data(resolved.settings, directory, known)
     resolved = name_dataset(resolved, dataset)
     with cluster.fail_together():
         program = Program([resolved.settings], dataset)
