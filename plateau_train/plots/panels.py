@@ -122,9 +122,9 @@ class _Line(NamedTuple):
         epochs = range(1 + max(history.last_epoch for history in histories))
         values = [[getattr(record, name) for record in each.records] for each in histories]
         curve = Curve.of(epochs, values, is_single=run.is_single)
-        best = int(curve.mean.argmin() if metric == "loss" else curve.mean.argmax())
+        best = int(curve.center.argmin() if metric == "loss" else curve.center.argmax())
         word = ("min" if metric == "loss" else "max") + (" of mean" if len(histories) > 1 else "")
-        label = f"{split}: {word} {curve.mean[best]:.4f} at epoch {epochs[best]}"
+        label = f"{split}: {word} {curve.center[best]:.4f} at epoch {epochs[best]}"
         color, line = style.SPLIT_STYLES[split] if run.is_single else (run.color, run.linestyle)
         return cls(curve, epochs[best], label, {"color": color, "linestyle": line})
 
@@ -166,4 +166,4 @@ def _draw_lines(panel: Axes, lines: Sequence[_Line]) -> None:
         # The bands of several runs overlap.
         curve.draw(panel, alpha=0.2 if len(curve.replicas) else 0.12, drawstyle="default", **look)
         best = curve.epochs == best_epoch
-        panel.plot(curve.epochs[best], curve.mean[best], label=label, **look, **style.BEST_MARKER)
+        panel.plot(curve.epochs[best], curve.center[best], label=label, **look, **style.BEST_MARKER)
