@@ -183,7 +183,9 @@ def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
     rows = {"results": str(table)}
     if len(varied) == 2:
         grid = _make_grid(results, varied, plan.metric)
-        heading = f"{grid.metric} after the last epoch, {results[0].num_seeds} seeds"
+        num_seeds = results[0].num_seeds
+        seeds = f"mean and standard deviation of {num_seeds} seeds" if num_seeds > 1 else "one seed"
+        heading = f"{grid.metric} after the last epoch, {seeds}"
         plots.save_heat_map(picture, grid, heading)
         rows["heat map"] = str(picture)
     rows["next"] = f"{PROGRAM} plot {RunDirectory(directory.path / ordered[0].name)}"

@@ -70,7 +70,7 @@ def _draw_run(panel: Axes, run: PlottedRun, replicas: Sequence[Steps], lowest: f
     ]
     epochs, *curves = Curve.of_scales(grid, on_grid, is_single=run.is_single)
     curve = Curve(epochs, *(np.maximum(scales, lowest) for scales in curves))
-    label = "geometric mean, lowest to highest" if len(curve.replicas) else None
+    label = "geometric mean, min to max" if len(curve.replicas) else None
     curve.draw(panel, drawstyle="steps-post", label=label, **look)
 
 
