@@ -412,8 +412,9 @@ def test_a_picture_does_not_depend_on_the_settings_of_matplotlib(tmp_path, endin
     files = [tmp_path / f"{name}.{ending}" for name in ("one", "two")]
     runs = [make_history(3, drop_every=2)]
     save_run_plot(files[0], runs, config.Settings())
-    odd = {"text.usetex": True, "font.family": "none", "figure.dpi": 40, "lines.linewidth": 9}
-    with matplotlib.rc_context({**odd, "savefig.bbox": "tight", "axes.grid": True}):
+    odd: Any = {"text.usetex": True, "font.family": "none", "figure.dpi": 40, "lines.linewidth": 9}
+    odd |= {"savefig.bbox": "tight", "axes.grid": True}
+    with matplotlib.rc_context(odd):
         save_run_plot(files[1], runs, config.Settings())
         assert matplotlib.rcParams["text.usetex"]
     assert files[0].read_bytes() == files[1].read_bytes()
