@@ -717,7 +717,7 @@ def test_the_plot_marks_each_drop_and_no_text_leaves_it(num_values):
     )
     top, bottom = figure.axes
     curve = next(line for line in top.lines if line.get_label() == "observed")
-    marks = next(line for line in top.lines if line.get_label() == "lowers the scale")
+    marks = next(line for line in top.lines if line.get_label() == "drop of the scale")
     assert curve.get_ydata().tolist() == [row.mean for row in rows]
     assert marks.get_xdata().tolist() == drops
     ours, torch = bottom.lines[:2]
