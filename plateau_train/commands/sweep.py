@@ -190,7 +190,7 @@ def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
         rows["heat map"] = str(picture)
     rows["next"] = f"{PROGRAM} plot {RunDirectory(directory.path / ordered[0].name)}"
     if is_quiet:
-        print(directory.path)
+        print(console.printable(directory.path))
         return
     columns = [
         *(Column(f"values.{setting.key}", setting.flag) for setting in varied),

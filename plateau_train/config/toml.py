@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -14,10 +14,10 @@ from plateau_train.errors import PROGRAM, ConfigError, ForeignConfigError
 FORMAT = 1  # of config.toml; a version that changes the meaning of a file increments it
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> dict[str, Any]:
     """Read a TOML file; raises ``ConfigError`` if it is missing, invalid or of another version."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read(path).decode())
     except FileNotFoundError:
         hint = f"{PROGRAM} config > my.toml writes a file to start from"
         raise ConfigError(f"{path} does not exist", hint=hint) from None
