@@ -94,6 +94,8 @@ def _read(run: Run) -> ListedRun | None:
         results = run.results if run.records else None
     with _collect(problems, run):
         state = run.state
+    if not files.path.exists():  # it was just removed
+        return None
     if problems:
         state = "damaged"
     return ListedRun(files.path.name, state, tuple(sorted(problems)), settings, results)

@@ -1,6 +1,7 @@
 """Settings as TOML files."""
 
 import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from itertools import groupby
@@ -60,7 +61,11 @@ def to_toml(settings: Settings, origins: Mapping[str, str], *, describe: bool = 
 
 
 def _quoted(value: object) -> str:
-    """Write a value as TOML, whose numbers, texts and arrays are those of JSON but for DEL."""
+    """Write a value as TOML, whose numbers, texts and arrays are those of JSON.
+
+    DEL, which TOML does not permit, and the control characters after it are escaped.
+    """
     if isinstance(value, Seeds):
         value = value[0] if len(value) == 1 else str(value)
-    return json.dumps(value, default=str, ensure_ascii=False).replace("\x7f", "\\u007f")
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f]", lambda char: f"\\u{ord(char[0]):04x}", text)
