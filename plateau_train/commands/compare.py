@@ -98,7 +98,7 @@ def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
             )
         runs[folder] = run
     levels = [
-        [re.sub(r"^(\d{8}-\d{6}|\d{3,})-(?=.)", "", folder.name) for folder in runs],
+        [re.sub(r"^(\d{8}-\d{6}|\d{3,}(?=-\w+=))-(?=.)", "", folder.name) for folder in runs],
         [folder.name for folder in runs],
         [str(folder) for folder in runs],
     ]
