@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from plateau_train.errors import ClusterError, InterruptedRunError, PlateauTrainError
-from plateau_train.process import signals, stdio
+from plateau_train.process import jax_variables, memory, signals, stdio
 
 # Number of allocations between two garbage collections. Python's own 700 suits programs that make
 # reference cycles; the imports here make few, and their objects stay.
@@ -18,11 +18,13 @@ GARBAGE_THRESHOLD = 100_000
 def main() -> NoReturn:
     """Run the command line and exit with its exit code."""
     gc.set_threshold(GARBAGE_THRESHOLD)
+    jax_variables.fix()
     stdio.install()
     signals.install()
     try:
         # Not at the top of the file: a signal is handled while it is imported.
-        code = import_module("plateau_train.cli").main()
+        with memory.report_exhaustion():
+            code = import_module("plateau_train.cli").main()
         stdio.require_written()
     except PlateauTrainError as error:
         _show(error)
@@ -37,6 +39,8 @@ def _show(error: PlateauTrainError) -> None:
     if os.environ.get("PLATEAU_TRAIN_DEBUG") == "1":
         traceback.print_exception(error)
     import_module("plateau_train.report.console").print_error(error)
+    if isinstance(error, InterruptedRunError) and error.run is not None:
+        import_module("plateau_train.plots.background").start(error.run)
     if isinstance(error, InterruptedRunError | ClusterError):
         signals.exit_now(error.exit_code)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from plateau_train import config
 from plateau_train.config import SETTINGS, RawValue, Resolved, Setting
@@ -35,13 +36,20 @@ def _replica(otherwise: str) -> Any:
 
 def _examples(*arguments: str) -> str:
     """Return the examples that end the help of a command."""
-    return "\n\n".join(("[bold]Examples[/bold]", *(f"{PROGRAM} {line}" for line in arguments)))
+    return "\n".join(("[bold]Examples[/bold]", *(f"{PROGRAM} {line}" for line in arguments)))
 
 
 ConfigFile = Annotated[
-    Path | None, _option("TOML file with settings, which flags outrank", "FILE", "--config")
+    Path | None, _option("TOML file with settings; flags override them", "FILE", "--config")
 ]
-RunArgument = Annotated[Path, typer.Argument(help="Run folder, such as runs/latest", metavar="RUN")]
+RunArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Run folder, or its name in --runs-dir; without it the latest run is taken",
+        metavar="[RUN]",
+        show_default=False,
+    ),
+]
 
 EXAMPLES = _examples(
     "--mode train-loss --patience 5",
@@ -54,17 +62,60 @@ EXAMPLES = _examples(
     "compare runs/ONE runs/TWO --plot compare.png",
 )
 
+# The settings on the first screen of help.
+MOST_USED = ("mode", "patience", "epochs", "seed", "dataset")
+
+
+class _Help:
+    """Help whose paragraphs fill the lines, and without a type for options that take no value."""
+
+    def format_help(self: Any, ctx: Any, formatter: Any) -> None:
+        for option in self.get_params(ctx):
+            if option.param_type_name == "argument" or option.is_flag:
+                option.display_type_rich = lambda **_: ""
+        paragraphs = inspect.cleandoc(self.help or "").split("\n\n")
+        self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        super().format_help(ctx, formatter)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Command(_Help, TyperCommand):
+    pass
+
+
+class _Group(_Help, TyperGroup):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the settings that are used most first; the help of the command train shows all."""
+        self.params.sort(key=lambda option: option.name not in MOST_USED)
+        options: Any = self.get_params(ctx)
+        for option in options:
+            is_most_used = option.name in MOST_USED
+            option.hidden = option.name in ALL and not is_most_used
+            option.rich_help_panel = "Settings used most" if is_most_used else "Other options"
+        super().format_help(ctx, formatter)
+
+
 app = typer.Typer(
+    cls=_Group,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"max_content_width": 100},
 )
-data_app = typer.Typer()
+data_app = typer.Typer(cls=_Group)
+_command = functools.partial(app.command, cls=_Command)
+_data_command = functools.partial(data_app.command, cls=_Command)
 app.add_typer(data_app, name="data", help="Prepare and describe data sets.")
 
 
-# Hints for options that were renamed.
-RENAMED = {"--seeds": "write several seeds as --seed 0-7"}
+# Hints for options that have another name here.
+OTHER_NAMES = {
+    "--seeds": "write several seeds as --seed 0-7",
+    "--lr": "write --learning-rate",
+    "--min-lr": "write --min-scale, a factor on --learning-rate",
+    "--threshold": "write --rtol for a relative threshold, --atol for an absolute one",
+    "--wd": "write --weight-decay",
+    "--val-split": "write --val-fraction",
+    "--output-dir": "write --runs-dir",
+}
 
 
 def main() -> int:
@@ -74,8 +125,14 @@ def main() -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else PROGRAM
-        hint = RENAMED.get(getattr(error, "option_name", ""), f"see {path} --help")
-        raise ConfigError(error.format_message().rstrip("."), hint=hint) from error
+        problem, hint = error.format_message().rstrip("."), f"see {path} --help"
+        if option := getattr(error, "option_name", None):
+            options = context.command.params if context else []
+            flags = [flag for each in options for flag in each.opts]
+            hint = OTHER_NAMES.get(option, hint)
+            near = "" if option in OTHER_NAMES else config.did_you_mean(option, flags)
+            problem = f"there is no option {option}{near}"
+        raise ConfigError(problem, hint=hint) from error
 
 
 def _takes(
@@ -174,13 +231,29 @@ def bare(
 ) -> None:
     """Train a network with reduce-on-plateau, and show when the rate drops and why.
 
-    Without a command it trains, as the command train does.
+    Without a command it trains, as the command train does, whose help lists all settings.
+
+    The plateau rule lowers the learning rate when the loss no longer improves. An observation is
+    one value given to the rule: the mean train loss of 200 steps, or an evaluation after an epoch.
+    In the rows of a run, "wait 3/5" means three observations in a row without improvement, of the
+    five at which the rate drops; "to beat" is the value that the next one must be below.
     """
     del version
     _train(resolved)
 
 
-@app.command(epilog=EXAMPLES)
+@_command("help")
+def show_help(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(help="Command, such as sweep", metavar="[COMMAND]", show_default=False),
+    ] = None,
+) -> None:
+    """Show the help of a command."""
+    app([*(command or ()), "--help"], prog_name=PROGRAM, standalone_mode=False)
+
+
+@_command(epilog=EXAMPLES)
 @_takes(*ALL)
 def train(resolved: Resolved) -> None:
     """Train a network, print every epoch, and write a run folder with a plot."""
@@ -193,12 +266,11 @@ def _train(resolved: Resolved) -> None:
     train(resolved)
 
 
-# Where the folder is and what it is called is the run's own.
-@app.command()
-@_takes(*(key for key in ALL if key not in ("runs_dir", "name")))
+@_command()
+@_takes(*(key for key in ALL if key != "name"))
 def resume(
     resolved: Resolved,
-    run: RunArgument,
+    run: RunArgument = None,
     check: Annotated[
         bool, _option("Verify the run's files, and change nothing", None, "--check")
     ] = False,
@@ -210,11 +282,20 @@ def resume(
     from plateau_train.commands import resume, sweep
     from plateau_train.run.directory import is_sweep
 
-    command = sweep if is_sweep(run) else resume
-    (command.check if check else command.resume)(run, resolved)
+    path = _locate(run, resolved)
+    # It says where to look for the run, and is no setting to change.
+    overrides = Resolved(resolved.settings, resolved.origins | {"runs_dir": "default"})
+    command = sweep if is_sweep(path) else resume
+    (command.check if check else command.resume)(path, overrides)
 
 
-@app.command()
+def _locate(run: Path | None, resolved: Resolved) -> Path:
+    from plateau_train.run.directory import locate
+
+    return locate(run, resolved.settings.run.runs_dir)
+
+
+@_command()
 @_takes(*(key for key in ALL if key not in CLUSTER), resolve=config.resolve_sweep)
 def sweep(
     plan: config.Sweep,
@@ -222,7 +303,8 @@ def sweep(
         str | None,
         _option(
             "Metric of the last epoch to sort by, such as test-loss "
-            "[dim]\\[default: the accuracy on held-out images, else on the test images][/dim]"
+            "[dim]\\[default: the accuracy on held-out images, else on the test images][/dim]",
+            "METRIC",
         ),
     ] = None,
 ) -> None:
@@ -230,28 +312,38 @@ def sweep(
 
     Values are separated by commas, those of --hidden-sizes by semicolons.
 
-    A sweep that was stopped goes on with plateau-train resume.
+    The command resume continues a sweep that was stopped.
     """
     from plateau_train.commands import sweep
 
     sweep.start(plan, metric)
 
 
-@app.command()
+@_command()
+@_takes("runs_dir")
 def plot(
-    run: RunArgument,
+    resolved: Resolved,
+    run: RunArgument = None,
     output: Annotated[Path | None, _picture("plot.png")] = None,
     replica: Annotated[int | None, _replica("all are drawn")] = None,
 ) -> None:
     """Draw the five panels of a run again."""
     from plateau_train.commands import plot
 
-    typer.echo(plot.plot(run, output, replica))
+    typer.echo(plot.plot(_locate(run, resolved), output, replica))
 
 
-@app.command("compare")
+@_command("compare")
+@_takes("runs_dir")
 def compare_runs(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, two or more", metavar="RUN...")],
+    resolved: Resolved,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Two or more run folders, or names in --runs-dir; a sweep stands for its runs",
+            metavar="RUN...",
+        ),
+    ],
     picture: Annotated[
         Path | None,
         _option(
@@ -274,27 +366,39 @@ def compare_runs(
     """
     from plateau_train.commands import compare
 
-    compare.print_comparison(compare.compare(runs, level=level, picture=picture))
+    paths = [_locate(run, resolved) for run in runs]
+    compare.print_comparison(compare.compare(paths, level=level, picture=picture))
 
 
-@app.command()
+@_command()
 @_takes("runs_dir")
-def runs(resolved: Resolved) -> None:
-    """List the runs, the newest last: epochs, accuracies and state of each.
+def runs(
+    resolved: Resolved,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A sweep, or another folder of runs, instead of --runs-dir",
+            metavar="[FOLDER]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """List the runs, the newest last: epochs, accuracies and status of each.
 
-    The accuracies are those on the images of the split beside them, the best one at its epoch.
-    States: running, done, failed, stopped (plateau-train resume continues it), damaged.
+    The accuracies are those on the images of the split beside them, the best one at its epoch. The
+    status is running, done, failed, stopped (the command resume continues it) or damaged.
     """
     from plateau_train.commands import runs
 
-    runs.print_runs(runs.list_runs(resolved.settings.run.runs_dir.expanduser()))
+    runs_dir = config.expand_home(resolved.settings.run.runs_dir)
+    runs.print_runs(runs.list_runs(_locate(folder, resolved) if folder else runs_dir))
 
 
-@app.command()
-@_takes("data_dir", "cache_dir")
+@_command()
+@_takes("data_dir", "cache_dir", "runs_dir")
 def evaluate(
     resolved: Resolved,
-    run: RunArgument,
+    run: RunArgument = None,
     checkpoint: Annotated[
         str,
         _option(
@@ -312,7 +416,7 @@ def evaluate(
     from plateau_train.commands import evaluate
 
     evaluation = evaluate.evaluate_run(
-        run, resolved, which=checkpoint, replica=replica, output=output
+        _locate(run, resolved), resolved, which=checkpoint, replica=replica, output=output
     )
     evaluate.print_evaluation(evaluation)
 
@@ -325,15 +429,18 @@ SCHEDULE_EXAMPLES = _examples(
 )
 
 
-@app.command(epilog=SCHEDULE_EXAMPLES)
+@_command(epilog=SCHEDULE_EXAMPLES)
 # The mode is checked together with the run's other settings.
-@_takes(*(PLATEAU - {"mode"} | {"learning_rate"}))
+@_takes(*(PLATEAU - {"mode"} | {"learning_rate", "runs_dir"}))
 def schedule(
     resolved: Resolved,
     source: Annotated[
         str | None,
         typer.Argument(
-            help="CSV or TSV file, - for standard input, or a run folder", metavar="SOURCE"
+            help="CSV or TSV file, - for standard input, or a run folder; without it and --values "
+            "the latest run is taken",
+            metavar="[SOURCE]",
+            show_default=False,
         ),
     ] = None,
     values: Annotated[
@@ -381,7 +488,7 @@ def schedule(
     run_schedule(resolved, options)
 
 
-@app.command("config")
+@_command("config")
 @_takes(*ALL)
 def show_config(
     resolved: Resolved,
@@ -395,7 +502,7 @@ def show_config(
     print_config(resolved, describe=describe)
 
 
-@data_app.command()
+@_data_command()
 @_takes("dataset", "data_dir")
 def prepare(
     resolved: Resolved,
@@ -415,7 +522,7 @@ def prepare(
     data.prepare(resolved.settings.data, manual_dir)
 
 
-@data_app.command()
+@_data_command()
 @_takes("dataset", "data_dir", "cache_dir")
 def info(resolved: Resolved) -> None:
     """Describe a prepared data set: its images, classes and pixels."""

@@ -31,7 +31,7 @@ class PlateauTrainError(Exception):
     """A failure that the user can mend.
 
     ``problems`` are sentences that say what is wrong and with which values, without a full stop;
-    ``hint`` says what to do or type next.
+    each line of ``hint`` says what to do or type next.
     """
 
     exit_code: int
@@ -82,6 +82,14 @@ class StorageError(PlateauTrainError, exit_code=5):
     """A disk or a permission that refused a write."""
 
 
+class PictureError(PlateauTrainError, exit_code=5):
+    """A picture of a run that is done, which could not be drawn or written."""
+
+
+class OutOfMemoryError(PlateauTrainError, exit_code=5):
+    """A system that refused memory."""
+
+
 class NonFiniteLossError(PlateauTrainError, exit_code=6):
     """A loss that became NaN or infinite."""
 
@@ -95,7 +103,12 @@ class ClusterError(PlateauTrainError, exit_code=8):
 
 
 class InterruptedRunError(PlateauTrainError):
-    """A run that a signal ended; the exit code is 128 plus the signal's number."""
+    """A program that a signal ended; the exit code is 128 plus the signal's number.
+
+    ``run`` is the folder of the run, if one was trained and can be drawn.
+    """
+
+    run: Path | None = None
 
     def __init__(self, *problems: str, hint: str, signal_number: int) -> None:
         super().__init__(*problems, hint=hint)

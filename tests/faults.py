@@ -273,7 +273,9 @@ def strike(
             last = -1 if not epochs or epochs[-1] is None else epochs[-1]
             safe = f"epoch {last} is safe" if last >= 0 else "no epoch is done"
             further = f"epoch {last + 1} is safe"  # committed, and not yet printed
-            if "runs/latest" not in lines[-2] and any(folder.glob("runs/*/config.toml")):
+            if "its picture is missing" in lines[-2]:
+                assert " plot runs/" in lines[-1], where
+            elif "runs/latest" not in lines[-2] and any(folder.glob("runs/*/config.toml")):
                 assert safe in lines[-1] or further in lines[-1], f"{where}: {lines[-1]}"
     if not resume:
         for run in runs_in(folder):

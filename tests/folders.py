@@ -13,7 +13,7 @@ from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import DatasetFacts, describe_environment
 from plateau_train.run.journal import EpochLines, Journal, RunTask
-from plateau_train.run.records import Drop, Ending, Timing
+from plateau_train.run.records import Drop, Ending, RunWarning, Timing
 
 ARRAYS = {
     "params/Dense_0/kernel": np.random.default_rng(0).random((1, 7, 5), np.float32),
@@ -45,7 +45,9 @@ def start_journal(path: Path, previous: Checkpoint | None = None) -> Journal:
 def make_lines(epoch: int, **changes: Any) -> EpochLines:
     """Return the lines of an epoch, with a drop in each odd one."""
     record = RECORD.model_copy(update={"epoch": epoch, **changes})
-    drops: list[Drop | Ending] = [DROP.model_copy(update={"epoch": epoch})] if epoch % 2 else []
+    drops: list[Drop | Ending | RunWarning] = (
+        [DROP.model_copy(update={"epoch": epoch})] if epoch % 2 else []
+    )
     timing = Timing(epoch=epoch, train_seconds=1, evaluate_seconds=2, samples_per_second=None)
     return EpochLines([record], drops, [timing])
 

@@ -26,7 +26,7 @@ from plateau_train.run import history, storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Drop, Ending, EpochRecord, ObservedValue
+from plateau_train.run.records import Drop, Ending, EpochRecord, ObservedValue, RunWarning
 from plateau_train.training import loop
 from plateau_train.training.program import EpochArrays, Program
 
@@ -93,7 +93,7 @@ class EpochResult(NamedTuple):
     """What a small run recorded of an epoch, and the arrays."""
 
     records: Sequence[EpochRecord]
-    events: Sequence[Drop | Ending]
+    events: Sequence[Drop | Ending | RunWarning]
     arrays: EpochArrays
 
 

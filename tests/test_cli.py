@@ -1,8 +1,11 @@
 """The command line, in processes of its own: what a user types, and what comes back."""
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,11 @@ import pytest
 import typer
 from helpers import SMALL, command
 
+from plateau_train import config
 from plateau_train.cli import app
 from plateau_train.config import SETTINGS
+from plateau_train.errors import ConfigError
+from plateau_train.training import setup
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,9 +75,12 @@ BAD_TOML = {
         ("--name ..", "--name must be a folder name"),
         ("--mode val-loss", "add --val-fraction"),
         ("--patience 3 plot runs/latest", "--patience stands before the command plot"),
-        ("--seeds 0-7", "No such option: --seeds"),
+        ("--seeds 0-7", "there is no option --seeds"),
         ("plott runs/latest", "plott"),
-        ("plot", "RUN"),
+        ("--lr 0.1", "there is no option --lr"),
+        ("--patiense 5", "there is no option --patiense (did you mean --patience?)"),
+        ("--optimizer adamW", "got adamW (did you mean adamw?)"),
+        ("--dataset /tmp/images", "and not a path, got /tmp/images"),
     ],
 )
 def test_a_wrong_word_ends_with_exit_code_2_one_line_and_a_hint(tmp_path, arguments, problem):
@@ -82,10 +91,79 @@ def test_a_wrong_word_ends_with_exit_code_2_one_line_and_a_hint(tmp_path, argume
 
 
 def test_an_option_that_was_renamed_is_refused_with_its_new_name(tmp_path):
-    for words in (("--seeds", "0-7"), ("sweep", "--seeds=0-7")):
+    for words, hint in (
+        (["--seeds", "0-7"], "write several seeds as --seed 0-7"),
+        (["sweep", "--seeds=0-7"], "write several seeds as --seed 0-7"),
+        (["--lr", "0.1"], "write --learning-rate"),
+        (["--patience=2,5"], "plateau-train sweep --patience 2,5 trains a run for each value"),
+    ):
         finished = command(*words, cwd=tmp_path)
         assert finished.returncode == 2
-        assert finished.stderr.endswith("hint: write several seeds as --seed 0-7\n")
+        assert finished.stderr.endswith(f"hint: {hint}\n")
+
+
+def test_hints_name_the_program_as_it_was_started(tmp_path):
+    script = Path(sys.executable).with_name("plateau-train")
+    python = Path(os.path.relpath(sys.executable, tmp_path))
+    for words, variable, name in (
+        ([sys.executable, "-m", "plateau_train"], "", f"{sys.executable} -m plateau_train"),
+        ([str(python), "-m", "plateau_train"], "", f"{python} -m plateau_train"),
+        ([str(script)], "", str(script)),
+        ([str(script)], "scripts/plateau-train", "scripts/plateau-train"),
+        ([str(script)], "a folder/plateau-train", "'a folder/plateau-train'"),
+    ):
+        shown = subprocess.run(
+            [*words, "runs"],
+            cwd=tmp_path,
+            env=os.environ | {"PLATEAU_TRAIN_PROGRAM": variable},
+            capture_output=True,
+            text=True,
+        )
+        assert shown.stderr == f"there is no run in runs: {name} makes one\n"
+    path = f"{script.parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PLATEAU_TRAIN_PROGRAM": "", "PATH": path}
+    shown = subprocess.run(
+        ["plateau-train", "runs"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert shown.stderr == "there is no run in runs: plateau-train makes one\n"
+
+
+def test_commands_take_the_latest_run_and_names_in_the_runs_folder(small_run, tmp_path):
+    run = small_run.resolve()
+    folder = run.parents[1]
+    for words, output in (
+        (["plot"], f"runs/{run.name}/plot.png\n"),
+        (["plot", "latest"], f"runs/{run.name}/plot.png\n"),
+        (["plot", run.name], f"runs/{run.name}/plot.png\n"),
+        (["schedule", "--json"], None),
+        (["resume", "--check"], None),
+    ):
+        shown = command(*words, cwd=folder)
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stdout == output or output is None
+        is_named = words[-1] in ("latest", run.name)
+        assert (f"runs/{run.name} is the latest run" in shown.stderr) != is_named
+    elsewhere = command("plot", "--runs-dir", folder / "runs", "-o", "a.png", cwd=tmp_path)
+    assert (elsewhere.stdout, (tmp_path / "a.png").exists()) == ("a.png\n", True)
+    assert "there is no folder runs/latest" in refused(tmp_path / "..", "plot", code=4)
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_give(monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", raise_key_error)
+    with pytest.raises(ConfigError, match="this user has no home folder") as refusal:
+        setup.localize(config.resolve({}))
+    assert "--data-dir" in refusal.value.hint
+
+
+def raise_key_error(_):
+    raise KeyError
+
+
+def test_the_command_help_shows_the_help_of_a_command(tmp_path):
+    for words, other in ((["sweep"], ["sweep", "--help"]), ([], ["--help"])):
+        shown, expected = (command(*each, cwd=tmp_path) for each in (["help", *words], other))
+        assert (shown.returncode, shown.stdout) == (0, expected.stdout)
 
 
 def test_a_data_set_that_does_not_exist_ends_with_exit_code_3(tmp_path):
@@ -105,7 +183,7 @@ def test_a_reference_config_without_its_data_ends_with_exit_code_3(tmp_path):
 
 def test_a_folder_that_is_no_run_ends_with_exit_code_4(tmp_path):
     assert "is no run folder" in refused(tmp_path, "plot", tmp_path, code=4)
-    assert "is no folder" in refused(tmp_path, "plot", "nowhere", code=4)
+    assert "there is no folder nowhere" in refused(tmp_path, "plot", "nowhere", code=4)
     (tmp_path / "config.toml").write_text("[plateau\n")
     (tmp_path / "metrics.jsonl").touch()
     assert "config.toml is not valid TOML" in refused(tmp_path, "plot", tmp_path, code=4)
@@ -137,21 +215,31 @@ def test_the_debug_variable_shows_the_traceback(tmp_path):
     assert finished.returncode == 2
 
 
-def test_help_groups_every_setting_with_its_default_and_ends_with_examples(top_help):
-    for group in ("Data", "Model", "Optimizer", "Plateau", "Run", "Commands"):
-        assert f"─ {group} ─" in top_help
-    for setting in SETTINGS:
-        assert setting.flag in top_help
+def test_the_first_help_has_purpose_commands_terms_and_the_settings_used_most(top_help):
     words = re.sub(r"[\s│]+", " ", top_help)
-    assert "[default: 200 in the train modes, 1 otherwise]" in words
-    assert "[env var: TFDS_DATA_DIR]" in words
+    for text in ("show when the rate drops and why", "An observation is", "wait 3/5", "to beat"):
+        assert text in words
+    shown = [setting.key for setting in SETTINGS if f" {setting.flag} " in top_help]
+    assert [key for key in shown if key not in ("val_fraction", "factor")] == [
+        "dataset", "mode", "patience", "epochs", "seed",
+    ]  # fmt: skip
+    for name in ("train", "resume", "sweep", "help"):
+        assert f"│ {name} " in top_help
+    assert "bool>" not in top_help
     last = top_help.rstrip().splitlines()[-1].strip()
     assert last.startswith("plateau-train compare runs/ONE")
 
 
-def test_help_of_a_command_that_trains_is_the_same_list(top_help, tmp_path):
-    shown = command("train", "--help", cwd=tmp_path).stdout
-    assert all(setting.flag in shown for setting in SETTINGS)
+def test_help_of_train_groups_every_setting_with_its_default(tmp_path):
+    shown = command("train", "--help", cwd=tmp_path, COLUMNS="100").stdout
+    groups = ("Data", "Model", "Optimizer", "Plateau", "Run", "Cluster")
+    places = [shown.index(f"─ {group} ─") for group in groups]
+    assert places == sorted(places)
+    for setting in SETTINGS:
+        assert setting.flag in shown
+    words = re.sub(r"[\s│]+", " ", shown)
+    assert "[default: 200 in the train modes, 1 otherwise]" in words
+    assert "[env var: TFDS_DATA_DIR]" in words
 
 
 def test_config_prints_usable_toml_with_the_origin_of_each_value(tmp_path):

@@ -264,7 +264,7 @@ def test_unusable_arguments_are_refused_before_anything_is_printed(tmp_path, cap
         ([run], None, None, ConfigError, "two runs or more"),
         ([run, other, link], None, None, ConfigError, "are the same run"),
         ([run, tmp_path], None, None, RunError, "no run folder"),
-        ([run, tmp_path / "none"], None, None, RunError, "is no folder"),
+        ([run, tmp_path / "none"], None, None, RunError, "there is no folder"),
         ([run, empty], None, None, RunError, "no epoch was finished"),
         ([run, other], None, 87.0, ConfigError, "got 87"),
         ([run, other], None, float("nan"), ConfigError, "got nan"),

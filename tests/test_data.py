@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets
 from helpers import ORIGINALS
+from tensorflow_datasets.core.utils import gcs_utils
 
 from plateau_train import config, data
 from plateau_train.data import tfds
@@ -407,7 +408,7 @@ def test_a_signal_also_ends_the_process_that_decodes(settings):
         wait_until(decoding)
         starting.terminate()
         _, error = starting.communicate()
-    assert "error: stopped by SIGTERM" in error
+    assert "stopped (SIGTERM)\n" in error
     wait_until(lambda: not decoding())
     assert not settings.cache_dir.exists()
 
@@ -618,6 +619,17 @@ def test_fashion_mnist_is_downloaded_verified_and_prepared(tmp_path, monkeypatch
     assert described["pixels"] == "mean 0.28604, standard deviation 0.35302, from 0 to 1"
     assert described["per class"] == "6,000 images in train, 1,000 images in test"
     assert "is prepared already" in data.prepare(settings, ORIGINALS)
+    with pytest.raises(DataError, match="train-images-idx3-ubyte[.]gz does not exist"):
+        data.prepare(settings, tmp_path)  # a wrong folder, although the set is prepared
+
+
+def test_a_set_is_found_without_asking_googles_cloud(tmp_path, monkeypatch):
+    def refuse(path):
+        raise AssertionError(f"{path} was requested")
+
+    monkeypatch.setattr(gcs_utils, "exists", refuse)
+    assert tfds.Source("mnist", tmp_path).full_name.startswith("mnist/")
+    assert gcs_utils.gcs_dataset_info_files("mnist/3.0.1") is None
 
 
 def test_a_tilde_in_the_data_folder_is_the_home_folder(tmp_path, monkeypatch):

@@ -13,8 +13,11 @@ from typing import Any
 
 import faults
 import pytest
-from helpers import SMALL
+from helpers import SMALL, train_run
 
+from plateau_train.errors import OutOfMemoryError
+from plateau_train.plots import background
+from plateau_train.process import jax_variables, memory
 from plateau_train.run import checkpoint, journal
 from plateau_train.run.directory import RunDirectory
 
@@ -49,6 +52,13 @@ def assert_finished(tmp_path, epochs):
     assert (newest and newest.manifest.epoch, problems) == (epochs, [])
     assert list(journal.verify(run, newest and newest.manifest)) == []
     assert len(run.metrics.read_text().splitlines()) == epochs + 1
+
+
+def wait_until(is_so):
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 SMALL_RUN = f"plateau-train {shlex.join(SMALL)} --epochs=2"
@@ -110,6 +120,7 @@ def test_a_run_finishes_on_a_simple_terminal(shell, tmp_path, terminal):
         (signal.SIGTERM, "run  "),  # while jax compiles
         (signal.SIGINT, "epoch 3/"),
         (signal.SIGTERM, "epoch 3/"),
+        (signal.SIGHUP, "epoch 3/"),
     ],
 )
 def test_a_signal_ends_a_run_within_seconds_at_any_moment(tmp_path, number, after):
@@ -126,24 +137,35 @@ def test_a_signal_ends_a_run_within_seconds_at_any_moment(tmp_path, number, afte
     # It takes a second on an idle machine.
     assert time.monotonic() - started < 5
     assert running.returncode == 128 + number
-    *_, error, hint = rest.splitlines()
-    assert error == f"error: stopped by {number.name}"
     assert "Traceback" not in rest
-    runs = faults.runs_in(tmp_path)
-    if runs:
-        assert hint == f"hint: plateau-train resume runs/{runs[0].name} continues it"
+    assert "error" not in rest
+    folder = f"runs/{faults.runs_in(tmp_path)[0].name}" if faults.runs_in(tmp_path) else None
+    go_on = f"hint: plateau-train resume {folder} continues it"
+    if folder is None:
+        hint = "hint: start it again with the same command"
+        assert rest.splitlines()[-2:] == [f"stopped ({number.name})", hint]
+    elif not after.startswith("epoch"):
+        message = f"stopped before epoch 0 was finished ({number.name})"
+        assert rest.splitlines()[-2:] == [message, go_on]
     else:
-        assert hint == "hint: start it again with the same command"
-    if after.startswith("epoch"):
-        events = (runs[0] / "events.jsonl").read_text()
-        assert f"stopped by {number.name}" in events
+        epoch = checkpoint.last_epoch(tmp_path / folder / "checkpoints")
+        message = f"stopped after epoch {epoch} ({number.name})"
+        look = f"hint: plateau-train plot {folder} draws what it has so far"
+        assert rest.splitlines()[-3:] == [message, go_on, look]
+        assert (
+            f'"interrupted","message":"{message}"'
+            in (tmp_path / folder / "events.jsonl").read_text()
+        )
+        wait_until((tmp_path / folder / "plot.png").exists)
 
 
 # The grace period is a minute, and the main thread never checks for a signal.
 STUBBORN = """
-import sys, time
+import signal, sys, time
 from plateau_train.process import signals
 
+if len(sys.argv) > 2:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
 signals.install()
 with signals.graceful_shutdown(float(sys.argv[1])):
     print("ready", flush=True)
@@ -167,6 +189,105 @@ def test_a_signal_ends_a_process_that_cannot_react_or_print(grace, stderr):
         running.send_signal(signal.SIGINT)
         assert running.wait(timeout=60) == 143
         assert time.monotonic() - started < 50
+
+
+def test_a_process_that_nohup_started_outlives_its_terminal():
+    program = [sys.executable, "-c", STUBBORN, "0", "nohup"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, text=True, **pipes) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        running.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=60) == 143
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run that was stopped after epoch 1."""
+    run = train_run(tmp_path, epochs="2", quiet="true")
+    (run.directory.checkpoints / "epoch-000002.npz").unlink()
+    for path in (run.directory.summary, run.directory.plot):
+        path.unlink()
+    return run.directory
+
+
+def test_a_run_that_is_stopped_is_drawn(stopped):
+    background.draw(stopped.path)
+    assert stopped.plot.exists()
+
+
+def test_a_run_that_goes_on_is_not_drawn_as_it_was(stopped, monkeypatch):
+    def save(path, *_):
+        path.touch()
+        (stopped.checkpoints / "epoch-000002.npz").touch()
+
+    monkeypatch.setattr(background, "save_run_plot", save)
+    background.draw(stopped.path)
+    assert not stopped.plot.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "MemoryError: "),
+        (RuntimeError("can't start new thread"), "RuntimeError: can't start new thread"),
+        (ImportError("a.so: failed to map segment from shared object"), "ImportError: a.so: "),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\nwhere"), "9 bytes"),
+    ],
+)
+def test_memory_that_is_refused_is_an_error_of_one_line(error, reason):
+    with pytest.raises(OutOfMemoryError) as caught, memory.report_exhaustion():
+        raise error
+    (problem,) = caught.value.problems
+    assert reason in problem
+    assert "\n" not in problem
+    assert caught.value.exit_code == 5
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="a bug"), memory.report_exhaustion():
+        raise RuntimeError("a bug")
+
+
+def test_too_little_address_space_is_reported_before_a_folder_is_made(shell, tmp_path):
+    finished = shell(f"ulimit -v 1500000; {SMALL_RUN}")
+    assert finished.returncode == 5
+    error, hint = finished.stderr.splitlines()[-2:]
+    assert error.startswith("error: the devices need 1.")
+    assert "(ulimit -v)" in hint
+    assert faults.runs_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_here_is_reported_before_a_folder_is_made(shell, tmp_path, platform):
+    finished = shell(SMALL_RUN, JAX_PLATFORMS=platform)
+    assert finished.returncode == 2
+    error, hint = finished.stderr.splitlines()[-2:]
+    assert error.startswith(
+        f"error: JAX_PLATFORMS={platform} asks for a device that cannot be used"
+    )
+    assert hint.startswith("hint: unset JAX_PLATFORMS")
+    assert faults.runs_in(tmp_path) == []
+
+
+def test_variables_of_jax_move_no_result(shell, tmp_path, small_run):
+    """Every setting that a run relies on is set otherwise."""
+    otherwise = {
+        name: {"0": "1", "1": "0", "allow": "disallow", "ignore": "raise"}.get(value, value)
+        for name, value in jax_variables.VALUES.items()
+    }
+    otherwise |= {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}
+    otherwise |= {"JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16"}
+    otherwise |= {"JAX_OPTIMIZATION_LEVEL": "O0", "JAX_DEFAULT_DEVICE": "gpu"}
+    finished = shell(f"{SMALL_RUN} --epochs=6", **otherwise)
+    assert finished.returncode == 0, finished.stderr
+    (run,) = faults.runs_in(tmp_path)
+    metrics = (small_run / "metrics.jsonl").read_bytes()
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+    resumed = shell("plateau-train resume runs/latest --check", **otherwise)
+    assert resumed.returncode == 0, resumed.stderr
 
 
 def test_runs_that_start_at_once_get_different_folders(tmp_path):

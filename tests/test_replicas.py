@@ -400,7 +400,7 @@ def test_the_line_of_an_epoch_has_mean_and_deviation_over_the_replicas(trio):
     assert line.startswith(expected + "  scale ")
     assert "seeds 0, 1, 2" in finished.stderr
     num_drops = MeanStd.of([len(history.drops) for history in run.histories])
-    assert f"drops     {num_drops:.1f} a seed" in finished.stdout
+    assert f"drops       {num_drops:.1f} per seed" in finished.stdout
 
 
 def test_replicas_that_were_stopped_continue_with_the_same_bits(processes, tmp_path):

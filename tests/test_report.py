@@ -1,6 +1,7 @@
 """Terminal output: epochs, drops, log messages and errors, on a terminal and elsewhere."""
 
 import logging
+import re
 import sys
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import pytest
 from helpers import DROP, RECORD, resolve, train_run
 from rich.text import Text
 
-from plateau_train.errors import ConfigError
+from plateau_train.errors import ConfigError, InterruptedRunError
 from plateau_train.report.console import (
     Column,
     Table,
@@ -20,7 +21,7 @@ from plateau_train.report.console import (
 )
 from plateau_train.report.progress import ProgramReport, RunReport
 from plateau_train.run.journal import EpochLines
-from plateau_train.run.records import Ending, MeanStd, Timing
+from plateau_train.run.records import Ending, MeanStd, RunWarning, Timing
 
 logger = logging.getLogger("plateau_train")
 
@@ -126,6 +127,39 @@ def test_a_quiet_run_prints_its_folder_and_nothing_else(capsys, tmp_path):
     run = train_run(tmp_path, epochs="1", rtol="0.9", patience="1", quiet="true")
     assert run.histories[0].drops
     assert capsys.readouterr() == (f"{run.directory.path}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("values", "drops"),
+    [
+        ({"epochs": "1"}, "drops       no drops, final scale 1\n"),
+        ({"epochs": "1", "rtol": "0.9"}, "drops       1 (epoch 1), final scale 0.5\n"),
+        ({"epochs": "1", "seed": "0,1"}, "drops       0.0 \xb1 0.0 per seed, final scale 1\n"),
+    ],
+)
+def test_a_run_ends_with_its_best_epoch_and_its_drops(capsys, tmp_path, values, drops):
+    train_run(tmp_path, **values)
+    printed = capsys.readouterr().out
+    mean = "mean " if "seed" in values else ""
+    assert re.search(rf"^best epoch  \d \(highest {mean}test accuracy\): train 0", printed, re.M)
+    assert drops in printed
+
+
+def test_warnings_of_an_epoch_are_one_notice_with_their_seeds(capsys):
+    configure_logging(is_quiet=True)
+    report = RunReport(is_quiet=True)
+    warnings = [RunWarning(replica=seed, seed=seed, epoch=1, message="still") for seed in (0, 1)]
+    print_epoch(report, events=warnings[:1])
+    print_epoch(report, events=warnings, seed="0,1")
+    assert (
+        capsys.readouterr().err == "NOTICE: still\nNOTICE: seed 0: still\nNOTICE: seed 1: still\n"
+    )
+
+
+def test_a_signal_is_no_error_and_each_hint_is_a_line(capsys):
+    error = InterruptedRunError("stopped after epoch 8 (SIGINT)", hint="a\nb", signal_number=2)
+    print_error(error)
+    assert capsys.readouterr().err == "stopped after epoch 8 (SIGINT)\nhint: a\nhint: b\n"
 
 
 def test_a_notice_is_shown_even_when_quiet(capsys):
@@ -250,9 +284,9 @@ def test_a_replica_that_diverged_is_a_notice_and_the_end_of_the_only_one_is_not(
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_programs_of_a_sweep_print_epochs_and_no_drops(capsys):
+def test_the_programs_of_a_sweep_print_no_means_over_settings(capsys):
     print_epoch(ProgramReport(is_quiet=False), events=[DROP])
-    assert capsys.readouterr().out.count("\n") == 1
+    assert capsys.readouterr().out == ""
 
 
 def test_the_values_of_an_epoch_are_below_their_titles(terminal, capsys):

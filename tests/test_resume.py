@@ -76,8 +76,9 @@ def test_a_stopped_run_continues_and_ends_like_one_never_stopped(processes, run,
     assert "resumed   after epoch 2 of 7" in ended.stderr
     assert faults.result_of(run.path) == unbroken
     assert unbroken.drops[0]
-    (notice,) = (event for event in Run(run).events if event.event == "resumed")
-    assert notice.message == "after epoch 2"
+    (notice,) = (event for event in Run(run).events if isinstance(event, Notice))
+    assert notice == Notice(event="resumed", message="after epoch 2")
+    assert not [event for event in Run(run).events if event.event == "warning"]
 
 
 def test_the_wait_and_the_cooldown_of_the_rule_are_kept(processes, tmp_path):
@@ -145,7 +146,7 @@ def test_a_lengthened_run_that_is_stopped_keeps_its_new_length(processes, run):
 def test_a_finished_run_is_reported_and_not_changed(processes, run):
     finished(processes, run)
     said = refused(processes, run, code=0)
-    assert "is done, with all of its 7 epochs" in said
+    assert "is done: epoch 7 was its last one" in said
     assert f"plateau-train resume {run.path} --epochs 14 goes further" in said
     finished(processes, run, "--epochs=8")
     assert json.loads(run.summary.read_text())["epochs"] == 8
@@ -301,6 +302,27 @@ def test_lines_that_no_checkpoint_committed_are_removed_at_once(processes, run, 
     finished(processes, run)
     assert faults.result_of(run.path) == unbroken
     assert len(run.timings.read_text().splitlines()) == 8
+
+
+def test_warnings_are_written_once_however_often_a_run_is_stopped(processes, tmp_path):
+    settings = (
+        *faults.TINY, "--patience=1", "--rtol=0.9", "--min-scale=0.5", "--epochs=3",
+        "--learning-rate=1e-15",
+    )  # fmt: skip
+    events = {}
+    for name, stops in (("whole", ()), ("stopped", ("epoch-000001", "epoch-000003"))):
+        folder = tmp_path / name
+        folder.mkdir()
+        for at in stops:
+            assert faults.resume_or_start(processes, folder, settings, fault="crash", at=at).code
+        ended = faults.resume_or_start(processes, folder, settings)
+        assert ended.code == 0, ended.stderr
+        (run,) = faults.runs_in(folder)
+        lines = (run / "events.jsonl").read_text().splitlines()
+        events[name] = [line for line in lines if '"event":"resumed"' not in line]
+    reasons = [json.loads(line)["reason"] for line in events["whole"] if '"warning"' in line]
+    assert sorted(reasons) == ["min-scale", "params"]
+    assert events["stopped"] == events["whole"]
 
 
 def test_notices_after_the_last_checkpoint_are_kept(processes, run, unbroken):

@@ -12,7 +12,7 @@ from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import make_histories
 from plateau_train.run.journal import read_lines
-from plateau_train.run.records import Ending, MeanStd, Notice
+from plateau_train.run.records import Ending, MeanStd, RunWarning
 from plateau_train.run.results import Results
 
 
@@ -92,7 +92,7 @@ def test_latest_points_at_the_newest_run_by_a_relative_link(tmp_path):
 def test_a_folder_without_the_files_of_a_run_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"has no config.toml and no metrics.jsonl"):
         RunDirectory.open(tmp_path)
-    with pytest.raises(RunError, match="is no folder"):
+    with pytest.raises(RunError, match="there is no folder"):
         RunDirectory.open(tmp_path / "nowhere")
 
 
@@ -150,7 +150,7 @@ def test_a_whole_line_of_another_format_is_of_another_version(tmp_path):
 
 
 def test_a_drop_is_written_with_its_reason_and_reads_back(tmp_path):
-    notice = Notice(event="warning", message="careful")
+    notice = RunWarning(message="careful")
     path = tmp_path / "events.jsonl"
     write_lines(path, [notice, DROP])
     assert read_lines(path, None) == [notice, DROP]
@@ -165,7 +165,7 @@ def test_a_drop_is_written_with_its_reason_and_reads_back(tmp_path):
 
 
 def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):
-    notice = Notice(event="warning", message="a\u2028b\u0085c")
+    notice = RunWarning(message="a\u2028b\u0085c")
     write_lines(tmp_path / "events.jsonl", [notice])
     assert read_lines(tmp_path / "events.jsonl", None) == [notice]
 

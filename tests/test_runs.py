@@ -53,7 +53,7 @@ def test_a_row_has_the_progress_and_the_accuracies_of_a_run(tmp_path, capsys):
     assert row == {
         "name": "one", "rule": "test-loss", "seeds": "1", "data": "fashion_mnist", "epochs": "2/50",
         "best": "0.5000", "at": "1", "final": "0.4000", "split": "test", "scale": "0.5",
-        "state": "done",
+        "status": "done",
     }  # fmt: skip
     assert notices == ""
 
@@ -87,7 +87,7 @@ def test_the_state_is_the_last_one_of_a_run(tmp_path, capsys, state, done, notic
     run = make_run(tmp_path, "one", done=done, notices=notices)
     with run.locked() if state == "running" else contextlib.nullcontext():
         ((row,), _) = listed(tmp_path, capsys)
-    assert row["state"] == state
+    assert row["status"] == state
 
 
 def test_the_newest_run_is_the_last_and_other_folders_are_left_out(tmp_path, capsys):
@@ -113,7 +113,7 @@ def test_a_run_without_an_epoch_yet_has_dashes(tmp_path, capsys):
         assert {row[title] for title in ("epochs", "best", "at", "final", "split", "scale")} == {
             "-"
         }
-        assert (row["rule"], row["state"]) == ("train-loss", "stopped")
+        assert (row["rule"], row["status"]) == ("train-loss", "stopped")
     assert notices == ""
 
 
@@ -122,7 +122,7 @@ def test_a_torn_last_line_is_not_damage(tmp_path, capsys):
     with run.metrics.open("a") as file:
         file.write(RECORD.model_dump_json()[:50])
     ((row,), notices) = listed(tmp_path, capsys)
-    assert (row["epochs"], row["state"], notices) == ("2/50", "stopped", "")
+    assert (row["epochs"], row["status"], notices) == ("2/50", "stopped", "")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_damaged_run_is_listed_with_the_reason(tmp_path, capsys, file, content
     for name in ("a", "c"):
         make_run(tmp_path, name, done=True)
     rows, notices = listed(tmp_path, capsys)
-    assert [row["state"] for row in rows] == ["done", "damaged", "done"]
+    assert [row["status"] for row in rows] == ["done", "damaged", "done"]
     assert rows[1][known] != "-", "what can be read is shown"
     assert said in notices
     assert "/b/" in notices
@@ -162,7 +162,7 @@ def test_a_run_whose_files_do_not_match_its_checkpoint_is_damaged(tmp_path, caps
     text = damaged.directory.metrics.read_text()
     damaged.directory.metrics.write_text(text.replace('"test_loss":1.5', '"test_loss":1.4'))
     rows, notices = listed(tmp_path, capsys)
-    assert [(row["epochs"], row["state"]) for row in rows] == [
+    assert [(row["epochs"], row["status"]) for row in rows] == [
         ("2/50", "stopped"),
         ("-", "damaged"),
     ]
@@ -174,7 +174,7 @@ def test_an_epoch_without_a_checkpoint_is_not_listed(tmp_path, capsys):
     write_epochs(journal, 0, 1)
     storage.append_bytes(journal.directory.metrics, storage.as_lines(make_lines(2).records))
     ((row,), notices) = listed(tmp_path, capsys)
-    assert (row["epochs"], row["state"], notices) == ("1/50", "stopped", "")
+    assert (row["epochs"], row["status"], notices) == ("1/50", "stopped", "")
 
 
 def test_a_run_with_a_checkpoint_of_another_version_is_listed_with_the_reason(tmp_path, capsys):
@@ -196,7 +196,7 @@ def test_a_folder_that_cannot_be_read_is_damaged(tmp_path, capsys, monkeypatch):
     make_run(tmp_path, "one")
     monkeypatch.setattr(RunDirectory, "is_locked", closed)
     ((row,), notices) = listed(tmp_path, capsys)
-    assert row["state"] == "damaged"
+    assert row["status"] == "damaged"
     assert f"{tmp_path}/one cannot be read: Permission denied\n" in notices
 
 
@@ -221,7 +221,7 @@ def test_a_narrow_terminal_has_fewer_columns_but_names_and_states(
     lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
     assert max(map(len, lines)) <= width
     titles = lines[0].split()
-    assert {"name", "best", "state"} <= set(titles)
+    assert {"name", "best", "status"} <= set(titles)
     assert ("split" in titles) == (width == 200)
     assert ("rule" in titles) == (width >= 80)
     if width >= 80:
@@ -269,7 +269,7 @@ def test_means_of_replicas_are_listed_and_a_sweep_is_named(tmp_path, capsys):
     assert [row[title] for title in ("rule", "seeds", "epochs", "best", "at", "final")] == [
         "cosine", "2", "2/50", "0.7000", "1", "0.6000",
     ]  # fmt: skip
-    assert f"plateau-train runs --runs-dir {tmp_path / 'many'} lists its runs" in notices
+    assert f"plateau-train runs {tmp_path / 'many'} lists its runs" in notices
 
 
 def test_two_that_look_whether_a_run_is_locked_do_not_disturb_each_other(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from helpers import command
+from hypothesis import given, strategies
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from plateau_train import config
@@ -148,7 +149,7 @@ def test_flags_override_settings_of_a_file(tmp_path, schedule):
     assert output.objects[-1]["scale"] == 0.125
 
 
-def test_jax_uses_the_cpu_unless_the_user_chooses():
+def test_jax_uses_the_cpu_whatever_the_variable_says():
     script = (
         "import jax; from jax._src import xla_bridge; from plateau_train import cli, config; "
         "from plateau_train.commands.schedule import ScheduleOptions, run_schedule; "
@@ -157,11 +158,11 @@ def test_jax_uses_the_cpu_unless_the_user_chooses():
         "print(jax.config.jax_platforms or 'any')"
     )
     others = {key: value for key, value in os.environ.items() if key != "JAX_PLATFORMS"}
-    for chosen, expected in (({}, "cpu"), ({"JAX_PLATFORMS": ""}, "any")):
+    for chosen in ({}, {"JAX_PLATFORMS": ""}, {"JAX_PLATFORMS": "cuda"}):
         shown = subprocess.run(
             [sys.executable, "-c", script], env=others | chosen, capture_output=True, text=True
         )
-        assert shown.stdout.splitlines()[-1:] == [expected], shown.stderr
+        assert shown.stdout.splitlines()[-1:] == ["cpu"], shown.stderr
 
 
 # Files
@@ -177,15 +178,28 @@ def test_jax_uses_the_cpu_unless_the_user_chooses():
         (b"0.5\n0.25\n", None, [0.5, 0.25]),
         (b"1,0.5\n2,0.25\n", "2", [0.5, 0.25]),
         (b"step,loss,val\n1,3,\n2,3,0.5\n3,3,\n4,3,0.25\n", "val", [0.5, 0.25]),
+        (b"epoch  loss\n1  .5\n\n 2  25E-2\n", "loss", [0.5, 0.25]),
+        (b"\n1 +0.5\n2 0.25\n", "2", [0.5, 0.25]),
+        (b"0.5 0.25", None, [0.5, 0.25]),
+        (b"0.5\t0.25\n", "value", [0.5, 0.25]),
+        (b"val loss\n0.5\n0.25\n", "val loss", [0.5, 0.25]),
+        (b"loss,\n0.5,\n0.25,\n", None, [0.5, 0.25]),
+        (b",step\n0.5,x\n0.25,y\n", "value", [0.5, 0.25]),
+        (b"0.5\n0.25\n", "value", [0.5, 0.25]),
     ],
-    ids=["bom", "quotes", "tabs", "semicolons", "bare", "no names", "gaps"],
+    ids=lambda value: repr(value)[:30],
 )
 def test_a_column_is_read_from_files_of_common_programs(tmp_path, content, column, values):
     path = tmp_path / "log.csv"
     path.write_bytes(content)
     read = csv_files.read_column(str(path), column)
     assert read.values == values
-    assert read.num_empty == (2 if b",\n" in content else 0)
+    assert read.num_empty == (2 if b"3,\n" in content else 0)
+
+
+@given(strategies.floats(allow_nan=False, allow_infinity=False))
+def test_every_number_that_python_writes_is_read(number):
+    assert csv_files.parse_number(repr(number), "") == number
 
 
 @pytest.mark.parametrize(
@@ -193,7 +207,16 @@ def test_a_column_is_read_from_files_of_common_programs(tmp_path, content, colum
     [
         (b"step,loss\n1,2\n", "los", "no column los (did you mean loss?)", "step, loss"),
         (b"epoch,loss\n1,2\n", None, "2 columns of numbers", "--column NAME: epoch, loss"),
-        (b"a,b\nx,y\n", None, "no columns of numbers", "a, b"),
+        (b"a,b\nx,y\n", None, "no column of numbers", "a, b"),
+        (b"loss\n0,5\n", None, "line 2 has 2 cells, there are names for 1: loss", "no comma"),
+        (b"loss\n1\n\n1,234.5\n", None, "line 4 has 2 cells", "no comma"),
+        (b"step,loss\n1,2\n1,2,,3\n", "loss", "line 3 has 4 cells", "no comma"),
+        (b"loss;acc\n0,5;0,9\n", None, "no column of numbers", "0.25 or 2.5e-1; its columns"),
+        (b"loss;acc\n0,5;0,9\n", "loss", "line 2, loss, holds '0,5'", "0.25 or 2.5e-1"),
+        (b"loss\n1_000\n", None, "line 2, loss, holds '1_000'", "0.25"),
+        (b"loss\n0x10\n", None, "line 2, loss, holds '0x10'", "0.25"),
+        ("loss\n\u0661\n".encode(), None, "line 2, loss, holds '\u0661'", "0.25"),
+        (b"loss\n1\nInfinity\n", None, "line 3, loss, is inf", "diverged"),
         (b"a,a\n1,2\n", "a", "two columns a", "a, a"),
         (b"loss\n1\n\nfast\n", None, "line 4, loss, holds 'fast', which is not a number", "0.25"),
         (b"a,loss\nx,1\ny\n", "loss", "line 3, loss, holds nothing", "0.25"),
@@ -265,11 +288,14 @@ def test_missing_and_endless_files_are_refused(tmp_path):
         ({}, {"from_torch": "patients=3"}, r"no parameter patients \(did you mean patience\?\)"),
         ({}, {"from_keras": "threshold=3"}, "--from-keras has no parameter threshold"),
         ({}, {"from_torch": "patience=2.5"}, "patience must be a whole number, got 2.5"),
-        ({}, {"from_torch": "threshold="}, "threshold must be a number, got nothing"),
+        ({}, {"from_torch": "threshold="}, "threshold must be a finite number, got nothing"),
         ({}, {"from_torch": "threshold_mode=both"}, "must be one of rel, abs, got both"),
         ({}, {"from_torch": "factor=1"}, "factor=1: --factor must be a number above 0 below 1"),
         ({}, {"from_torch": "patience=-1"}, "--patience must be a whole number from 1"),
-        ({}, {"from_keras": "min_delta=nan"}, "--atol must be a number"),
+        ({}, {"from_keras": "min_delta=nan"}, "min_delta must be a finite number, got nan"),
+        ({}, {"from_torch": "eps=nan"}, "eps must be a finite number, got nan"),
+        ({}, {"from_torch": "min_lr=inf"}, "min_lr must be a finite number, got inf"),
+        ({}, {"from_torch": "factor=nan"}, "factor must be a finite number, got nan"),
         ({}, {"from_torch": "min_lr=0.1"}, "--min-scale must be a number from 0 below 1, got 10"),
         ({}, {"from_keras": "mode=max"}, "mode=max has no counterpart"),
         ({"rtol": 0}, {"values": "1"}, "--rtol and --atol are both 0"),
@@ -291,9 +317,15 @@ def test_a_refusal_is_one_line_a_hint_and_an_exit_code(tmp_path):
         assert refused.stdout == ""
 
 
+def test_values_are_separated_by_commas_or_white_space(schedule):
+    for values in ("1,1,0.5", "1, 1, 0.5", " 1 1\t0.5 "):
+        output = schedule(values=values, as_json=True)
+        assert [each["value"] for each in output.objects] == [1, 1, 0.5]
+
+
 def test_a_warning_appears_for_negative_values_that_optax_misjudges(schedule):
     output = schedule({"patience": 2}, values="-1,-1,-1,-1")
-    assert "1 at the end, no drop" in output.lines[-1]
+    assert "1 at the end, no drops" in output.lines[-1]
     assert "WARNING: There are negative values, such as -1" in output.log
     output = schedule({"patience": 2, "rtol": 0, "atol": 0.1}, values="-1,-1,-1,-1")
     assert "0.5 at the end, 1 drop at value 3" in output.lines[-1]
@@ -400,12 +432,44 @@ def test_translations_agree_with_the_libraries_on_random_sequences(library):
     assert drops > 100  # of 120 sequences, or nothing was compared
 
 
-def test_pytorch_ends_at_the_scale_predicted_from_eps():
-    assert translation.final_scale(0.9999, 1e-8, learning_rate=1e-5) == 1
-    assert translation.final_scale(0.5, 0.0, learning_rate=1.0) == 0
+def reference_torch(factor, min_lr, eps, learning_rate, num_drops=3000):
+    """Lower a rate as PyTorch's _reduce_lr does, as often as possible."""
+    rate = learning_rate
+    for _ in range(num_drops):
+        new_rate = max(rate * factor, min_lr)
+        if rate - new_rate > eps:
+            rate = new_rate
+    return rate / learning_rate
+
+
+def final_scale(factor, min_lr, eps, learning_rate):
+    parameters = {"factor": factor, "min_lr": min_lr, "eps": eps}
+    return translation.final_scale(parameters, learning_rate=learning_rate)
+
+
+@given(
+    factor=strategies.floats(0.05, 0.95),
+    min_lr=strategies.sampled_from((0.0, 1e-7, 1e-5, 1e-3)) | strategies.floats(0, 0.1),
+    eps=strategies.sampled_from((1e-12, 1e-8, 1e-5, 1e-2)) | strategies.floats(1e-300, 0.1),
+    learning_rate=strategies.sampled_from((1e-6, 1e-3, 0.1, 1.0)),
+)
+def test_the_last_scale_with_eps_is_that_of_pytorchs_rule(factor, min_lr, eps, learning_rate):
+    min_lr = min(min_lr, learning_rate)
+    lowest = reference_torch(factor, min_lr, eps, learning_rate)
+    assert final_scale(factor, min_lr, eps, learning_rate) == pytest.approx(lowest, rel=1e-12)
+
+
+def test_the_last_scale_is_found_for_every_eps():
+    assert final_scale(0.9, 1e-7, 1e-8, 1e-6) == pytest.approx(0.1094, abs=5e-5)
+    assert final_scale(0.9999, 0.0, 1e-8, 1e-5) == 1
+    assert final_scale(0.1, 0.0, 1e-300, 1e30) < 1e-300
+    assert final_scale(0.5, 0.25, 0.0, 1.0) == 0.25
+
+
+def test_pytorch_ends_at_the_scale_of_its_reference():
     for factor, values in ((0.1, [1.0] * 12), (0.5, [1.0] * 40)):
         lowest = real_torch({"patience": 0, "factor": factor}, values)[-1]
-        assert translation.final_scale(factor, 1e-8, learning_rate=1.0) == pytest.approx(lowest)
+        assert reference_torch(factor, 0.0, 1e-8, 1.0) == pytest.approx(lowest)
 
 
 @pytest.mark.parametrize(
@@ -416,6 +480,15 @@ def test_pytorch_ends_at_the_scale_predicted_from_eps():
             {},
             "--patience 11 --cooldown 0 --factor 0.1 --rtol 0.001 --atol 0 --min-scale 0",
             ["its scale ends as with --min-scale 1e-06"],
+        ),
+        (
+            {
+                "from_torch": "factor=0.9,patience=0,min_lr=1e-7,eps=1e-8,threshold=0,"
+                "threshold_mode=abs"
+            },
+            {"learning_rate": 1e-6},
+            "--patience 1 --cooldown 0 --factor 0.9 --rtol 0 --atol 1e-30 --min-scale 0.1",
+            ["rate of 1e-06\n", "cannot both be 0", "its scale ends as with --min-scale 0.1094"],
         ),
         (
             {"from_torch": " threshold_mode='abs', cooldown = 3, eps=0"},

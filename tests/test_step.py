@@ -164,6 +164,15 @@ def test_a_seed_as_an_unsigned_integer_gives_the_key_of_the_plain_integer():
         np.testing.assert_array_equal(plain, unsigned)
 
 
+def test_keys_do_not_depend_on_the_default_type_of_jax():
+    keys = []
+    for kind in ("threefry2x32", "rbg"):
+        with jax.default_prng_impl(kind):
+            key = numerics.derive_key(3, numerics.SHUFFLE_STREAM, 5)
+        keys.append(jax.random.key_data(key))
+    np.testing.assert_array_equal(*keys)
+
+
 def test_the_largest_seed_is_a_seed_of_its_own():
     half, largest = (
         numerics.epoch_order(50, 10, np.uint32(seed), epoch=1) for seed in (2**31 - 1, 2**32 - 1)

@@ -2,16 +2,18 @@
 
 import csv
 import json
+import resource
 import shutil
 from statistics import fmean, stdev
 
 import faults
 import pytest
+from helpers import epochs_printed
 
 from plateau_train import config
 from plateau_train.config import RawValue
-from plateau_train.errors import BusyRunError, ConfigError
-from plateau_train.run import checkpoint
+from plateau_train.errors import BusyRunError, ConfigError, RunError
+from plateau_train.run import checkpoint, environment
 from plateau_train.run.directory import SWEEP, RunDirectory, read_json
 from plateau_train.run.reader import Run
 from plateau_train.training import sweep
@@ -76,13 +78,42 @@ def test_all_problems_of_a_grid_are_reported_together_and_each_once():
 
 
 def test_a_value_that_is_written_in_two_ways_is_one_value():
-    plan = resolve(learning_rate="0.01,1e-2", patience="5,05")
-    assert (len(plan.cells), plan.varied) == (1, ())
+    plan = resolve(learning_rate="0.01,1e-2", patience="5,05,6")
+    assert [len(plan.cells), *(setting.key for setting in plan.varied)] == [2, "patience"]
+
+
+def test_combinations_that_train_the_same_are_one_cell():
+    plan = resolve(schedule="plateau,constant,step", patience="1,2", factor="0.1,0.5")
+    cells = [cell.settings for cell in plan.cells]
+    schedules = [cell.optimizer.schedule for cell in cells]
+    assert {name: schedules.count(name) for name in schedules} == {
+        "plateau": 4,
+        "constant": 1,
+        "step": 2,
+    }
+    assert {cell.plateau.factor for cell in cells if cell.optimizer.schedule == "step"} == {
+        0.1,
+        0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"seed": "0-3"}, "each setting has one value"),
+        ({"patience": "5,05"}, "the values of --patience train the same"),
+        ({"schedule": "constant", "rtol": "0.1,0.2", "mode": "train-loss,test-loss"}, "--mode, --"),
+    ],
+)
+def test_a_sweep_with_nothing_to_vary_is_refused(values, problem):
+    with pytest.raises(ConfigError, match=problem) as refused:
+        resolve(**values)
+    assert "--patience 2,5,10" in refused.value.hint
 
 
 def test_a_name_with_a_comma_is_one_value():
-    (cell,) = resolve(seed="7", name="a,b").cells
-    assert (cell.settings.run.seeds, cell.settings.run.name) == ((7,), "a,b")
+    first, second = (cell.settings.run for cell in resolve(epochs="7,8", name="a,b").cells)
+    assert (first.epochs, second.epochs, {first.name, second.name}) == (7, 8, {"a,b"})
 
 
 def test_a_sweep_has_a_run_for_each_combination_and_lists_the_best_first(unbroken):
@@ -154,11 +185,126 @@ def test_a_sweep_that_is_done_shows_its_results_and_trains_nothing(processes, un
     refused = processes.run(tmp_path, "resume", copy, "--patience=2")
     assert (refused.code, refused.stdout) == (2, "")
     assert "a sweep continues with the settings that it began with" in refused.stderr
-    assert "--patience 1 2 the results depend on it" in " ".join(refused.stderr.split())
+    assert "--patience 1 2 it would change the results" in " ".join(refused.stderr.split())
     (copy / "sweep.json").write_text("{")
     damaged = processes.run(tmp_path, "resume", copy)
     assert damaged.code == 4
     assert "sweep.json cannot be used" in damaged.stderr
+
+
+def test_a_sweep_prints_a_line_for_each_run_and_no_means_over_settings(unbroken):
+    path, finished = unbroken
+    assert not epochs_printed(finished.stdout)
+    lines = [line for line in finished.stderr.splitlines() if line.startswith(tuple(NAMES))]
+    assert sorted(line.split(":")[0] for line in lines) == NAMES
+    result = Run.open(path / NAMES[0]).results
+    accuracy, drops = f"{result.final_score:.4f}", f"{result.num_drops}"
+    assert f"{NAMES[0]}: test accuracy {accuracy}, drops {drops}" in lines
+
+
+def test_a_setting_without_effect_and_drops_without_a_rule_are_left_empty(processes, tmp_path):
+    words = ("sweep", *faults.TINY, "--epochs=1", "--schedule=plateau,constant", "--patience=1,2")
+    finished = processes.run(tmp_path, *words)
+    assert finished.code == 0, finished.stderr
+    row = rows_of(sweep_in(tmp_path))["003-schedule=constant"]
+    assert (row["patience"], row["num_drops_mean"]) == ("", "")
+    line = next(line for line in finished.stdout.splitlines() if line.endswith("=constant"))
+    assert line.split()[:2] == ["constant", "-"]
+
+
+def damage_metrics(path):
+    (path / NAMES[0] / "metrics.jsonl").unlink()
+
+
+def edit_settings(path):
+    file = path / NAMES[1] / "config.toml"
+    file.write_text(file.read_text().replace("factor = 0.9", "factor = 0.8"))
+
+
+def edit_plan(path):
+    plan = json.loads((path / SWEEP).read_text())
+    plan["runs"][2]["settings"]["plateau"]["patience"] = 2
+    (path / SWEEP).write_text(json.dumps(plan))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "problem"),
+    [
+        (damage_metrics, 4, f"{NAMES[0]}/metrics.jsonl is missing"),
+        (edit_settings, 2, f"{NAMES[1]} continues with the settings that it began with"),
+        (edit_plan, 2, f"{NAMES[2]} continues with the settings that it began with"),
+    ],
+)
+def test_a_resumed_sweep_verifies_also_the_runs_that_are_done(
+    processes, unbroken, tmp_path, change, code, problem
+):
+    copy = shutil.copytree(unbroken[0], tmp_path / "copy")
+    change(copy)
+    before = {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()}
+    refused = processes.run(tmp_path, "resume", copy)
+    assert (refused.code, refused.stdout) == (code, "")
+    assert problem in refused.stderr
+    assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
+    if change is damage_metrics:
+        checked = processes.run(tmp_path, "resume", copy, "--check")
+        assert (checked.code, checked.stdout.count("has nothing to do")) == (4, 3)
+
+
+def test_a_deleted_run_is_trained_again_with_a_notice(processes, unbroken, tmp_path):
+    copy = shutil.copytree(unbroken[0], tmp_path / "copy")
+    shutil.rmtree(copy / NAMES[0])
+    checked = processes.run(tmp_path, "resume", copy, "--check")
+    assert (checked.code, f"{copy / NAMES[0]}: not begun" in checked.stdout) == (0, True)
+    again = processes.run(tmp_path, "resume", copy)
+    assert (again.code, "1 to train" in again.stderr) == (0, True)
+    assert "the last bits of its results may differ" in again.stderr
+    assert list(rows_of(copy)) == list(rows_of(unbroken[0]))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        (["runs"], [], "at least 1 item"),
+        (["metric"], "tset-loss", "not all runs have the metric tset-loss"),
+        (["metric"], "val-loss", "not all runs have the metric val-loss"),
+        (["varied"], ["patiense"], "there is no setting patiense"),
+        (["runs", 0, "folder"], NAMES[1], "two runs have the same folder"),
+        (["runs", 0, "folder"], "../X", "should match pattern"),
+        (["runs", 0, "folder"], "/tmp/X", "should match pattern"),
+        (["runs", 0, "folder"], "a/b", "should match pattern"),
+        (["runs", 0, "folder"], "", "should match pattern"),
+        (["runs", 0, "settings", "plateau", "mode"], "val-loss", "needs held-out images"),
+    ],
+    ids=str,
+)
+def test_an_edited_plan_is_refused_when_it_is_read(unbroken, tmp_path, place, value, problem):
+    plan = json.loads((unbroken[0] / SWEEP).read_text())
+    changed = plan
+    for key in place[:-1]:
+        changed = changed[key]
+    changed[place[-1]] = value
+    (tmp_path / SWEEP).write_text(json.dumps(plan))
+    with pytest.raises(RunError, match=problem):
+        read_json(tmp_path / SWEEP, SweepPlan)
+
+
+def test_the_limit_of_open_files_is_raised_for_the_runs_of_a_sweep(monkeypatch):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_files = 400
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, limits[1]))
+    try:
+        environment.allow_open_files(num_files)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= num_files + 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (500, 500))
+    monkeypatch.setattr(resource, "setrlimit", refuse_limit)
+    with pytest.raises(ConfigError, match="the system permits 500"):
+        environment.allow_open_files(num_files)
+
+
+def refuse_limit(*_):
+    raise ValueError("not allowed to raise maximum limit")
 
 
 def test_a_run_that_diverges_does_not_end_the_others(processes, tmp_path):
@@ -264,8 +410,8 @@ def test_a_quiet_sweep_prints_its_folder_and_missing_metrics_are_empty(processes
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--metric=tset-loss"], "did you mean test-loss?"),
-        (["--metric=val-loss"], "needs held-out images"),
+        (["--patience=1,2", "--metric=tset-loss"], "did you mean test-loss?"),
+        (["--patience=1,2", "--metric=val-loss"], "needs held-out images"),
         (["--batch-size=5,700"], "larger than the 60 training images"),
         (["--patience=1,-1"], "--patience must be"),
     ],
@@ -278,3 +424,20 @@ def test_an_unusable_grid_is_refused_before_a_folder_is_made(
     assert problem in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_commands_take_a_sweep_where_that_has_a_meaning(processes, unbroken, tmp_path):
+    path, _ = unbroken
+    compared = processes.run(tmp_path, "compare", path)
+    assert compared.code == 0, compared.stderr
+    assert [line.split()[0] for line in compared.stdout.splitlines()[1:5]] == [
+        name[4:] for name in NAMES
+    ]
+    listed = processes.run(tmp_path, "runs", path)
+    assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == NAMES
+    for command in ("plot", "evaluate", "schedule"):
+        refused = processes.run(tmp_path, command, path)
+        assert (refused.code, "is a sweep, and this command takes one run" in refused.stderr) == (
+            4,
+            True,
+        )

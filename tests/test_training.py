@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SMALL_STEPS, resolve_small, train_epochs, train_run
+from helpers import SMALL_STEPS, resolve_small, resume_run, train_epochs, train_run
 
 from plateau_train import data
 from plateau_train.commands.train import train
 from plateau_train.config import resolve
-from plateau_train.errors import ConfigError, NonFiniteLossError, StorageError
+from plateau_train.errors import ConfigError, NonFiniteLossError, PictureError, StorageError
 from plateau_train.numerics import step as single
 from plateau_train.numerics.model import MLP
 from plateau_train.numerics.replicas import Replicas
@@ -22,7 +22,7 @@ from plateau_train.run.checkpoint import read_checkpoint
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Ending, Notice
+from plateau_train.run.records import Ending, Notice, RunWarning
 from plateau_train.training import program
 from plateau_train.training.state import name_arrays
 
@@ -254,6 +254,33 @@ def test_a_run_in_which_the_rate_cannot_drop_has_a_warning(tmp_path, messages, m
         assert len(warnings) == more
 
 
+def warnings_of(**values: str) -> list[Any]:
+    """Train small runs; return the seed, epoch and reason of each warning."""
+    return [
+        (event.seed, event.epoch, event.reason)
+        for result in train_epochs(epochs="3", **values)
+        for event in result.events
+        if isinstance(event, RunWarning)
+    ]
+
+
+def test_a_rate_at_which_float32_parameters_rest_is_reported_once():
+    assert warnings_of(learning_rate="1e-15", seed="4,7") == [(4, 1, "params"), (7, 1, "params")]
+    assert warnings_of(learning_rate="1e-7") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"rtol": "0.9", "patience": "1", "min_scale": "0.5"}, [(0, 1, "min-scale")]),
+        ({"rtol": "0.9", "patience": "1"}, []),
+        ({"schedule": "step", "step_epochs": "1", "min_scale": "0.5"}, []),
+    ],
+)
+def test_a_scale_that_cannot_drop_any_further_is_reported_once(values, expected):
+    assert warnings_of(**values) == expected
+
+
 def test_equal_settings_give_equal_metrics_and_another_seed_does_not(tmp_path):
     runs = [train_one(tmp_path, seed=seed)[0] for seed in ("0", "0", "1")]
     first, second, other = (run.directory.metrics.read_bytes() for run in runs)
@@ -286,14 +313,49 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_rule_observes_it(tmp_
 
 def test_a_failure_after_the_last_epoch_is_noted(tmp_path, monkeypatch):
     def fail(*_: Any) -> None:
-        raise StorageError("plot.png cannot be written", hint="free space")
+        raise StorageError("summary.json cannot be written", hint="free space")
 
-    monkeypatch.setattr("plateau_train.plots.save_run_plot", fail)
+    monkeypatch.setattr("plateau_train.training.loop.summarize", fail)
     with pytest.raises(StorageError):
         train_one(tmp_path, epochs="1")
     run = Run(RunDirectory.find(tmp_path / "latest"))
     assert [event.event for event in run.events] == ["ended", "failed"]
     assert run.state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (StorageError("plot.png cannot be written", hint="free space"), "plot.png cannot be"),
+        (RuntimeError("latex is not there\nlog"), "RuntimeError: latex is not there"),
+        (MemoryError(), "MemoryError: "),
+    ],
+)
+def test_a_picture_that_fails_leaves_a_run_that_is_done(tmp_path, monkeypatch, error, reason):
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("plateau_train.plots.save_run_plot", fail)
+    with pytest.raises(PictureError) as ended:
+        train_one(tmp_path, epochs="1")
+    run = Run(RunDirectory.find(tmp_path / "latest"))
+    assert run.state == "done"
+    assert [event.event for event in run.events] == ["ended"]
+    (problem,) = ended.value.problems
+    assert f"is done, and its picture is missing: {reason}" in problem
+    assert "\n" not in problem
+    assert ended.value.hint.startswith(f"plateau-train plot {tmp_path}")
+    assert ended.value.exit_code == 5
+    assert ended.value.__cause__ is error
+
+
+def test_a_run_without_its_picture_is_drawn_by_a_resume(tmp_path):
+    run, _ = train_one(tmp_path, epochs="1")
+    metrics = run.directory.metrics.read_bytes()
+    run.directory.plot.unlink()
+    resume_run(run)
+    assert run.directory.plot.exists()
+    assert run.directory.metrics.read_bytes() == metrics
 
 
 def test_an_evaluation_that_is_not_finite_ends_the_run_too(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from plateau_train.errors import PROGRAM, ConfigError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table, look_up
 from plateau_train.report.stats import CONFIDENCE, Difference, difference
+from plateau_train.run.directory import is_sweep, list_runs
 from plateau_train.run.reader import Run
 from plateau_train.run.records import MeanStd
 from plateau_train.run.results import ROUNDING, Results
@@ -33,9 +34,7 @@ class ComparedRun(NamedTuple):
 
     @property
     def num_drops(self) -> MeanStd | None:
-        """The drops of the plateau rule; None under another schedule."""
-        has_rule = self.settings.optimizer.schedule == "plateau"
-        return self.results.num_drops if has_rule else None
+        return self.results.drops_of(self.settings)
 
 
 class Comparison(NamedTuple):
@@ -78,10 +77,15 @@ def compare(
 
 
 def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """Open runs under short names: without the time if that is unique, or with it, or the path."""
+    """Open runs, for a sweep its runs, under short names.
+
+    A name is that of the folder without its time or number if that is unique, or with it, or the
+    path.
+    """
+    paths = [run for path in paths for run in (list_runs(path) if is_sweep(path) else [path])]
     if len(paths) < 2:
         raise ConfigError(
-            "compare needs two runs or more",
+            "compare needs two runs or more, or a sweep with as many",
             hint=f"{PROGRAM} compare runs/ONE runs/TWO; {PROGRAM} runs lists them",
         )
     runs: dict[Path, Run] = {}
@@ -94,7 +98,7 @@ def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
             )
         runs[folder] = run
     levels = [
-        [re.sub(r"^\d{8}-\d{6}-(?=.)", "", folder.name) for folder in runs],
+        [re.sub(r"^(\d{8}-\d{6}|\d{3,})-(?=.)", "", folder.name) for folder in runs],
         [folder.name for folder in runs],
         [str(folder) for folder in runs],
     ]
@@ -130,11 +134,16 @@ def _find_mismatches(runs: Mapping[str, Run]) -> Iterator[str]:
 def _find_differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Return each run's values of the settings that affect results and are not the same in all."""
     values = {
-        setting.flag: [setting.text(setting.value_in(run.settings)) for run in runs]
+        setting.flag: [
+            setting.text(setting.value_in(run.settings))
+            if setting.matters_in(run.settings)
+            else MISSING
+            for run in runs
+        ]
         for setting in SETTINGS
         if setting.affects_results
     }
-    differing = {flag: texts for flag, texts in values.items() if len(set(texts)) > 1}
+    differing = {flag: texts for flag, texts in values.items() if len({*texts} - {MISSING}) > 1}
     return [{flag: texts[i] for flag, texts in differing.items()} for i in range(len(runs))]
 
 

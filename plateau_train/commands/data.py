@@ -4,14 +4,19 @@ from pathlib import Path
 
 from plateau_train import data
 from plateau_train.config import DataSettings
+from plateau_train.report.console import busy
 
 
 def prepare(settings: DataSettings, manual_dir: Path | None) -> None:
     """Prepare a data set, and print what was done."""
-    print(data.prepare(settings, manual_dir))
+    with busy("preparing the data"):
+        done = data.prepare(settings, manual_dir)
+    print(done)
 
 
 def info(settings: DataSettings) -> None:
     """Print the number of images, the classes and the pixel values of a prepared data set."""
-    for name, text in data.describe(settings).items():
+    with busy("loading the data"):
+        facts = data.describe(settings)
+    for name, text in facts.items():
         print(f"{name:<10} {text}")

@@ -15,7 +15,7 @@ from plateau_train.config import Resolved
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.report import console
 from plateau_train.report.console import Column, Table, printable
-from plateau_train.run import checkpoint, environment
+from plateau_train.run import checkpoint
 from plateau_train.run.checkpoint import BEST, Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.history import records_at
@@ -23,6 +23,7 @@ from plateau_train.run.reader import Run
 from plateau_train.run.records import EpochRecord, best_record
 from plateau_train.run.results import ROUNDING
 from plateau_train.training import setup
+from plateau_train.training.devices import start_devices
 from plateau_train.training.scoring import Confusion, Score, score
 
 log = logging.getLogger("plateau_train")
@@ -35,15 +36,15 @@ class ClassResult(NamedTuple):
     """How often the test images of a class are recognized.
 
     ``accuracy`` is the fraction of the images of the class, ``precision`` that of the images that
-    are taken for it; of none, it is None.
+    are predicted as it; of none, it is None.
     """
 
     name: str
     num_images: int
     accuracy: float | None
     precision: float | None
-    rival: str | None  # the class that its images are most often taken for, and how many are
-    counts: tuple[int, ...]  # of its images, by the class that they are taken for
+    rival: str | None  # the class that its images are most often wrongly predicted as, and how many
+    counts: tuple[int, ...]  # of its images, by predicted class
 
 
 class Evaluation(NamedTuple):
@@ -62,7 +63,7 @@ CLASS_COLUMNS = (
     Column("num_images", "images", ",", omit=1),
     Column("accuracy", "accuracy", ".4f"),
     Column("precision", "precision", ".4f", omit=2),
-    Column("rival", "most often taken for", is_number=False),
+    Column("rival", "most often predicted", is_number=False),
 )
 
 
@@ -89,6 +90,7 @@ def evaluate_run(
     if output is not None:
         plots.check_format(output)
     run = RunDirectory.find(path)
+    run.refuse_sweep()
     weights = find_checkpoint(run, which)
     manifest = weights.manifest
     records = read_records(run, manifest.epoch)
@@ -97,10 +99,10 @@ def evaluate_run(
     if overrides.is_explicit("data_dir"):
         folders["data_dir"] = overrides.settings.data.data_dir
     settings = manifest.settings.data.model_copy(update=folders)
-    if manifest.environment.threads is not None:
-        environment.pin_threads(manifest.environment.threads)
+    start_devices(manifest.environment.threads)
     every_setting = manifest.settings.model_copy(update={"data": settings})
-    dataset, _ = setup.load_data(every_setting, run, manifest.environment.dataset)
+    with console.busy("loading the data"):
+        dataset, _ = setup.load_data(every_setting, run, manifest.environment.dataset)
     scores, confusion = score(weights, dataset, number)
     for record in records:
         if record.replica == number:
@@ -141,7 +143,7 @@ def _confusion_table(classes: Sequence[ClassResult], *, is_numbered: bool) -> Ta
         (f"{title} {each.name}" if is_numbered else title, *each.counts)
         for title, each in zip(titles, classes, strict=True)
     ]
-    caption = "true classes in rows, what they are taken for in columns"
+    caption = "true classes in rows, predicted classes in columns"
     return Table(rows, [Column(itemgetter(0), "", is_number=False), *columns], caption)
 
 
@@ -233,7 +235,7 @@ def compare_scores(record: EpochRecord, scores: Mapping[str, Score]) -> None:
 
 
 def score_classes(confusion: Confusion, names: Sequence[str]) -> list[ClassResult]:
-    """Count how often the images of each class are recognized, and what they are taken for."""
+    """Count how often the images of each class are recognized, and what they are predicted as."""
     results = []
     for number, (name, counts) in enumerate(zip(names, confusion, strict=True)):
         hits, num_images, num_taken = counts[number], counts.sum(), confusion[:, number].sum()

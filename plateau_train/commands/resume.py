@@ -10,10 +10,10 @@ from plateau_train.errors import PROGRAM
 from plateau_train.process import cluster
 from plateau_train.report.console import configure_logging
 from plateau_train.report.progress import RunReport
-from plateau_train.run import environment
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.journal import RunTask
 from plateau_train.training import setup
+from plateau_train.training.devices import start_devices
 
 log = logging.getLogger("plateau_train")
 
@@ -35,7 +35,7 @@ def resume(path: Path, overrides: Resolved) -> None:
                 task = setup.open_run(RunDirectory.find(path), overrides, stack)
             # Before the first collective, which uses the devices.
             settings = overrides.settings if task is None else task.resolved.settings
-            environment.pin_threads(settings.run.threads)
+            start_devices(settings.run.threads)
         is_over = task is not None and setup.is_done(task)
         resolved = setup.adopt(overrides, None if task is None or is_over else task.resolved)
         if resolved is not None:
@@ -44,7 +44,7 @@ def resume(path: Path, overrides: Resolved) -> None:
         elif task is not None:
             run, epochs = task.directory, task.resolved.settings.run.epochs
             further = f"{PROGRAM} resume {run} --epochs {2 * epochs} goes further"
-            log.info(f"{run.path} is done, with all of its {epochs} epochs; {further}")
+            log.info(f"{run.path} is done: epoch {epochs} was its last one; {further}")
             if is_quiet:
                 print(run.path)
 

@@ -26,7 +26,7 @@ COLUMNS = (
     Column("results.final_score.mean", "final", ".4f", omit=7),
     Column("results.split", "split", is_number=False, omit=1),
     Column("results.final_scale.mean", "scale", ".6g", omit=4),
-    Column("state", "state", is_number=False),
+    Column("state", "status", is_number=False),
 )
 
 
@@ -67,7 +67,7 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
     runs = [run for path in visible if (run := _read(Run(RunDirectory(path))))]
     sweeps = [RunDirectory(plan.parent) for plan in sorted(runs_dir.glob(f"*/{SWEEP}"))]
     for sweep in sweeps:
-        log.info(f"{sweep} is a sweep: {PROGRAM} runs --runs-dir {sweep} lists its runs")
+        log.info(f"{sweep} is a sweep: {PROGRAM} runs {sweep} lists its runs")
     if not runs and not sweeps:
         log.info(f"there is no run in {runs_dir}: {PROGRAM} makes one")
     return runs

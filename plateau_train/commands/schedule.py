@@ -21,6 +21,7 @@ from plateau_train.numerics import translation
 from plateau_train.numerics.replay import as_losses, replay
 from plateau_train.report import replay as texts
 from plateau_train.report.console import print_rows, print_table
+from plateau_train.run.directory import locate
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
 from plateau_train.run.series import OTHER_MODES, Series, read_values
@@ -75,8 +76,16 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
     that did not record the requested values.
     """
     # A few additions need no accelerator, which a training may be using.
-    if "JAX_PLATFORMS" not in os.environ:
-        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", "cpu")
+    runs_dir = resolved.settings.run.runs_dir
+    if options.source is None and options.values is None and not options.translations:
+        try:
+            options = options._replace(source=str(locate(None, runs_dir)))
+        except RunError as error:
+            hint = "give --values 1,1,0.5, or a CSV file, a run folder, or - for standard input"
+            raise ConfigError("there are no values", hint=hint) from error
+    elif options.source not in (None, csv_files.STANDARD_INPUT):
+        options = options._replace(source=str(locate(Path(options.source), runs_dir)))
     check_options(options)
     run = Run.open(Path(options.source or "")) if options.is_run else None
     overrides = {
@@ -110,11 +119,6 @@ def check_options(options: ScheduleOptions) -> None:
     is_file = options.source is not None and not options.is_run
     if options.source is not None and options.values is not None:
         raise ConfigError(f"both {options.source} and --values hold values", hint="leave out one")
-    if not options.has_values and not translations:
-        raise ConfigError(
-            "there are no values",
-            hint="give --values 1,1,0.5, or a CSV file, a run folder, or - for standard input",
-        )
     if len(options.translations) > 1:
         raise ConfigError(f"{translations} both set the rule", hint="leave out one")
     for option, is_allowed, purpose in (
@@ -177,11 +181,11 @@ def _report_differences(
     if settings["atol"] == translation.NEGLIGIBLE:
         log.info("--rtol and --atol cannot both be 0: this --atol is too small to have an effect")
     eps = parameters.get("eps", 0.0)
-    lowest = translation.final_scale(settings["factor"], eps, learning_rate=learning_rate)
+    lowest = translation.final_scale(parameters, learning_rate=learning_rate)
     if lowest > settings["min_scale"]:
         log.info(
             f"eps has no counterpart: PyTorch skips drops of the rate up to {eps:g}, so at a "
-            f"--learning-rate of {learning_rate:g} its scale ends as with --min-scale {lowest:g}"
+            f"--learning-rate of {learning_rate:g} its scale ends as with --min-scale {lowest:.4g}"
         )
 
 
@@ -196,9 +200,11 @@ def read_list(overrides: dict[str, RawValue], options: ScheduleOptions) -> Serie
             log.info(f"{num_empty:,} lines without {name} were skipped")
     else:
         name, title = "value", "the command line"
+        text = options.values or ""
+        cells = text.split(",") if "," in text else text.split() or [text]
         values = [
-            csv_files.parse_number(text, f"--values: number {number}")
-            for number, text in enumerate((options.values or "").split(","), start=1)
+            csv_files.parse_number(cell, f"--values: number {number}")
+            for number, cell in enumerate(cells, start=1)
         ]
     size = rule.accumulation_size
     return Series(title, name if size == 1 else f"{name}, mean of {size:,}", values, rule)

@@ -13,24 +13,21 @@ import numpy as np
 
 from plateau_train import config, plots
 from plateau_train.config import Resolved, Setting, Settings
-from plateau_train.errors import PROGRAM, ConfigError, NonFiniteLossError, RunError
+from plateau_train.errors import PROGRAM, ConfigError, ForeignRunError, NonFiniteLossError, RunError
 from plateau_train.report import console
-from plateau_train.report.console import Column, Table, look_up
+from plateau_train.report.console import MISSING, Column, Table, look_up
 from plateau_train.report.progress import ProgramReport
 from plateau_train.run import environment, storage
 from plateau_train.run.directory import SWEEP, RunDirectory, read_json
+from plateau_train.run.journal import RESTORE_HINT
 from plateau_train.run.reader import Run
 from plateau_train.run.records import MeanStd
 from plateau_train.run.results import Results
 from plateau_train.training import setup, sweep
-from plateau_train.training.sweep import LoadedDatasets, SweepPlan, SweepRun
+from plateau_train.training.devices import start_devices
+from plateau_train.training.sweep import METRICS, LoadedDatasets, SweepPlan, SweepRun
 
 log = logging.getLogger("plateau_train")
-
-
-METRICS = tuple(
-    f"{split}-{kind}" for split in ("test", "val", "train") for kind in ("accuracy", "loss")
-)
 
 
 def _path_of(metric: str) -> str:
@@ -41,7 +38,7 @@ def _path_of(metric: str) -> str:
 # The measures of ``results.csv``, and where a ``SweepResult`` has them.
 MEASURES = {f"final_{metric}".replace("-", "_"): _path_of(metric) for metric in METRICS} | {
     "best_accuracy": "results.own_best_score",
-    "num_drops": "results.num_drops",
+    "num_drops": "num_drops",
     "final_scale": "results.final_scale",
 }
 
@@ -50,9 +47,17 @@ class SweepResult(NamedTuple):
     """A run of a sweep."""
 
     name: str  # of its folder
-    values: Mapping[str, str]  # of the settings that vary, by key
-    num_seeds: int
+    settings: Settings
+    values: Mapping[str, str | None]  # of the settings that vary; None where it has no effect
     results: Results | None  # of the seeds that finished all epochs; None if there are none
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.settings.run.seeds)
+
+    @property
+    def num_drops(self) -> MeanStd | None:
+        return self.results and self.results.drops_of(self.settings)
 
     @property
     def num_finished(self) -> int:
@@ -76,9 +81,11 @@ def start(cells: config.Sweep, metric: str | None) -> None:
     """
     console.configure_logging(is_quiet=cells.cells[0].settings.run.quiet)
     metric = choose_metric(metric, [cell.settings for cell in cells.cells])
-    environment.pin_threads(setup.localize(cells.cells[0]).settings.run.threads)
+    start_devices(setup.localize(cells.cells[0]).settings.run.threads)
+    environment.allow_open_files(len(cells.cells))
     datasets = LoadedDatasets()
-    plan = sweep.make_plan(cells, metric, datasets)
+    with console.busy("loading the data"):
+        plan = sweep.make_plan(cells, metric, datasets)
     with contextlib.ExitStack() as stack:
         directory = sweep.create_sweep(plan, stack)
         _train(directory, plan, datasets)
@@ -89,17 +96,28 @@ def resume(path: Path, overrides: Resolved) -> None:
     console.configure_logging(is_quiet=overrides.settings.run.quiet)
     directory, plan = RunDirectory.find(path), read_json(path / SWEEP, SweepPlan)
     with directory.locked():
-        environment.pin_threads(plan.runs[0].settings.run.threads)
+        start_devices(plan.runs[0].settings.run.threads)
+        environment.allow_open_files(len(plan.runs))
         _train(directory, sweep.merge_settings(plan, overrides, directory), LoadedDatasets())
 
 
 def check(path: Path, overrides: Resolved) -> None:
-    """Verify every run of a sweep that has begun, and print what is sound."""
+    """Verify every run of a sweep, and print what is sound; raises as ``setup.check``."""
+    damage = list[str]()
     for run in read_json(path / SWEEP, SweepPlan).runs:
         directory = RunDirectory(path / run.folder)
-        if directory.config.exists():
+        if not sweep.has_begun(directory):
+            print(console.printable(f"{directory}: not begun"))
+            continue
+        try:
             for line in setup.check(directory, overrides):
-                print(line)
+                print(console.printable(line))
+        except ForeignRunError:
+            raise
+        except RunError as error:
+            damage += error.problems
+    if damage:
+        raise RunError(*damage, hint=RESTORE_HINT)
 
 
 def _train(directory: RunDirectory, plan: SweepPlan, datasets: LoadedDatasets) -> None:
@@ -127,16 +145,16 @@ def choose_metric(metric: str | None, runs: Sequence[Settings]) -> str:
 
     Raises ``ConfigError`` for an unknown metric, and for one that not all runs have.
     """
-    has_val = all(settings.data.val_fraction > 0 for settings in runs)
+    available = sweep.available_metrics(runs)
     if metric is None:
-        return "val-accuracy" if has_val else "test-accuracy"
+        return "val-accuracy" if "val-accuracy" in available else "test-accuracy"
     if metric not in METRICS:
         raise ConfigError(
             f"--metric must be one of {', '.join(METRICS)}, got {metric}"
             f"{config.did_you_mean(metric, METRICS)}",
             hint="leave it out to take the accuracy",
         )
-    if metric.startswith("val") and not has_val:
+    if metric not in available:
         raise ConfigError(
             f"--metric {metric} needs held-out images in every run", hint="add --val-fraction 0.1"
         )
@@ -168,7 +186,7 @@ def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
         *(Column(f"values.{setting.key}", setting.flag) for setting in varied),
         Column(_path_of(plan.metric), plan.metric, ".4f"),
         Column("results.own_best_score", "best", ".4f", omit=3),
-        Column("results.num_drops", "drops", ".1f"),
+        Column("num_drops", "drops"),
         Column("results.final_scale.mean", "scale", ".4g", omit=2),
         Column(lambda result: f"{result.num_finished}/{result.num_seeds}", "seeds"),
         Column("name", "run", is_number=False, omit=1),
@@ -189,9 +207,12 @@ def read_result(folder: Path, planned: SweepRun, varied: Sequence[Setting]) -> S
         ]
     except RunError as error:
         log.warning("\n".join(error.problems))
-    values = {each.key: config.as_text(each.value_in(planned.settings)) for each in varied}
+    values = {
+        each.key: config.as_text(each.value_in(settings)) if each.matters_in(settings) else None
+        for each in varied
+    }
     results = Results.of(finished) if finished else None
-    return SweepResult(planned.folder, values, len(settings.run.seeds), results)
+    return SweepResult(planned.folder, settings, values, results)
 
 
 def to_csv(results: Sequence[SweepResult]) -> str:
@@ -217,12 +238,13 @@ def _make_grid(
 ) -> plots.Grid:
     """Arrange a metric over the two settings that vary."""
     rows, columns = (
-        list(dict.fromkeys(result.values[setting.key] for result in results)) for setting in varied
+        list(dict.fromkeys(result.values[setting.key] or MISSING for result in results))
+        for setting in varied
     )
     means, stds = (np.full((len(rows), len(columns)), np.nan) for _ in range(2))
     num_diverged = np.zeros(means.shape, int)
     for result in results:
-        row, column = result.values.values()
+        row, column = (value or MISSING for value in result.values.values())
         cell = rows.index(row), columns.index(column)
         num_diverged[cell] = result.num_seeds - result.num_finished
         if final := result.final(metric):

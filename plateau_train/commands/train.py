@@ -7,8 +7,8 @@ from plateau_train.config import Resolved
 from plateau_train.process import cluster
 from plateau_train.report.console import configure_logging
 from plateau_train.report.progress import RunReport
-from plateau_train.run import environment
 from plateau_train.training import setup
+from plateau_train.training.devices import start_devices
 
 
 def train(resolved: Resolved) -> None:
@@ -22,7 +22,7 @@ def train(resolved: Resolved) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(cluster.join(resolved.settings.cluster))
         own = setup.localize(resolved)
-        environment.pin_threads(own.settings.run.threads)
+        start_devices(own.settings.run.threads)
         adopted = setup.adopt(own, own)
         assert adopted is not None
         setup.train_run(adopted, None, RunReport(is_quiet=is_quiet), plots.save_run_plot, stack)

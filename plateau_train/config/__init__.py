@@ -35,4 +35,5 @@ from plateau_train.config.settings import (
     Split,
     as_text,
     did_you_mean,
+    expand_home,
 )

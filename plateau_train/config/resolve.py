@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -89,7 +90,16 @@ def resolve(given: Mapping[str, RawValue], *, file: Path | None = None) -> Resol
         problems += settings.problems()
         if not problems:
             return Resolved(settings, origins)
-    raise ConfigError(*problems, hint=f"{PROGRAM} --help says what each setting means")
+    hint = f"{PROGRAM} train --help explains each setting"
+    lists = [
+        f"{BY_KEY[key].flag} {shlex.quote(raw.text)}"
+        for key, raw in given.items()
+        if raw.origin == "flag" and "," in raw.text and BY_KEY[key].can_vary
+        if get_origin(BY_KEY[key].field.annotation) is not tuple
+    ]
+    if lists:
+        hint = f"{PROGRAM} sweep {' '.join(lists)} trains a run for each value"
+    raise ConfigError(*problems, hint=hint)
 
 
 def resolve_whole(file: Path) -> Resolved:
@@ -150,7 +160,7 @@ def _refusal(begun: Resolved, setting: Setting, policy: OnResume, value: Any) ->
     """Return why a setting cannot take a value, or an empty text if it can."""
     if policy == "fixed":
         depends = setting.affects_results or setting.on_resume == "fixed"
-        return "the results depend on it" if depends else "it is set at the start"
+        return "it would change the results" if depends else "it is set at the start"
     if policy == "grow" and value < setting.value_in(begun.settings):
         return "a run goes further, not back"
     if policy == "grow" and begun.settings.optimizer.schedule == "cosine":
@@ -168,8 +178,9 @@ class Sweep(NamedTuple):
 def resolve_sweep(given: Mapping[str, RawValue], *, file: Path | None = None) -> Sweep:
     """Resolve each combination of the values that flags have, separated by commas.
 
-    The values of a setting that is a list are separated by semicolons. Raises ``ConfigError`` with
-    every problem of every combination.
+    The values of a setting that is a list are separated by semicolons. Combinations that train the
+    same are one cell. Raises ``ConfigError`` with every problem of every combination, and where
+    there is only one cell.
     """
     values: dict[str, list[RawValue]] = {}
     for setting in (setting for setting in SETTINGS if setting.key in given):
@@ -179,18 +190,28 @@ def resolve_sweep(given: Mapping[str, RawValue], *, file: Path | None = None) ->
         unique = dict.fromkeys(map(str.strip, texts))
         values[setting.key] = [RawValue(part, origin) for part in unique]
     problems: dict[str, str] = {}
-    cells: dict[Settings, Resolved] = {}
+    cells: dict[tuple[Any, ...], Resolved] = {}
     for combination in itertools.product(*values.values()):
         try:
             cell = resolve(dict(zip(values, combination, strict=True)), file=file)
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems, error.hint)
             continue
-        cells.setdefault(cell.settings, cell)  # a value can be written in two ways
+        matters = (each for each in SETTINGS if each.matters_in(cell.settings))
+        cells.setdefault(tuple(each.value_in(cell.settings) for each in matters), cell)
     if problems:
         raise ConfigError(*problems, hint=next(iter(problems.values())))
-    settings = (BY_KEY[key] for key in values)
-    varied = (each for each in settings if len(set(map(each.value_in, cells))) > 1)
+    several = [BY_KEY[key] for key, texts in values.items() if len(texts) > 1]
+    if len(cells) == 1:
+        flags = ", ".join(setting.flag for setting in several)
+        why = f": the values of {flags} train the same" if flags else ": each setting has one value"
+        raise ConfigError(
+            f"a sweep needs something to vary{why}",
+            hint="separate values by commas, such as --patience 2,5,10; without the word sweep, "
+            f"{PROGRAM} trains one run",
+        )
+    kept = [cell.settings for cell in cells.values()]
+    varied = (each for each in several if len(set(map(each.value_in, kept))) > 1)
     return Sweep(tuple(varied), tuple(cells.values()))
 
 

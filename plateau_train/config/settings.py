@@ -18,6 +18,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from plateau_train.errors import ConfigError
+
 Split = Literal["train", "test", "val"]
 Metric = Literal["loss", "accuracy"]
 Mode = Literal[
@@ -55,6 +57,7 @@ class Setting(NamedTuple):
     affects_results: bool = True
     per_process: bool = False  # each process of a cluster has its own value
     is_traced: bool = False  # a traced value, one per replica: it shares a compiled program
+    schedules: tuple[Schedule, ...] = ()  # those whose training depends on it; none stands for all
 
     @property
     def can_vary(self) -> bool:
@@ -73,6 +76,10 @@ class Setting(NamedTuple):
     @property
     def is_switch(self) -> bool:
         return self.field.annotation is bool
+
+    def matters_in(self, settings: "Settings") -> bool:
+        """Whether the training depends on it, and not only what the rule records."""
+        return not self.schedules or settings.optimizer.schedule in self.schedules
 
     def value_in(self, settings: "Settings") -> Any:
         return getattr(getattr(settings, self.table), self.key)
@@ -126,6 +133,7 @@ def _setting(default: Any, meaning: str, **options: Any) -> Any:
 
 
 _free_setting = partial(_setting, on_resume="free", affects_results=False)
+_rule_setting = partial(_setting, schedules=("plateau",))
 
 
 class Seeds(tuple[int, ...]):
@@ -183,6 +191,17 @@ def _checked_path(path: Path) -> Path:
     raise PydanticCustomError("path", "no usable path")
 
 
+def expand_home(path: Path) -> Path:
+    """Replace ~ by the home folder; raises ``ConfigError`` where there is none."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{path} cannot be found: this user has no home folder",
+            hint="set HOME, or give --data-dir and --cache-dir without ~",
+        ) from error
+
+
 def _user_cache(_: object) -> Path:
     """Return the user's cache directory (XDG base directories)."""
     folder = os.environ.get("XDG_CACHE_HOME", "")
@@ -222,7 +241,7 @@ class DataSettings(_Table):
         "Data set: the name of an image classification set of tensorflow-datasets (fashion_mnist, "
         "mnist, kmnist, cifar10, ...), garments (built in, needs no network), or auto "
         "(Fashion-MNIST if it is available, else garments)",
-        values_text="a data set's name, in lower case",
+        values_text="auto, garments or the name of a tensorflow-datasets set, and not a path",
         pattern=r"^[a-z0-9_]+(/[\w.-]+)?(:[\d.*]+)?$",
     )
     data_dir: FolderPath = _free_setting(
@@ -233,7 +252,9 @@ class DataSettings(_Table):
     )
     cache_dir: FolderPath = _setting(
         _user_cache,
-        "Folder of decoded data sets and compiled programs, for a fast start; safe to delete",
+        "Folder of decoded data sets and compiled programs, for a fast start; safe to delete. It "
+        "must be your own: compiled programs are executable code, so a folder that others own or "
+        "may write to is not used",
         default_text="$XDG_CACHE_HOME/plateau-train, or ~/.cache/plateau-train",
         variable="PLATEAU_TRAIN_CACHE_DIR",
         on_resume="local",
@@ -284,7 +305,9 @@ class OptimizerSettings(_Table):
         "to --min-scale; or a multiplication by --factor every --step-epochs epochs. With any "
         "schedule other than plateau the rule only records; it never lowers the rate",
     )
-    step_epochs: Count = _setting(10, "Epochs between two drops of --schedule step")
+    step_epochs: Count = _setting(
+        10, "Epochs between two drops of --schedule step", schedules=("step",)
+    )
     weight_decay: NonNegative = _setting(
         lambda fields: DEFAULT_WEIGHT_DECAY.get(fields["optimizer"], 0.0),
         f"Weight decay, for {', '.join(DEFAULT_WEIGHT_DECAY)}",
@@ -299,31 +322,42 @@ class OptimizerSettings(_Table):
 
 
 class PlateauSettings(_Table):
-    mode: Mode = _setting(
+    mode: Mode = _rule_setting(
         "train-loss",
         "Metric that the rule observes: the train modes average a window of steps, the test and "
         "val modes take the evaluation of each epoch; an accuracy counts as 1 - accuracy",
     )
-    patience: Count = _setting(
+    patience: Count = _rule_setting(
         5,
         "Observations in a row without improvement after which the rate drops "
         "(5 x 200 steps are 2.1 epochs of 468 steps)",
         is_traced=True,
     )
-    cooldown: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] = _setting(
+    cooldown: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] = _rule_setting(
         0, "Observations after a drop that do not count towards patience", is_traced=True
     )
-    factor: float = _setting(0.5, "Factor by which a drop multiplies the scale", gt=0, lt=1)
-    rtol: Fraction = _setting(
+    factor: float = _setting(
+        0.5,
+        "Factor by which a drop multiplies the scale",
+        schedules=("plateau", "step"),
+        gt=0,
+        lt=1,
+    )
+    rtol: Fraction = _rule_setting(
         1e-4, "Relative improvement that counts: a value must be below (1 - rtol) best - atol"
     )
-    atol: NonNegative = _setting(0.0, "Absolute improvement that counts")
-    accumulation_size: Count = _setting(
+    atol: NonNegative = _rule_setting(0.0, "Absolute improvement that counts")
+    accumulation_size: Count = _rule_setting(
         lambda fields: 200 if fields["mode"].startswith("train") else 1,
         "Values averaged into one observation: steps in the train modes, epochs otherwise",
         default_text="200 in the train modes, 1 otherwise",
     )
-    min_scale: Fraction = _setting(0.0, "Lower bound of the scale", is_traced=True)
+    min_scale: Fraction = _setting(
+        0.0,
+        "Smallest scale allowed",
+        schedules=("plateau", "cosine", "step"),
+        is_traced=True,
+    )
 
     @property
     def split(self) -> Split:
@@ -489,5 +523,6 @@ def as_text(value: object) -> str:
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Return " (did you mean X?)" for the known word closest to a mistyped one, if one is close."""
-    matches = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" (did you mean {matches[0]}?)" if matches else ""
+    by_lower = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(str(word).lower(), by_lower, n=1)
+    return f" (did you mean {by_lower[matches[0]]}?)" if matches else ""

@@ -86,8 +86,8 @@ def _load_whole(settings: config.DataSettings, *, download: bool = True) -> Data
         return _load_built_in(settings)
     name = _full_name(settings)
     # With all versions and configurations: if one is added, the name may stand for that one.
-    folder = settings.data_dir.expanduser() / re.split("[/:]", name)[0]
-    path = cache.path_of(settings.cache_dir.expanduser(), name, folder)
+    folder = config.expand_home(settings.data_dir) / re.split("[/:]", name)[0]
+    path = cache.path_of(config.expand_home(settings.cache_dir), name, folder)
     dataset = cache.read(path, cache.fingerprint_of_files(folder))
     if dataset is None:
         from plateau_train.data import tfds
@@ -115,7 +115,7 @@ def _load_built_in(settings: config.DataSettings) -> Dataset:
     )
     code = Path(garments.__file__)
     fingerprint = hashlib.sha256(code.read_bytes()).hexdigest()
-    path = cache.path_of(settings.cache_dir.expanduser(), BUILT_IN, code)
+    path = cache.path_of(config.expand_home(settings.cache_dir), BUILT_IN, code)
     is_whole = (num_train, num_test) == whole
     if is_whole and (cached := cache.read(path, fingerprint)) is not None:
         return cached

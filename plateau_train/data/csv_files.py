@@ -3,8 +3,9 @@
 import csv
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from plateau_train.config import did_you_mean
 from plateau_train.errors import ConfigError
@@ -13,6 +14,13 @@ STANDARD_INPUT = "-"
 
 # A longer file is not a list of metrics but a picture, a device or another file by mistake.
 MAX_VALUES, MAX_LINE_CHARS = 1_000_000, 1_000_000
+
+# Plain or scientific notation, and what is not finite. Python reads more: 1_000 and other digits.
+NUMBER = re.compile(
+    r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE
+)
+NUMBER_HINT = "write numbers like 0.25 or 2.5e-1"
+UNNAMED = "value"
 
 
 class NumberColumn(NamedTuple):
@@ -27,8 +35,7 @@ def parse_number(text: str, place: str) -> float:
     """Read a finite number; raises ``ConfigError`` that begins with ``place``."""
     if not _is_number(text):
         problem = f"{place} holds {repr(text[:40]) if text.strip() else 'nothing'}"
-        hint = "write numbers like 0.25 or 2.5e-1"
-        raise ConfigError(f"{problem}, which is not a number", hint=hint)
+        raise ConfigError(f"{problem}, which is not a number", hint=NUMBER_HINT)
     number = float(text)
     if not math.isfinite(number):
         problem = f"{place} is {number}, which would count as no improvement"
@@ -40,9 +47,10 @@ def parse_number(text: str, place: str) -> float:
 def read_column(source: str, name: str | None) -> NumberColumn:
     """Read the column with a name, or the only column of numbers.
 
-    Cells are separated by commas, tabs or semicolons. Without a header line the columns are named
-    1, 2, ... An empty cell is skipped: loggers write it where nothing was measured. Raises
-    ``ConfigError`` with the number of the line for a file that cannot be read so.
+    Cells are separated by tabs, semicolons, commas or white space, whichever of these the first
+    line has. Without a header line the columns are named 1, 2, ..., and a single one ``value``; a
+    single line of numbers is a column as well. An empty cell is skipped: loggers write it where
+    nothing was measured. Raises ``ConfigError`` with the number of a line that cannot be read.
     """
     is_input = source == STANDARD_INPUT
     shown, path = ("standard input", 0) if is_input else (source, source)
@@ -62,27 +70,34 @@ def read_column(source: str, name: str | None) -> NumberColumn:
 
 
 def _read(file: IO[str], name: str | None, shown: str) -> NumberColumn:
-    lines = _read_lines(file, shown)
-    first = next(lines, "")
-    delimiter = max(",\t;", key=first.count)
-    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, skipinitialspace=True)
-    rows = (row for row in reader if any(map(str.strip, row)))
-    names = [cell.strip() for cell in next(rows, [])]
-    if names and all(map(_is_number, names)):
-        rows = itertools.chain([names], rows)
-        names = [str(number) for number in range(1, len(names) + 1)]
+    reader = _split_cells(_read_lines(file, shown))
+    rows = ((reader.line_num, row) for row in reader if any(map(str.strip, row)))
+    number, names = next(rows, (0, []))
+    if not names or not all(map(_is_number, names)):
+        names = [name.strip() or UNNAMED for name in names]
+    elif following := list(itertools.islice(rows, 1)):
+        rows = itertools.chain([(number, names)], following, rows)
+        names = [f"{place}" for place in range(1, len(names) + 1)] if len(names) > 1 else [UNNAMED]
+    else:  # a single line
+        names, rows = [UNNAMED], iter([(number, [cell]) for cell in names])
     head = next(rows, None)
     if head is None:
         raise ConfigError(f"{shown} holds no values", hint="write one value per line")
-    column = _column_index(names, head, name, shown)
+    column = _column_index(names, head[1], name, shown)
     values: list[float] = []
     num_empty = 0
-    for row in itertools.chain([head], rows):
+    for number, row in itertools.chain([head], rows):
+        line = f"{shown} line {number}"
+        if any(map(str.strip, row[len(names) :])):
+            problem = f"{line} has {len(row)} cells, there are names for {len(names)}"
+            raise ConfigError(
+                f"{problem}: {_join(names)}", hint=f"{NUMBER_HINT}, with no comma inside a number"
+            )
         if column < len(row) and not row[column].strip():
             num_empty += 1
             continue
-        place = f"{shown} line {reader.line_num}, {names[column]},"
-        values.append(parse_number(row[column] if column < len(row) else "", place))
+        cell = row[column] if column < len(row) else ""
+        values.append(parse_number(cell, f"{line}, {names[column]},"))
         if len(values) > MAX_VALUES:
             problem = f"{shown} has more than {MAX_VALUES:,} values"
             raise ConfigError(problem, hint="give a part of them")
@@ -99,12 +114,16 @@ def _column_index(names: list[str], head: list[str], name: str | None, shown: st
     numeric = [index for index, cell in enumerate(head[: len(names)]) if _is_number(cell)]
     if name is None and len(numeric) == 1:
         return numeric[0]
+    if name is None and len(names) == 1:  # the value is refused, with its line
+        return 0
     problem = f"no column {name}{did_you_mean(name, names)}"
-    if name is None:
-        problem = f"{len(numeric) or 'no'} columns of numbers"
+    hint = f"choose one with --column NAME: {_join(names)}"
+    if name is None and numeric:
+        problem = f"{len(numeric)} columns of numbers"
+    elif name is None:
+        problem, hint = "no column of numbers", f"{NUMBER_HINT}; its columns: {_join(names)}"
     elif name in names:
         problem = f"two columns {name}"
-    hint = f"choose one with --column NAME: {_join(names)}"
     raise ConfigError(f"{shown} has {problem}", hint=hint)
 
 
@@ -113,11 +132,23 @@ def _join(names: list[str]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return NUMBER.fullmatch(text.strip()) is not None
+
+
+def _split_cells(lines: Iterator[str]) -> Any:
+    """Return a CSV reader of lines; their separator is one that the first line with text has."""
+    start: list[str] = []
+    while sum(map(bool, map(str.strip, start))) < 2 and (line := next(lines, "")):
+        start.append(line)
+    first, second, *_ = (*filter(str.strip, start), "", "")
+    lines = itertools.chain(start, lines)
+    separators = [each for each in "\t;," if each in first]
+    words = first.split()
+    # The name of a single column may contain spaces.
+    is_row = all(map(_is_number, words)) or len(words) == len(second.split())
+    if not separators and len(words) > 1 and is_row:
+        lines = (",".join(line.split()) for line in lines)
+    return csv.reader(lines, delimiter=(*separators, ",")[0], skipinitialspace=True)
 
 
 def _read_lines(file: IO[str], shown: str) -> Iterator[str]:

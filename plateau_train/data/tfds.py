@@ -32,11 +32,12 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import download_manager, util
+from tensorflow_datasets.core.utils import gcs_utils
 
 # A proxy: tensorflow itself, which takes 5 s and 650 MB, is imported when an attribute is read.
 from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow as tf
 
-from plateau_train.config import did_you_mean
+from plateau_train.config import did_you_mean, expand_home
 from plateau_train.data.splits import Dataset, Split
 from plateau_train.errors import (
     PROGRAM,
@@ -61,6 +62,10 @@ CHILD = (
 
 log = logging.getLogger("plateau_train")
 
+# Or tensorflow-datasets would look for descriptions in Google's cloud, and tensorflow print that it
+# has no authentication there.
+gcs_utils._is_gcs_disabled = True
+
 
 class Source:
     """An image classification set of tensorflow-datasets and its data folder.
@@ -70,7 +75,7 @@ class Source:
     """
 
     def __init__(self, name: str, data_dir: Path) -> None:
-        self.name, self.data_dir, self.root = name, data_dir, data_dir.expanduser()
+        self.name, self.data_dir, self.root = name, data_dir, expand_home(data_dir)
         self.builder = self._find_builder()
         self.full_name = self.builder.info.full_name
         self.folder = Path(self.builder.data_path)
@@ -86,13 +91,14 @@ class Source:
         ``DataError``, and ``StorageError`` for a full disk or a folder that is not writable.
         """
         target = f"{self.full_name} in {self.data_dir}"
+        if manual_dir is not None:
+            self._check_originals(manual_dir)
         if not self._is_prepared():  # without the lock, which a read-only folder does not have
             if manual_dir is None:
                 self._require_downloadable()
                 size = self.builder.info.download_size
                 message = f"downloading and preparing {target} ({size})"
             else:
-                self._check_originals(manual_dir)
                 message = f"preparing {target} from the files in {manual_dir}"
             with self._explained(), _incomplete(self.root) as folder:
                 if not self._is_prepared():  # by the process that held the lock

@@ -17,7 +17,7 @@ from plateau_train import config
 DTYPES = {
     "float32": (jnp.float32, Precision.HIGHEST),
     "tf32": (jnp.float32, Precision.HIGH),
-    "bfloat16": (jnp.bfloat16, None),
+    "bfloat16": (jnp.bfloat16, Precision.DEFAULT),
 }
 
 Params = PyTree[Float[Array, "..."]]

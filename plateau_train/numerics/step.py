@@ -24,6 +24,8 @@ from plateau_train.numerics.spec import Hyperparams, Spec
 INIT_STREAM = 0
 SHUFFLE_STREAM = 1
 
+KEY_TYPE = "threefry2x32"  # whatever the default is: another type gives other numbers
+
 Seed = Integer[Array, ""] | np.unsignedinteger | int
 Step = Integer[Array, ""] | int
 Losses = Callable[[Float[Array, "n classes"], Int32[Array, " n"]], Float32[Array, " n"]]
@@ -62,7 +64,8 @@ class TrainState(NamedTuple):
 
 def derive_key(seed: Seed, stream: int, epoch: Step) -> Key[Array, ""]:
     """Derive the key of one stream in one epoch."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), epoch)
+    key = jax.random.key(seed, impl=KEY_TYPE)
+    return jax.random.fold_in(jax.random.fold_in(key, stream), epoch)
 
 
 def init_state(

@@ -25,6 +25,9 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 # Replaces a threshold of 0, which optax refuses: too small to change any loss in float32.
 NEGLIGIBLE = 1e-30
 
+# No training lowers its rate more often: each time takes an observation at least.
+MOST_DROPS = 1_000_000
+
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """Raise ``ConfigError`` for a name that is not known."""
@@ -51,9 +54,12 @@ def read_parameters(library: str, text: str) -> dict[str, Any]:
         default = known[name]
         is_word = isinstance(default, tuple)
         try:
-            parameters[name] = default[default.index(word)] if is_word else type(default)(word)
+            value = default[default.index(word)] if is_word else type(default)(word)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError
+            parameters[name] = value
         except ValueError:
-            expected = "a whole number" if isinstance(default, int) else "a number"
+            expected = "a whole number" if isinstance(default, int) else "a finite number"
             expected = f"one of {', '.join(default)}" if is_word else expected
             raise ConfigError(
                 f"--from-{library}: {name} must be {expected}, got {word or 'nothing'}",
@@ -107,9 +113,13 @@ def with_same_numbers(library: str, rule: config.PlateauSettings) -> tuple[dict[
     return parameters, "; rtol left out, as min_delta is absolute" if has_both else ""
 
 
-def final_scale(factor: float, eps: float, *, learning_rate: float) -> float:
-    """Return the lowest scale that PyTorch reaches: it skips drops of the rate up to ``eps``."""
-    if eps <= 0:
-        return 0.0
-    smallest = eps / (learning_rate * (1 - factor))  # scales above it are still lowered
-    return 1.0 if smallest >= 1 else factor ** math.ceil(math.log(smallest) / math.log(factor))
+def final_scale(parameters: Mapping[str, Any], *, learning_rate: float) -> float:
+    """Return the lowest scale that a library's rule reaches: PyTorch skips drops up to ``eps``."""
+    factor, min_lr, eps = (parameters.get(name, 0.0) for name in ("factor", "min_lr", "eps"))
+    rate = learning_rate
+    for _ in range(MOST_DROPS if eps > 0 else 0):
+        new_rate = max(rate * factor, min_lr)
+        if rate - new_rate <= eps:
+            return rate / learning_rate
+        rate = new_rate
+    return min_lr / learning_rate

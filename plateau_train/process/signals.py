@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end the program within a second, at any moment.
+"""SIGINT, SIGTERM and SIGHUP end the program within a second, at any moment.
 
 A thread waits for them, so that they are handled while the main thread is deep in a compilation or
 a download. It ends the process at once, without an exception that could be raised in the middle of
@@ -14,16 +14,27 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, NoReturn
 
 from plateau_train.errors import InterruptedRunError
 
 GRACE_SECONDS = 0.6
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_hint = "start it again with the same command"
 
+class Stop(NamedTuple):
+    """What is printed after a signal."""
+
+    progress: str  # how far the program got, such as "after epoch 8"; may be empty
+    hint: str  # one line or more
+
+
+def _describe_start() -> Stop:
+    return Stop("", "start it again with the same command")
+
+
+_describe = _describe_start
 _received = 0
 _grace_seconds = 0.0  # from the signal on, for the main thread; 0 outside of `graceful_shutdown`
 _output_lock = threading.Lock()  # held by the thread that prints the error, which is printed once
@@ -35,14 +46,16 @@ def install() -> None:
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     for number in SIGNALS:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # started by nohup
         signal.signal(number, lambda *_: None)  # the number of the signal is written to the pipe
     threading.Thread(target=_wait, args=(read_end,), daemon=True).start()
 
 
-def set_hint(text: str) -> None:
-    """Set what the user is advised to do after a signal."""
-    global _hint
-    _hint = text
+def set_description(describe: Callable[[], Stop]) -> None:
+    """Set the function that says, after a signal, how far the program got."""
+    global _describe
+    _describe = describe
 
 
 @contextlib.contextmanager
@@ -67,7 +80,8 @@ def received() -> int:
 def stop(number: int) -> NoReturn:
     """Raise ``InterruptedRunError`` for a signal, which another process may have received."""
     where = "" if number == _received else " in another process"
-    raise InterruptedRunError(_message(number) + where, hint=_hint, signal_number=number)
+    message, hint = _describe_stop(number, where)
+    raise InterruptedRunError(message, hint=hint, signal_number=number)
 
 
 def lock_output() -> None:
@@ -84,11 +98,15 @@ def exit_now(exit_code: int) -> NoReturn:
 
 def exit_with_error(problem: str, hint: str, exit_code: int) -> NoReturn:
     """Print an error and end the process at once; may be called from any thread."""
+    _exit_with(f"error: {problem}", hint, exit_code)
+
+
+def _exit_with(message: str, hints: str, exit_code: int) -> NoReturn:
     # The main thread can no longer remove its progress bar, nor show the cursor again.
     clear = "\r\x1b[2K\x1b[?25h" if sys.stdout.isatty() else ""
     lines = (
         "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line) + "\n"
-        for line in (f"error: {problem}", f"hint: {hint}")
+        for line in (message, *(f"hint: {hint}" for hint in hints.split("\n")))
     )
     with contextlib.suppress(OSError):  # a full disk or a closed pipe must not keep it from ending
         os.write(2, (clear + "".join(lines)).encode())
@@ -102,10 +120,15 @@ def _wait(read_end: int) -> NoReturn:
     if _grace_seconds:
         select.select([read_end], [], [], _grace_seconds)  # returns early on a second signal
     if _output_lock.acquire(blocking=False):
-        exit_with_error(_message(number), _hint, 128 + number)
+        _exit_with(*_describe_stop(number), 128 + number)
     threading.Event().wait(GRACE_SECONDS / 2)  # the main thread is printing
     os._exit(128 + number)
 
 
-def _message(number: int) -> str:
-    return f"stopped by {signal.Signals(number).name}"
+def _describe_stop(number: int, where: str = "") -> tuple[str, str]:
+    """Return the message and the hints for a signal."""
+    try:
+        progress, hint = _describe()
+    except OSError:  # the folder of the run cannot be read any more
+        progress, hint = _describe_start()
+    return f"stopped {progress}".rstrip() + f" ({signal.Signals(number).name}{where})", hint

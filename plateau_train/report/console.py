@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from plateau_train.errors import ChangedSettingsError, PlateauTrainError
+from plateau_train.errors import ChangedSettingsError, InterruptedRunError, PlateauTrainError
 
 MISSING = "-"  # the text for a value of None in a table
 
@@ -54,6 +54,14 @@ def _console(*, to_stderr: bool = False) -> Iterator[Console]:
     print(text, end="", file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
+@contextlib.contextmanager
+def busy(text: str) -> Iterator[None]:
+    """Show a spinner on a terminal while the block runs; messages appear above it."""
+    console = make_console(to_stderr=True)
+    with console.status(text) if console.is_terminal else contextlib.nullcontext():
+        yield
+
+
 class _LogHandler(logging.Handler):
     """Print log messages to stderr: each line of a warning as a notice, others dimmed."""
 
@@ -82,16 +90,18 @@ def configure_logging(*, is_quiet: bool = False) -> None:
 
 
 def print_error(error: PlateauTrainError) -> None:
-    """Print each problem on a line, and then the hint, on stderr."""
+    """Print each problem on a line, and then the hints, on stderr. A signal is no error."""
+    label = "" if isinstance(error, InterruptedRunError) else "error: "
     with _console(to_stderr=True) as console:
         for problem in error.problems:
-            console.print(Text.assemble(("error: ", "bold red"), printable(problem)))
+            console.print(Text.assemble((label, "bold red"), printable(problem)))
         if isinstance(error, ChangedSettingsError):
             grid = RichTable.grid(padding=(0, 2, 0, 0))
             for row in error.table:
                 grid.add_row("", *(Text(printable(cell)) for cell in row))
             console.print(grid)
-        console.print(Text.assemble(("hint: ", "bold cyan"), printable(error.hint)))
+        for hint in error.hint.split("\n"):
+            console.print(Text.assemble(("hint: ", "bold cyan"), printable(hint)))
 
 
 def print_rows(rows: Mapping[str, str], *, to_stderr: bool = False) -> None:

@@ -1,5 +1,6 @@
 """A training on the terminal: its header, progress bar, epochs, drops and end."""
 
+import contextlib
 import datetime
 import logging
 import sys
@@ -11,11 +12,11 @@ from rich.text import Text
 
 from plateau_train.config import Settings
 from plateau_train.errors import PROGRAM
-from plateau_train.report.console import Column, Table, lay_out, make_console, print_rows
+from plateau_train.report.console import Column, Table, busy, lay_out, make_console, print_rows
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Drop, Ending, EpochRecord, mean_scores
+from plateau_train.run.records import Drop, Ending, EpochRecord, RunWarning, mean_scores
 from plateau_train.run.results import Results
 
 log = logging.getLogger("plateau_train")
@@ -24,8 +25,6 @@ log = logging.getLogger("plateau_train")
 class RunReport:
     """Print the training of one run; the training loop calls the methods."""
 
-    prints_drops = True
-
     def __init__(self, *, is_quiet: bool) -> None:
         self.is_quiet = is_quiet
         self._console = make_console()
@@ -33,6 +32,10 @@ class RunReport:
         self._titles: Sequence[object] = ()  # of the columns above the last row
         self._last_epoch = -1
         self._names: list[str] = []  # of the runs of a program, if there may be several
+
+    def loading(self) -> contextlib.AbstractContextManager[object]:
+        """Show that the data are loaded."""
+        return contextlib.nullcontext() if self.is_quiet else busy("loading the data")
 
     def on_start(self, info: TrainingInfo) -> None:
         """Print what is about to be trained."""
@@ -81,14 +84,13 @@ class RunReport:
         """
         num_replicas = len(lines) * len(settings.run.seeds)
         events = [event for written in lines for event in written.events]
-        if num_replicas > 1:
-            self._warn_of_divergence(lines)
+        self._warn(lines, num_replicas)
         records = [record for written in lines for record in written.records]
         if self.is_quiet or not records:
             return
         seconds = sum(timing.seconds for written in lines for timing in written.timings)
         self._print_epoch(records, settings, num_replicas, seconds)
-        for event in events if self.prints_drops else ():
+        for event in events:
             if isinstance(event, Drop):
                 seed = f"seed {event.seed}: " if num_replicas > 1 else ""
                 line = Text(f"{seed}{event.describe()}", style="bold yellow")
@@ -112,12 +114,20 @@ class RunReport:
             self._progress.stop()
             self._progress = None
 
-    def _warn_of_divergence(self, lines: Sequence[EpochLines]) -> None:
+    def _warn(self, lines: Sequence[EpochLines], num_replicas: int) -> None:
+        """Log the warnings of an epoch, and which replicas diverged in it, as one message."""
+        messages = []
         for run, written in enumerate(lines):
             name = f"{self._names[run]}, " if self._names else ""
             for event in written.events:
-                if isinstance(event, Ending) and not event.is_complete:
-                    log.warning("%sseed %d: %s", name, event.seed, event.message)
+                if isinstance(event, Drop) or (isinstance(event, Ending) and event.is_complete):
+                    continue
+                if num_replicas > 1:
+                    messages.append(f"{name}seed {event.seed}: {event.message}")
+                elif isinstance(event, RunWarning):  # the error says how the only replica ended
+                    messages.append(event.message)
+        if messages:
+            log.warning("%s", "\n".join(messages))
 
     def _print_epoch(
         self, records: Sequence[EpochRecord], settings: Settings, num_replicas: int, seconds: float
@@ -136,16 +146,23 @@ class RunReport:
 
 
 class ProgramReport(RunReport):
-    """Print the training of several runs together: means over all, without their drops."""
-
-    prints_drops = False
+    """Print the training of several runs together: the progress, and a line for each run."""
 
     def on_start(self, info: TrainingInfo) -> None:
         """Print nothing: a sweep prints what its programs have in common."""
         self._names.append(info.directory.path.name)
 
+    def on_epoch(self, lines: Sequence[EpochLines], settings: Settings) -> None:
+        """Print warnings only: a mean over runs with different settings says nothing."""
+        self._warn(lines, num_replicas=len(lines) * len(settings.run.seeds))
+
     def on_finish(self, run: Run, seconds: float) -> None:
-        """Print nothing: a sweep ends with a table of all runs."""
+        """Print what a run achieved; a sweep ends with a table of all runs."""
+        del seconds  # the runs of a program have one duration together
+        name, results = run.directory.path.name, run.results
+        accuracy = f"{results.split} accuracy {results.final_score:.4f}"
+        drops = results.drops_of(run.settings)
+        log.info("%s: %s%s", name, accuracy, "" if drops is None else f", drops {drops}")
 
     def close(self) -> None:
         super().close()
@@ -282,20 +299,23 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
             split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
             for split, (loss, accuracy) in results.final.items()
         },
-        "best": f"epoch {results.best_epoch}, of the highest {mean}{results.split} accuracy: "
+        "best epoch": f"{results.best_epoch} (highest {mean}{results.split} accuracy): "
         + ", ".join(f"{split} {accuracy:.4f}" for split, (_, accuracy) in results.best.items()),
         "drops": _describe_drops(results),
-        "plot": str(run.directory.plot),
+        **({"plot": str(run.directory.plot)} if run.directory.plot.exists() else {}),
         "next": f"{PROGRAM} evaluate {run.directory}",
     }
 
 
 def _describe_drops(results: Results) -> str:
+    final = f"final scale {show_range(results.final_scales)}"
     if len(results.seeds) > 1:
-        return f"{results.num_drops:.1f} a seed, final scale {show_range(results.final_scales)}"
+        return f"{results.num_drops:.1f} per seed, {final}"
     (epochs,) = results.drop_epochs
-    listed = ", ".join(map(str, epochs)) or "none"
-    return f"{len(epochs)} (epochs: {listed}), final scale {show_range(results.final_scales)}"
+    if not epochs:
+        return f"no drops, {final}"
+    listed = ", ".join(map(str, epochs))
+    return f"{len(epochs)} (epoch{'s' if len(epochs) > 1 else ''} {listed}), {final}"
 
 
 def show_range(values: Sequence[float]) -> str:

@@ -74,7 +74,7 @@ def report_change(series: Series, rows: Sequence[Row]) -> Row | None:
     elif series.drops:
         log.info(f"all drops are those of the run: {len(series.drops)}")
     else:
-        log.info("there is no drop, as in the run")
+        log.info("no drop in either: the replay or the run")
     return change
 
 
@@ -150,7 +150,7 @@ def describe_drops(series: Series, rules: Mapping[str, Sequence[Row]]) -> dict[s
 def _summarize(rows: Sequence[Row]) -> str:
     numbers = [f"{row.number}" for row in rows if row.is_drop]
     if not numbers:
-        return f"{rows[-1].scale:.6g} at the end, no drop"
+        return f"{rows[-1].scale:.6g} at the end, no drops"
     count = f"{len(numbers)} drops at values" if len(numbers) > 1 else "1 drop at value"
     listed = numbers if len(numbers) <= MAX_LISTED else [*numbers[:MAX_LISTED], "..."]
     return f"{rows[-1].scale:.6g} at the end, {count} {', '.join(listed)}"

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import fcntl
 import itertools
+import logging
 import os
 import shlex
 import time
@@ -27,6 +28,8 @@ from plateau_train.errors import (
 )
 from plateau_train.run import storage
 
+log = logging.getLogger("plateau_train")
+
 LATEST = "latest"
 SWEEP = "sweep.json"  # what a folder of many runs is to be
 
@@ -39,6 +42,22 @@ Model = TypeVar("Model", bound=BaseModel)
 LOCK_SECONDS = 0.1
 
 
+def locate(path: Path | None, runs_dir: Path) -> Path:
+    """Return the folder of a run or sweep: a path, or a name in ``runs_dir``; else the latest run.
+
+    Logs which one the latest is. Raises ``RunError`` where there is no latest one.
+    """
+    runs_dir = config.expand_home(runs_dir)
+    if path is not None:
+        return path if os.path.lexists(path) or not (runs_dir / path).exists() else runs_dir / path
+    latest = runs_dir / LATEST
+    if not latest.is_dir():
+        raise RunError(f"there is no folder {latest}", hint=FIND_HINT)
+    run = RunDirectory.find(latest)
+    log.info("%s is the latest run", run)
+    return run.path
+
+
 def is_sweep(path: Path) -> bool:
     """Return whether a folder is a sweep."""
     with contextlib.suppress(OSError):
@@ -46,15 +65,22 @@ def is_sweep(path: Path) -> bool:
     return False
 
 
+def list_runs(sweep: Path) -> list[Path]:
+    """Return the folders of the runs of a sweep that have metrics, by name."""
+    return sorted(metrics.parent for metrics in sweep.glob("*/metrics.jsonl"))
+
+
 def read_json(path: Path, model: type[Model]) -> Model:
     """Read a JSON file; raises ``RunError`` if it is missing or damaged."""
     try:
         return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise RunError(
-            f"{path} cannot be used: {str(error).splitlines()[0]}",
-            hint="restore the file from a copy",
-        ) from error
+    except OSError as error:
+        reason = error.strerror
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        reason = problem["msg"] + (place and f" at {place}")
+    raise RunError(f"{path} cannot be used: {reason}", hint="restore the file from a copy")
 
 
 class _File:
@@ -108,13 +134,14 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error.strerror}", hint=FIND_HINT) from error
         if not is_folder:
-            raise RunError(f"{path} is no folder", hint=FIND_HINT)
+            raise RunError(f"there is no folder {path}", hint=FIND_HINT)
         return cls(path if path.name else path.resolve())  # latest points at it by its name
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
         """Find a run with its metrics; raises ``RunError`` for a folder that is none."""
         run = cls.find(path)
+        run.refuse_sweep()
         missing = [file.name for file in (run.config, run.metrics) if not file.is_file()]
         if missing:
             raise RunError(
@@ -122,6 +149,15 @@ class RunDirectory:
                 hint=FIND_HINT,
             )
         return run
+
+    def refuse_sweep(self) -> None:
+        """Raise ``RunError`` for the folder of a sweep."""
+        if is_sweep(self.path):
+            raise RunError(
+                f"{self} is a sweep, and this command takes one run",
+                hint=f"{PROGRAM} runs {self} lists its runs, {PROGRAM} compare {self} compares "
+                "them",
+            )
 
     def settings(self) -> Resolved:
         """Read ``config.toml``; raises ``RunError`` if it is damaged or of another version."""

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from plateau_train.config import SETTINGS
+from plateau_train.errors import ConfigError
 
 PACKAGES = ("plateau-train", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 # What XLA reads, when its devices start, as the number of its threads; the last bits depend on it.
 THREADS_VARIABLE = next(setting.variable for setting in SETTINGS if setting.key == "threads") or ""
+
+OTHER_FILES = 200  # open files besides the folders of runs
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -113,6 +117,23 @@ def pin_threads(num_threads: int | None) -> None:
     Must be called before a device is used.
     """
     os.environ[THREADS_VARIABLE] = str(num_threads or available_cores())
+
+
+def allow_open_files(num_files: int) -> None:
+    """Raise this process's limit of open files if needed; each run is locked by an open file.
+
+    Raises ``ConfigError`` where the system does not permit as many.
+    """
+    needed, (soft, hard) = num_files + OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{num_files:,} runs need {needed:,} open files, and the system permits {hard:,}",
+            hint="split the sweep, or raise the limit: ulimit -Hn",
+        ) from error
 
 
 def describe_processor() -> str:

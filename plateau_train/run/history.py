@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plateau_train.errors import ConfigError, RunError
-from plateau_train.run.records import Drop, Ending, EpochRecord, Notice
+from plateau_train.run.records import Drop, Ending, EpochRecord, Event
 
 
 class History(NamedTuple):
@@ -43,7 +43,7 @@ class History(NamedTuple):
 
 def make_histories(
     records: Iterable[EpochRecord],
-    events: Iterable[Drop | Ending | Notice],
+    events: Iterable[Event],
     path: Path,
 ) -> list[History]:
     """Sort records and events by replica.

@@ -31,6 +31,7 @@ from plateau_train.run.records import (
     Ending,
     EpochRecord,
     Notice,
+    RunWarning,
     Timing,
 )
 
@@ -46,7 +47,7 @@ class EpochLines(NamedTuple):
     """The lines of an epoch for each of ``FILES``: a record for each replica active in it."""
 
     records: list[EpochRecord]
-    events: list[Drop | Ending]
+    events: list[Drop | Ending | RunWarning]
     timings: list[Timing]
 
 
@@ -105,7 +106,7 @@ class Journal:
         content = _read(path)
         size = 0 if previous is None else previous.manifest.state_of(name).num_bytes
         whole = content[:size]
-        if name == "events.jsonl":  # drops and endings happen again
+        if name == "events.jsonl":  # drops, endings and warnings happen again
             later = _parse_events(content[size:])
             whole += storage.as_lines(event for event in later if isinstance(event, Notice))
         if whole != content or not path.exists():
@@ -127,7 +128,7 @@ class Journal:
         self._manifest = self._manifest.model_copy(update=update)
         checkpoint.save_checkpoint(self.directory.checkpoints, Checkpoint(self._manifest, arrays))
 
-    def note(self, event: Notice | Ending) -> None:
+    def note(self, event: Notice | Ending | RunWarning) -> None:
         """Write what happens between two epochs."""
         self._append("events.jsonl", [event])
         self.has_failed |= event.event == "failed"
@@ -149,7 +150,7 @@ def _parse_events(content: bytes) -> list[Notice | Ending]:
     for line in content.splitlines():
         with contextlib.suppress(ValidationError):
             events.append(EVENTS.validate_json(line))
-    return [event for event in events if not isinstance(event, Drop)]
+    return [event for event in events if isinstance(event, Notice | Ending)]
 
 
 RESTORE_HINT = (

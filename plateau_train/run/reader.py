@@ -12,7 +12,7 @@ from plateau_train.run.checkpoint import Manifest
 from plateau_train.run.directory import RunDirectory, read_json
 from plateau_train.run.environment import Environment
 from plateau_train.run.history import History, completed, make_histories
-from plateau_train.run.records import Drop, Ending, EpochRecord, Notice, Timing
+from plateau_train.run.records import EpochRecord, Event, Notice, Timing
 from plateau_train.run.results import Results
 
 State = Literal["running", "done", "failed", "stopped"]
@@ -72,7 +72,7 @@ class Run:
         return journal.read_lines(self.directory.metrics, self.manifest)
 
     @cached_property
-    def events(self) -> list[Drop | Ending | Notice]:
+    def events(self) -> list[Event]:
         return journal.read_lines(self.directory.events, self.manifest)
 
     @cached_property

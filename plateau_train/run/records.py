@@ -136,10 +136,21 @@ class Ending(_Record):
         return self.reason != "epochs" or self.epoch >= num_epochs
 
 
+class RunWarning(_Record):
+    """What a reader of the results should know, of the whole run or of a replica in an epoch."""
+
+    event: Literal["warning"] = "warning"
+    replica: int | None = None
+    seed: int | None = None
+    epoch: int | None = None
+    reason: str = ""  # such as min-scale
+    message: str
+
+
 class Notice(_Record):
     """Something else that happened to a run, as a sentence."""
 
-    event: Literal["warning", "failed", "interrupted", "resumed"]
+    event: Literal["failed", "interrupted", "resumed"]
     message: str
 
 
@@ -159,10 +170,10 @@ class Timing(_Record):
         return self.train_seconds + self.evaluate_seconds
 
 
-Event = Annotated[Drop | Ending | Notice, Field(discriminator="event")]
+Event = Drop | Ending | RunWarning | Notice
 
 EPOCHS = TypeAdapter(EpochRecord)
-EVENTS: TypeAdapter[Drop | Ending | Notice] = TypeAdapter(Event)
+EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 TIMINGS = TypeAdapter(Timing)
 
 

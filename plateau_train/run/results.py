@@ -5,6 +5,7 @@ from operator import attrgetter
 from statistics import fmean
 from typing import NamedTuple
 
+from plateau_train.config import Settings
 from plateau_train.run.history import History, completed, records_at
 from plateau_train.run.records import MeanScores, MeanStd, best_record, mean_scores
 
@@ -50,6 +51,10 @@ class Results(NamedTuple):
     @property
     def num_drops(self) -> MeanStd:
         return MeanStd.of([len(epochs) for epochs in self.drop_epochs])
+
+    def drops_of(self, settings: Settings) -> MeanStd | None:
+        """Return the number of drops of the plateau rule; None under another schedule."""
+        return self.num_drops if settings.optimizer.schedule == "plateau" else None
 
     @classmethod
     def of(cls, histories: Sequence[History]) -> "Results":

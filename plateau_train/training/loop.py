@@ -12,17 +12,23 @@ import jax
 import numpy as np
 
 from plateau_train.config import Settings
-from plateau_train.errors import InterruptedRunError, PlateauTrainError, StorageError
+from plateau_train.errors import (
+    PROGRAM,
+    InterruptedRunError,
+    PictureError,
+    PlateauTrainError,
+    StorageError,
+)
 from plateau_train.numerics.model import measure
 from plateau_train.numerics.step import TrainState
-from plateau_train.process import cluster, signals
+from plateau_train.process import cluster, memory, signals
 from plateau_train.run import storage
 from plateau_train.run.environment import DatasetFacts, Environment, describe_environment
 from plateau_train.run.history import History
 from plateau_train.run.info import TrainingInfo, summarize
 from plateau_train.run.journal import EpochLines, Journal, RunTask
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Ending, Notice
+from plateau_train.run.records import Ending, Notice, RunWarning
 from plateau_train.training.program import EpochArrays, Program
 from plateau_train.training.records import make_lines
 from plateau_train.training.state import name_arrays, restore
@@ -34,6 +40,10 @@ SavePlot = Callable[[Path, Sequence[History], Settings], object]
 
 class Callbacks(Protocol):
     """What the loop calls; ``NoCallbacks`` ignores everything."""
+
+    def loading(self) -> contextlib.AbstractContextManager[object]:
+        """Called before the data are loaded; the result is closed after it."""
+        return contextlib.nullcontext()
 
     def on_start(self, info: TrainingInfo) -> None:
         """Called before the first step."""
@@ -78,19 +88,20 @@ def fit(
             callbacks.on_start(_describe(task, program))
     first_epoch, state = _restore(tasks, program)
     try:
-        with signals.graceful_shutdown(cluster.grace_seconds()):
+        with memory.report_exhaustion(), signals.graceful_shutdown(cluster.grace_seconds()):
             for lines, arrays in train(program, first_epoch, state, callbacks):
                 with cluster.fail_together():
                     for run, journal in enumerate(journals):
                         _commit(journal, lines[run], program.rows_of(run), arrays)
                 callbacks.on_epoch(lines, program.runs[0])
-        for task in tasks:
-            _finish(Run(task.directory), save_plot, callbacks, started)
+        failures = [_finish(Run(task.directory), save_plot, callbacks, started) for task in tasks]
     except PlateauTrainError as error:
         _note_failure(journals, program, error)
         raise
     finally:
         callbacks.close()
+    if failure := next(filter(None, failures), None):  # every run has its summary by now
+        raise failure
 
 
 def train(
@@ -110,7 +121,9 @@ def train(
     while any(endings.is_active):
         callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
         arrays = program.run_epoch(epoch, callbacks.on_chunk)
-        yield make_lines(program, arrays, epoch), arrays
+        lines = make_lines(program, arrays, epoch, state)
+        state = arrays.state  # before the next epoch; the one before this is not needed any more
+        yield lines, arrays
         epoch += 1
 
 
@@ -120,7 +133,8 @@ def _open_journal(task: RunTask, environment: Environment) -> Journal:
     dataset, previous = environment.dataset, task.previous
     if previous is None:
         if dataset.fallback:
-            journal.note(Notice(event="warning", message=f"{dataset.name}: {dataset.fallback}"))
+            message = f"{dataset.name}: {dataset.fallback}"
+            journal.note(RunWarning(reason="fallback", message=message))
         return journal
     message = f"after epoch {task.last_epoch}"
     if changes := list(previous.manifest.environment.differences(environment)):
@@ -147,7 +161,7 @@ def _describe(task: RunTask, program: Program) -> TrainingInfo:
 
 
 def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainState | None]:
-    """Return the first epoch and the state to continue from; mark the replicas that have ended.
+    """Return the first epoch and the state to continue from; mark what has ended or stalled.
 
     Only process 0 has read the checkpoints.
     """
@@ -159,12 +173,22 @@ def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainStat
         checkpoints = [task.previous for task in tasks if task.previous]
         states = [restore(previous) for previous in checkpoints]
         state = jax.tree.map(lambda *rows: np.concatenate(rows), *states)
+        runs = [
+            Run(task.directory, previous.manifest)
+            for task, previous in zip(tasks, checkpoints, strict=True)
+        ]
         active = {
-            (run, history.replica)
-            for run, (task, previous) in enumerate(zip(tasks, checkpoints, strict=True))
-            for history in Run(task.directory, previous.manifest).histories
+            (number, history.replica)
+            for number, (run, task) in enumerate(zip(runs, tasks, strict=True))
+            for history in run.histories
             if history.last_epoch == last_epoch
             and not history.is_over(task.resolved.settings.run.epochs)
+        }
+        program.stalls.warned = {
+            (number, event.replica, event.reason)
+            for number, run in enumerate(runs)
+            for event in run.events
+            if isinstance(event, RunWarning)
         }
         is_active = np.array([(member.run, member.replica) in active for member in program.members])
     state, is_active = cluster.broadcast((state, is_active))
@@ -185,13 +209,34 @@ def _commit(journal: Journal, lines: EpochLines, rows: Sequence[int], arrays: Ep
         journal.note(Notice(event="failed", message="no seed of this run is finite"))
 
 
-def _finish(run: Run, save_plot: SavePlot, callbacks: Callbacks, started: float) -> None:
-    """Save the plot and the summary of a run that has come to its end."""
+def _finish(
+    run: Run, save_plot: SavePlot, callbacks: Callbacks, started: float
+) -> PictureError | None:
+    """Save the summary and the plot of a run that has come to its end.
+
+    Return the error if the run could not be drawn: it is done nevertheless.
+    """
     if not any(history.ending and history.ending.is_complete for history in run.histories):
-        return  # all of its replicas diverged
-    save_plot(run.directory.plot, run.histories, run.settings)
-    storage.write_text(run.directory.summary, json.dumps(summarize(run), indent=2) + "\n")
+        return None  # all of its replicas diverged
+    directory, failure = run.directory, None
+    storage.write_text(directory.summary, json.dumps(summarize(run), indent=2) + "\n")
+    try:
+        save_plot(directory.plot, run.histories, run.settings)
+    except Exception as error:  # matplotlib, its configuration, a font, the disk
+        failure = PictureError(
+            f"{directory} is done, and its picture is missing: {_reason_of(error)}",
+            hint=f"{PROGRAM} plot {directory} draws it again",
+        )
+        failure.__cause__ = error
     callbacks.on_finish(run, time.perf_counter() - started)
+    return failure
+
+
+def _reason_of(error: Exception) -> str:
+    """Return the reason of an error in one line."""
+    if isinstance(error, PlateauTrainError):
+        return "; ".join(error.problems)
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _note_failure(journals: Sequence[Journal], program: Program, error: PlateauTrainError) -> None:

@@ -5,6 +5,7 @@ from jax.sharding import Mesh
 from plateau_train.errors import ConfigError
 from plateau_train.numerics.replicas import REPLICA_AXIS, estimate_memory
 from plateau_train.numerics.spec import Spec
+from plateau_train.process import memory
 from plateau_train.run import environment
 
 # The fraction of the free memory that replicas may take.
@@ -20,7 +21,8 @@ def check_memory(
 ) -> str:
     """Describe the memory that replicas need; raises ``ConfigError`` with the number that fits."""
     per_replica, state_bytes = estimate_memory(spec, image_shape)
-    free, on_host = USABLE * environment.available_memory(), HOST_COPIES * state_bytes
+    free = USABLE * min(environment.available_memory(), memory.free_address_space())
+    on_host = HOST_COPIES * state_bytes
     limits = [
         stats["bytes_limit"] - stats["bytes_in_use"]
         for device in mesh.local_devices

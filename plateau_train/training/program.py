@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from plateau_train.config import Settings
+from plateau_train.config import Settings, expand_home
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError
 from plateau_train.numerics.plateau import Observation
@@ -24,6 +24,7 @@ from plateau_train.process import cluster, signals
 from plateau_train.run.environment import identify_code
 from plateau_train.training.endings import Endings, Member
 from plateau_train.training.memory import check_memory
+from plateau_train.training.stalls import Stalls
 
 # An epoch is cut into chunks of about this duration: after each the progress is reported, losses
 # are checked and signals are handled. Chunks leave the bits unchanged.
@@ -62,6 +63,7 @@ class Program:
         spec = Spec.from_settings(first, num_classes=num_classes, num_examples=num_examples)
         mesh = find_mesh(first, len(self.members))
         self.memory = check_memory(spec, len(self.members), mesh, dataset.image_shape)
+        self.stalls = Stalls(self.members, follows_rule=spec.schedule.follows_rule)
         self.replicas = Replicas(spec, Hyperparams.from_settings(runs), mesh)
 
     def empty_state(self) -> TrainState:
@@ -207,7 +209,7 @@ def enable_compilation_cache(cache_dir: Path) -> None:
     """
     if cluster.is_multiprocess() or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    folder = cache_dir.expanduser() / "compiled" / identify_code()
+    folder = expand_home(cache_dir) / "compiled" / identify_code()
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     for key, value in {
         "jax_compilation_cache_dir": str(folder),

@@ -6,16 +6,20 @@ from typing import Any
 import numpy as np
 
 from plateau_train.numerics.plateau import Observation, PlateauRule
+from plateau_train.numerics.step import TrainState
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.records import Drop, EpochRecord, ObservedValue, Timing
 from plateau_train.training.endings import Member
 from plateau_train.training.program import EpochArrays, Program
 
 
-def make_lines(program: Program, arrays: EpochArrays, epoch: int) -> list[EpochLines]:
+def make_lines(
+    program: Program, arrays: EpochArrays, epoch: int, before: TrainState | None
+) -> list[EpochLines]:
     """Return what each run records of an epoch: a record for each replica active in it.
 
-    Ends the replicas that have done all that they were to do.
+    ``before`` is the host state before the epoch; None before epoch 0. Ends the replicas that have
+    done all that they were to do.
     """
     endings, timing = program.endings, _timing(program, arrays, epoch)
     lines = [EpochLines([], [], [timing]) for _ in program.runs]
@@ -28,6 +32,7 @@ def make_lines(program: Program, arrays: EpochArrays, epoch: int) -> list[EpochL
         if program.replicas.spec.schedule.follows_rule:
             scale = float(arrays.rule_scale[row])
             events += _drops(member, observed, scale, program.steps_per_epoch)
+        events += program.stalls.check(row, records[-1], before, arrays.state)
         if epoch == member.settings.run.epochs:
             endings.end(row, epoch, "epochs", f"epoch {epoch}, the last one")
     for row, ending in endings.take().items():

@@ -22,6 +22,7 @@ from plateau_train.errors import (
     DataError,
     DataUnavailableError,
     ForeignRunError,
+    InterruptedRunError,
     RunError,
     StorageError,
 )
@@ -44,7 +45,7 @@ def localize(resolved: Resolved) -> Resolved:
     if resolved.settings.run.threads is None:
         cores = environment.available_cores()
         resolved = resolved.replace("threads", cores, "the available cores")
-    data_dir = resolved.settings.data.data_dir.expanduser()
+    data_dir = config.expand_home(resolved.settings.data.data_dir)
     if not data_dir.is_absolute():  # a resume may start in another folder
         resolved = resolved.replace("data_dir", data_dir.absolute(), resolved.origin("data_dir"))
     return resolved.without_cluster()
@@ -134,7 +135,7 @@ def create_folder(
     settings: config.RunSettings, name: str, file: str, text: str, stack: contextlib.ExitStack
 ) -> RunDirectory:
     """Make a new folder with its first file, and lock it until ``stack`` is closed."""
-    directory = RunDirectory.create(settings.runs_dir.expanduser(), name)
+    directory = RunDirectory.create(config.expand_home(settings.runs_dir), name)
     stack.enter_context(directory.locked())
     try:
         storage.write_text(directory.path / file, text)
@@ -181,8 +182,9 @@ def known_data(task: RunTask) -> DatasetFacts | None:
 
 
 def is_done(task: RunTask) -> bool:
-    """Return whether a run has come to its end, and all of its files can be read."""
-    if task.previous is None or not task.directory.summary.exists():
+    """Return whether a run has come to its end, is drawn, and all of its files can be read."""
+    directory = task.directory
+    if task.previous is None or not (directory.summary.exists() and directory.plot.exists()):
         return False
     histories = Run(task.directory, task.previous.manifest).histories
     is_over = all(history.is_over(task.resolved.settings.run.epochs) for history in histories)
@@ -333,17 +335,33 @@ def _next_step(task: RunTask, *, has_damage: bool, has_problems: bool) -> str:
     return f"{command} continues it from epoch {task.previous.manifest.epoch}"
 
 
+def describe_stop(directory: RunDirectory, command: str) -> signals.Stop:
+    """Return how far a run got, and how to continue it and to look at it."""
+    epoch = checkpoint.last_epoch(directory.checkpoints)
+    if epoch is not None:
+        look = f"{PROGRAM} plot {directory} draws what it has so far"
+        return signals.Stop(f"after epoch {epoch}", f"{command}\n{look}")
+    is_run = not is_sweep(directory.path)
+    return signals.Stop("before epoch 0 was finished" if is_run else "", command)
+
+
 @contextlib.contextmanager
 def resume_in_hints(directory: RunDirectory | None) -> Iterator[None]:
     """Name the command that continues a run, and the epoch that is safe if the disk fails."""
     if directory is None:
-        signals.set_hint("process 0 prints how the run is continued")
+        signals.set_description(
+            lambda: signals.Stop("", "process 0 prints how the run is continued")
+        )
         yield
         return
     command = f"{PROGRAM} resume {directory} continues it"
-    signals.set_hint(command)
+    signals.set_description(partial(describe_stop, directory, command))
     try:
         yield
+    except InterruptedRunError as error:
+        if checkpoint.last_epoch(directory.checkpoints) is not None:
+            error.run = directory.path
+        raise
     except StorageError as error:
         error.hint = f"free space or give access, then {command}"
         if not directory.path.is_dir():
@@ -368,7 +386,8 @@ def train_run(
     is locked until ``stack`` is closed.
     """
     directory, known = (opened.directory, known_data(opened)) if opened else (None, None)
-    dataset, facts = load_data(resolved.settings, directory, known)
+    with callbacks.loading():
+        dataset, facts = load_data(resolved.settings, directory, known)
     resolved = name_dataset(resolved, dataset)
     with cluster.fail_together():
         program = Program([resolved.settings], dataset)

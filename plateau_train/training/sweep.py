@@ -6,18 +6,26 @@ traced settings are trained together in one program.
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plateau_train import config
 from plateau_train.config import SETTINGS, Resolved, Setting, Settings
 from plateau_train.data.splits import Dataset
-from plateau_train.errors import PROGRAM, BusyRunError, NonFiniteLossError, RunError
+from plateau_train.errors import (
+    PROGRAM,
+    BusyRunError,
+    ForeignRunError,
+    NonFiniteLossError,
+    PictureError,
+    RunError,
+)
 from plateau_train.numerics.spec import Spec
-from plateau_train.run import checkpoint, storage
+from plateau_train.run import checkpoint, journal, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import SWEEP, RunDirectory
 from plateau_train.run.journal import RunTask
@@ -31,13 +39,18 @@ log = logging.getLogger("plateau_train")
 
 LONGEST_NAME = 120  # of the folder of a run
 
+# What the results of a sweep can be sorted by.
+METRICS = tuple(
+    f"{split}-{kind}" for split in ("test", "val", "train") for kind in ("accuracy", "loss")
+)
+
 
 class SweepRun(BaseModel):
     """One combination of values: the folder of its run, and its settings."""
 
     model_config = ConfigDict(frozen=True)
 
-    folder: str
+    folder: str = Field(pattern=r"^[^./][^/]*$")  # a plain name, in the folder of the sweep
     settings: Settings
     origins: dict[str, str]
     fallback: str  # why its data replace others, or empty
@@ -54,7 +67,22 @@ class SweepPlan(BaseModel):
 
     varied: tuple[str, ...]  # keys of the settings that have several values
     metric: str  # that the results are sorted by
-    runs: tuple[SweepRun, ...]
+    runs: tuple[SweepRun, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "SweepPlan":
+        """Refuse what this version cannot have written."""
+        folders = [run.folder for run in self.runs]
+        if unknown := set(self.varied) - {setting.key for setting in SETTINGS}:
+            raise ValueError(f"there is no setting {', '.join(sorted(unknown))}")
+        if self.metric not in available_metrics([run.settings for run in self.runs]):
+            raise ValueError(f"not all runs have the metric {self.metric}")
+        if len(set(folders)) < len(folders):
+            raise ValueError("two runs have the same folder")
+        for run in self.runs:
+            for problem in run.settings.problems():
+                raise ValueError(f"{run.folder}: {problem}")
+        return self
 
     @property
     def varied_settings(self) -> list[Setting]:
@@ -69,6 +97,12 @@ class SweepPlan(BaseModel):
             )
             grid.append(" ".join((setting.flag, *values)))
         return f"{len(self.runs)} runs, {' x '.join(grid)}" if grid else "1 run"
+
+
+def available_metrics(runs: Sequence[Settings]) -> list[str]:
+    """Return the metrics that all runs have: those on held-out images need some."""
+    has_val = all(settings.data.val_fraction > 0 for settings in runs)
+    return [metric for metric in METRICS if has_val or not metric.startswith("val")]
 
 
 class LoadedDatasets:
@@ -162,6 +196,8 @@ def train_sweep(
                     _train_program(tasks, datasets, fallbacks[folders[0]], callbacks, save_plot)
             except NonFiniteLossError as error:
                 log.warning("All seeds of %s diverged; the last: %s", names, error.problems[0])
+            except PictureError as error:  # its runs are done
+                log.warning("%s", "\n".join((*error.problems, error.hint)))
 
 
 def _lock(directory: RunDirectory, newest: int | None, stack: contextlib.ExitStack) -> None:
@@ -186,27 +222,65 @@ def group_programs(
     Also return the epoch of the newest checkpoint of each, by its file name.
 
     After a crash some runs of a program may be one epoch ahead: they go back to the epoch that
-    all of them have.
+    all of them have. Raises as ``verify_runs``.
     """
     programs: dict[Any, list[RunTask]] = {}
     newest: dict[RunDirectory, int | None] = {}
-    for planned in plan.runs:
-        run = RunDirectory(directory.path / planned.folder)
+    num_planned: Counter[Any] = Counter()
+    for planned, previous in zip(plan.runs, verify_runs(directory, plan), strict=True):
+        run, key = RunDirectory(directory.path / planned.folder), _program_key(planned.settings)
+        num_planned[key] += 1
         if run.summary.exists() or _is_lost(run, planned) or _goes_further(run, planned):
             continue
         newest[run] = checkpoint.last_epoch(run.checkpoints)
-        previous, problems = checkpoint.read_newest(run.checkpoints)
-        if run.config.exists():
-            setup.refuse_lost_run(run, previous, problems)
-        task = RunTask(planned.resolved, run, previous)
-        programs.setdefault(_program_key(planned.settings), []).append(task)
+        programs.setdefault(key, []).append(RunTask(planned.resolved, run, previous))
     groups: dict[Any, list[RunTask]] = {}
     for key, tasks in programs.items():
         first = min(task.last_epoch for task in tasks)
         for task in tasks:
             earlier = task._replace(previous=_go_back(first, task))
             groups.setdefault((key, earlier.last_epoch), []).append(earlier)
+    for (key, epoch), tasks in groups.items():
+        if len(tasks) < num_planned[key] and epoch < tasks[0].resolved.settings.run.epochs:
+            names = ", ".join(task.directory.path.name for task in tasks)
+            log.warning(
+                f"The other runs that began in one program with {names} are not trained again, so "
+                "the last bits of its results may differ from those of an uninterrupted sweep."
+            )
     return list(groups.values()), newest
+
+
+def verify_runs(directory: RunDirectory, plan: SweepPlan) -> list[Checkpoint | None]:
+    """Verify all runs, also those that are done; return the newest checkpoint of each.
+
+    Raises ``RunError`` with everything that is damaged, and ``ChangedSettingsError`` for a run with
+    other settings than in the plan; it may have more epochs.
+    """
+    newest, damage = [], list[str]()
+    keys = (setting.key for setting in SETTINGS if setting.key != "epochs")
+    explicit = dict.fromkeys(keys, SWEEP)
+    for planned in plan.runs:
+        run, previous = RunDirectory(directory.path / planned.folder), None
+        try:
+            if has_begun(run):
+                previous, problems = checkpoint.read_newest(run.checkpoints)
+                setup.refuse_lost_run(run, previous, problems)
+                overrides = Resolved(planned.settings, explicit)
+                merged = setup.merge_settings(run, overrides, previous)
+                setup.refuse_damaged_run(RunTask(merged, run, previous))
+        except ForeignRunError:
+            raise
+        except RunError as error:
+            damage += error.problems
+        newest.append(previous)
+    if damage:
+        raise RunError(*damage, hint=journal.RESTORE_HINT)
+    return newest
+
+
+def has_begun(run: RunDirectory) -> bool:
+    """Return whether a run of a sweep has more than an empty folder."""
+    return run.config.exists() or run.metrics.exists() or run.checkpoints.exists()
 
 
 def _program_key(settings: Settings) -> Any:
@@ -221,6 +295,7 @@ def _name_folder(number: int, resolved: Resolved, varied: Sequence[Setting]) -> 
     words = ",".join(
         f"{setting.key}={setting.text(setting.value_in(resolved.settings)).replace(',', 'x')}"
         for setting in varied
+        if setting.matters_in(resolved.settings)
     )
     return f"{number:03}-{words}"[:LONGEST_NAME].replace("/", "-").rstrip("-")
 

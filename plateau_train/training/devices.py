@@ -1,0 +1,31 @@
+"""Start the devices of this process, with a fixed number of threads."""
+
+import jax
+
+from plateau_train.errors import ConfigError
+from plateau_train.process import memory
+from plateau_train.run import environment
+
+PLATFORMS = ("jax_platforms", "jax_platform_name")  # the settings that choose the devices
+
+
+def start_devices(num_threads: int | None) -> None:
+    """Fix the number of XLA's threads, by default the available cores, and start the devices.
+
+    Raises ``ConfigError`` where the environment asks for a device that is not there, and
+    ``OutOfMemoryError`` where they would not get the memory that they need.
+    """
+    environment.pin_threads(num_threads)
+    memory.require_address_space(num_threads or environment.available_cores())
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that there is a GPU for CUDA
+        chosen = [name for name in PLATFORMS if jax.config.values[name]]
+        if not chosen:
+            raise
+        names = " and ".join(f"{name.upper()}={jax.config.values[name]}" for name in chosen)
+        reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+        raise ConfigError(
+            f"{names} asks for a device that cannot be used here" + (reason and f": {reason}"),
+            hint=f"unset {chosen[0].upper()} to take what there is, or set it to cpu",
+        ) from error
