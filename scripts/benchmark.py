@@ -58,7 +58,7 @@ def main() -> None:
                         help=f"of {', '.join(PARTS)}")  # fmt: skip
     parser.add_argument("--output", type=Path, help="JSON file for all figures")
     parser.add_argument("--read", type=Path, help="take the figures of such a file, measure none")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="also into docs/performance.md")
     arguments = parser.parse_args()
     if arguments.epochs < SHORT_EPOCHS or arguments.rounds < 1:
         parser.error(f"it takes {SHORT_EPOCHS} epochs and 1 round at least")

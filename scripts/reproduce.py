@@ -130,8 +130,7 @@ def helps_table(runs: Sequence[RunDirectory]) -> str:
     gain = difference(accuracies["test-loss"], accuracies["val-loss"])
     lines += [
         "",
-        "The final test accuracy of test-loss minus that of val-loss is "
-        f"{gain} (95 % interval).",
+        f"The final test accuracy of test-loss minus that of val-loss is {gain} (95 % interval).",
         "",
         f"Means and standard deviations of {len(accuracies[baseline])} seeds after "
         f"{compared[baseline].results.epoch} epochs on Fashion-MNIST. A tenth of the training "
