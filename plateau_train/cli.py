@@ -330,7 +330,7 @@ def plot(
     """Draw the five panels of a run again."""
     from plateau_train.commands import plot
 
-    typer.echo(plot.plot(_locate(run, resolved), output, replica))
+    plot.print_plot(_locate(run, resolved), output, replica)
 
 
 @_command("compare")

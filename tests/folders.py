@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers import DROP, RECORD, resolve
+from helpers import DROP, record_of, resolve
 
 from plateau_train.config import Resolved
 from plateau_train.config.toml import to_toml
@@ -44,7 +44,7 @@ def start_journal(path: Path, previous: Checkpoint | None = None) -> Journal:
 
 def make_lines(epoch: int, **changes: Any) -> EpochLines:
     """Return the lines of an epoch, with a drop in each odd one."""
-    record = RECORD.model_copy(update={"epoch": epoch, **changes})
+    record = record_of(epoch, **changes)
     drops: list[Drop | Ending | RunWarning] = (
         [DROP.model_copy(update={"epoch": epoch})] if epoch % 2 else []
     )

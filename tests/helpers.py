@@ -227,6 +227,16 @@ RECORD = EpochRecord(
     to_beat=0.9999,
     observations=(ObservedValue(step=200, value=1.0), ObservedValue(step=400, value=1.5)),
 )
+
+
+def record_of(epoch: int, /, **changes: Any) -> EpochRecord:
+    """Return the record of an epoch of 468 steps, with two observations; none in epoch 0."""
+    steps = (468 * epoch - 268, 468 * epoch - 68) if epoch else ()
+    observations = tuple(ObservedValue(step=step, value=1.0) for step in steps)
+    update = {"epoch": epoch, "step": 468 * epoch, "observations": observations}
+    return RECORD.model_copy(update=update | changes)
+
+
 DROP = Drop(
     epoch=11,
     step=4800,

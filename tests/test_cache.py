@@ -1,18 +1,21 @@
 """The cache of decoded data sets returns the same data or none, and never raises."""
 
 import contextlib
+import dataclasses
 import os
 import resource
 import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from plateau_train import config, data
 from plateau_train.data import cache, garments
 from plateau_train.data.splits import Dataset, Split
+from plateau_train.training import program
 
 
 def make_dataset(seed=0):
@@ -20,7 +23,7 @@ def make_dataset(seed=0):
 
     def split(num_examples):
         images = bits.integers(0, 256, (num_examples, 3, 2, 1), np.uint8)
-        return Split(images, np.arange(num_examples, dtype=np.int32))
+        return Split(images, np.arange(num_examples, dtype=np.int32) % 2)
 
     return Dataset("small", "a test", ("a", "b ü"), split(5), split(2))
 
@@ -266,3 +269,60 @@ def test_garments_are_drawn_again_only_when_their_code_changes(tmp_path, monkeyp
     code.write_bytes(b"the code later")
     load()
     assert messages == ["drawing 700 built-in garments"]
+
+
+def test_folders_of_the_cache_are_private_whatever_the_umask_is(tmp_path):
+    before = os.umask(0)
+    try:
+        cache.write(tmp_path / "a" / "b" / "small.npz", "the fingerprint", make_dataset())
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b")] == [0o700] * 2
+    assert cache.read(tmp_path / "a" / "b" / "small.npz", "the fingerprint") is not None
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "problem"),
+    [(0o770, 0, "may be written by others"), (0o700, 1, "belongs to another user")],
+)
+def test_a_cache_that_others_may_write_to_is_not_used(
+    tmp_path, caplog, monkeypatch, mode, owner, problem
+):
+    folder = tmp_path / "cache"
+    path = folder / "small.npz"
+    cache.write(path, "the fingerprint", make_dataset())
+    folder.chmod(mode)
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + owner)
+    assert cache.read(path, "the fingerprint") is None
+    assert f"{folder} {problem}, so nothing is read from it" in caplog.text
+    before = path.read_bytes()
+    cache.write(path, "another", make_dataset())
+    assert path.read_bytes() == before
+    monkeypatch.setitem(jax.config.values, "jax_compilation_cache_dir", None)
+    monkeypatch.setattr(jax.config, "update", refuse_update)
+    program.enable_compilation_cache(folder)
+    assert not (folder / "compiled").exists()
+
+
+def refuse_update(name, value):
+    raise AssertionError(f"{name} was set to {value}")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda images, labels: (images, labels + 2),
+        lambda images, labels: (images, labels - 2),
+        lambda images, labels: (images[:, :, :, 0], labels),
+        lambda images, labels: (images[:-1], labels),
+        lambda images, labels: (images.astype(np.int32), labels),
+        lambda images, labels: (images[:, :1], labels),
+        lambda images, labels: (images[:0], labels[:0]),
+    ],
+    ids=["large", "negative", "flat", "short", "int32", "other shape", "empty"],
+)
+def test_a_cached_set_that_is_no_image_set_is_not_read(tmp_path, change):
+    dataset = make_dataset()
+    changed = dataclasses.replace(dataset, test=Split(*change(*dataset.test)))
+    cache.write(tmp_path / "small.npz", "the fingerprint", changed)
+    assert cache.read(tmp_path / "small.npz", "the fingerprint") is None

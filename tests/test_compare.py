@@ -27,7 +27,7 @@ def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None,
     for replica, of_seed in enumerate(accuracies):
         for epoch, accuracy in enumerate(of_seed):
             changes = {"replica": replica, "seed": replica, "epoch": epoch}
-            changes |= {"test_accuracy": accuracy}
+            changes |= {"test_accuracy": accuracy, "step": 10 * epoch}
             changes["test_loss"] = losses[replica] if losses else 1 - accuracy
             if val:
                 changes |= {"val_accuracy": val[replica][epoch], "val_loss": 0.5}

@@ -341,7 +341,7 @@ def test_the_picture_shows_shares_and_the_counts_if_they_are_legible(num_classes
     assert (labels == [f"class number {number}" for number in range(num_classes)]) == (
         num_classes <= 100
     )
-    assert (panel.get_xlabel(), panel.get_ylabel()) == ("taken for", "true class")
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("predicted class", "true class")
 
 
 @pytest.mark.parametrize(

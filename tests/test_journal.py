@@ -112,7 +112,7 @@ def test_a_file_that_cannot_be_read_is_named(run):
     run.metrics.unlink()
     run.metrics.mkdir()
     (problem,) = journal.verify(run, read_newest(run).manifest)
-    assert f"{run.metrics} cannot be read: Is a directory" in problem
+    assert f"{run.metrics} cannot be read: it is not a regular file" in problem
 
 
 def test_committed_lines_of_another_format_are_of_another_version(tmp_path):

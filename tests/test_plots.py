@@ -1,9 +1,13 @@
 """The pictures of runs: panels, curves, drops, texts, and heat maps."""
 
 import math
+import os
+import subprocess
+import sys
 from itertools import chain
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from helpers import make_histories, make_history
@@ -11,12 +15,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from plateau_train import config
 from plateau_train.commands.plot import plot
-from plateau_train.errors import ConfigError
+from plateau_train.errors import ConfigError, StorageError
 from plateau_train.plots import Grid, PlottedRun, check_format, save_run_plot
 from plateau_train.plots.heatmaps import draw_heat_map
 from plateau_train.plots.panels import draw_comparison, draw_run
 from plateau_train.plots.style import MOST_LISTED
 from plateau_train.run.records import Ending
+from plateau_train.run.results import Results
 
 TITLES = ["LR scale", "train loss", "train accuracy", "test loss", "test accuracy"]
 
@@ -188,7 +193,7 @@ def test_each_drop_has_a_number_at_its_step_and_its_reason_below_the_panels(drop
     rest = len(single.drops) - num_listed
     assert rest == 0 or lines[-1] == [
         "and",
-        f"{rest} more, which events.jsonl has with their reasons",
+        f"{rest} more drops; events.jsonl lists them with their reasons",
     ]
     numbers = {int(text.get_text()): text.xy for text in figure.axes[0].texts}
     assert 1 in numbers
@@ -223,7 +228,7 @@ def test_several_replicas_are_a_mean_with_a_band_and_thin_lines():
             assert ends.min() == pytest.approx(mean[epoch] - spread[epoch])
             assert ends.max() == pytest.approx(mean[epoch] + spread[epoch])
     title = figure._suptitle.get_text()
-    assert "4 seeds (mean and one standard deviation), without 1 that ended early" in title
+    assert "4 seeds (mean and one standard deviation of the 3 that finished)" in title
     box = figure._suptitle.get_window_extent(FigureCanvasAgg(figure).get_renderer())
     assert 0 < box.x0 < box.x1 < figure.bbox.x1
     scale, *_ = figure.axes[0].lines
@@ -373,3 +378,81 @@ def test_replicas_of_different_lengths_are_averaged_each_up_to_its_end():
     assert list(mean.get_ydata()[9:]) == list(longer.get_ydata()[9:])
     assert mean.get_ydata()[4] == np.mean([line.get_ydata()[4] for line in (longer, shorter)])
     assert np.isnan(shorter.get_ydata()[9:]).all()
+
+
+def test_the_scale_of_several_replicas_is_a_geometric_mean_within_its_range():
+    figure: Any = draw_run(make_histories(20, 4, 6, 30), config.Settings())
+    panel = figure.axes[0]
+    (band,) = [each for each in panel.collections if not hasattr(each, "get_segments")]
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.max() == 1
+    assert heights.min() == 1 / 32  # of the replica with five drops
+    assert panel.lines[0].get_ydata()[-1] == pytest.approx((1 / 32 / 8) ** (1 / 3))
+    (label,) = panel.get_legend().get_texts()
+    assert label.get_text() == "geometric mean, min to max"
+
+
+def test_a_scale_of_0_makes_the_geometric_mean_0_at_the_lower_end_of_the_panel():
+    sound, other = make_histories(9, 3, 3)
+    last = other.drops[-1].model_copy(update={"scale_after": 0.0})
+    records = [
+        record.model_copy(update={"scale": 0.0}) if record.epoch == 9 else record
+        for record in other.records
+    ]
+    underflowed = other._replace(records=records, drops=[*other.drops[:-1], last])
+    panel = draw_run([sound, underflowed], config.Settings()).axes[0]
+    line: Any = panel.lines[0]
+    assert line.get_ydata()[-1] == pytest.approx(1 / 8 / 1.5)
+    assert Results.of([sound, underflowed]).final_scale == (0, 0, 1 / 8)
+    assert Results.of([make_history(9, drop_every=3)]).final_scale == (1 / 8, 1 / 8, 1 / 8)
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_a_picture_does_not_depend_on_the_settings_of_matplotlib(tmp_path, ending):
+    files = [tmp_path / f"{name}.{ending}" for name in ("one", "two")]
+    runs = [make_history(3, drop_every=2)]
+    save_run_plot(files[0], runs, config.Settings())
+    odd: Any = {"text.usetex": True, "font.family": "none", "figure.dpi": 40, "lines.linewidth": 9}
+    odd |= {"savefig.bbox": "tight", "axes.grid": True}
+    with matplotlib.rc_context(odd):
+        save_run_plot(files[1], runs, config.Settings())
+        assert matplotlib.rcParams["text.usetex"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+PRINT_LINE_WIDTHS = """
+from plateau_train import plots
+with plots._matplotlib_defaults():
+    import matplotlib.figure
+    print(matplotlib.rcParams["lines.linewidth"])
+print(matplotlib.rcParams["lines.linewidth"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "backend", "width"),
+    [
+        (b"lines.linewidth: 9\ntext.usetex: perhaps\n", "nonsense", 9.0),
+        (b"\xff\xfe\x00", "", 1.5),
+        (b"lines.linewidth: 9\n", "svg", 9.0),
+    ],
+)
+def test_matplotlib_is_imported_whatever_its_configuration(tmp_path, content, backend, width):
+    file = tmp_path / "matplotlibrc"
+    file.write_bytes(content)
+    variables = {"MATPLOTLIBRC": str(file), "MPLBACKEND": backend, "MPLCONFIGDIR": "/dev/null/x"}
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_LINE_WIDTHS],
+        env=os.environ | variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (f"1.5\n{width}\n", "")
+
+
+def test_an_error_of_the_system_while_drawing_is_one_of_storage(tmp_path, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("plateau_train.plots.panels.draw_run", fail)
+    with pytest.raises(StorageError, match="cannot be written: No usable temporary directory"):
+        save_run_plot(tmp_path / "plot.png", [make_history(1)], config.Settings())
+    assert not list(tmp_path.iterdir())

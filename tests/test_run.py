@@ -3,17 +3,21 @@
 import errno
 import json
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
-from helpers import DROP, RECORD, make_history, write_lines
+from helpers import DROP, RECORD, make_history, record_of, write_lines
 
 from plateau_train.errors import ForeignRunError, RunError, StorageError
-from plateau_train.run import storage
+from plateau_train.run import environment, storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import make_histories
 from plateau_train.run.journal import read_lines
 from plateau_train.run.records import Ending, MeanStd, RunWarning
 from plateau_train.run.results import Results
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_file_that_could_not_be_finished_leaves_the_old_one_and_nothing_else(
@@ -98,7 +102,7 @@ def test_a_folder_without_the_files_of_a_run_is_refused(tmp_path):
 
 def test_an_epoch_reads_back_exactly_as_it_was_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    write_lines(path, [RECORD, RECORD.model_copy(update={"epoch": 2})])
+    write_lines(path, [RECORD, record_of(2)])
     one, two = read_lines(path, None)
     assert one == RECORD
     assert two.epoch == 2
@@ -112,11 +116,16 @@ def test_an_epoch_reads_back_exactly_as_it_was_written(tmp_path):
         ('{"format": 1, "epoch": 1}', "Field required at step"),
         ("[" * 100_000, "Invalid JSON"),
         ("\xff", "Invalid JSON"),
-        (RECORD.model_dump_json().replace('"step":468', '"step":NaN'), "finite number at step"),
+        (RECORD.model_dump_json().replace('"step":468', '"step":NaN'), "valid integer at step"),
         (
             RECORD.model_dump_json().replace('"step":468', '"step":"x"'),
             "Input should be .* at step",
         ),
+        (RECORD.model_dump_json().replace('"wait":1', '"wait":"1"'), "valid integer at wait"),
+        (record_of(1, test_accuracy=1.5).model_dump_json(), "equal to 1 at test_accuracy"),
+        (record_of(1, train_accuracy=-0.5).model_dump_json(), "equal to 0 at train_accuracy"),
+        (record_of(1, scale=2.0).model_dump_json(), "equal to 1 at scale"),
+        (record_of(1, epoch=-1).model_dump_json(), "equal to 0 at epoch"),
     ],
 )
 def test_a_damaged_line_is_named_by_its_number(tmp_path, line, problem):
@@ -175,19 +184,62 @@ def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):
     [
         ({"epoch": 3}, "line 2 is of epoch 3, not 1"),
         ({"epoch": 0}, "line 2 is of epoch 0, not 1"),
+        ({"step": 0}, "line 2 is of step 0, which epoch 1 cannot end with"),
+        ({"step": 300}, "line 2 has observations at steps that epoch 1 does not have"),
         ({"val_loss": 1.0, "val_accuracy": 0.5}, "line 2 lacks validation metrics"),
         ({"replica": 1}, "line 2 is of epoch 1, not 0"),
     ],
 )
 def test_a_history_with_a_gap_is_refused_with_the_line(tmp_path, changes, problem):
-    records = [RECORD.model_copy(update={"epoch": 0}), RECORD.model_copy(update=changes)]
+    records = [record_of(0), record_of(1, **changes)]
     with pytest.raises(RunError, match=problem):
         make_histories(records, (), tmp_path / "metrics.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("records", "problem"),
+    [
+        ([record_of(0, observations=RECORD.observations)], "line 1 has observations at steps that"),
+        ([record_of(0, step=7)], "line 1 is of step 7, which epoch 0 cannot end with"),
+        ([record_of(0), record_of(1), record_of(2, step=468)], "line 3 is of step 468"),
+        (
+            [record_of(0), record_of(1), record_of(2, observations=RECORD.observations)],
+            "line 3 has observations at steps that epoch 2 does not have",
+        ),
+    ],
+)
+def test_steps_that_a_run_cannot_have_are_damage(tmp_path, records, problem):
+    with pytest.raises(RunError, match=problem):
+        make_histories(records, (), tmp_path / "metrics.jsonl")
+
+
+def test_the_commit_is_that_of_the_repository_that_tracks_the_package(tmp_path, monkeypatch):
+    package = tmp_path / "environment.py"
+    package.touch()
+    monkeypatch.setattr(environment, "__file__", str(package))
+
+    def git(*words):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path), *words]
+        finished = subprocess.run(command, capture_output=True, text=True, check=True)
+        return finished.stdout.strip()
+
+    for name in [each for each in os.environ if each.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message=one")
+    assert environment._git_commit() is None, "the package is only inside the repository"
+    git("add", "environment.py")
+    git("commit", "--quiet", "--message=two")
+    commit = git("rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))
+    assert environment._git_commit() == commit
+    package.write_text("# changed")
+    assert environment._git_commit() == f"{commit}+"
+
+
 def test_a_replica_has_its_own_records_drops_and_ending(tmp_path):
     records = [
-        RECORD.model_copy(update={"epoch": epoch, "replica": replica, "seed": (4, 7)[replica]})
+        record_of(epoch, replica=replica, seed=(4, 7)[replica])
         for epoch, replica in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 1))
     ]
     ending = Ending(replica=0, epoch=1, reason="diverged", message="the loss is nan")

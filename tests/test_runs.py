@@ -3,12 +3,15 @@
 import contextlib
 import fcntl
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 from folders import make_folder, make_lines, read_newest, start_journal, write_epochs
-from helpers import RECORD, command, write_lines
+from helpers import RECORD, command, record_of, write_lines
 from rich.text import Text
 
+from plateau_train import config
 from plateau_train.commands.runs import COLUMNS, list_runs, print_runs
 from plateau_train.errors import RunError
 from plateau_train.report.console import configure_logging
@@ -16,6 +19,7 @@ from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.records import Notice
+from plateau_train.training import setup
 
 TITLES = [column.title for column in COLUMNS]
 
@@ -61,7 +65,7 @@ def test_a_row_has_the_progress_and_the_accuracies_of_a_run(tmp_path, capsys):
 def test_accuracies_are_those_of_the_held_out_images_if_there_are_any(tmp_path, capsys):
     run = make_run(tmp_path, "one")
     held_out = [
-        RECORD.model_copy(update={"epoch": epoch, "val_loss": 1.0, "val_accuracy": accuracy})
+        record_of(epoch, val_loss=1.0, val_accuracy=accuracy)
         for epoch, accuracy in enumerate((0.2, 0.7, 0.6))
     ]
     write_lines(run.metrics, held_out)
@@ -258,7 +262,7 @@ def test_the_command_lists_a_trained_run(small_run):
 def test_means_of_replicas_are_listed_and_a_sweep_is_named(tmp_path, capsys):
     run = make_run(tmp_path, "one", seed="4,7", schedule="cosine")
     lines = [
-        RECORD.model_copy(update={"epoch": epoch, "replica": replica, "test_accuracy": accuracy})
+        record_of(epoch, replica=replica, test_accuracy=accuracy)
         for epoch, both in enumerate(((0.1, 0.2), (0.9, 0.5), (0.6, 0.6)))
         for replica, accuracy in enumerate(both)
     ]
@@ -280,3 +284,44 @@ def test_two_that_look_whether_a_run_is_locked_do_not_disturb_each_other(tmp_pat
     os.close(descriptor)
     with run.locked():
         assert run.is_locked()
+
+
+def with_a_pipe(file):
+    os.mkfifo(file)
+
+
+def with_a_device(file):
+    file.symlink_to("/dev/zero")
+
+
+def with_a_large_file(file):
+    with file.open("wb") as opened:
+        opened.truncate(1 << 40)
+
+
+@pytest.mark.parametrize("replace", [with_a_pipe, with_a_device, with_a_large_file, Path.mkdir])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.toml",
+        "metrics.jsonl",
+        "events.jsonl",
+        "timings.jsonl",
+        "environment.json",
+        "checkpoints/epoch-000006.npz",
+    ],
+)
+def test_what_is_no_file_of_a_sane_size_is_damage(small_run, tmp_path, capsys, name, replace):
+    run, other = tmp_path / "runs" / "one", tmp_path / "runs" / "two"
+    for copy in (run, other):
+        shutil.copytree(small_run, copy)
+    file = run / name
+    file.unlink()
+    replace(file)
+    rows, _ = listed(tmp_path / "runs", capsys)
+    # A run is listed without its environment, and from the checkpoint before a damaged one.
+    is_needed = name not in ("environment.json", "checkpoints/epoch-000006.npz")
+    assert [row["status"] for row in rows] == ["damaged" if is_needed else "done", "done"]
+    with pytest.raises(RunError) as refused:
+        list(setup.check(RunDirectory(run), config.resolve({})))
+    assert str(file) in "\n".join(refused.value.problems)

@@ -1,5 +1,6 @@
 """plateau-train schedule: replays of lists, files and runs, and the rules of other libraries."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from hypothesis import given, strategies
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from plateau_train import config
-from plateau_train.commands.schedule import ScheduleOptions, run_schedule
+from plateau_train.commands.schedule import ScheduleOptions, run_schedule, translate_flags
 from plateau_train.config import RawValue
 from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
@@ -186,6 +187,11 @@ def test_jax_uses_the_cpu_whatever_the_variable_says():
         (b"loss,\n0.5,\n0.25,\n", None, [0.5, 0.25]),
         (b",step\n0.5,x\n0.25,y\n", "value", [0.5, 0.25]),
         (b"0.5\n0.25\n", "value", [0.5, 0.25]),
+        (b"0.5,\n0.25,\n", None, [0.5, 0.25]),
+        (b"0.5, 0.25", None, [0.5, 0.25]),
+        (b"2026-11-26,0.5\n2026-11-27,0.25\n", None, [0.5, 0.25]),
+        (b",value\n0,0.5\n1,0.25\n", "value", [0.5, 0.25]),
+        (b",0\n0,0.5\n1,0.25\n", "0", [0.5, 0.25]),
     ],
     ids=lambda value: repr(value)[:30],
 )
@@ -202,6 +208,23 @@ def test_every_number_that_python_writes_is_read(number):
     assert csv_files.parse_number(repr(number), "") == number
 
 
+@given(strategies.text("0123456789.eE+-_ ,x\u0661", max_size=12))
+def test_a_text_is_refused_or_means_the_same_number_to_python(text):
+    try:
+        number = csv_files.parse_number(text, "")
+    except ConfigError:
+        return
+    assert number == float(text)
+    assert not set(text) & set("_,x\u0661")
+
+
+def test_a_long_cell_is_refused_at_once(tmp_path):
+    path = tmp_path / "digits.csv"
+    path.write_text("loss\n" + "1" * 100_000 + "x\n")
+    with pytest.raises(ConfigError, match="line 2, loss, holds '111"):
+        csv_files.read_column(str(path), None)
+
+
 @pytest.mark.parametrize(
     ("content", "column", "problem", "hint"),
     [
@@ -214,6 +237,11 @@ def test_every_number_that_python_writes_is_read(number):
         (b"loss;acc\n0,5;0,9\n", None, "no column of numbers", "0.25 or 2.5e-1; its columns"),
         (b"loss;acc\n0,5;0,9\n", "loss", "line 2, loss, holds '0,5'", "0.25 or 2.5e-1"),
         (b"loss\n1_000\n", None, "line 2, loss, holds '1_000'", "0.25"),
+        (b"1_000\n900\n", None, "line 1, value, holds '1_000'", "0.25"),
+        (b"0.5 1_0 0.3", None, "line 1, value, holds '0.5 1_0 0.3'", "0.25"),
+        (b"a b c\n1 2 3\n1 2,3\n", "c", "line 3, c, holds nothing", "0.25"),
+        (b"a b\n1 2\n1 2,3\n", "b", "line 3, b, holds '2,3'", "0.25"),
+        (b"epoch,val\n1,\n2,3\n", None, "line 3 has a number outside the column epoch", "val"),
         (b"loss\n0x10\n", None, "line 2, loss, holds '0x10'", "0.25"),
         ("loss\n\u0661\n".encode(), None, "line 2, loss, holds '\u0661'", "0.25"),
         (b"loss\n1\nInfinity\n", None, "line 3, loss, is inf", "diverged"),
@@ -459,6 +487,18 @@ def test_the_last_scale_with_eps_is_that_of_pytorchs_rule(factor, min_lr, eps, l
     assert final_scale(factor, min_lr, eps, learning_rate) == pytest.approx(lowest, rel=1e-12)
 
 
+@given(
+    factor=strategies.sampled_from((0.1, 0.5)) | strategies.floats(max_value=0.99),
+    others=strategies.tuples(*[strategies.floats() | strategies.floats(0, 1)] * 3),
+    learning_rate=strategies.sampled_from((1e-30, 1e-3, 1e30)),
+)
+def test_no_number_of_a_translation_raises_another_error(factor, others, learning_rate):
+    numbers = {"factor": factor} | dict(zip(("min_lr", "threshold", "eps"), others, strict=True))
+    text = ",".join(f"{name}={value}" for name, value in numbers.items())
+    with contextlib.suppress(ConfigError):
+        translate_flags("torch", text, {}, learning_rate)
+
+
 def test_the_last_scale_is_found_for_every_eps():
     assert final_scale(0.9, 1e-7, 1e-8, 1e-6) == pytest.approx(0.1094, abs=5e-5)
     assert final_scale(0.9999, 0.0, 1e-8, 1e-5) == 1
@@ -677,7 +717,7 @@ def test_the_plot_marks_each_drop_and_no_text_leaves_it(num_values):
     )
     top, bottom = figure.axes
     curve = next(line for line in top.lines if line.get_label() == "observed")
-    marks = next(line for line in top.lines if line.get_label() == "lowers the scale")
+    marks = next(line for line in top.lines if line.get_label() == "drop of the scale")
     assert curve.get_ydata().tolist() == [row.mean for row in rows]
     assert marks.get_xdata().tolist() == drops
     ours, torch = bottom.lines[:2]

@@ -344,7 +344,8 @@ def test_runs_with_different_intervals_of_steps_are_trained_apart(processes, tmp
     finished = processes.run(tmp_path, *words)
     assert finished.code == 0, finished.stderr
     rows = rows_of(sweep_in(tmp_path)).values()
-    assert {row["step_epochs"]: row["final_scale_mean"] for row in rows} == {"1": "0.5", "2": "1.0"}
+    scales = {row["step_epochs"]: row["final_scale_geometric_mean"] for row in rows}
+    assert scales == {"1": "0.5", "2": "1.0"}
 
 
 def test_a_run_that_another_process_trained_since_the_start_is_not_touched(processes, tmp_path):

@@ -180,8 +180,10 @@ def _draw(runs: Mapping[str, Run], picture: Path) -> None:
         plotted.append(plots.PlottedRun(run.settings, run.completed, label))
     data = dict.fromkeys(run.settings.data.title for run in runs.values())
     has_bands = any(len(run.completed) > 1 for run in runs.values())
-    bands = ": means and one standard deviation of the seeds" if has_bands else ""
-    plots.save_comparison(picture, plotted, f"{len(runs)} runs on {' and '.join(data)}{bands}")
+    bands = ": mean and standard deviation of the seeds; geometric mean and range of the scale"
+    plots.save_comparison(
+        picture, plotted, f"{len(runs)} runs on {' and '.join(data)}{bands if has_bands else ''}"
+    )
 
 
 def print_comparison(comparison: Comparison) -> None:

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from plateau_train import data
 from plateau_train.config import DataSettings
-from plateau_train.report.console import busy
+from plateau_train.report.console import busy, printable
 
 
 def prepare(settings: DataSettings, manual_dir: Path | None) -> None:
     """Prepare a data set, and print what was done."""
     with busy("preparing the data"):
         done = data.prepare(settings, manual_dir)
-    print(done)
+    print(printable(done))
 
 
 def info(settings: DataSettings) -> None:
@@ -19,4 +19,4 @@ def info(settings: DataSettings) -> None:
     with busy("loading the data"):
         facts = data.describe(settings)
     for name, text in facts.items():
-        print(f"{name:<10} {text}")
+        print(printable(f"{name:<10} {text}"))

@@ -4,8 +4,14 @@ from functools import partial
 from pathlib import Path
 
 from plateau_train.plots import check_format, place, save_run_plot
+from plateau_train.report.console import printable
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
+
+
+def print_plot(run: Path, output: Path | None, replica: int | None) -> None:
+    """Draw a run, and print the path of the picture."""
+    print(printable(plot(run, output, replica)))
 
 
 def plot(run: Path, output: Path | None, replica: int | None) -> Path:

@@ -8,7 +8,7 @@ from plateau_train import plots
 from plateau_train.config import Resolved
 from plateau_train.errors import PROGRAM
 from plateau_train.process import cluster
-from plateau_train.report.console import configure_logging
+from plateau_train.report.console import configure_logging, printable
 from plateau_train.report.progress import RunReport
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.journal import RunTask
@@ -46,10 +46,10 @@ def resume(path: Path, overrides: Resolved) -> None:
             further = f"{PROGRAM} resume {run} --epochs {2 * epochs} goes further"
             log.info(f"{run.path} is done: epoch {epochs} was its last one; {further}")
             if is_quiet:
-                print(run.path)
+                print(printable(run.path))
 
 
 def check(path: Path, overrides: Resolved) -> None:
     """Verify a run, change nothing, and print what is sound; raises as ``setup.check``."""
     for line in setup.check(RunDirectory.find(path), overrides):
-        print(line)
+        print(printable(line))

@@ -25,7 +25,7 @@ COLUMNS = (
     Column("results.best_epoch", "at", omit=2),
     Column("results.final_score.mean", "final", ".4f", omit=7),
     Column("results.split", "split", is_number=False, omit=1),
-    Column("results.final_scale.mean", "scale", ".6g", omit=4),
+    Column("results.final_scale.geometric_mean", "scale", ".6g", omit=4),
     Column("state", "status", is_number=False),
 )
 
@@ -94,6 +94,8 @@ def _read(run: Run) -> ListedRun | None:
         results = run.results if run.records else None
     with _collect(problems, run):
         state = run.state
+    if not files.path.exists():  # it was just removed
+        return None
     if problems:
         state = "damaged"
     return ListedRun(files.path.name, state, tuple(sorted(problems)), settings, results)

@@ -197,7 +197,7 @@ def read_list(overrides: dict[str, RawValue], options: ScheduleOptions) -> Serie
         name, values, num_empty = csv_files.read_column(title, options.column)
         title = "standard input" if title == csv_files.STANDARD_INPUT else title
         if num_empty:
-            log.info(f"{num_empty:,} lines without {name} were skipped")
+            log.info(f"empty cells of the column {name}, skipped: {num_empty:,}")
     else:
         name, title = "value", "the command line"
         text = options.values or ""

@@ -35,11 +35,19 @@ def _path_of(metric: str) -> str:
     return f"results.final.{metric}".replace("-", ".")
 
 
-# The measures of ``results.csv``, and where a ``SweepResult`` has them.
-MEASURES = {f"final_{metric}".replace("-", "_"): _path_of(metric) for metric in METRICS} | {
+_AVERAGED = {f"final_{metric}".replace("-", "_"): _path_of(metric) for metric in METRICS} | {
     "best_accuracy": "results.own_best_score",
     "num_drops": "num_drops",
-    "final_scale": "results.final_scale",
+}
+
+# The measures of ``results.csv``, and where a ``SweepResult`` has them.
+MEASURES = {
+    f"{name}_{statistic}": f"{path}.{statistic}"
+    for name, path in _AVERAGED.items()
+    for statistic in ("mean", "sd")
+} | {
+    f"final_scale_{statistic}": f"results.final_scale.{statistic}"
+    for statistic in ("geometric_mean", "min", "max")
 }
 
 
@@ -175,19 +183,21 @@ def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
     rows = {"results": str(table)}
     if len(varied) == 2:
         grid = _make_grid(results, varied, plan.metric)
-        heading = f"{grid.metric} after the last epoch, {results[0].num_seeds} seeds"
+        num_seeds = results[0].num_seeds
+        seeds = f"mean and standard deviation of {num_seeds} seeds" if num_seeds > 1 else "one seed"
+        heading = f"{grid.metric} after the last epoch, {seeds}"
         plots.save_heat_map(picture, grid, heading)
         rows["heat map"] = str(picture)
     rows["next"] = f"{PROGRAM} plot {RunDirectory(directory.path / ordered[0].name)}"
     if is_quiet:
-        print(directory.path)
+        print(console.printable(directory.path))
         return
     columns = [
         *(Column(f"values.{setting.key}", setting.flag) for setting in varied),
         Column(_path_of(plan.metric), plan.metric, ".4f"),
         Column("results.own_best_score", "best", ".4f", omit=3),
         Column("num_drops", "drops"),
-        Column("results.final_scale.mean", "scale", ".4g", omit=2),
+        Column("results.final_scale.geometric_mean", "scale", ".4g", omit=2),
         Column(lambda result: f"{result.num_finished}/{result.num_seeds}", "seeds"),
         Column("name", "run", is_number=False, omit=1),
     ]
@@ -216,15 +226,14 @@ def read_result(folder: Path, planned: SweepRun, varied: Sequence[Setting]) -> S
 
 
 def to_csv(results: Sequence[SweepResult]) -> str:
-    """Return a line for each run with the mean and the standard deviation of every measure."""
+    """Return a line for each run with every measure that one of the runs has."""
     rows = []
     for result in results:
         row = {**result.values, "run": result.name}
         row |= {"seeds": result.num_seeds, "finished": result.num_finished}
         for name, path in MEASURES.items():
-            if any(look_up(each, path) for each in results):
-                mean, std, _ = look_up(result, path) or ("", "", 0)
-                row |= {f"{name}_mean": mean, f"{name}_sd": std}
+            if any(look_up(each, path) is not None for each in results):
+                row[name] = look_up(result, path)  # None is an empty cell
         rows.append(row)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

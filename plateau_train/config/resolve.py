@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_origin
 
 from pydantic import ValidationError
 
+from plateau_train.config.files import read_file
 from plateau_train.config.settings import (
     SETTINGS,
     ClusterSettings,
@@ -107,7 +108,7 @@ def resolve_whole(file: Path) -> Resolved:
 
     Raises ``ConfigError`` for a file that was cut: it lacks its format, the first line, or a table.
     """
-    content = read_toml(file)
+    content = read_toml(file, read_file)
     if missing := [name for name in ("format", *Settings.model_fields) if name not in content]:
         problem = f"{file} is not whole: it lacks {', '.join(missing)}"
         raise ConfigError(problem, hint="restore the file from a copy, or train anew")

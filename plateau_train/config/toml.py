@@ -1,8 +1,9 @@
 """Settings as TOML files."""
 
 import json
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -14,10 +15,10 @@ from plateau_train.errors import PROGRAM, ConfigError, ForeignConfigError
 FORMAT = 1  # of config.toml; a version that changes the meaning of a file increments it
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> dict[str, Any]:
     """Read a TOML file; raises ``ConfigError`` if it is missing, invalid or of another version."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read(path).decode())
     except FileNotFoundError:
         hint = f"{PROGRAM} config > my.toml writes a file to start from"
         raise ConfigError(f"{path} does not exist", hint=hint) from None
@@ -60,7 +61,11 @@ def to_toml(settings: Settings, origins: Mapping[str, str], *, describe: bool = 
 
 
 def _quoted(value: object) -> str:
-    """Write a value as TOML, whose numbers, texts and arrays are those of JSON but for DEL."""
+    """Write a value as TOML, whose numbers, texts and arrays are those of JSON.
+
+    DEL, which TOML does not permit, and the control characters after it are escaped.
+    """
     if isinstance(value, Seeds):
         value = value[0] if len(value) == 1 else str(value)
-    return json.dumps(value, default=str, ensure_ascii=False).replace("\x7f", "\\u007f")
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f]", lambda char: f"\\u{ord(char[0]):04x}", text)

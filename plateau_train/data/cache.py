@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from plateau_train.config.files import is_private
 from plateau_train.data.splits import Dataset, Split
 
 FORMAT = 2
@@ -47,7 +48,7 @@ def fingerprint_of_files(folder: Path) -> str:
 
 def read(path: Path, fingerprint: str) -> Dataset | None:
     """Return the cached set if its file is intact and it has this fingerprint."""
-    if not os.path.isfile(path):  # opening a pipe would wait forever
+    if not os.path.isfile(path) or not is_private(path.parent):  # a pipe would wait forever
         return None
     try:
         # Opened here: numpy.load does not close a file that is not a zip.
@@ -58,7 +59,8 @@ def read(path: Path, fingerprint: str) -> Dataset | None:
             )
         name, source, class_names = (json.loads(text)[key] for key in DESCRIPTION)
         dataset = Dataset(name, source, tuple(class_names), train, test)
-        return dataset if text == _manifest(dataset, fingerprint) else None
+        is_sound = text == _manifest(dataset, fingerprint) and _is_image_set(dataset)
+        return dataset if is_sound else None
     except Exception:  # zip, NumPy and JSON raise many kinds of errors for foreign bytes
         return None
 
@@ -70,9 +72,10 @@ def write(path: Path, fingerprint: str, dataset: Dataset) -> None:
         for split in SPLITS
         for field, array in getattr(dataset, split)._asdict().items()
     }
+    if not is_private(path.parent):
+        return
     temporary = path.with_name(f".plateau-train-{secrets.token_hex(8)}.tmp")
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(".plateau-train-*.tmp"):
             with contextlib.suppress(OSError):  # another process has removed it
                 if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
@@ -84,6 +87,22 @@ def write(path: Path, fingerprint: str, dataset: Dataset) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _is_image_set(dataset: Dataset) -> bool:
+    """Return whether the arrays are images of one shape, each with the number of a class."""
+    num_classes = len(dataset.class_names)
+    return all(
+        images.dtype == np.uint8
+        and images.ndim == 4
+        and images.shape[1:] == dataset.train.images.shape[1:]
+        and labels.dtype == np.int32
+        and labels.shape == (len(images),)
+        and images.size > 0
+        and labels.min() >= 0
+        and labels.max() < num_classes
+        for images, labels in (dataset.train, dataset.test)
+    )
 
 
 def _manifest(dataset: Dataset, fingerprint: str) -> str:

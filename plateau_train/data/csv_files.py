@@ -17,10 +17,15 @@ MAX_VALUES, MAX_LINE_CHARS = 1_000_000, 1_000_000
 
 # Plain or scientific notation, and what is not finite. Python reads more: 1_000 and other digits.
 NUMBER = re.compile(
-    r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE
+    r"[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE
 )
 NUMBER_HINT = "write numbers like 0.25 or 2.5e-1"
+COLUMN_HINT = "choose one with --column NAME"
 UNNAMED = "value"
+
+
+# The number of a line, and its cells.
+Row = tuple[int, list[str]]
 
 
 class NumberColumn(NamedTuple):
@@ -72,14 +77,7 @@ def read_column(source: str, name: str | None) -> NumberColumn:
 def _read(file: IO[str], name: str | None, shown: str) -> NumberColumn:
     reader = _split_cells(_read_lines(file, shown))
     rows = ((reader.line_num, row) for row in reader if any(map(str.strip, row)))
-    number, names = next(rows, (0, []))
-    if not names or not all(map(_is_number, names)):
-        names = [name.strip() or UNNAMED for name in names]
-    elif following := list(itertools.islice(rows, 1)):
-        rows = itertools.chain([(number, names)], following, rows)
-        names = [f"{place}" for place in range(1, len(names) + 1)] if len(names) > 1 else [UNNAMED]
-    else:  # a single line
-        names, rows = [UNNAMED], iter([(number, [cell]) for cell in names])
+    names, rows = _split_header(rows)
     head = next(rows, None)
     if head is None:
         raise ConfigError(f"{shown} holds no values", hint="write one value per line")
@@ -93,6 +91,10 @@ def _read(file: IO[str], name: str | None, shown: str) -> NumberColumn:
             raise ConfigError(
                 f"{problem}: {_join(names)}", hint=f"{NUMBER_HINT}, with no comma inside a number"
             )
+        others = (cell for index, cell in enumerate(row) if index != column)
+        if name is None and any(map(_is_number, others)):
+            problem = f"{line} has a number outside the column {names[column]}"
+            raise ConfigError(problem, hint=f"{COLUMN_HINT}: {_join(names)}")
         if column < len(row) and not row[column].strip():
             num_empty += 1
             continue
@@ -107,6 +109,21 @@ def _read(file: IO[str], name: str | None, shown: str) -> NumberColumn:
     return NumberColumn(names[column], values, num_empty)
 
 
+def _split_header(rows: Iterator[Row]) -> tuple[list[str], Iterator[Row]]:
+    """Return the names of the columns and the rows of values."""
+    number, cells = next(rows, (0, []))
+    if not any(map(str.strip, cells[:1])) or any(map(_is_name, cells)):
+        names = [cell.strip() for cell in cells]
+        # A column of this name leaves the one without a name none.
+        unnamed = "" if UNNAMED in names else UNNAMED
+        return [name or unnamed for name in names], rows
+    following = list(itertools.islice(rows, 1))
+    if not following:  # a single line
+        return [UNNAMED], iter([(number, [cell]) for cell in cells])
+    names = [f"{place}" for place in range(1, len(cells) + 1)] if len(cells) > 1 else [UNNAMED]
+    return names, itertools.chain([(number, cells)], following, rows)
+
+
 def _column_index(names: list[str], head: list[str], name: str | None, shown: str) -> int:
     """Return the index of the column with a name, or of the only one with a number in ``head``."""
     if name is not None and names.count(name) == 1:
@@ -117,7 +134,7 @@ def _column_index(names: list[str], head: list[str], name: str | None, shown: st
     if name is None and len(names) == 1:  # the value is refused, with its line
         return 0
     problem = f"no column {name}{did_you_mean(name, names)}"
-    hint = f"choose one with --column NAME: {_join(names)}"
+    hint = f"{COLUMN_HINT}: {_join(names)}"
     if name is None and numeric:
         problem = f"{len(numeric)} columns of numbers"
     elif name is None:
@@ -135,6 +152,11 @@ def _is_number(text: str) -> bool:
     return NUMBER.fullmatch(text.strip()) is not None
 
 
+def _is_name(text: str) -> bool:
+    """Return whether a cell names a column; without letters it is a number, a date or an error."""
+    return not _is_number(text) and any(map(str.isalpha, text))
+
+
 def _split_cells(lines: Iterator[str]) -> Any:
     """Return a CSV reader of lines; their separator is one that the first line with text has."""
     start: list[str] = []
@@ -147,7 +169,8 @@ def _split_cells(lines: Iterator[str]) -> Any:
     # The name of a single column may contain spaces.
     is_row = all(map(_is_number, words)) or len(words) == len(second.split())
     if not separators and len(words) > 1 and is_row:
-        lines = (",".join(line.split()) for line in lines)
+        separators = [" "]
+        lines = (" ".join(line.split()) for line in lines)
     return csv.reader(lines, delimiter=(*separators, ",")[0], skipinitialspace=True)
 
 

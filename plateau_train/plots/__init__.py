@@ -4,7 +4,11 @@ The modules of this folder import matplotlib, which takes a second; the function
 when called, so that a command without a picture starts fast. Imports run, config and errors.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +18,7 @@ from jaxtyping import Float, Int
 
 from plateau_train.config import Settings
 from plateau_train.errors import ConfigError, StorageError
+from plateau_train.run import storage
 from plateau_train.run.history import History
 
 FORMATS = ("png", "svg", "pdf")
@@ -79,10 +84,53 @@ def _saver(module: str, name: str) -> Callable[..., None]:
     """
 
     def save(path: Path, *arguments: Any, **options: Any) -> None:
-        draw = getattr(import_module(f"plateau_train.plots.{module}"), name)
-        import_module("plateau_train.plots.style").save_figure(path, draw(*arguments, **options))
+        check_format(path)
+        with storage.as_storage_error(path), _matplotlib_defaults():
+            draw = getattr(import_module(f"plateau_train.plots.{module}"), name)
+            figure = draw(*arguments, **options)
+            import_module("plateau_train.plots.style").save_figure(path, figure)
 
     return save
+
+
+@contextlib.contextmanager
+def _matplotlib_defaults() -> Iterator[None]:
+    """Draw with the defaults of matplotlib, whatever the user has configured for it.
+
+    What matplotlib says of a configuration is not logged: it does not affect the pictures.
+    """
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        matplotlib = _import_matplotlib()
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _import_matplotlib() -> Any:
+    """Import matplotlib, also where its configuration is unusable.
+
+    matplotlib reads it while it is imported, and an unknown back end or an unreadable matplotlibrc
+    ends the import. A usable configuration is in force again outside of our pictures.
+    """
+    if matplotlib := sys.modules.get("matplotlib"):
+        return matplotlib
+    before = dict(os.environ)
+    os.environ |= {"MPLBACKEND": "", "MATPLOTLIBRC": os.devnull}
+    try:
+        matplotlib = import_module("matplotlib")
+    finally:
+        os.environ.clear()
+        os.environ |= before
+    with contextlib.suppress(ValueError, OSError):
+        matplotlib.rc_file(matplotlib.matplotlib_fname())
+        if backend := os.environ.get("MPLBACKEND"):
+            matplotlib.rcParams["backend"] = backend
+    return matplotlib
 
 
 save_run_plot = _saver("panels", "draw_run")

@@ -53,7 +53,7 @@ def draw_confusion(
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     bar.ax.tick_params(labelsize=10 * enlarged)
-    _finish(figure, heading, "taken for", "true class", enlarged)
+    _finish(figure, heading, "predicted class", "true class", enlarged)
     return figure
 
 

@@ -34,7 +34,7 @@ def draw_run(histories: Sequence[History], settings: Settings) -> Figure:
     # A legend of one or two lines is between a panel and its title.
     figure = _make_panels(HEIGHT, pad=42 if has_val else 26)
     style.write_heading(figure, title(histories, settings), style.HEADING)
-    more = ", which events.jsonl has with their reasons"
+    more = " drops; events.jsonl lists them with their reasons"
     style.write_reasons(figure, [drop.describe() for drop in drops], more)
     draw_scale(figure.axes[0], [run], drops)
     for panel, (split, metric) in zip(figure.axes[1:], METRICS, strict=True):
@@ -87,9 +87,9 @@ def title(histories: Sequence[History], settings: Settings) -> str:
     }[optimizer.schedule]
     seeds = f"seed {histories[0].seed}"
     if len(histories) > 1:
-        num_early = len(histories) - len(completed(histories))
-        early = f", without {num_early} that ended early" if num_early else ""
-        seeds = f"{len(histories)} seeds (mean and one standard deviation){early}"
+        num_finished = len(completed(histories))
+        of = f" of the {num_finished} that finished" if num_finished < len(histories) else ""
+        seeds = f"{len(histories)} seeds (mean and one standard deviation{of})"
     elif len(settings.run.seeds) > 1:
         seeds += f" (replica {histories[0].replica})"
     trained = f"{settings.schedule_name} on {settings.data.title}"
@@ -122,9 +122,10 @@ class _Line(NamedTuple):
         epochs = range(1 + max(history.last_epoch for history in histories))
         values = [[getattr(record, name) for record in each.records] for each in histories]
         curve = Curve.of(epochs, values, is_single=run.is_single)
-        best = int(curve.mean.argmin() if metric == "loss" else curve.mean.argmax())
-        word = ("min" if metric == "loss" else "max") + (" of mean" if len(histories) > 1 else "")
-        label = f"{split}: {word} {curve.mean[best]:.4f} at epoch {epochs[best]}"
+        best = int(curve.center.argmin() if metric == "loss" else curve.center.argmax())
+        word = "lowest" if metric == "loss" else "highest"
+        word += " mean" if len(histories) > 1 else ""
+        label = f"{split}: {word} {curve.center[best]:.4f} at epoch {epochs[best]}"
         color, line = style.SPLIT_STYLES[split] if run.is_single else (run.color, run.linestyle)
         return cls(curve, epochs[best], label, {"color": color, "linestyle": line})
 
@@ -166,4 +167,4 @@ def _draw_lines(panel: Axes, lines: Sequence[_Line]) -> None:
         # The bands of several runs overlap.
         curve.draw(panel, alpha=0.2 if len(curve.replicas) else 0.12, drawstyle="default", **look)
         best = curve.epochs == best_epoch
-        panel.plot(curve.epochs[best], curve.mean[best], label=label, **look, **style.BEST_MARKER)
+        panel.plot(curve.epochs[best], curve.center[best], label=label, **look, **style.BEST_MARKER)

@@ -50,6 +50,7 @@ def draw_replay(
     if change is not None:
         look: Look = {"transform": bottom.get_xaxis_transform(), "fontsize": style.TICK}
         bottom.text(end, 0.97, "counterfactual", ha="right", va="top", style="italic", **look)
+    figure.align_ylabels()
     style.write_reasons(figure, [reason[:MAX_CHARS] for reason in reasons])
     return figure
 
@@ -70,7 +71,7 @@ def _draw_values(panel: Axes, series: Series, rows: Sequence[Row]) -> None:
     is_drop = np.array([row.is_drop for row in rows], bool)
     x, drops = x[is_drop], observed[is_drop]
     mark = {"color": style.VERMILION, "markersize": 9, "markeredgecolor": "white", "zorder": 4}
-    panel.plot(x, drops, "v", label="lowers the scale", **mark)
+    panel.plot(x, drops, "v", label="drop of the scale", **mark)
     above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
     for number, place in enumerate(zip(x, drops, strict=True), start=1):
         if number <= style.MOST_LISTED:
@@ -87,7 +88,9 @@ def _zoom_past_start(panel: Axes, observed: np.ndarray) -> None:
     margin = 0.15 * np.ptp(later) or 0.01
     panel.set_ylim(later.min() - margin, later.max() + margin)
     if observed[0] > later.max():
-        note = panel.text(0.004, 0.97, f"from {observed[0]:.4g}", transform=panel.transAxes)
+        note = panel.text(
+            0.004, 0.97, f"the first value is {observed[0]:.4g}", transform=panel.transAxes
+        )
         note.set(va="top", fontsize=10, style="italic")
 
 

@@ -20,8 +20,9 @@ Steps = tuple[Sequence[float], Sequence[float]]  # epochs, and the scale from ea
 
 
 def draw_scale(panel: Axes, runs: Sequence[PlottedRun], drops: Sequence[Drop]) -> None:
-    """Draw the factor on the base learning rate, of the plateau rule the mean of its logarithm.
+    """Draw the factor on the base learning rate, of the plateau rule its geometric mean.
 
+    The band of the plateau rule reaches from the lowest to the highest scale of the replicas.
     Marks and numbers ``drops``, which are those of a single replica. Without them, draws a tick for
     each drop of every replica, in a strip below the curves.
     """
@@ -55,7 +56,7 @@ def _steps(history: History) -> Steps:
 
 
 def _draw_run(panel: Axes, run: PlottedRun, replicas: Sequence[Steps], lowest: float) -> None:
-    """Draw the curve of a run, where a scale that has underflowed to 0 becomes ``lowest``."""
+    """Draw the curve of a run, where a scale or mean of 0 becomes ``lowest``."""
     look: Look = {"color": run.color, "linestyle": run.linestyle, "alpha": 0.2}
     schedule = run.settings.optimizer.schedule
     if schedule != "plateau":  # a function of the step, the same for all replicas
@@ -63,13 +64,13 @@ def _draw_run(panel: Axes, run: PlottedRun, replicas: Sequence[Steps], lowest: f
         curve.draw(panel, drawstyle="steps-pre" if schedule == "step" else "default", **look)
         return
     grid = np.unique(np.concatenate([epochs for epochs, _ in replicas]))
-    powers = [
-        np.log2(np.maximum(scales, lowest))[np.searchsorted(epochs, grid, side="right") - 1]
+    on_grid = [
+        np.array(scales)[np.searchsorted(epochs, grid, side="right") - 1]
         for epochs, scales in replicas
     ]
-    epochs, *curves = Curve.of(grid.tolist(), powers, is_single=run.is_single)
-    curve = Curve(epochs, *map(np.exp2, curves))
-    label = "mean of the logarithm" if len(curve.replicas) else None
+    epochs, *curves = Curve.of_scales(grid, on_grid, is_single=run.is_single)
+    curve = Curve(epochs, *(np.maximum(scales, lowest) for scales in curves))
+    label = "geometric mean, min to max" if len(curve.replicas) else None
     curve.draw(panel, drawstyle="steps-post", label=label, **look)
 
 
@@ -83,7 +84,7 @@ def _draw_ticks(panel: Axes, runs: Sequence[PlottedRun], lowest: float) -> None:
     if len(rows) > MOST_ROWS:
         rows = [(run.color, list(run.histories)) for run in runs]
     unit = "run" if len(rows) == len(runs) else "seed"
-    caption = f"drops, a row a {unit}" if len(rows) > 1 else "drops of all seeds"
+    caption = f"drops (one row per {unit})" if len(rows) > 1 else "drops of all seeds"
     look: Look = {"fontsize": style.NOTE, "va": "top", "transform": panel.transAxes}
     panel.text(0.01, STRIP - 0.01, caption, **look)
     height = (STRIP - 0.07) / len(rows)

@@ -41,17 +41,17 @@ LARGEST_SCALE = 1.5  # the upper limit of a logarithmic axis of the scale
 
 
 class Curve(NamedTuple):
-    """The mean of a value over replicas, and one standard deviation below and above it."""
+    """The center of a value over replicas, and the band around it."""
 
     epochs: Num[np.ndarray, " points"]
-    mean: Float[np.ndarray, " points"]
+    center: Float[np.ndarray, " points"]
     low: Float[np.ndarray, " points"]
     high: Float[np.ndarray, " points"]
     replicas: Float[np.ndarray, "replicas points"]  # those that are drawn
 
     @classmethod
     def of(cls, epochs: ArrayLike, replicas: Sequence[Any], *, is_single: bool) -> "Curve":
-        """Average over replicas, each up to its end.
+        """Return the mean of replicas, each up to its end, and one standard deviation around it.
 
         Several replicas of a run that ``is_single`` are drawn as well.
         """
@@ -61,14 +61,27 @@ class Curve(NamedTuple):
         drawn = values if is_single and len(values) > 1 else values[:0]
         return cls(np.array(epochs), mean, mean - std, mean + std, drawn)
 
+    @classmethod
+    def of_scales(cls, epochs: ArrayLike, replicas: Sequence[Any], *, is_single: bool) -> "Curve":
+        """Return the geometric mean of scales, and the range from the lowest to the highest.
+
+        The mean is 0 where the scale of a replica has underflowed to 0.
+        """
+        scales = np.array(replicas)
+        low, high = scales.min(axis=0), scales.max(axis=0)
+        with np.errstate(divide="ignore"):
+            mean = np.exp2(np.log2(scales).mean(axis=0))
+        drawn = scales if is_single and len(scales) > 1 else scales[:0]
+        return cls(np.array(epochs), np.clip(mean, low, high), low, high, drawn)  # for rounding
+
     def since(self, epoch: int) -> "Curve":
         """Leave out what is before an epoch."""
         return Curve(*(values[..., self.epochs >= epoch] for values in self))
 
     def draw(self, panel: Axes, *, color: str, alpha: float, drawstyle: Any, **line: Any) -> None:
-        """Draw the mean, the replicas as thin lines, and the band, whose opacity is ``alpha``."""
+        """Draw the center, the replicas as thin lines, and the band, whose opacity is ``alpha``."""
         look: Look = {"color": color, "drawstyle": drawstyle}
-        panel.plot(self.epochs, self.mean, linewidth=1.5, zorder=3, **look, **line)
+        panel.plot(self.epochs, self.center, linewidth=1.5, zorder=3, **look, **line)
         for replica in self.replicas:
             panel.plot(self.epochs, replica, **look, **REPLICA_LINE)
         step: Any = "post" if drawstyle == "steps-post" else None

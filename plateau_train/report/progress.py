@@ -12,7 +12,15 @@ from rich.text import Text
 
 from plateau_train.config import Settings
 from plateau_train.errors import PROGRAM
-from plateau_train.report.console import Column, Table, busy, lay_out, make_console, print_rows
+from plateau_train.report.console import (
+    Column,
+    Table,
+    busy,
+    lay_out,
+    make_console,
+    print_rows,
+    printable,
+)
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
@@ -101,7 +109,7 @@ class RunReport:
         """Print how the run ended and what to do next; if quiet, only the path of its folder."""
         self.close()
         if self.is_quiet:
-            print(run.directory.path, flush=True)
+            print(printable(run.directory.path), flush=True)
             return
         duration = str(datetime.timedelta(seconds=round(seconds)))
         if self._last_epoch >= 0:

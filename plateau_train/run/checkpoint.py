@@ -20,15 +20,16 @@ import tokenize
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plateau_train.config import Settings
+from plateau_train.config.files import open_file, read_file
 from plateau_train.errors import ForeignRunError, RunError
 from plateau_train.run import storage
-from plateau_train.run.environment import Environment
+from plateau_train.run.environment import Environment, available_memory
 
 BEST = "best.npz"
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
@@ -121,7 +122,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     no array is read before its offset, size and type are known.
     """
     with _explained(path):
-        content = path.read_bytes()
+        content = read_file(path, available_memory())
         if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
             raise _unusable(path, "its content does not match the checksum at its end")
         arrays = _read_arrays(io.BytesIO(content))
@@ -135,11 +136,11 @@ def read_manifest(path: Path) -> Manifest:
 
     Only the CRC of the manifest is verified.
     """
-    with _explained(path):
-        return _parse(path, _read_arrays(path, MANIFEST)[MANIFEST].item())
+    with _explained(path), open_file(path, available_memory()) as file:
+        return _parse(path, _read_arrays(file, MANIFEST)[MANIFEST].item())
 
 
-def _read_arrays(file: Path | io.BytesIO, *names: str) -> dict[str, np.ndarray]:
+def _read_arrays(file: BinaryIO, *names: str) -> dict[str, np.ndarray]:
     """Read the arrays of an archive, or those of some names.
 
     Raises ``ValueError`` for a member that is compressed or does not have the size it declares:

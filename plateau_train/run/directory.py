@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from plateau_train import config
 from plateau_train.config import Resolved
+from plateau_train.config.files import read_file
 from plateau_train.errors import (
     PROGRAM,
     BusyRunError,
@@ -73,7 +74,7 @@ def list_runs(sweep: Path) -> list[Path]:
 def read_json(path: Path, model: type[Model]) -> Model:
     """Read a JSON file; raises ``RunError`` if it is missing or damaged."""
     try:
-        return model.model_validate_json(path.read_bytes())
+        return model.model_validate_json(read_file(path))
     except OSError as error:
         reason = error.strerror
     except ValidationError as error:

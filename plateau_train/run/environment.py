@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -156,10 +157,18 @@ def _processor_field(name: str) -> str:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the code, with a plus sign if files differ; None outside git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    with contextlib.suppress(OSError):  # there is no git
-        folder = Path(__file__).parent
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        return result.stdout.strip() or None
+    """Return the commit of the code, with a plus sign if files differ.
+
+    Returns None unless this package is tracked by git: it may be installed inside another project.
+    """
+    commands = (
+        ["git", "ls-files", "--error-unmatch", Path(__file__).name],
+        ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+    )
+    # Such as GIT_DIR, which may name another repository.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    options: Any = {"cwd": Path(__file__).parent, "env": env, "capture_output": True, "text": True}
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, no commit
+        *_, commit = (subprocess.run(each, check=True, **options).stdout for each in commands)
+        return commit.strip()
     return None

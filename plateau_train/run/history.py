@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +57,8 @@ def make_histories(
         past = by_replica[record.replica]
         if record.epoch != len(past):
             raise _damaged(path, number, f"is of epoch {record.epoch}, not {len(past)}")
+        if problem := _misplaced(record, past):
+            raise _damaged(path, number, problem)
         split = split or record.score_split
         if record.score_split != split:
             raise _damaged(path, number, "lacks validation metrics, or is the only one with them")
@@ -72,6 +75,17 @@ def make_histories(
             ending = None  # the run was continued after it, or its last epochs cannot be read
         histories.append(History(replica, past[0].seed, past, drops[replica], ending))
     return histories
+
+
+def _misplaced(record: EpochRecord, past: Sequence[EpochRecord]) -> str:
+    """Return what is wrong with the steps of a record after the ones before it, or nothing."""
+    last_step = past[-1].step if past else -1
+    if record.step <= last_step or bool(record.epoch) != bool(record.step):
+        return f"is of step {record.step:,}, which epoch {record.epoch} cannot end with"
+    steps = [last_step, *(observation.step for observation in record.observations), record.step]
+    if any(later <= step for step, later in pairwise(steps[:-1])) or steps[-2] > record.step:
+        return f"has observations at steps that epoch {record.epoch} does not have"
+    return ""
 
 
 def _damaged(path: Path, number: int, problem: str) -> RunError:

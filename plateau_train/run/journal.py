@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from plateau_train.config import Resolved
+from plateau_train.config.files import read_file
 from plateau_train.errors import ForeignRunError, RunError
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint, FileState, Manifest
@@ -175,7 +176,7 @@ def verify(directory: RunDirectory, manifest: Manifest | None) -> Iterator[str]:
 def _read(path: Path) -> bytes:
     """Read a file of ``FILES``, or nothing where there is none."""
     try:
-        return path.read_bytes()
+        return read_file(path)
     except FileNotFoundError:
         return b""
     except OSError as error:

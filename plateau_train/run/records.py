@@ -8,9 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, computed_field
 
 FORMAT = 1  # of every line
 
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(ge=0)]  # or 0
+
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
 
     format: int = FORMAT
 
@@ -18,9 +22,9 @@ class _Record(BaseModel):
 class ObservedValue(BaseModel):
     """A value that the plateau rule observed after a step, counted from the start of the run."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, strict=True)
 
-    step: int
+    step: int = Field(ge=1)
     value: float
 
 
@@ -33,20 +37,20 @@ class EpochRecord(_Record):
     lines.
     """
 
-    replica: int = 0
-    seed: int = 0
-    epoch: int
-    step: int
+    replica: Count = 0
+    seed: Count = 0
+    epoch: Count
+    step: Count
     train_loss: float
-    train_accuracy: float
+    train_accuracy: Share
     test_loss: float
-    test_accuracy: float
+    test_accuracy: Share
     val_loss: float | None = None
-    val_accuracy: float | None = None
-    scale: float
-    learning_rate: float
-    wait: int
-    cooldown: int
+    val_accuracy: Share | None = None
+    scale: Share
+    learning_rate: Positive
+    wait: Count
+    cooldown: Count
     best_value: float | None = None
     to_beat: float | None = None
     observations: tuple[ObservedValue, ...] = ()
@@ -83,20 +87,20 @@ class Drop(_Record):
     """An observation that lowered the scale, and why."""
 
     event: Literal["drop"] = "drop"
-    replica: int = 0
-    seed: int = 0
-    epoch: int
-    step: int
-    position: float  # in epochs, a fraction where the drop fell inside one
-    scale_before: float
-    scale_after: float
+    replica: Count = 0
+    seed: Count = 0
+    epoch: Count
+    step: Count
+    position: Positive  # in epochs, a fraction where the drop fell inside one
+    scale_before: Share
+    scale_after: Share
     learning_rate_before: float
     learning_rate_after: float
     observed: str  # description of an observation
     value: float
     best: float
     to_beat: float
-    waited: int
+    waited: Count
 
     @computed_field
     @property
@@ -160,10 +164,10 @@ class Timing(_Record):
     Runs that are trained in one program share its time equally.
     """
 
-    epoch: int
-    train_seconds: float
-    evaluate_seconds: float
-    samples_per_second: float | None  # None for epoch 0, which trains nothing
+    epoch: Count
+    train_seconds: Positive
+    evaluate_seconds: Positive
+    samples_per_second: Positive | None  # None for epoch 0, which trains nothing
 
     @property
     def seconds(self) -> float:

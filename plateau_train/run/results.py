@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import NamedTuple
 
 from plateau_train.config import Settings
@@ -11,6 +11,23 @@ from plateau_train.run.records import MeanScores, MeanStd, best_record, mean_sco
 
 # Accuracies are fractions of the same number of images: a smaller difference is rounding.
 ROUNDING = 1e-6
+
+
+class ScaleRange(NamedTuple):
+    """Geometric mean, lowest and highest value of a scale over replicas.
+
+    The mean is 0 if a scale has underflowed to 0, which has no logarithm.
+    """
+
+    geometric_mean: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, scales: Sequence[float]) -> "ScaleRange":
+        low, high = min(scales), max(scales)
+        mean = geometric_mean(scales) if low > 0 else 0.0
+        return cls(min(max(mean, low), high), low, high)  # rounding may leave the range
 
 
 class Results(NamedTuple):
@@ -45,8 +62,8 @@ class Results(NamedTuple):
         return self.best[self.split].accuracy
 
     @property
-    def final_scale(self) -> MeanStd:
-        return MeanStd.of(self.final_scales)
+    def final_scale(self) -> ScaleRange:
+        return ScaleRange.of(self.final_scales)
 
     @property
     def num_drops(self) -> MeanStd:

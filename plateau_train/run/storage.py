@@ -25,7 +25,7 @@ TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a whole file in place of the one that is there; the rename commits it."""
-    with _as_storage_error(path, needed=len(content)), _temporary(path) as temporary:
+    with as_storage_error(path, needed=len(content)), _temporary(path) as temporary:
         with _opened(temporary, _NEW) as descriptor:
             _write(descriptor, content)
             os.fsync(descriptor)  # or the rename could reach the disk before the content
@@ -48,7 +48,7 @@ def append_bytes(path: Path, content: bytes) -> None:
 
     A crash can leave a part of the content.
     """
-    with _as_storage_error(path, needed=len(content)), _opened(path, _APPEND) as descriptor:
+    with as_storage_error(path, needed=len(content)), _opened(path, _APPEND) as descriptor:
         size = os.fstat(descriptor).st_size
         try:
             _write(descriptor, content)
@@ -61,7 +61,7 @@ def append_bytes(path: Path, content: bytes) -> None:
 
 def make_folder(path: Path) -> bool:
     """Make a folder and those above it; return whether it is new."""
-    with _as_storage_error(path):
+    with as_storage_error(path):
         os.makedirs(path.parent, exist_ok=True)
         try:
             os.mkdir(path)
@@ -80,14 +80,14 @@ def make_folder(path: Path) -> bool:
 
 def point_link(link: Path, target: str) -> None:
     """Make a symbolic link, or swap the one that is there, in one step."""
-    with _as_storage_error(link), _temporary(link) as temporary:
+    with as_storage_error(link), _temporary(link) as temporary:
         os.symlink(target, temporary)
         os.replace(temporary, link)
 
 
 def link_file(path: Path, link: Path) -> None:
     """Give a file a second name, or copy it if the file system refuses links."""
-    with _as_storage_error(link), _temporary(link) as temporary:
+    with as_storage_error(link), _temporary(link) as temporary:
         if link.exists() and link.samefile(path):
             return  # POSIX: a rename between two names of one file does nothing
         try:
@@ -100,7 +100,7 @@ def link_file(path: Path, link: Path) -> None:
 
 def remove_file(path: Path) -> None:
     """Remove a file, if it is there."""
-    with _as_storage_error(path), contextlib.suppress(FileNotFoundError):
+    with as_storage_error(path), contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
@@ -150,7 +150,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _as_storage_error(path: Path, *, needed: int = 0) -> Iterator[None]:
+def as_storage_error(path: Path, *, needed: int = 0) -> Iterator[None]:
     """Raise ``StorageError`` with the file and the reason if the system refuses a write."""
     try:
         yield

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from plateau_train.config import Settings, expand_home
+from plateau_train.config.files import is_private
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError
 from plateau_train.numerics.plateau import Observation
@@ -209,7 +210,10 @@ def enable_compilation_cache(cache_dir: Path) -> None:
     """
     if cluster.is_multiprocess() or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    folder = expand_home(cache_dir) / "compiled" / identify_code()
+    root = expand_home(cache_dir)
+    folder = root / "compiled" / identify_code()
+    if not all(map(is_private, (root, root / "compiled", folder))):
+        return
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     for key, value in {
         "jax_compilation_cache_dir": str(folder),

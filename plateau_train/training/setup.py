@@ -15,6 +15,7 @@ from typing import Any
 
 from plateau_train import config, data
 from plateau_train.config import Resolved, Setting, Settings
+from plateau_train.config.files import read_file
 from plateau_train.config.toml import to_toml
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import (
@@ -214,7 +215,7 @@ def refuse_lost_run(
         return
     # Before the first checkpoint there is no line of an epoch after 0.
     files = [path for path in (directory.metrics, directory.timings) if path.is_file()]
-    has_trained = any(re.search(rb'"epoch":[1-9]', path.read_bytes()) for path in files)
+    has_trained = any(re.search(rb'"epoch":[1-9]', read_file(path)) for path in files)
     if problems or directory.summary.exists() or has_trained:
         raise RunError(
             *(problems or [f"{directory.checkpoints} has no checkpoint"]),
