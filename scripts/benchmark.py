@@ -1,4 +1,4 @@
-"""Measure plateau-train beside what would be run otherwise, and write the README's table.
+"""Measure plateau-train and the alternatives, and write the tables of docs/performance.md.
 
     .venv/bin/python scripts/benchmark.py --write              # half an hour on two cores
     .venv/bin/python scripts/benchmark.py --only start epoch   # parts of it
@@ -58,7 +58,7 @@ def main() -> None:
                         help=f"of {', '.join(PARTS)}")  # fmt: skip
     parser.add_argument("--output", type=Path, help="JSON file for all figures")
     parser.add_argument("--read", type=Path, help="take the figures of such a file, measure none")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="also into docs/performance.md")
     arguments = parser.parse_args()
     if arguments.epochs < SHORT_EPOCHS or arguments.rounds < 1:
         parser.error(f"it takes {SHORT_EPOCHS} epochs and 1 round at least")
@@ -75,10 +75,10 @@ def main() -> None:
     print(text)
     if arguments.write:
         if not set(PARTS) <= set(figures):
-            parser.error("README.md shows all parts, measured in one go")
-        from reproduce import rewrite
+            parser.error("docs/performance.md shows all parts, measured in one go")
+        from reproduce import DOCS, rewrite
 
-        rewrite("benchmark", text)
+        rewrite(DOCS / "performance.md", "benchmark", text)
 
 
 class Finished(NamedTuple):
@@ -188,7 +188,7 @@ class Bench:
         return figures
 
     def epoch(self) -> list[dict[str, float]]:
-        """Time the training epoch and what it is made of at least."""
+        """Time the training epoch and the parts of its floor."""
         script = [sys.executable, str(RIVALS / "floor.py")]
         finished = self.run([*script, "--data", str(self._arrays), "--rounds", str(self._rounds)])
         return [json.loads(line) for _, line in finished.lines]
@@ -346,14 +346,14 @@ class MedianRange(NamedTuple):
 # What stands in the table of each program, and how many times as long it should take as ours.
 PROGRAMS = {
     OURS: ("`plateau-train --mode train-loss --epochs {epochs}`", None),
-    NOTEBOOK: ("the notebook's loop: tf.data, a compiled step that Python calls", 3),
-    TUNED: ("PyTorch written well: bytes in memory, fused Adam, subnormals flushed", 1),
-    DEFAULT: ("PyTorch as people write it: floats, DataLoader, defaults", 2.5),
+    NOTEBOOK: ("the loop of the notebook: tf.data, a compiled step called from Python", 3),
+    TUNED: ("PyTorch, tuned: images as bytes in memory, fused Adam, subnormals flushed", 1),
+    DEFAULT: ("PyTorch, default: images as floats, DataLoader", 2.5),
 }
 
 
 def describe(figures: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of the README's section for the parts that were measured."""
+    """Yield the lines of the generated section for the parts that were measured."""
     if "commands" in figures:
         yield from describe_commands(figures["commands"], figures["epochs"])
         yield ""
@@ -366,14 +366,14 @@ def describe(figures: Mapping[str, Any]) -> Iterator[str]:
     machine, rounds = figures["machine"], figures["rounds"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     yield (
-        f"Medians of {rounds} rounds and their range, ratios taken within a round; made by "
+        f"Medians of {rounds} rounds and their ranges; ratios are taken within a round. Made by "
         f"`scripts/benchmark.py` on {machine['cores']} cores ({machine['processor']}, "
         f"{machine['system']}) with {versions}."
     )
     if elsewhere := [share for share in figures["elsewhere"].values() if share is not None]:
         yield (
-            "Of the cores' time, other processes and other guests of the host took "
-            f"{100 * max(0, *elsewhere):.1f} % at most."
+            "Other processes and other guests of the host took at most "
+            f"{100 * max(0, *elsewhere):.1f} % of the time of the cores."
         )
 
 
@@ -381,7 +381,7 @@ def describe_commands(
     commands: Mapping[str, Sequence[Mapping[str, float]]], epochs: int
 ) -> Iterator[str]:
     """Yield the table of the programs that were run side by side."""
-    yield "| program | seconds | times ours | goal | peak memory | test accuracy |"
+    yield "| program | seconds | relative to plateau-train | goal | peak memory | test accuracy |"
     yield "|---|---|---|---|---|---|"
     columns = {
         name: {key: [figures[key] for figures in rounds] for key in rounds[0]}
@@ -418,7 +418,7 @@ def describe_parts(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]
         floor = [sum(pair) for pair in zip(products, adam, strict=True)]
         by = {work: name.removeprefix(f"{work} ") for work, name in fastest.items()}
         yield (
-            f"training epoch, times the floor: the five large matrix products of each step "
+            f"training epoch, relative to the floor: the five large matrix products of each step "
             f"({statistics.median(products):.2f} s, {by['products']}) and one pass over Adam's "
             f"bytes ({statistics.median(adam):.2f} s, {by['adam']})",
             MedianRange.of_ratios(columns["ours"], floor).show(".2f")
@@ -427,7 +427,7 @@ def describe_parts(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]
         )
     if overhead := figures.get("overhead"):
         yield (
-            "evaluation, metrics, checkpoint and printing, of an epoch's training time",
+            "evaluation, metrics, checkpoint and printing, relative to the training of an epoch",
             MedianRange.of(100 * statistics.median(shares) for shares in overhead).show(
                 ".1f", " %"
             ),

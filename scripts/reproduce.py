@@ -1,9 +1,9 @@
-"""Make every figure and table of the README again: train, draw, rewrite.
+"""Make every figure and table of README.md and docs again, except those of scripts/benchmark.py.
 
-    .venv/bin/python scripts/reproduce.py            # all of it; minutes a run
+    .venv/bin/python scripts/reproduce.py            # all of it; minutes per run
     .venv/bin/python scripts/reproduce.py --tables   # only what needs no training
 
-Runs that are finished in --runs-dir are used again, so it can be stopped and started.
+Finished runs in --runs-dir are used again, so the script can be stopped and started.
 """
 
 import argparse
@@ -30,10 +30,11 @@ from plateau_train.run.records import MeanStd, best_record
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
 SEEDS = (0, 1, 2)
 MODES = ("train-loss", "test-loss")
-# What is held against each other to see whether the rule helps: the same but for what moves the
-# scale, with a tenth of the training images held out, so that an epoch can be chosen on them.
+# The trainings that show whether the rule helps. They differ in what sets the scale. A tenth of the
+# training images is held out, so that an epoch can be chosen on them.
 SCHEDULES = {
     "constant": ("--schedule", "constant"),
     "train-loss": ("--mode", "train-loss"),
@@ -54,25 +55,24 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "reproduce")
     parser.add_argument("--tables", action="store_true", help="write only what needs no training")
     arguments = parser.parse_args()
-    rewrite("settings", settings_table())
+    rewrite(DOCS / "settings.md", "settings", settings_table())
     (ROOT / "configs" / "default.toml").write_text(default_toml(), encoding="utf-8")
     if arguments.tables:
         return
     runs = {
         (mode, seed): reference(arguments.runs_dir, mode, seed) for mode in MODES for seed in SEEDS
     }
-    DOCS.mkdir(exist_ok=True)
     for mode in MODES:
         plot(runs[mode, SEEDS[0]].path, DOCS / f"{mode}.png", None)
-    rewrite("results", results_table(runs))
+    rewrite(README, "results", results_table(runs))
     contact_sheet().savefig(DOCS / "garments.png")
     drawn = reference(arguments.runs_dir, "train-loss", 0, "--dataset", "garments")
-    rewrite("garments", garments_result(drawn))
+    rewrite(DOCS / "data.md", "garments", garments_result(drawn))
     helps = [
         trained(arguments.runs_dir, f"helps-{name}", *flags, *SAME)
         for name, flags in SCHEDULES.items()
     ]
-    rewrite("helps", helps_table(helps))
+    rewrite(DOCS / "results.md", "helps", helps_table(helps))
     comparing.compare([run.path for run in helps], picture=DOCS / "helps.png")
 
 
@@ -96,11 +96,11 @@ def trained(runs_dir: Path, name: str, *arguments: str) -> RunDirectory:
 
 
 def helps_table(runs: Sequence[RunDirectory]) -> str:
-    """Set the schedules beside each other: means and standard deviations over their seeds."""
+    """Return a table of the schedules: means and standard deviations over their seeds."""
     lines = [
-        "| what moves the scale | final test accuracy | minus constant (95 % interval) "
-        "| final test loss | at the epoch chosen on held-out images | at the best of all epochs "
-        "| which flatters by | drops |",
+        "| what sets the scale | final test accuracy | difference from constant (95 % interval) "
+        "| final test loss | test accuracy at the epoch chosen on held-out images "
+        "| highest test accuracy of all epochs | optimistic by | drops per seed |",
         "|---|---|---|---|---|---|---|---|",
     ]
     compared = {name: Run(run) for name, run in zip(SCHEDULES, runs, strict=True)}
@@ -111,7 +111,7 @@ def helps_table(runs: Sequence[RunDirectory]) -> str:
     baseline, *_ = SCHEDULES
     for name, run in compared.items():
         results = run.results
-        flattery = [
+        optimism = [
             max(record.test_accuracy for record in each.records)
             - best_record(each.records).test_accuracy
             for each in run.completed
@@ -123,25 +123,24 @@ def helps_table(runs: Sequence[RunDirectory]) -> str:
             f"{results.final['test'].loss:.4f}",
             f"{results.chosen_by_val:.4f}",
             f"{results.highest_test_accuracy:.4f}",
-            f"{MeanStd.of(flattery):.4f}",
+            f"{MeanStd.of(optimism):.4f}",
             f"{results.num_drops:.1f}" if any(results.drop_epochs) else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
     gain = difference(accuracies["test-loss"], accuracies["val-loss"])
     lines += [
         "",
-        "The rule on the test loss itself ends above that on the held-out loss by a test accuracy "
-        f"of {gain} (95 % interval).",
+        f"The final test accuracy of test-loss minus that of val-loss is {gain} (95 % interval).",
         "",
         f"Means and standard deviations of {len(accuracies[baseline])} seeds after "
-        f"{compared[baseline].results.epoch} epochs on Fashion-MNIST, of whose training images a "
-        f"tenth is held out; the differences are paired by seed. {made_by(runs[0])}",
+        f"{compared[baseline].results.epoch} epochs on Fashion-MNIST. A tenth of the training "
+        f"images is held out. The differences are paired by seed. {made_by(runs[0])}",
     ]
     return "\n".join(lines)
 
 
 def results_table(runs: dict[tuple[str, int], RunDirectory]) -> str:
-    """Set each run beside the published figures."""
+    """Return a table of the published figures and of each run."""
     lines = [
         "| mode | run | final mean train accuracy | final test accuracy | final scale "
         "| first epoch at each lower scale |",
@@ -164,7 +163,7 @@ def results_table(runs: dict[tuple[str, int], RunDirectory]) -> str:
 
 
 def made_by(run: RunDirectory) -> str:
-    """Say where and with what a run was made."""
+    """Return a sentence with the script, the machine and the versions of a run."""
     environment = Run(run).environment
     versions = ", ".join(
         f"{name} {environment.versions[name]}" for name in ("jax", "flax", "optax")
@@ -176,7 +175,7 @@ def made_by(run: RunDirectory) -> str:
 
 
 def garments_result(run: RunDirectory) -> str:
-    """Say what the default settings reach on the built-in set."""
+    """Return a sentence with the results of the default settings on the built-in set."""
     (history,) = Run(run).histories
     final = history.records[-1]
     epochs = ", ".join(str(drop.epoch) for drop in history.drops)
@@ -188,7 +187,7 @@ def garments_result(run: RunDirectory) -> str:
 
 
 def settings_table() -> str:
-    """Describe every flag in a table."""
+    """Return a table of all flags."""
     lines = ["| flag | values | default | meaning |", "|---|---|---|---|"]
     for setting in SETTINGS:
         values = f"`--no-{setting.key}` undoes it" if setting.is_switch else setting.expected
@@ -198,20 +197,19 @@ def settings_table() -> str:
 
 
 def default_toml() -> str:
-    """Write every setting with its default and its meaning."""
+    """Return a TOML file of all settings with their defaults and meanings."""
     head = "# Every setting with its default. Generated by scripts/reproduce.py --tables.\n\n"
     return head + to_toml(*config.resolve({}), describe=True)
 
 
-def rewrite(section: str, text: str) -> None:
-    """Replace what stands in README.md between the two marks of a section."""
-    path = ROOT / "README.md"
-    readme = path.read_text(encoding="utf-8")
+def rewrite(page: Path, section: str, text: str) -> None:
+    """Replace the text of a page between the two marks of a section."""
+    content = page.read_text(encoding="utf-8")
     begin, end = f"<!-- begin {section} -->\n", f"<!-- end {section} -->"
-    before, _, rest = readme.partition(begin)
+    before, _, rest = content.partition(begin)
     _, _, after = rest.partition(end)
-    assert after, f"README.md has no section {section}"
-    path.write_text(before + begin + text + "\n" + end + after, encoding="utf-8")
+    assert after, f"{page.name} has no section {section}"
+    page.write_text(before + begin + text + "\n" + end + after, encoding="utf-8")
 
 
 def contact_sheet() -> Figure:

@@ -8,14 +8,11 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 from helpers import SMALL, command
 
 from plateau_train import config
-from plateau_train.cli import app
 from plateau_train.config import SETTINGS
 from plateau_train.errors import ConfigError
 from plateau_train.training import setup
@@ -309,27 +306,3 @@ def test_data_info_and_prepare_know_the_built_in_set(tmp_path):
 
 def test_the_version_is_that_of_the_package(tmp_path):
     assert re.fullmatch(r"plateau-train \d+\.\d+\.\d+\n", command("--version", cwd=tmp_path).stdout)
-
-
-def test_every_test_that_the_readme_names_exists():
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()))
-    assert len(named) >= 8
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    assert named <= set(re.findall(r"^def (test_\w+)\(", tests, re.MULTILINE))
-
-
-def test_every_command_of_the_readme_is_one_that_exists():
-    """The words are checked here; what the commands do is tested elsewhere and in .ci/run."""
-    readme = (ROOT / "README.md").read_text()
-    typed = re.findall(
-        r"^(?:\$ )?(?:scripts/)?plateau-train ?(.*?)(?:  +#.*)?$", readme, re.MULTILINE
-    )
-    assert len(typed) >= 8
-    for line in typed:
-        words = shlex.split(line)
-        command: Any = typer.main.get_command(app)
-        while words and words[0] in getattr(command, "commands", {}):
-            command = command.commands[words.pop(0)]
-        assert not words or words[0].startswith("-") or not hasattr(command, "commands"), line
-        known = {flag for parameter in command.params for flag in parameter.opts} | {"--help"}
-        assert {word for word in words if word.startswith("--")} <= known, line

@@ -9,7 +9,6 @@ from plateau_train.config.resolve import BY_KEY
 from plateau_train.config.toml import to_toml
 from plateau_train.errors import ChangedSettingsError, ConfigError, ForeignConfigError, RunError
 from plateau_train.run.directory import RunDirectory
-from scripts import reproduce
 
 ROOT = Path(__file__).parents[1]
 
@@ -265,11 +264,6 @@ def test_the_reference_configs_change_nothing_but_the_mode_and_what_it_needs():
         content = tomllib.loads((ROOT / "configs" / f"{name}.toml").read_text())
         assert content["plateau"] == {"mode": name.replace("_", "-")}
         assert set(content) == {"data", "plateau"}
-
-
-def test_every_setting_is_in_the_default_file_and_in_the_readme_as_declared():
-    assert (ROOT / "configs" / "default.toml").read_text() == reproduce.default_toml()
-    assert reproduce.settings_table() in (ROOT / "README.md").read_text()
 
 
 def test_the_help_of_a_setting_begins_with_a_capital_and_ends_without_full_stop():

@@ -1,4 +1,4 @@
-"""Break runs as often as the README says, and print a line for each promise that holds."""
+"""Break runs as often as docs/runs.md says, and print a line for each promise that holds."""
 
 import argparse
 import shutil

@@ -1,7 +1,7 @@
 """Every setting, declared once: name, type, default, bounds, help, and its attributes.
 
 A field of a table below is at once a flag (``--patience``), a TOML key (``patience`` under
-``[plateau]``) and a row of the README's table. Defaults live here and nowhere else.
+``[plateau]``) and a row of docs/settings.md. Defaults live here and nowhere else.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ MOST_SEEDS = 10_000  # catches a typing error such as 0-70000
 
 
 class Setting(NamedTuple):
-    """One field of one table, as the command line, the TOML files and the README see it."""
+    """One field of one table, as the command line, the TOML files and docs/settings.md see it."""
 
     table: str
     key: str
