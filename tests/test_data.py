@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets
 from helpers import ORIGINALS
-from tensorflow_datasets.core.utils import gcs_utils
 
 from plateau_train import config, data
 from plateau_train.data import tfds
@@ -621,15 +620,6 @@ def test_fashion_mnist_is_downloaded_verified_and_prepared(tmp_path, monkeypatch
     assert "is prepared already" in data.prepare(settings, ORIGINALS)
     with pytest.raises(DataError, match="t10k-images-idx3-ubyte"):
         data.prepare(settings, tmp_path)  # a wrong folder, although the set is prepared
-
-
-def test_a_set_is_found_without_asking_googles_cloud(tmp_path, monkeypatch):
-    def refuse(path):
-        raise AssertionError(f"{path} was requested")
-
-    monkeypatch.setattr(gcs_utils, "exists", refuse)
-    assert tfds.Source("mnist", tmp_path).full_name.startswith("mnist/")
-    assert gcs_utils.gcs_dataset_info_files("mnist/3.0.1") is None
 
 
 def test_a_tilde_in_the_data_folder_is_the_home_folder(tmp_path, monkeypatch):

@@ -158,8 +158,8 @@ def test_a_finished_run_is_reported_and_not_changed(processes, run):
         (
             ["--factor=0.3", "--batch-size=6"],
             [
-                "--batch-size 5 6 the results depend on it",
-                "--factor 0.5 0.3 the results depend on it",
+                "--batch-size 5 6 it would change the results",
+                "--factor 0.5 0.3 it would change the results",
             ],
         ),
         (["--epochs=5"], ["--epochs 7 5 a run goes further, not back"]),
@@ -171,7 +171,7 @@ def test_a_finished_run_is_reported_and_not_changed(processes, run):
             ["--accumulation-size=4"],
             ["--accumulation-size 5 4 the window holds 4 already: it would never be full"],
         ),
-        (["--threads=7"], ["--threads 1 7 the results depend on it"]),
+        (["--threads=7"], ["--threads 1 7 it would change the results"]),
     ],
 )
 def test_changed_settings_are_refused_with_a_table_of_the_differences(

@@ -63,7 +63,7 @@ CLASS_COLUMNS = (
     Column("num_images", "images", ",", omit=1),
     Column("accuracy", "accuracy", ".4f"),
     Column("precision", "precision", ".4f", omit=2),
-    Column("rival", "most often predicted", is_number=False),
+    Column("rival", "most often predicted as", is_number=False),
 )
 
 

@@ -32,7 +32,6 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import download_manager, util
-from tensorflow_datasets.core.utils import gcs_utils
 
 # A proxy: tensorflow itself, which takes 5 s and 650 MB, is imported when an attribute is read.
 from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow as tf
@@ -61,10 +60,6 @@ CHILD = (
 )
 
 log = logging.getLogger("plateau_train")
-
-# Or tensorflow-datasets would look for descriptions in Google's cloud, and tensorflow print that it
-# has no authentication there.
-gcs_utils._is_gcs_disabled = True
 
 
 class Source:
