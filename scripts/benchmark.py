@@ -463,10 +463,10 @@ def decode(path: str) -> None:
 
     from plateau_train import config, data
 
-    asked = {"dataset": config.RawValue(data.PREFERRED, "")}
+    given = {"dataset": config.RawValue(data.PREFERRED, "")}
     if folder := os.environ.get("TFDS_DATA_DIR"):
-        asked["data_dir"] = config.RawValue(folder, "")
-    dataset = data.load(config.resolve(asked).settings.data)
+        given["data_dir"] = config.RawValue(folder, "")
+    dataset = data.load(config.resolve(given).settings.data)
     arrays = {
         f"{split}_{column}": array
         for split in ("train", "test")

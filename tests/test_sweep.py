@@ -53,7 +53,7 @@ def unbroken(processes, tmp_path_factory):
 
 def test_a_grid_has_every_combination_of_the_values_that_commas_separate():
     plan = resolve(patience="2,5,10", factor="0.1, 0.5", seed="0-3", hidden_sizes="8,4;16")
-    assert [knob.key for knob in plan.varied] == ["hidden_sizes", "patience", "factor"]
+    assert [setting.key for setting in plan.varied] == ["hidden_sizes", "patience", "factor"]
     cells = [cell.settings for cell in plan.cells]
     assert len({(c.model.hidden_sizes, c.plateau.patience, c.plateau.factor) for c in cells}) == 12
     assert {cell.run.seeds for cell in cells} == {(0, 1, 2, 3)}
