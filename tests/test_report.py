@@ -108,12 +108,22 @@ def test_a_narrow_terminal_omits_columns_that_others_imply(terminal, capsys, wid
     terminal(width)
     report = RunReport(is_quiet=False)
     print_epoch(report, RECORD.model_copy(update={"val_loss": 0.7, "val_accuracy": 0.6}))
-    titles, row = Text.from_ansi(capsys.readouterr().out).plain.splitlines()[:2]
+    titles, row = Text.from_ansi(capsys.readouterr().out).plain.splitlines()[-2:]
     assert len(titles) == len(row) <= width
     for title in ("train loss", "val loss", "test loss", "wait"):
         assert title in titles
     assert ("time" in titles) == (width == 200)
     assert ("to beat" in titles) == (width >= 80)
+
+
+def test_the_columns_that_an_epoch_omits_are_named_once(terminal, capsys):
+    terminal(80)
+    report = RunReport(is_quiet=False)
+    for _ in range(2):
+        print_epoch(report, RECORD.model_copy(update={"val_loss": 0.7, "val_accuracy": 0.6}))
+    lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    assert lines[0] == "not shown at this width: lr, time"
+    assert len(lines) == 4
 
 
 def test_a_drop_is_marked_under_its_row_on_a_terminal(terminal, capsys):
@@ -191,8 +201,8 @@ def test_a_table_without_a_terminal_is_one_plain_line_a_row(capsys):
     [
         (39, ["name", "mean", "first", "all"], "  ", 3),
         (38, ["name", "mean", "first", "all"], " ", 3),
-        (35, ["name", "first", "all"], "  ", 3),
-        (20, ["name", "first", "all"], " ", 4),
+        (35, ["name", "first", "all"], "  ", 4),
+        (20, ["name", "first", "all"], " ", 6),
     ],
 )
 def test_a_narrow_terminal_omits_columns_and_then_folds_words(
@@ -202,6 +212,7 @@ def test_a_narrow_terminal_omits_columns_and_then_folds_words(
     table = Table(ROWS, COLUMNS)
     print_table(table)
     head, *rows = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    assert ("width: mean" in rows[-1]) == ("mean" not in titles)
     assert head.split() == titles
     assert head.endswith(f"first{gap}   all")
     assert 1 + len(rows) == num_lines
@@ -270,7 +281,8 @@ def test_means_and_deviations_of_several_replicas_are_printed(terminal, capsys):
     assert row.split()[-3:] == ["1", "0.25", "3.1s"]
     terminal(60)
     print_epoch(RunReport(is_quiet=False), *records, seed="0-2")
-    titles, _ = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    omitted, titles, _ = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    assert omitted == "not shown at this width: acc, lowest, time"
     assert titles.split() == ["epoch", "train", "loss", "±", "test", "loss", "±", "scale"]
 
 

@@ -175,7 +175,14 @@ def _total_width(columns: Sequence[_TextColumn], *, gap: int) -> int:
     return sum(column.width for column in columns) + gap * (len(columns) - 1)
 
 
-def lay_out(table: Table, width: int) -> RichTable:
+class Layout(NamedTuple):
+    """A table that fits in a width, and a line that names the columns that did not."""
+
+    grid: RichTable
+    omitted: Text
+
+
+def lay_out(table: Table, width: int) -> Layout:
     """Lay out a table; omit columns until the rest fits in a width. Words may be folded."""
     columns = _render(table)
     for omit in sorted({column.omit for column in table.columns} - {0}):
@@ -194,7 +201,11 @@ def lay_out(table: Table, width: int) -> RichTable:
         )
     for cells in zip(*(each.cells for each in columns), strict=True):
         grid.add_row(*map(Text, cells))
-    return grid
+    shown = [each.column.title for each in columns]
+    # A title may stand above several columns, such as the accuracy of each split.
+    titles = dict.fromkeys(each.title for each in table.columns if each.title not in shown)
+    line = f"not shown at this width: {printable(', '.join(titles))}" if titles else ""
+    return Layout(grid, Text(line, style="dim"))
 
 
 def fits_terminal(table: Table) -> bool:
@@ -203,9 +214,12 @@ def fits_terminal(table: Table) -> bool:
 
 
 def print_table(table: Table) -> None:
-    """Print a table, after its caption."""
+    """Print a table, after its caption and before the names of the columns that were omitted."""
     with _console() as console:
         if table.caption:
             console.print()
             console.print(Text(printable(table.caption), style="dim"))
-        console.print(lay_out(table, console.width))
+        grid, omitted = lay_out(table, console.width)
+        console.print(grid)
+        if omitted:
+            console.print(omitted)

@@ -147,9 +147,11 @@ class RunReport:
             self._console.print(Text(_epoch_line(records, num_epochs, patience)))
             return
         columns = _epoch_columns(records, num_replicas, num_epochs, patience, seconds)
-        row = lay_out(Table([()], columns), self._console.width)
+        row, omitted = lay_out(Table([()], columns), self._console.width)
         titles = [column.header for column in row.columns]
         row.show_header, self._titles = titles != self._titles, titles
+        if row.show_header and omitted:
+            self._console.print(omitted)
         self._console.print(row)
 
 
