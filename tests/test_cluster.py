@@ -217,7 +217,7 @@ def test_a_signal_to_one_process_stops_both_and_both_can_continue(processes, tmp
 
     leader, other = run_two(processes, tmp_path, "resume", run)
     assert (leader.code, other.code) == (0, 0), leader.stderr + other.stderr
-    assert "is done: epoch 30 was its last one" in leader.stderr
+    assert "is done: all of its 30 epochs are trained" in leader.stderr
 
 
 def test_settings_that_one_process_refuses_end_both_before_a_folder_is_made(processes, tmp_path):

@@ -447,4 +447,4 @@ def test_evaluate_gives_the_recorded_scores_of_each_replica(processes, trio, tmp
 def test_a_replica_that_does_not_exist_is_refused(processes, trio, tmp_path):
     refused = processes.run(tmp_path, "evaluate", trio[0].directory.path, "--replica=3")
     assert refused.code == 2
-    assert "--replica 3, and the run has 3, counted from 0" in refused.stderr
+    assert "there is no replica 3: the run has 3, counted from 0" in refused.stderr

@@ -146,8 +146,8 @@ def test_a_lengthened_run_that_is_stopped_keeps_its_new_length(processes, run):
 def test_a_finished_run_is_reported_and_not_changed(processes, run):
     finished(processes, run)
     said = refused(processes, run, code=0)
-    assert "is done: epoch 7 was its last one" in said
-    assert f"plateau-train resume {run.path} --epochs 14 goes further" in said
+    assert "is done: all of its 7 epochs are trained" in said
+    assert f"plateau-train resume {run.path} --epochs 14 trains longer" in said
     finished(processes, run, "--epochs=8")
     assert json.loads(run.summary.read_text())["epochs"] == 8
 
@@ -162,7 +162,7 @@ def test_a_finished_run_is_reported_and_not_changed(processes, run):
                 "--factor 0.5 0.3 it would change the results",
             ],
         ),
-        (["--epochs=5"], ["--epochs 7 5 a run goes further, not back"]),
+        (["--epochs=5"], ["--epochs 7 5 it can only grow"]),
         (
             ["--patience=1"],
             ["--patience 3 1 the wait is 1 already: the rule would pass 1 and never drop"],
@@ -251,7 +251,7 @@ def test_a_cut_config_is_refused_where_there_is_no_checkpoint(processes, run):
     whole = run.config.read_text()
     for text in ("", whole[: whole.index("[run]")]):
         run.config.write_text(text)
-        assert "config.toml is not whole: it lacks" in refused(processes, run, code=4)
+        assert "config.toml is incomplete: it has no" in refused(processes, run, code=4)
 
 
 def test_other_data_is_refused(processes, run):

@@ -239,7 +239,7 @@ def test_a_folder_without_runs_is_reported(tmp_path, capsys, name):
     show_runs(tmp_path / name)
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == f"there is no run in {tmp_path / name}: plateau-train makes one\n"
+    assert printed.err == f"there is no run in {tmp_path / name}: plateau-train trains one\n"
 
 
 def test_a_file_instead_of_a_folder_is_refused(tmp_path):

@@ -254,7 +254,7 @@ def test_a_deleted_run_is_trained_again_with_a_notice(processes, unbroken, tmp_p
     copy = shutil.copytree(unbroken[0], tmp_path / "copy")
     shutil.rmtree(copy / NAMES[0])
     checked = processes.run(tmp_path, "resume", copy, "--check")
-    assert (checked.code, f"{copy / NAMES[0]}: not begun" in checked.stdout) == (0, True)
+    assert (checked.code, f"{copy / NAMES[0]}: not started" in checked.stdout) == (0, True)
     again = processes.run(tmp_path, "resume", copy)
     assert (again.code, "1 to train" in again.stderr) == (0, True)
     assert "the last bits of its results may differ" in again.stderr
