@@ -585,7 +585,7 @@ def test_compare_uses_the_same_numbers_and_names_differences(schedule):
     output = schedule(settings, values=values, compare=" keras, torch")
     assert output.lines[0].split()[-4:] == ["optax", "drop", "keras", "torch"]
     assert [line.split()[0] for line in output.lines[-3:]] == ["optax", "keras", "torch"]
-    assert "rtol's number in min_delta, which is absolute" in output.log
+    assert "rtol is used as min_delta, which is absolute" in output.log
     assert "here --patience 3 --cooldown 2 " in output.log
     output = schedule(settings | {"atol": 0.5}, values="1", compare="keras,torch")
     assert "rtol left out" in output.log
