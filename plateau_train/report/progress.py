@@ -46,7 +46,7 @@ class RunReport:
         return contextlib.nullcontext() if self.is_quiet else busy("loading the data")
 
     def on_start(self, info: TrainingInfo) -> None:
-        """Print what is about to be trained."""
+        """Print the header: what is about to be trained."""
         self._last_epoch = info.last_epoch
         if not self.is_quiet:
             print_rows(describe_header(info), to_stderr=True)
@@ -279,20 +279,20 @@ def in_epochs(epochs: float) -> str:
 
 
 def warn_of_no_drops(settings: Settings, steps_per_epoch: int) -> str | None:
-    """Return a warning if the run is over before patience can run out."""
+    """Return a warning if the run is too short for a drop."""
     plateau = settings.plateau
     if settings.optimizer.schedule != "plateau":
         return None
     unit, num_values = "epochs", settings.run.epochs
     if plateau.split == "train":
         unit, num_values = "steps", settings.run.epochs * steps_per_epoch
-    # The first observation improves on nothing; patience begins after it.
+    # The first observation always improves; the others count towards patience.
     needed = (1 + plateau.patience) * plateau.accumulation_size
     if num_values >= needed:
         return None
     return (
-        f"The rate cannot drop in this run: that takes {needed:,} {unit}, "
-        f"(1 + patience) x accumulation size, and it has {num_values:,}."
+        f"The rate cannot drop in this run: a drop takes {needed:,} {unit}, "
+        f"(1 + patience) x accumulation size, and the run has {num_values:,}."
     )
 
 
