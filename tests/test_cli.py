@@ -179,7 +179,7 @@ def test_a_reference_config_without_its_data_ends_with_exit_code_3(tmp_path):
 
 
 def test_a_folder_that_is_no_run_ends_with_exit_code_4(tmp_path):
-    assert "is no run folder" in refused(tmp_path, "plot", tmp_path, code=4)
+    assert "is not a run folder" in refused(tmp_path, "plot", tmp_path, code=4)
     assert "there is no folder nowhere" in refused(tmp_path, "plot", "nowhere", code=4)
     (tmp_path / "config.toml").write_text("[plateau\n")
     (tmp_path / "metrics.jsonl").touch()

@@ -144,8 +144,8 @@ def test_a_run_continues_on_fewer_devices_than_it_began_with(processes, tmp_path
 
 def test_missing_devices_and_indivisible_batches_are_refused(tmp_path):
     for arguments, message in (
-        (("--devices=7",), "--devices 7, and there are 5 here"),
-        ((), "--batch-size 48 does not divide by the 5 devices"),
+        (("--devices=7",), "--devices 7 is more than the 5 here"),
+        ((), "--batch-size 48 is not divisible by the 5 devices"),
     ):
         refused = command(
             *SETTINGS, *arguments, "--epochs=4", cwd=tmp_path, JAX_NUM_CPU_DEVICES="5"

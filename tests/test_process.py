@@ -264,9 +264,7 @@ def test_a_platform_that_is_not_here_is_reported_before_a_folder_is_made(shell, 
     finished = shell(SMALL_RUN, JAX_PLATFORMS=platform)
     assert finished.returncode == 2
     error, hint = finished.stderr.splitlines()[-2:]
-    assert error.startswith(
-        f"error: JAX_PLATFORMS={platform} asks for a device that cannot be used"
-    )
+    assert error.startswith(f"error: JAX_PLATFORMS={platform} names a device that cannot be used")
     assert hint.startswith("hint: unset JAX_PLATFORMS")
     assert faults.runs_in(tmp_path) == []
 

@@ -252,7 +252,7 @@ def test_too_many_seeds_for_the_memory_are_refused(tmp_path, monkeypatch, num_fi
     (problem,) = refused.value.problems
     wanted, free = (needed_memory(num) * memory.USABLE / 1e9 for num in (5, num_fitting))
     assert problem == (
-        f"5 seeds need about {wanted:.3g} GB of memory, and {free:.3g} GB may be used"
+        f"5 seeds need about {wanted:.3g} GB of memory, and {free:.3g} GB are usable"
     )
     assert refused.value.hint == way_out
     assert list(tmp_path.iterdir()) == []
@@ -263,7 +263,7 @@ def test_seeds_that_fit_into_the_memory_are_trained(monkeypatch):
     monkeypatch.setattr(environment, "available_memory", lambda: needed_memory(5.5))
     needed, free = (needed_memory(number) * memory.USABLE / 1e9 for number in (5, 5.5))
     assert memory.check_memory(spec, 5, mesh, (28, 28, 1)) == (
-        f"about {needed:.3g} GB of memory, {free:.3g} GB may be used"
+        f"about {needed:.3g} GB of {free:.3g} GB usable memory"
     )
     with pytest.raises(ConfigError, match="6 seeds need about"):
         memory.check_memory(spec, 6, mesh, (28, 28, 1))

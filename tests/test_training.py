@@ -183,7 +183,7 @@ def test_a_latest_that_cannot_be_changed_does_not_end_the_run(tmp_path, messages
     train(resolve_small(epochs="1", runs_dir=str(tmp_path)))
     (summary,) = tmp_path.glob("*-train-loss/summary.json")
     assert (summary.parent / "plot.png").exists()
-    assert f"{tmp_path}/latest stays as it is: it is no link to a run" in messages
+    assert f"{tmp_path}/latest is not changed: it is not a link to a run" in messages
 
 
 def test_a_new_scale_of_an_evaluation_acts_from_the_next_epoch_on(tmp_path):
@@ -342,7 +342,7 @@ def test_a_picture_that_fails_leaves_a_run_that_is_done(tmp_path, monkeypatch, e
     assert run.state == "done"
     assert [event.event for event in run.events] == ["ended"]
     (problem,) = ended.value.problems
-    assert f"is done, and its picture is missing: {reason}" in problem
+    assert f"is done, but its picture could not be drawn: {reason}" in problem
     assert "\n" not in problem
     assert ended.value.hint.startswith(f"plateau-train plot {tmp_path}")
     assert ended.value.exit_code == 5
