@@ -118,7 +118,7 @@ def check_options(options: ScheduleOptions) -> None:
     translations = " and ".join(f"--from-{library}" for library in options.translations)
     is_file = options.source is not None and not options.is_run
     if options.source is not None and options.values is not None:
-        raise ConfigError(f"both {options.source} and --values hold values", hint="leave out one")
+        raise ConfigError(f"both {options.source} and --values give values", hint="leave out one")
     if len(options.translations) > 1:
         raise ConfigError(f"{translations} both set the rule", hint="leave out one")
     for option, is_allowed, purpose in (

@@ -78,7 +78,7 @@ class Setting(NamedTuple):
         return self.field.annotation is bool
 
     def matters_in(self, settings: "Settings") -> bool:
-        """Whether the training depends on it, and not only what the rule records."""
+        """Return whether the training depends on it, and not only what the rule records."""
         return not self.schedules or settings.optimizer.schedule in self.schedules
 
     def value_in(self, settings: "Settings") -> Any:

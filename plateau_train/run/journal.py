@@ -69,7 +69,7 @@ class Journal:
     """The files of one run while it is trained."""
 
     def __init__(self, task: RunTask, environment: Environment) -> None:
-        """Bring the files of a run to the state of its checkpoint, or of a run before epoch 0."""
+        """Restore the files of a run to the time of its checkpoint, or to that before epoch 0."""
         resolved, directory, previous = task
         self.directory = directory
         self._manifest = Manifest(
