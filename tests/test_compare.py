@@ -192,7 +192,7 @@ def test_a_run_of_fewer_seeds_is_paired_with_the_same_seeds_of_the_other():
         ({0: 0.5, 1: 0.5}, {2: 0.75, 3: 0.75}, "-0.2500 (-0.2500 to -0.2500)"),
     ],
 )
-def test_one_seed_gives_no_interval_and_no_variance_an_empty_one(of_each, before, text):
+def test_one_seed_gives_no_interval_and_zero_variance_one_of_width_0(of_each, before, text):
     assert f"{differences.difference(of_each, before)}" == text
 
 

@@ -264,7 +264,7 @@ def warnings_of(**values: str) -> list[Any]:
     ]
 
 
-def test_a_rate_at_which_float32_parameters_rest_is_reported_once():
+def test_a_rate_too_small_to_change_float32_parameters_is_reported_once():
     assert warnings_of(learning_rate="1e-15", seed="4,7") == [(4, 1, "params"), (7, 1, "params")]
     assert warnings_of(learning_rate="1e-7") == []
 
@@ -311,7 +311,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_rule_observes_it(tmp_
     assert run.state == "failed"
 
 
-def test_a_failure_after_the_last_epoch_is_noted(tmp_path, monkeypatch):
+def test_a_failure_after_the_last_epoch_is_recorded(tmp_path, monkeypatch):
     def fail(*_: Any) -> None:
         raise StorageError("summary.json cannot be written", hint="free space")
 
