@@ -87,7 +87,7 @@ def test_accuracies_are_those_of_the_held_out_images_if_there_are_any(tmp_path, 
         ("running", False, ("failed", "resumed")),
     ],
 )
-def test_the_status_is_that_of_the_end_of_a_run(tmp_path, capsys, state, done, notices):
+def test_each_run_has_its_status(tmp_path, capsys, state, done, notices):
     run = make_run(tmp_path, "one", done=done, notices=notices)
     with run.locked() if state == "running" else contextlib.nullcontext():
         ((row,), _) = listed(tmp_path, capsys)

@@ -292,7 +292,7 @@ def test_missing_and_endless_files_are_refused(tmp_path):
         ({}, {"values": ""}, "value 1 is empty, not a number"),
         ({}, {"values": "1,,2"}, "value 2 is empty"),
         ({}, {"values": "1,x"}, "value 2 is 'x', not a number"),
-        ({}, {"values": "1,nan"}, "number 2 is nan"),
+        ({}, {"values": "1,nan"}, "value 2 is nan"),
         ({}, {"values": "1,1e39"}, "value 2 is 1e.39, too large"),
         ({"accumulation_size": 10}, {"values": "1,1e38"}, "value 2 is 1e.38, too large"),
         (

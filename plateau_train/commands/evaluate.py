@@ -85,7 +85,7 @@ def evaluate_run(
     if not re.fullmatch(r"best|last|[0-9]{1,9}", which):
         raise ConfigError(
             f"--checkpoint must be best, last or the number of an epoch, got {which}",
-            hint="leave it out to take the best one",
+            hint="leave it out to score the best one",
         )
     if output is not None:
         plots.check_format(output)
@@ -191,7 +191,7 @@ def choose_replica(
     if replica is not None and replica >= len(seeds):
         raise ConfigError(
             f"there is no replica {replica}: the run has {len(seeds)}, counted from 0",
-            hint="leave it out to take the best one",
+            hint="leave --replica out to score the best one",
         )
     best = best_record(records).replica if records else 0
     number = best if replica is None else replica

@@ -103,10 +103,10 @@ def _read(file: IO[str], name: str | None, shown: str) -> NumberColumn:
         values.append(parse_number(cell, f"{line}, {names[column]},"))
         if len(values) > MAX_VALUES:
             problem = f"{shown} has more than {MAX_VALUES:,} values"
-            raise ConfigError(problem, hint="give a part of them")
+            raise ConfigError(problem, hint="leave some of them out")
     if not values:
         problem = f"{shown} has no value in the column {names[column]}"
-        raise ConfigError(problem, hint=f"its columns: {_join(names)}")
+        raise ConfigError(problem, hint=f"{COLUMN_HINT}: {_join(names)}")
     return NumberColumn(names[column], values, num_empty)
 
 

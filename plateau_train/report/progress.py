@@ -111,9 +111,9 @@ class RunReport:
         if self.is_quiet:
             print(printable(run.directory.path), flush=True)
             return
-        duration = str(datetime.timedelta(seconds=round(seconds)))
+        duration = f" in {datetime.timedelta(seconds=round(seconds))}"
         if self._last_epoch >= 0:
-            duration += f" since epoch {self._last_epoch}"
+            duration = f", those after epoch {self._last_epoch}{duration}"
         print_rows(describe_end(run, duration))
 
     def close(self) -> None:
@@ -302,7 +302,7 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
     mean = "mean " if len(run.histories) > 1 else ""
     fallback = f", on {dataset.name}, NOT on Fashion-MNIST" if dataset.fallback else ""
     return {
-        "done": f"{in_epochs(results.epoch)} in {duration}{fallback}",
+        "done": f"{in_epochs(results.epoch)}{duration}{fallback}",
         **{
             split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
             for split, (loss, accuracy) in results.final.items()

@@ -98,7 +98,9 @@ def find_replica(histories: Sequence[History], replica: int, run: object) -> His
         if history.replica == replica:
             return history
     numbers = ", ".join(str(history.replica) for history in histories)
-    raise ConfigError(f"{run} has no replica {replica}", hint=f"choose one of {numbers}")
+    raise ConfigError(
+        f"{run} has no replica {replica}", hint=f"use --replica with one of {numbers}"
+    )
 
 
 def completed(histories: Sequence[History]) -> list[History]:
