@@ -263,7 +263,7 @@ def test_unusable_arguments_are_refused_before_anything_is_printed(tmp_path, cap
     for paths, picture, level, error, words in (
         ([run], None, None, ConfigError, "at least two runs, got 1"),
         ([run, other, link], None, None, ConfigError, "are the same run"),
-        ([run, tmp_path], None, None, RunError, "no run folder"),
+        ([run, tmp_path], None, None, RunError, "not a run folder"),
         ([run, tmp_path / "none"], None, None, RunError, "there is no folder"),
         ([run, empty], None, None, RunError, "no epoch was finished"),
         ([run, other], None, 87.0, ConfigError, "got 87"),

@@ -201,7 +201,7 @@ def test_a_history_with_a_gap_is_refused_with_the_line(tmp_path, changes, proble
     [
         ([record_of(0, observations=RECORD.observations)], "line 1 has observations at steps that"),
         ([record_of(0, step=7)], "line 1 has step 7, which cannot be the last of epoch 0"),
-        ([record_of(0), record_of(1), record_of(2, step=468)], "line 3 is of step 468"),
+        ([record_of(0), record_of(1), record_of(2, step=468)], "line 3 has step 468"),
         (
             [record_of(0), record_of(1), record_of(2, observations=RECORD.observations)],
             "line 3 has observations at steps that epoch 2 does not have",
