@@ -10,8 +10,8 @@ from typing import NoReturn
 from plateau_train.errors import ClusterError, InterruptedRunError, PlateauTrainError
 from plateau_train.process import jax_variables, memory, signals, stdio
 
-# Number of allocations between two garbage collections. Python's own 700 suits programs that make
-# reference cycles; the imports here make few, and their objects stay.
+# Number of allocations between two garbage collections. The default of Python suits programs that
+# make reference cycles; the imports here make few, and their objects stay alive.
 GARBAGE_THRESHOLD = 100_000
 
 

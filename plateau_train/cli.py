@@ -1,4 +1,4 @@
-"""The command line: options and arguments of each command, which then is one call."""
+"""The command line: the options and arguments of each command, and the call that runs it."""
 
 import functools
 import inspect
@@ -25,12 +25,14 @@ def _option(help_text: str, metavar: str | None = None, *flags: str, **details: 
 
 def _picture(name: str) -> Any:
     """Describe the option for the path of a picture."""
-    return _option(f"PNG, SVG or PDF file, instead of {name} there", "FILE", "--output", "-o")
+    return _option(
+        f"PNG, SVG or PDF file; without it {name} in the run folder", "FILE", "--output", "-o"
+    )
 
 
 def _replica(otherwise: str) -> Any:
     """Describe the option that selects one training of a run with several seeds."""
-    help_text = f"Which replica, from 0, of a run with several seeds; without it {otherwise}"
+    help_text = f"Number of a replica, from 0, in a run with several seeds; without it {otherwise}"
     return _option(help_text, "N", "--replica", min=0)
 
 
@@ -45,7 +47,7 @@ ConfigFile = Annotated[
 RunArgument = Annotated[
     Path | None,
     typer.Argument(
-        help="Run folder, or its name in --runs-dir; without it the latest run is taken",
+        help="Run folder, or its name in --runs-dir; without it the latest run is used",
         metavar="[RUN]",
         show_default=False,
     ),
@@ -200,14 +202,14 @@ def _origin(context: typer.Context, setting: Setting) -> str:
 
 
 def _refuse_flags_before(context: typer.Context) -> None:
-    """Refuse an option of the bare command that stands before the name of another command."""
+    """Refuse an option that comes before the name of a command."""
     flags = {"config_file": "--config"} | {setting.key: setting.flag for setting in SETTINGS}
     for name, flag in flags.items():
         source = context.get_parameter_source(name)
         if source and source.name == "COMMANDLINE":
             command = context.invoked_subcommand
             raise ConfigError(
-                f"{flag} stands before the command {command}",
+                f"{flag} comes before the command {command}",
                 hint=f"write it after the command: {PROGRAM} {command} ... {flag} ...",
             )
 
@@ -231,7 +233,7 @@ def bare(
 ) -> None:
     """Train a network with reduce-on-plateau, and show when the rate drops and why.
 
-    Without a command it trains, as the command train does, whose help lists all settings.
+    Without a command it trains, like the command train. The help of train lists all settings.
 
     The plateau rule lowers the learning rate when the loss no longer improves. An observation is
     one value given to the rule: the mean train loss of 200 steps, or an evaluation after an epoch.
@@ -275,15 +277,15 @@ def resume(
         bool, _option("Verify the run's files, and change nothing", None, "--check")
     ] = False,
 ) -> None:
-    """Continue a run exactly where it stopped; with more --epochs, further than planned.
+    """Continue a run exactly where it stopped, or train it for more --epochs.
 
-    Takes the settings of the training so that it can say which of them a run cannot change.
+    Takes all settings of a training, and reports those that a run cannot change.
     """
     from plateau_train.commands import resume, sweep
     from plateau_train.run.directory import is_sweep
 
     path = _locate(run, resolved)
-    # It says where to look for the run, and is no setting to change.
+    # --runs-dir says where the run is; it does not change a setting of the run.
     overrides = Resolved(resolved.settings, resolved.origins | {"runs_dir": "default"})
     command = sweep if is_sweep(path) else resume
     (command.check if check else command.resume)(path, overrides)
@@ -385,8 +387,8 @@ def runs(
 ) -> None:
     """List the runs, the newest last: epochs, accuracies and status of each.
 
-    The accuracies are those on the images of the split beside them, the best one at its epoch. The
-    status is running, done, failed, stopped (the command resume continues it) or damaged.
+    The accuracies are those on the split in the column split; "at" is the epoch of the best one.
+    The status is running, done, failed, stopped (the command resume continues it) or damaged.
     """
     from plateau_train.commands import runs
 
@@ -402,7 +404,7 @@ def evaluate(
     checkpoint: Annotated[
         str,
         _option(
-            "Which checkpoint: best, last (the newest that is sound), or an epoch's number",
+            "Checkpoint: best, last (the newest intact one), or the number of an epoch",
             "best|last|N",
         ),
     ] = "best",
@@ -438,7 +440,7 @@ def schedule(
         str | None,
         typer.Argument(
             help="CSV or TSV file, - for standard input, or a run folder; without it and --values "
-            "the latest run is taken",
+            "the latest run is used",
             metavar="[SOURCE]",
             show_default=False,
         ),
@@ -450,11 +452,11 @@ def schedule(
     mode: Annotated[
         str | None, _option("Metric of the run, instead of the one that its rule observed", "MODE")
     ] = None,
-    replica: Annotated[int | None, _replica("there must be a single one")] = None,
+    replica: Annotated[int | None, _replica("there must be only one")] = None,
     compare: Annotated[
         str | None,
         _option(
-            "Compare with other libraries' rules of the same numbers: optax, torch, keras",
+            "Compare with the rules of these libraries, with the same numbers: optax, torch, keras",
             "LIBRARIES",
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""The ways a run can fail: message, way out, exit code.
+"""The errors that a user sees: message, hint, exit code.
 
 Only these are shown to the user as one line and a hint. Everything else is a bug and keeps its
 traceback: a plain ``ValueError`` is never turned into one of these.
@@ -28,7 +28,7 @@ PROGRAM = _program()
 
 
 class PlateauTrainError(Exception):
-    """A failure that the user can mend.
+    """A failure that the user can fix.
 
     ``problems`` are sentences that say what is wrong and with which values, without a full stop;
     each line of ``hint`` says what to do or type next.
@@ -67,7 +67,7 @@ class DataError(PlateauTrainError, exit_code=3):
 
 
 class DataUnavailableError(DataError):
-    """A good data set that is neither prepared nor can be downloaded now."""
+    """A data set that is not prepared and cannot be downloaded now."""
 
 
 class RunError(PlateauTrainError, exit_code=4):
@@ -83,7 +83,7 @@ class StorageError(PlateauTrainError, exit_code=5):
 
 
 class PictureError(PlateauTrainError, exit_code=5):
-    """A picture of a run that is done, which could not be drawn or written."""
+    """A picture that could not be drawn or written, of a run that is done."""
 
 
 class OutOfMemoryError(PlateauTrainError, exit_code=5):
@@ -95,7 +95,7 @@ class NonFiniteLossError(PlateauTrainError, exit_code=6):
 
 
 class BusyRunError(PlateauTrainError, exit_code=7):
-    """A run that another process holds."""
+    """A run that another process has locked."""
 
 
 class ClusterError(PlateauTrainError, exit_code=8):

@@ -186,7 +186,7 @@ class Result(NamedTuple):
 
 
 def result_of(run: Path) -> Result:
-    """Read the result of a finished run, and check that its folder is sound and has no leftovers.
+    """Read the result of a finished run, and check that its folder is intact and has no leftovers.
 
     Every checkpoint that is kept must agree with the files of the run.
     """
@@ -239,7 +239,7 @@ def resume_or_start(
     runs = runs_in(folder)
     if runs:
         finished = processes.run(folder, "resume", runs[-1], **trouble)
-        if finished.code != 4 or "is no run folder" not in finished.stderr:
+        if finished.code != 4 or "is not a run folder" not in finished.stderr:
             return finished
         # Stopped between the folder and its config.toml, before anything was printed or trained.
         assert list(runs[-1].rglob("*.npz")) == []
@@ -273,7 +273,7 @@ def strike(
             last = -1 if not epochs or epochs[-1] is None else epochs[-1]
             safe = f"epoch {last} is safe" if last >= 0 else "no epoch is done"
             further = f"epoch {last + 1} is safe"  # committed, and not yet printed
-            if "its picture is missing" in lines[-2]:
+            if "its picture could not be drawn" in lines[-2]:
                 assert " plot runs/" in lines[-1], where
             elif "runs/latest" not in lines[-2] and any(folder.glob("runs/*/config.toml")):
                 assert safe in lines[-1] or further in lines[-1], f"{where}: {lines[-1]}"

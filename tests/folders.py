@@ -59,7 +59,7 @@ def write_epochs(journal: Journal, *epochs: int) -> None:
 
 
 def read_newest(run: RunDirectory) -> Checkpoint:
-    """Read the newest checkpoint of a run whose checkpoints are all sound."""
+    """Read the newest checkpoint of a run whose checkpoints are all intact."""
     found, problems = checkpoint.read_newest(run.checkpoints)
     assert found is not None
     assert problems == []

@@ -283,7 +283,7 @@ def test_folders_of_the_cache_are_private_whatever_the_umask_is(tmp_path):
 
 @pytest.mark.parametrize(
     ("mode", "owner", "problem"),
-    [(0o770, 0, "may be written by others"), (0o700, 1, "belongs to another user")],
+    [(0o770, 0, "is writable by other users"), (0o700, 1, "belongs to another user")],
 )
 def test_a_cache_that_others_may_write_to_is_not_used(
     tmp_path, caplog, monkeypatch, mode, owner, problem

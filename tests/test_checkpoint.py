@@ -188,7 +188,7 @@ def test_a_checkpoint_under_the_name_of_another_epoch_is_refused(tmp_path):
         read_checkpoint(path)
 
 
-def test_only_sound_checkpoints_of_later_epochs_are_removed(tmp_path):
+def test_only_intact_checkpoints_of_later_epochs_are_removed(tmp_path):
     for epoch in range(4):
         saved(tmp_path, epoch)
     for epoch in (4, 5):
@@ -201,7 +201,7 @@ def test_only_sound_checkpoints_of_later_epochs_are_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-000005.npz"]
 
 
-def test_the_newest_sound_checkpoint_is_read_and_the_damaged_are_named(tmp_path):
+def test_the_newest_intact_checkpoint_is_read_and_the_damaged_are_named(tmp_path):
     for epoch in range(4):
         save_checkpoint(tmp_path, Checkpoint(manifest(epoch, best=1), ARRAYS))
     found, reasons = checkpoint.read_newest(tmp_path)

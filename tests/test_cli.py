@@ -71,7 +71,7 @@ BAD_TOML = {
         ("--name a/b", "--name must be a folder name"),
         ("--name ..", "--name must be a folder name"),
         ("--mode val-loss", "add --val-fraction"),
-        ("--patience 3 plot runs/latest", "--patience stands before the command plot"),
+        ("--patience 3 plot runs/latest", "--patience comes before the command plot"),
         ("--seeds 0-7", "there is no option --seeds"),
         ("plott runs/latest", "plott"),
         ("--lr 0.1", "there is no option --lr"),
@@ -116,13 +116,13 @@ def test_hints_name_the_program_as_it_was_started(tmp_path):
             capture_output=True,
             text=True,
         )
-        assert shown.stderr == f"there is no run in runs: {name} makes one\n"
+        assert shown.stderr == f"there is no run in runs: {name} trains one\n"
     path = f"{script.parent}:{os.environ['PATH']}"
     environment = os.environ | {"PLATEAU_TRAIN_PROGRAM": "", "PATH": path}
     shown = subprocess.run(
         ["plateau-train", "runs"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
-    assert shown.stderr == "there is no run in runs: plateau-train makes one\n"
+    assert shown.stderr == "there is no run in runs: plateau-train trains one\n"
 
 
 def test_commands_take_the_latest_run_and_names_in_the_runs_folder(small_run, tmp_path):
@@ -179,13 +179,13 @@ def test_a_reference_config_without_its_data_ends_with_exit_code_3(tmp_path):
 
 
 def test_a_folder_that_is_no_run_ends_with_exit_code_4(tmp_path):
-    assert "is no run folder" in refused(tmp_path, "plot", tmp_path, code=4)
+    assert "is not a run folder" in refused(tmp_path, "plot", tmp_path, code=4)
     assert "there is no folder nowhere" in refused(tmp_path, "plot", "nowhere", code=4)
     (tmp_path / "config.toml").write_text("[plateau\n")
     (tmp_path / "metrics.jsonl").touch()
     assert "config.toml is not valid TOML" in refused(tmp_path, "plot", tmp_path, code=4)
     (tmp_path / "config.toml").write_text("")
-    assert "config.toml is not whole: it lacks format" in refused(
+    assert "config.toml is incomplete: it has no format" in refused(
         tmp_path, "plot", tmp_path, code=4
     )
     (tmp_path / "config.toml").write_text((ROOT / "configs" / "default.toml").read_text())

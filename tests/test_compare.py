@@ -116,7 +116,7 @@ def test_a_row_has_the_results_of_a_run(tmp_path, capsys):
         {"run": "a", "--schedule": "plateau"},
         {"run": "b", "--schedule": "cosine"},
     ]
-    assert "which every training reaches" in log
+    assert "which every seed reaches" in log
     assert "NOTICE" not in log
 
 
@@ -192,7 +192,7 @@ def test_a_run_of_fewer_seeds_is_paired_with_the_same_seeds_of_the_other():
         ({0: 0.5, 1: 0.5}, {2: 0.75, 3: 0.75}, "-0.2500 (-0.2500 to -0.2500)"),
     ],
 )
-def test_one_seed_gives_no_interval_and_no_variance_an_empty_one(of_each, before, text):
+def test_one_seed_gives_no_interval_and_zero_variance_one_of_width_0(of_each, before, text):
     assert f"{differences.difference(of_each, before)}" == text
 
 
@@ -216,7 +216,7 @@ def test_a_warning_names_what_makes_runs_hard_to_compare(tmp_path, capsys):
     for sentence in (
         "on different data sets: mnist (a), garments (b).",
         "scored on different test images: 500 (a), all (b).",
-        "of different lengths in epochs: 50 (a), 3 (b).",
+        "trained for different numbers of epochs: 50 (a), 3 (b).",
         "a has finished epoch 3 of 50: its final values are those of that epoch.",
         "b: 1 of 3 seeds ended earlier and are left out.",
     ):
@@ -237,7 +237,7 @@ def test_runs_with_equal_names_get_longer_names(tmp_path, capsys):
     show_comparison([first, second])
     printed = capsys.readouterr()
     assert "\n20260101-000000-a  " in printed.out
-    assert "no setting that affects results differs" in printed.err
+    assert "all settings that affect results are the same" in printed.err
     assert "--" not in printed.out
     show_comparison([third, fourth])
     assert f"\n{third.resolve()}  " in capsys.readouterr().out
@@ -261,9 +261,9 @@ def test_unusable_arguments_are_refused_before_anything_is_printed(tmp_path, cap
     empty = make_run(tmp_path, "c", ONE)
     RunDirectory(empty).metrics.write_text("")
     for paths, picture, level, error, words in (
-        ([run], None, None, ConfigError, "two runs or more"),
+        ([run], None, None, ConfigError, "at least two runs, got 1"),
         ([run, other, link], None, None, ConfigError, "are the same run"),
-        ([run, tmp_path], None, None, RunError, "no run folder"),
+        ([run, tmp_path], None, None, RunError, "not a run folder"),
         ([run, tmp_path / "none"], None, None, RunError, "there is no folder"),
         ([run, empty], None, None, RunError, "no epoch was finished"),
         ([run, other], None, 87.0, ConfigError, "got 87"),

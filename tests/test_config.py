@@ -229,7 +229,7 @@ def test_a_config_of_a_run_that_was_cut_is_refused_with_what_it_lacks(toml):
     assert resolve_whole(toml(whole)).settings.run.epochs == 7
     cuts = ["", whole[: whole.index("[run]")], whole[: whole.index("[cluster]")]]
     for text in (*cuts, whole.partition("\n")[2]):
-        with pytest.raises(ConfigError, match="is not whole: it lacks"):
+        with pytest.raises(ConfigError, match="is incomplete: it has no"):
             resolve_whole(toml(text))
 
 
@@ -339,7 +339,7 @@ def test_settings_that_a_run_cannot_change_are_refused_with_all_reasons():
         why_not=lambda s, value: f"the wait is {value}" if s.key == "patience" else "",
     ) == [
         ("--patience", "5", "9", "the wait is 9"),
-        ("--epochs", "5", "4", "a run goes further, not back"),
+        ("--epochs", "5", "4", "it can only grow"),
         ("--seed", "0-3", "0-4", "it would change the results"),
         ("--threads", "the available cores", "7", "it would change the results"),
     ]
@@ -349,7 +349,7 @@ def test_settings_that_a_run_cannot_change_are_refused_with_all_reasons():
 def test_the_epochs_of_a_cosine_do_not_change():
     begun = resolve(flags(schedule="cosine", epochs="5"))
     ((*_, reason),) = refusals(begun, resolve(flags(epochs="6")))
-    assert reason == "the cosine spans the epochs that the run began with"
+    assert reason == "the cosine depends on the number of epochs"
     assert merge(begun, resolve(flags(epochs="5"))).settings == begun.settings
 
 

@@ -313,7 +313,7 @@ NO_TEXT = bytes(range(128, 256))
         (INFO, edit(filepathTemplate="{NONE}"), "Could not format template"),
         (FEATURES, Path.unlink, "Cannot restore tiny/1.0.0"),
         (FEATURES, keep(100), "Expecting property name"),
-        (LABELS, keep(2), "it names 1 classes, there are 2"),
+        (LABELS, keep(2), "it names 1 of 2 classes"),
     ],
 )
 def test_a_damaged_set_is_named_with_the_command_that_repairs_it(
@@ -542,10 +542,10 @@ def test_a_second_preparation_waits_for_the_first(tmp_path, monkeypatch):
     assert has_begun.wait(30)
     prepare("second")
     first.join(30)
-    assert messages == [f"waiting for another process, which prepares a set in {tmp_path}"]
+    assert messages == [f"waiting for another process that prepares a data set in {tmp_path}"]
     assert results == {
         "first": f"prepared tiny/1.0.0 in {tmp_path}",
-        "second": f"tiny/1.0.0 in {tmp_path} is prepared already",
+        "second": f"tiny/1.0.0 in {tmp_path} is already prepared",
     }
     assert_is_tiny(read_tiny(tmp_path))
 
@@ -556,7 +556,7 @@ def test_a_prepared_set_needs_no_lock_and_no_write_permission(prepared, tmp_path
         fcntl.flock(lock, fcntl.LOCK_EX)
         tmp_path.chmod(0o555)
         try:
-            assert "is prepared already" in tfds.Source("tiny", tmp_path).prepare()
+            assert "is already prepared" in tfds.Source("tiny", tmp_path).prepare()
             assert not messages
             assert_is_tiny(read_tiny(tmp_path))
         finally:
@@ -617,7 +617,7 @@ def test_fashion_mnist_is_downloaded_verified_and_prepared(tmp_path, monkeypatch
     assert described["test"] == "10,000 images"
     assert described["pixels"] == "mean 0.28604, standard deviation 0.35302, from 0 to 1"
     assert described["per class"] == "6,000 images in train, 1,000 images in test"
-    assert "is prepared already" in data.prepare(settings, ORIGINALS)
+    assert "is already prepared" in data.prepare(settings, ORIGINALS)
     with pytest.raises(DataError, match="t10k-images-idx3-ubyte"):
         data.prepare(settings, tmp_path)  # a wrong folder, although the set is prepared
 

@@ -154,13 +154,13 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(copy, capsys):
     log = capsys.readouterr().err
     assert "NOTICE: " in log
     assert "epoch-000006.npz cannot be used" in log
-    assert "The newest sound checkpoint is of epoch 5." in log
+    assert "The newest intact checkpoint is of epoch 5." in log
 
 
 def test_an_epoch_that_is_not_kept_is_refused_with_those_that_are(copy):
     best = find_checkpoint(copy, "best").manifest.epoch
     kept = ", ".join(map(str, sorted({*KEPT, best})))
-    with pytest.raises(RunError, match=f"no checkpoint of epoch 1; sound are those of: {kept}$"):
+    with pytest.raises(RunError, match=f"no intact checkpoint of epoch 1, only of: {kept}$"):
         find_checkpoint(copy, "1")
     checkpoint.epoch_path(copy.checkpoints, 5).write_bytes(b"damaged")
     with pytest.raises(RunError) as refused:
@@ -176,7 +176,7 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "problem"),
     [
-        (("--checkpoint", "1"), 4, "keeps no checkpoint of epoch 1"),
+        (("--checkpoint", "1"), 4, "has no intact checkpoint of epoch 1"),
         (("--checkpoint", "worst"), 2, "--checkpoint must be best, last or the number of an epoch"),
     ],
 )

@@ -51,7 +51,7 @@ def test_a_crash_at_any_change_of_the_disk_loses_no_epoch(processes, tmp_path, u
 
 
 @pytest.mark.parametrize("part", REFUSED_PARTS)
-def test_a_disk_that_refuses_a_change_leaves_a_sound_run(processes, tmp_path, unbroken, part):
+def test_a_disk_that_refuses_a_change_leaves_an_intact_run(processes, tmp_path, unbroken, part):
     """The exit code is 5."""
     names = list(faults.REFUSALS)
     operations = range(1 + part, len(unbroken[1]) + 1, PARTS)

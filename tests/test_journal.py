@@ -173,7 +173,7 @@ def test_a_run_can_be_read_while_it_continues_behind_a_damaged_checkpoint(run, c
     assert [record.epoch for record in histories[0].records] == [0, 1, 2]
     assert len(timings) == 3
     assert "epoch-000003.npz cannot be used" in caplog.text
-    assert "recorded after epoch 2 is not read" in caplog.text
+    assert "after epoch 2 are not read" in caplog.text
     found, _ = checkpoint.read_newest(run.checkpoints)
     assert found is not None
     assert found.manifest == second.manifest, "it can be resumed again"

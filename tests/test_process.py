@@ -217,7 +217,7 @@ def test_a_run_that_is_stopped_is_drawn(stopped):
     assert stopped.plot.exists()
 
 
-def test_a_run_that_goes_on_is_not_drawn_as_it_was(stopped, monkeypatch):
+def test_a_run_that_was_continued_is_not_drawn_as_it_was(stopped, monkeypatch):
     def save(path, *_):
         path.touch()
         (stopped.checkpoints / "epoch-000002.npz").touch()
@@ -264,14 +264,12 @@ def test_a_platform_that_is_not_here_is_reported_before_a_folder_is_made(shell, 
     finished = shell(SMALL_RUN, JAX_PLATFORMS=platform)
     assert finished.returncode == 2
     error, hint = finished.stderr.splitlines()[-2:]
-    assert error.startswith(
-        f"error: JAX_PLATFORMS={platform} asks for a device that cannot be used"
-    )
+    assert error.startswith(f"error: JAX_PLATFORMS={platform} names a device that cannot be used")
     assert hint.startswith("hint: unset JAX_PLATFORMS")
     assert faults.runs_in(tmp_path) == []
 
 
-def test_variables_of_jax_move_no_result(shell, tmp_path, small_run):
+def test_variables_of_jax_change_no_result(shell, tmp_path, small_run):
     """Every setting that a run relies on is set otherwise."""
     otherwise = {
         name: {"0": "1", "1": "0", "allow": "disallow", "ignore": "raise"}.get(value, value)

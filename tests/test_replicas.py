@@ -252,7 +252,7 @@ def test_too_many_seeds_for_the_memory_are_refused(tmp_path, monkeypatch, num_fi
     (problem,) = refused.value.problems
     wanted, free = (needed_memory(num) * memory.USABLE / 1e9 for num in (5, num_fitting))
     assert problem == (
-        f"5 seeds need about {wanted:.3g} GB of memory, and {free:.3g} GB may be used"
+        f"5 seeds need about {wanted:.3g} GB of memory, and {free:.3g} GB are usable"
     )
     assert refused.value.hint == way_out
     assert list(tmp_path.iterdir()) == []
@@ -263,7 +263,7 @@ def test_seeds_that_fit_into_the_memory_are_trained(monkeypatch):
     monkeypatch.setattr(environment, "available_memory", lambda: needed_memory(5.5))
     needed, free = (needed_memory(number) * memory.USABLE / 1e9 for number in (5, 5.5))
     assert memory.check_memory(spec, 5, mesh, (28, 28, 1)) == (
-        f"about {needed:.3g} GB of memory, {free:.3g} GB may be used"
+        f"about {needed:.3g} GB of {free:.3g} GB usable memory"
     )
     with pytest.raises(ConfigError, match="6 seeds need about"):
         memory.check_memory(spec, 6, mesh, (28, 28, 1))
@@ -447,4 +447,4 @@ def test_evaluate_gives_the_recorded_scores_of_each_replica(processes, trio, tmp
 def test_a_replica_that_does_not_exist_is_refused(processes, trio, tmp_path):
     refused = processes.run(tmp_path, "evaluate", trio[0].directory.path, "--replica=3")
     assert refused.code == 2
-    assert "--replica 3, and the run has 3, counted from 0" in refused.stderr
+    assert "there is no replica 3: the run has 3, counted from 0" in refused.stderr

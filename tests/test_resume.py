@@ -146,8 +146,8 @@ def test_a_lengthened_run_that_is_stopped_keeps_its_new_length(processes, run):
 def test_a_finished_run_is_reported_and_not_changed(processes, run):
     finished(processes, run)
     said = refused(processes, run, code=0)
-    assert "is done: epoch 7 was its last one" in said
-    assert f"plateau-train resume {run.path} --epochs 14 goes further" in said
+    assert "is done: all of its 7 epochs are trained" in said
+    assert f"plateau-train resume {run.path} --epochs 14 trains longer" in said
     finished(processes, run, "--epochs=8")
     assert json.loads(run.summary.read_text())["epochs"] == 8
 
@@ -162,14 +162,14 @@ def test_a_finished_run_is_reported_and_not_changed(processes, run):
                 "--factor 0.5 0.3 it would change the results",
             ],
         ),
-        (["--epochs=5"], ["--epochs 7 5 a run goes further, not back"]),
+        (["--epochs=5"], ["--epochs 7 5 it can only grow"]),
         (
             ["--patience=1"],
-            ["--patience 3 1 the wait is 1 already: the rule would pass 1 and never drop"],
+            ["--patience 3 1 the wait is already 1, and the rate drops when it reaches 1"],
         ),
         (
             ["--accumulation-size=4"],
-            ["--accumulation-size 5 4 the window holds 4 already: it would never be full"],
+            ["--accumulation-size 5 4 the window already has 4 values: it would never be full"],
         ),
         (["--threads=7"], ["--threads 1 7 it would change the results"]),
     ],
@@ -181,7 +181,7 @@ def test_changed_settings_are_refused_with_a_table_of_the_differences(
     assert (Run(run).records[-1].wait, last.arrays["plateau/count"].tolist()) == (1, [4])
     said = refused(processes, run, *arguments, code=2)
     lines = [" ".join(line.split()) for line in said.splitlines()]
-    assert lines[0].endswith("continues with the settings that it began with")
+    assert lines[0].endswith("cannot continue with other settings")
     assert lines[1] == "setting run requested why not"
     assert lines[2:-1] == rows
     assert lines[-1].startswith("hint: ")
@@ -200,7 +200,7 @@ def test_settings_that_do_not_affect_results_may_change(processes, run):
     finished(processes, run, "--quiet", "--data-dir=elsewhere", "--patience=3")
 
 
-def test_without_a_sound_newest_checkpoint_the_one_before_is_used(processes, run, unbroken):
+def test_without_an_intact_newest_checkpoint_the_one_before_is_used(processes, run, unbroken):
     newest = checkpoint.epoch_path(run.checkpoints, 2)
     damage(newest)
     ended = finished(processes, run)
@@ -210,7 +210,7 @@ def test_without_a_sound_newest_checkpoint_the_one_before_is_used(processes, run
     assert faults.result_of(run.path) == unbroken
 
 
-def test_without_a_sound_checkpoint_a_run_is_refused_with_every_reason(processes, run):
+def test_without_an_intact_checkpoint_a_run_is_refused_with_every_reason(processes, run):
     names = sorted(path.name for path in run.checkpoints.glob("*.npz"))
     for name in names:
         storage.write_bytes(run.checkpoints / name, b"no checkpoint")  # breaks the hard link
@@ -251,7 +251,7 @@ def test_a_cut_config_is_refused_where_there_is_no_checkpoint(processes, run):
     whole = run.config.read_text()
     for text in ("", whole[: whole.index("[run]")]):
         run.config.write_text(text)
-        assert "config.toml is not whole: it lacks" in refused(processes, run, code=4)
+        assert "config.toml is incomplete: it has no" in refused(processes, run, code=4)
 
 
 def test_other_data_is_refused(processes, run):
@@ -356,7 +356,7 @@ def test_a_run_that_another_process_holds_is_refused(processes, run):
     started = time.monotonic()
     ended = finished(processes, run, code=7)
     assert time.monotonic() - started < 5
-    assert "is held by another process" in ended.stderr
+    assert "is locked by another process" in ended.stderr
     assert content(run) == before
     os.close(descriptor)
     finished(processes, run)
@@ -366,8 +366,8 @@ def test_check_verifies_everything_and_changes_nothing(processes, run):
     before = content(run)
     ended = finished(processes, run, "--check")
     assert content(run) == before
-    sound = [line for line in ended.stdout.splitlines() if ": sound" in line]
-    assert len(sound) == 4  # two epochs, the best, and the rest
+    intact = [line for line in ended.stdout.splitlines() if ": intact" in line]
+    assert len(intact) == 4  # two epochs, the best, and the rest
     assert f"resume {run.path} continues it from epoch 2" in ended.stdout
     damage(checkpoint.epoch_path(run.checkpoints, 2))
     run.config.write_text("[")
@@ -565,7 +565,7 @@ def test_files_of_the_user_stay(processes, run):
     for path in own:
         path.write_text("mine")
     ended = finished(processes, run)
-    assert "latest stays as it is: it is no link to a run" in ended.stderr
+    assert "latest is not changed: it is not a link to a run" in ended.stderr
     assert [path.read_text() for path in own] == ["mine"] * 3
 
 

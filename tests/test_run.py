@@ -184,7 +184,7 @@ def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):
     [
         ({"epoch": 3}, "line 2 is of epoch 3, not 1"),
         ({"epoch": 0}, "line 2 is of epoch 0, not 1"),
-        ({"step": 0}, "line 2 is of step 0, which epoch 1 cannot end with"),
+        ({"step": 0}, "line 2 has step 0, which cannot be the last of epoch 1"),
         ({"step": 300}, "line 2 has observations at steps that epoch 1 does not have"),
         ({"val_loss": 1.0, "val_accuracy": 0.5}, "line 2 lacks validation metrics"),
         ({"replica": 1}, "line 2 is of epoch 1, not 0"),
@@ -200,8 +200,8 @@ def test_a_history_with_a_gap_is_refused_with_the_line(tmp_path, changes, proble
     ("records", "problem"),
     [
         ([record_of(0, observations=RECORD.observations)], "line 1 has observations at steps that"),
-        ([record_of(0, step=7)], "line 1 is of step 7, which epoch 0 cannot end with"),
-        ([record_of(0), record_of(1), record_of(2, step=468)], "line 3 is of step 468"),
+        ([record_of(0, step=7)], "line 1 has step 7, which cannot be the last of epoch 0"),
+        ([record_of(0), record_of(1), record_of(2, step=468)], "line 3 has step 468"),
         (
             [record_of(0), record_of(1), record_of(2, observations=RECORD.observations)],
             "line 3 has observations at steps that epoch 2 does not have",

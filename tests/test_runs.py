@@ -87,7 +87,7 @@ def test_accuracies_are_those_of_the_held_out_images_if_there_are_any(tmp_path, 
         ("running", False, ("failed", "resumed")),
     ],
 )
-def test_the_state_is_the_last_one_of_a_run(tmp_path, capsys, state, done, notices):
+def test_each_run_has_its_status(tmp_path, capsys, state, done, notices):
     run = make_run(tmp_path, "one", done=done, notices=notices)
     with run.locked() if state == "running" else contextlib.nullcontext():
         ((row,), _) = listed(tmp_path, capsys)
@@ -214,7 +214,7 @@ def test_a_name_cannot_control_the_terminal_or_break_its_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("width", [200, 80, 20])
-def test_a_narrow_terminal_has_fewer_columns_but_names_and_states(
+def test_a_narrow_terminal_has_fewer_columns_but_names_and_statuses(
     tmp_path, monkeypatch, capsys, width
 ):
     for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", f"{width}"), ("TERM", "xterm")):
@@ -239,7 +239,7 @@ def test_a_folder_without_runs_is_reported(tmp_path, capsys, name):
     show_runs(tmp_path / name)
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == f"there is no run in {tmp_path / name}: plateau-train makes one\n"
+    assert printed.err == f"there is no run in {tmp_path / name}: plateau-train trains one\n"
 
 
 def test_a_file_instead_of_a_folder_is_refused(tmp_path):
@@ -276,7 +276,7 @@ def test_means_of_replicas_are_listed_and_a_sweep_is_named(tmp_path, capsys):
     assert f"plateau-train runs {tmp_path / 'many'} lists its runs" in notices
 
 
-def test_two_that_look_whether_a_run_is_locked_do_not_disturb_each_other(tmp_path):
+def test_two_checks_of_a_lock_do_not_disturb_each_other(tmp_path):
     run = make_run(tmp_path, "one")
     descriptor = os.open(run.path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -311,7 +311,9 @@ def with_a_large_file(file):
         "checkpoints/epoch-000006.npz",
     ],
 )
-def test_what_is_no_file_of_a_sane_size_is_damage(small_run, tmp_path, capsys, name, replace):
+def test_what_is_not_a_regular_file_of_a_possible_size_is_damage(
+    small_run, tmp_path, capsys, name, replace
+):
     run, other = tmp_path / "runs" / "one", tmp_path / "runs" / "two"
     for copy in (run, other):
         shutil.copytree(small_run, copy)

@@ -221,7 +221,7 @@ def test_a_text_is_refused_or_means_the_same_number_to_python(text):
 def test_a_long_cell_is_refused_at_once(tmp_path):
     path = tmp_path / "digits.csv"
     path.write_text("loss\n" + "1" * 100_000 + "x\n")
-    with pytest.raises(ConfigError, match="line 2, loss, holds '111"):
+    with pytest.raises(ConfigError, match="line 2, loss, is '111"):
         csv_files.read_column(str(path), None)
 
 
@@ -231,32 +231,32 @@ def test_a_long_cell_is_refused_at_once(tmp_path):
         (b"step,loss\n1,2\n", "los", "no column los (did you mean loss?)", "step, loss"),
         (b"epoch,loss\n1,2\n", None, "2 columns of numbers", "--column NAME: epoch, loss"),
         (b"a,b\nx,y\n", None, "no column of numbers", "a, b"),
-        (b"loss\n0,5\n", None, "line 2 has 2 cells, there are names for 1: loss", "no comma"),
+        (b"loss\n0,5\n", None, "line 2 has 2 cells for 1 column: loss", "no comma"),
         (b"loss\n1\n\n1,234.5\n", None, "line 4 has 2 cells", "no comma"),
         (b"step,loss\n1,2\n1,2,,3\n", "loss", "line 3 has 4 cells", "no comma"),
         (b"loss;acc\n0,5;0,9\n", None, "no column of numbers", "0.25 or 2.5e-1; its columns"),
-        (b"loss;acc\n0,5;0,9\n", "loss", "line 2, loss, holds '0,5'", "0.25 or 2.5e-1"),
-        (b"loss\n1_000\n", None, "line 2, loss, holds '1_000'", "0.25"),
-        (b"1_000\n900\n", None, "line 1, value, holds '1_000'", "0.25"),
-        (b"0.5 1_0 0.3", None, "line 1, value, holds '0.5 1_0 0.3'", "0.25"),
-        (b"a b c\n1 2 3\n1 2,3\n", "c", "line 3, c, holds nothing", "0.25"),
-        (b"a b\n1 2\n1 2,3\n", "b", "line 3, b, holds '2,3'", "0.25"),
+        (b"loss;acc\n0,5;0,9\n", "loss", "line 2, loss, is '0,5'", "0.25 or 2.5e-1"),
+        (b"loss\n1_000\n", None, "line 2, loss, is '1_000'", "0.25"),
+        (b"1_000\n900\n", None, "line 1, value, is '1_000'", "0.25"),
+        (b"0.5 1_0 0.3", None, "line 1, value, is '0.5 1_0 0.3'", "0.25"),
+        (b"a b c\n1 2 3\n1 2,3\n", "c", "line 3, c, is empty", "0.25"),
+        (b"a b\n1 2\n1 2,3\n", "b", "line 3, b, is '2,3'", "0.25"),
         (b"epoch,val\n1,\n2,3\n", None, "line 3 has a number outside the column epoch", "val"),
-        (b"loss\n0x10\n", None, "line 2, loss, holds '0x10'", "0.25"),
-        ("loss\n\u0661\n".encode(), None, "line 2, loss, holds '\u0661'", "0.25"),
+        (b"loss\n0x10\n", None, "line 2, loss, is '0x10'", "0.25"),
+        ("loss\n\u0661\n".encode(), None, "line 2, loss, is '\u0661'", "0.25"),
         (b"loss\n1\nInfinity\n", None, "line 3, loss, is inf", "diverged"),
         (b"a,a\n1,2\n", "a", "two columns a", "a, a"),
-        (b"loss\n1\n\nfast\n", None, "line 4, loss, holds 'fast', which is not a number", "0.25"),
-        (b"a,loss\nx,1\ny\n", "loss", "line 3, loss, holds nothing", "0.25"),
+        (b"loss\n1\n\nfast\n", None, "line 4, loss, is 'fast', not a number", "0.25"),
+        (b"a,loss\nx,1\ny\n", "loss", "line 3, loss, is empty", "0.25"),
         (b"loss\n1\nNaN\n", None, "line 3, loss, is nan, which would count as no", "diverged"),
         (b"loss\n1\n-inf\n", None, "line 3, loss, is -inf", "diverged"),
-        (b"", None, "holds no values", "one value per line"),
-        (b"loss\n", "loss", "holds no values", "one value per line"),
+        (b"", None, "has no values", "one value per line"),
+        (b"loss\n", "loss", "has no values", "one value per line"),
         (b"a,loss\n1,\n", "loss", "no value in the column loss", "a, loss"),
         (b"\x89PNG\r\n\x1a\n\xff", None, "is not UTF-8 text", "CSV"),
         (b"loss\n" + b"1" * 1_100_000, None, "a line of more than 1,000,000 characters", "CSV"),
         (b'loss\n"' + b"1\n" * 200_000, None, "is not valid CSV: field larger than", "quote"),
-        (b"1\n" * 1001, None, "more than 1,000 values", "part"),
+        (b"1\n" * 1001, None, "more than 1,000 values", "leave some"),
     ],
     ids=lambda value: None if isinstance(value, bytes) else str(value)[:30],
 )
@@ -289,10 +289,10 @@ def test_missing_and_endless_files_are_refused(tmp_path):
     [
         ({}, {}, "there are no values"),
         ({}, {"values": "1,2", "source": "log.csv"}, "both log.csv and --values"),
-        ({}, {"values": ""}, "number 1 holds nothing, which is not a number"),
-        ({}, {"values": "1,,2"}, "number 2 holds nothing"),
-        ({}, {"values": "1,x"}, "number 2 holds 'x', which is not a number"),
-        ({}, {"values": "1,nan"}, "number 2 is nan"),
+        ({}, {"values": ""}, "value 1 is empty, not a number"),
+        ({}, {"values": "1,,2"}, "value 2 is empty"),
+        ({}, {"values": "1,x"}, "value 2 is 'x', not a number"),
+        ({}, {"values": "1,nan"}, "value 2 is nan"),
         ({}, {"values": "1,1e39"}, "value 2 is 1e.39, too large"),
         ({"accumulation_size": 10}, {"values": "1,1e38"}, "value 2 is 1e.38, too large"),
         (
@@ -568,7 +568,7 @@ def test_a_translation_is_one_line_of_valid_flags(options, settings, flags, note
 def test_a_translation_is_replayed_over_values(schedule):
     output = schedule(values="1,1,1,1,1", from_torch="patience=2,factor=0.25", as_json=True)
     assert [each["scale"] for each in output.objects] == [1, 1, 1, 0.25, 0.25]
-    assert "in flags: --patience 3 " in output.log
+    assert "as flags: --patience 3 " in output.log
 
 
 def test_compare_uses_the_same_numbers_and_names_differences(schedule):
@@ -585,7 +585,7 @@ def test_compare_uses_the_same_numbers_and_names_differences(schedule):
     output = schedule(settings, values=values, compare=" keras, torch")
     assert output.lines[0].split()[-4:] == ["optax", "drop", "keras", "torch"]
     assert [line.split()[0] for line in output.lines[-3:]] == ["optax", "keras", "torch"]
-    assert "rtol's number in min_delta, which is absolute" in output.log
+    assert "rtol is used as min_delta, which is absolute" in output.log
     assert "here --patience 3 --cooldown 2 " in output.log
     output = schedule(settings | {"atol": 0.5}, values="1", compare="keras,torch")
     assert "rtol left out" in output.log

@@ -91,7 +91,7 @@ def test_steps_agree_with_a_chain_of_adam_and_reduce_on_plateau(is_jitted, num_s
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_new_scale_already_acts_on_the_step_that_closed_the_window():
+def test_a_new_scale_already_acts_on_the_step_that_completes_the_window():
     spec, hyperparams = make_training(
         patience=1, accumulation_size=1, rtol=0.9, optimizer=PLAIN_SGD
     )

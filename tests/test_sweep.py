@@ -184,7 +184,7 @@ def test_a_sweep_that_is_done_shows_its_results_and_trains_nothing(processes, un
     assert (checked.code, checked.stdout.count("has nothing to do")) == (0, 4)
     refused = processes.run(tmp_path, "resume", copy, "--patience=2")
     assert (refused.code, refused.stdout) == (2, "")
-    assert "a sweep continues with the settings that it began with" in refused.stderr
+    assert "cannot continue with other settings" in refused.stderr
     assert "--patience 1 2 it would change the results" in " ".join(refused.stderr.split())
     (copy / "sweep.json").write_text("{")
     damaged = processes.run(tmp_path, "resume", copy)
@@ -231,8 +231,8 @@ def edit_plan(path):
     ("change", "code", "problem"),
     [
         (damage_metrics, 4, f"{NAMES[0]}/metrics.jsonl is missing"),
-        (edit_settings, 2, f"{NAMES[1]} continues with the settings that it began with"),
-        (edit_plan, 2, f"{NAMES[2]} continues with the settings that it began with"),
+        (edit_settings, 2, f"{NAMES[1]} cannot continue with other settings"),
+        (edit_plan, 2, f"{NAMES[2]} cannot continue with other settings"),
     ],
 )
 def test_a_resumed_sweep_verifies_also_the_runs_that_are_done(
@@ -254,7 +254,7 @@ def test_a_deleted_run_is_trained_again_with_a_notice(processes, unbroken, tmp_p
     copy = shutil.copytree(unbroken[0], tmp_path / "copy")
     shutil.rmtree(copy / NAMES[0])
     checked = processes.run(tmp_path, "resume", copy, "--check")
-    assert (checked.code, f"{copy / NAMES[0]}: not begun" in checked.stdout) == (0, True)
+    assert (checked.code, f"{copy / NAMES[0]}: not started" in checked.stdout) == (0, True)
     again = processes.run(tmp_path, "resume", copy)
     assert (again.code, "1 to train" in again.stderr) == (0, True)
     assert "the last bits of its results may differ" in again.stderr

@@ -183,7 +183,7 @@ def test_a_latest_that_cannot_be_changed_does_not_end_the_run(tmp_path, messages
     train(resolve_small(epochs="1", runs_dir=str(tmp_path)))
     (summary,) = tmp_path.glob("*-train-loss/summary.json")
     assert (summary.parent / "plot.png").exists()
-    assert f"{tmp_path}/latest stays as it is: it is no link to a run" in messages
+    assert f"{tmp_path}/latest is not changed: it is not a link to a run" in messages
 
 
 def test_a_new_scale_of_an_evaluation_acts_from_the_next_epoch_on(tmp_path):
@@ -264,7 +264,7 @@ def warnings_of(**values: str) -> list[Any]:
     ]
 
 
-def test_a_rate_at_which_float32_parameters_rest_is_reported_once():
+def test_a_rate_too_small_to_change_float32_parameters_is_reported_once():
     assert warnings_of(learning_rate="1e-15", seed="4,7") == [(4, 1, "params"), (7, 1, "params")]
     assert warnings_of(learning_rate="1e-7") == []
 
@@ -311,7 +311,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_rule_observes_it(tmp_
     assert run.state == "failed"
 
 
-def test_a_failure_after_the_last_epoch_is_noted(tmp_path, monkeypatch):
+def test_a_failure_after_the_last_epoch_is_recorded(tmp_path, monkeypatch):
     def fail(*_: Any) -> None:
         raise StorageError("summary.json cannot be written", hint="free space")
 
@@ -342,7 +342,7 @@ def test_a_picture_that_fails_leaves_a_run_that_is_done(tmp_path, monkeypatch, e
     assert run.state == "done"
     assert [event.event for event in run.events] == ["ended"]
     (problem,) = ended.value.problems
-    assert f"is done, and its picture is missing: {reason}" in problem
+    assert f"is done, but its picture could not be drawn: {reason}" in problem
     assert "\n" not in problem
     assert ended.value.hint.startswith(f"plateau-train plot {tmp_path}")
     assert ended.value.exit_code == 5

@@ -23,11 +23,11 @@ log = logging.getLogger("plateau_train")
 class ComparedRun(NamedTuple):
     """What a run achieved, and its differences from the first one."""
 
-    name: str  # that no other one has
+    name: str  # unique among the runs
     settings: Settings
     results: Results
     seconds: float | None
-    level_epochs: Sequence[int | None]  # the first epoch at the level or above, of each seed
+    level_epochs: Sequence[int | None]  # of each seed, the first that reaches the level
     differing: Mapping[str, str]  # flags and values of the settings that differ between the runs
     accuracy_difference: Difference | None  # after the last epoch; None for the first run
     loss_difference: Difference | None
@@ -77,15 +77,15 @@ def compare(
 
 
 def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """Open runs, for a sweep its runs, under short names.
+    """Open the runs, and those of each sweep, under short names.
 
-    A name is that of the folder without its time or number if that is unique, or with it, or the
-    path.
+    A name is that of the folder without its time or number; where that is not unique, the whole
+    name, and where that is not unique, the path.
     """
     paths = [run for path in paths for run in (list_runs(path) if is_sweep(path) else [path])]
     if len(paths) < 2:
         raise ConfigError(
-            "compare needs two runs or more, or a sweep with as many",
+            f"compare needs at least two runs, got {len(paths)}",
             hint=f"{PROGRAM} compare runs/ONE runs/TWO; {PROGRAM} runs lists them",
         )
     runs: dict[Path, Run] = {}
@@ -114,7 +114,7 @@ def _find_mismatches(runs: Mapping[str, Run]) -> Iterator[str]:
     for path, what in (
         ("data.dataset", "on different data sets"),
         ("data.test_examples", "scored on different test images"),
-        ("run.epochs", "of different lengths in epochs"),
+        ("run.epochs", "trained for different numbers of epochs"),
     ):
         values = {name: look_up(run.settings, path) or "all" for name, run in runs.items()}
         if len(set(values.values())) > 1:
@@ -204,8 +204,8 @@ def print_comparison(comparison: Comparison) -> None:
         Column("seconds", "seconds", ",.0f", omit=2),
     ]
     results = [each for each in results if any(each.text_of(run) != MISSING for run in runs)]
-    caption = f"test accuracy: the best, the final one, the first epoch at {level:.4g}"
-    caption += "" if is_explicit_level else ", which every training reaches"
+    caption = f"test accuracy: best, final, and the first epoch that reaches {level:.4g}"
+    caption += "" if is_explicit_level else ", which every seed reaches"
     if any(run.results.chosen_by_val for run in runs):
         caption += "; by val: at the epoch that is best on held-out images"
     log.info(caption)
@@ -230,7 +230,7 @@ def _print_settings(runs: Sequence[ComparedRun], name: Column) -> None:
     """Print the settings that differ, a column each, or as a command line if that is too wide."""
     flags = runs[0].differing
     if not flags:
-        log.info("no setting that affects results differs")
+        log.info("all settings that affect results are the same")
         return
     columns = [name, *(Column(f"differing.{flag}", flag, is_number=False) for flag in flags)]
     table = Table(runs, columns, "settings that differ")

@@ -35,15 +35,15 @@ MOST_COLUMNS = 20
 class ClassResult(NamedTuple):
     """How often the test images of a class are recognized.
 
-    ``accuracy`` is the fraction of the images of the class, ``precision`` that of the images that
-    are predicted as it; of none, it is None.
+    ``accuracy`` is the fraction of the images of the class that are predicted as it, ``precision``
+    the fraction of the images predicted as it that are of the class; None if there are no images.
     """
 
     name: str
     num_images: int
     accuracy: float | None
     precision: float | None
-    rival: str | None  # the class that its images are most often wrongly predicted as, and how many
+    rival: str | None  # the most frequent wrong prediction of its images, with its count
     counts: tuple[int, ...]  # of its images, by predicted class
 
 
@@ -51,7 +51,7 @@ class Evaluation(NamedTuple):
     """The scores of a checkpoint on its run's own data, and the picture of its confusion matrix."""
 
     run: str
-    checkpoint: str  # which one it is, in words
+    checkpoint: str  # its description
     data: str
     scores: Mapping[str, Score]  # of each split
     classes: Sequence[ClassResult]
@@ -63,7 +63,7 @@ CLASS_COLUMNS = (
     Column("num_images", "images", ",", omit=1),
     Column("accuracy", "accuracy", ".4f"),
     Column("precision", "precision", ".4f", omit=2),
-    Column("rival", "most often predicted as", is_number=False),
+    Column("rival", "wrongly predicted as", is_number=False),
 )
 
 
@@ -85,7 +85,7 @@ def evaluate_run(
     if not re.fullmatch(r"best|last|[0-9]{1,9}", which):
         raise ConfigError(
             f"--checkpoint must be best, last or the number of an epoch, got {which}",
-            hint="leave it out to take the best one",
+            hint="leave it out to score the best one",
         )
     if output is not None:
         plots.check_format(output)
@@ -136,7 +136,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def _confusion_table(classes: Sequence[ClassResult], *, is_numbered: bool) -> Table:
-    """Return the counts; numbers as titles of the columns need less space than names."""
+    """Return the table of the counts; numbers as column titles need less space than names."""
     titles = [f"{number}" if is_numbered else each.name for number, each in enumerate(classes)]
     columns = [Column(itemgetter(number), title, ",") for number, title in enumerate(titles, 1)]
     rows = [
@@ -148,7 +148,7 @@ def _confusion_table(classes: Sequence[ClassResult], *, is_numbered: bool) -> Ta
 
 
 def find_checkpoint(run: RunDirectory, which: str) -> Checkpoint:
-    """Read the best checkpoint of a run, the newest sound one, or that of an epoch."""
+    """Read the best checkpoint of a run, the newest intact one, or that of an epoch."""
     kept = checkpoint.candidates(run.checkpoints)
     if not kept:
         raise RunError(f"{run.path} has no checkpoint", hint=FIND_HINT)
@@ -159,24 +159,24 @@ def find_checkpoint(run: RunDirectory, which: str) -> Checkpoint:
         if newest is None:
             raise RunError(*reasons, hint="restore a checkpoint from a copy")
         if reasons:
-            reasons.append(f"The newest sound checkpoint is of epoch {newest.manifest.epoch}.")
+            reasons.append(f"The newest intact checkpoint is of epoch {newest.manifest.epoch}.")
             log.warning("\n".join(reasons))
         return newest
     epochs, reasons = set(), []
     for path in kept:  # the best one may be that of the epoch
         try:
-            sound = checkpoint.read_checkpoint(path)
+            intact = checkpoint.read_checkpoint(path)
         except RunError as error:
             reasons += error.problems
             continue
-        if sound.manifest.epoch == int(which):
-            return sound
-        epochs.add(sound.manifest.epoch)
+        if intact.manifest.epoch == int(which):
+            return intact
+        epochs.add(intact.manifest.epoch)
     kept_epochs = ", ".join(map(str, sorted(epochs))) or "none"
     raise RunError(
-        f"{run.path} keeps no checkpoint of epoch {int(which)}; sound are those of: {kept_epochs}",
+        f"{run.path} has no intact checkpoint of epoch {int(which)}, only of: {kept_epochs}",
         *reasons,
-        hint="give one of these, best or last to --checkpoint",
+        hint="use --checkpoint with one of these, or with best or last",
     )
 
 
@@ -190,8 +190,8 @@ def choose_replica(
     """
     if replica is not None and replica >= len(seeds):
         raise ConfigError(
-            f"--replica {replica}, and the run has {len(seeds)}, counted from 0",
-            hint="leave it out to take the best one",
+            f"there is no replica {replica}: the run has {len(seeds)}, counted from 0",
+            hint="leave --replica out to score the best one",
         )
     best = best_record(records).replica if records else 0
     number = best if replica is None else replica

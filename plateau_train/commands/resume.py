@@ -19,9 +19,9 @@ log = logging.getLogger("plateau_train")
 
 
 def resume(path: Path, overrides: Resolved) -> None:
-    """Continue a run from its newest sound checkpoint, or log that it is done.
+    """Continue a run from its newest intact checkpoint, or log that it is done.
 
-    Only explicit overrides count. Nothing is written before everything is settled. Raises as
+    Only explicit overrides count. Nothing is written before everything is checked. Raises as
     ``setup.open_run``, and ``DataError`` for other data.
     """
     is_quiet = overrides.settings.run.quiet
@@ -43,13 +43,13 @@ def resume(path: Path, overrides: Resolved) -> None:
             setup.train_run(resolved, task, report, plots.save_run_plot, stack)
         elif task is not None:
             run, epochs = task.directory, task.resolved.settings.run.epochs
-            further = f"{PROGRAM} resume {run} --epochs {2 * epochs} goes further"
-            log.info(f"{run.path} is done: epoch {epochs} was its last one; {further}")
+            longer = f"{PROGRAM} resume {run} --epochs {2 * epochs} trains longer"
+            log.info(f"{run.path} is done: all of its {epochs} epochs are trained; {longer}")
             if is_quiet:
                 print(printable(run.path))
 
 
 def check(path: Path, overrides: Resolved) -> None:
-    """Verify a run, change nothing, and print what is sound; raises as ``setup.check``."""
+    """Verify a run, change nothing, and print what is intact; raises as ``setup.check``."""
     for line in setup.check(RunDirectory.find(path), overrides):
         print(printable(line))

@@ -1,4 +1,4 @@
-"""List the runs of a folder: how far each is, how well it does, and its state."""
+"""List the runs of a folder: the progress, the accuracies and the status of each."""
 
 import contextlib
 import logging
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 class ListedRun(NamedTuple):
-    """A run as far as it can be read; None stands for what is missing or cannot be read.
+    """What can be read of a run; None stands for what is missing or damaged.
 
     ``problems`` say what is damaged.
     """
@@ -61,7 +61,7 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
     except OSError as error:
         raise RunError(
             f"{runs_dir} cannot be listed: {error.strerror}",
-            hint="give the folder that the run folders are in: --runs-dir DIR",
+            hint="give the folder of the run folders: --runs-dir DIR",
         ) from error
     visible = [path for path in paths if path.name != LATEST and not path.name.startswith(".")]
     runs = [run for path in visible if (run := _read(Run(RunDirectory(path))))]
@@ -69,7 +69,7 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
     for sweep in sweeps:
         log.info(f"{sweep} is a sweep: {PROGRAM} runs {sweep} lists its runs")
     if not runs and not sweeps:
-        log.info(f"there is no run in {runs_dir}: {PROGRAM} makes one")
+        log.info(f"there is no run in {runs_dir}: {PROGRAM} trains one")
     return runs
 
 
@@ -103,7 +103,7 @@ def _read(run: Run) -> ListedRun | None:
 
 @contextlib.contextmanager
 def _collect(problems: set[str], run: Run) -> Iterator[None]:
-    """Add to the problems why the block could not read a file, and continue after it."""
+    """Record why the block could not read a file, and continue after the block."""
     try:
         yield
     except RunError as error:

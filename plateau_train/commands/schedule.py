@@ -75,7 +75,7 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
     Raises ``ConfigError`` for values and options that cannot be used, and ``RunError`` for a run
     that did not record the requested values.
     """
-    # A few additions need no accelerator, which a training may be using.
+    # The replay is small and needs no accelerator, which a training may be using.
     jax.config.update("jax_platforms", "cpu")
     runs_dir = resolved.settings.run.runs_dir
     if options.source is None and options.values is None and not options.translations:
@@ -102,7 +102,7 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
         if not options.has_values:
             print(flags)
             return
-        log.info(f"in flags: {flags}")
+        log.info(f"as flags: {flags}")
         overrides |= translated
     if run is not None:
         mode = resolved.settings.plateau.mode if resolved.is_explicit("mode") else None
@@ -118,7 +118,7 @@ def check_options(options: ScheduleOptions) -> None:
     translations = " and ".join(f"--from-{library}" for library in options.translations)
     is_file = options.source is not None and not options.is_run
     if options.source is not None and options.values is not None:
-        raise ConfigError(f"both {options.source} and --values hold values", hint="leave out one")
+        raise ConfigError(f"both {options.source} and --values give values", hint="leave out one")
     if len(options.translations) > 1:
         raise ConfigError(f"{translations} both set the rule", hint="leave out one")
     for option, is_allowed, purpose in (
@@ -148,7 +148,7 @@ def translate_flags(
     parameters = translation.read_parameters(library, text)
     if parameters["mode"] == "max":
         raise ConfigError(
-            f"{flag} mode=max has no counterpart: the rule waits for lower values",
+            f"{flag} mode=max has no counterpart: for the rule, lower values are better",
             hint="leave it out, and replay 1 - accuracy, as --mode test-accuracy does",
         )
     settings = translation.translate(library, parameters, learning_rate=learning_rate)
@@ -161,8 +161,8 @@ def translate_flags(
     except ConfigError as error:
         raise ConfigError(
             *(f"{flag} {text}: {problem}" for problem in error.problems),
-            hint="patience becomes --patience, a threshold --rtol or --atol, and min_lr / "
-            "--learning-rate --min-scale",
+            hint="patience becomes --patience, a threshold becomes --rtol or --atol, and "
+            "min_lr / --learning-rate becomes --min-scale",
         ) from error
     _report_differences(library, parameters, settings, learning_rate)
     return translated
@@ -197,13 +197,13 @@ def read_list(overrides: dict[str, RawValue], options: ScheduleOptions) -> Serie
         name, values, num_empty = csv_files.read_column(title, options.column)
         title = "standard input" if title == csv_files.STANDARD_INPUT else title
         if num_empty:
-            log.info(f"empty cells of the column {name}, skipped: {num_empty:,}")
+            log.info(f"empty cells skipped in the column {name}: {num_empty:,}")
     else:
         name, title = "value", "the command line"
         text = options.values or ""
         cells = text.split(",") if "," in text else text.split() or [text]
         values = [
-            csv_files.parse_number(cell, f"--values: number {number}")
+            csv_files.parse_number(cell, f"--values: value {number}")
             for number, cell in enumerate(cells, start=1)
         ]
     size = rule.accumulation_size

@@ -31,7 +31,7 @@ log = logging.getLogger("plateau_train")
 
 
 def _path_of(metric: str) -> str:
-    """Return where a ``SweepResult`` has a metric after the last epoch."""
+    """Return the path of a metric after the last epoch in a ``SweepResult``."""
     return f"results.final.{metric}".replace("-", ".")
 
 
@@ -40,7 +40,7 @@ _AVERAGED = {f"final_{metric}".replace("-", "_"): _path_of(metric) for metric in
     "num_drops": "num_drops",
 }
 
-# The measures of ``results.csv``, and where a ``SweepResult`` has them.
+# The measures of ``results.csv``, and their paths in a ``SweepResult``.
 MEASURES = {
     f"{name}_{statistic}": f"{path}.{statistic}"
     for name, path in _AVERAGED.items()
@@ -110,12 +110,12 @@ def resume(path: Path, overrides: Resolved) -> None:
 
 
 def check(path: Path, overrides: Resolved) -> None:
-    """Verify every run of a sweep, and print what is sound; raises as ``setup.check``."""
+    """Verify every run of a sweep, and print what is intact; raises as ``setup.check``."""
     damage = list[str]()
     for run in read_json(path / SWEEP, SweepPlan).runs:
         directory = RunDirectory(path / run.folder)
         if not sweep.has_begun(directory):
-            print(console.printable(f"{directory}: not begun"))
+            print(console.printable(f"{directory}: not started"))
             continue
         try:
             for line in setup.check(directory, overrides):
@@ -160,7 +160,7 @@ def choose_metric(metric: str | None, runs: Sequence[Settings]) -> str:
         raise ConfigError(
             f"--metric must be one of {', '.join(METRICS)}, got {metric}"
             f"{config.did_you_mean(metric, METRICS)}",
-            hint="leave it out to take the accuracy",
+            hint="leave it out to sort by accuracy",
         )
     if metric not in available:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Files that somebody else may have put in the place of ours, and folders that must be private."""
+"""Safe reads of files that others may have replaced, and folders that must be private."""
 
 import errno
 import functools
@@ -38,7 +38,7 @@ def read_file(path: Path, limit: int = LARGEST_TEXT) -> bytes:
 
 
 def is_private(folder: Path) -> bool:
-    """Return whether only this user may write to a folder, which is made if there is none.
+    """Return whether only this user may write to a folder; make it if there is none.
 
     Logs a warning, once for each folder, if others may: what they put there must not be used.
     """
@@ -53,7 +53,7 @@ def is_private(folder: Path) -> bool:
     if status.st_uid != os.getuid():
         _warn(folder, "belongs to another user")
     elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        _warn(folder, "may be written by others")
+        _warn(folder, "is writable by other users")
     else:
         return True
     return False

@@ -110,8 +110,8 @@ def resolve_whole(file: Path) -> Resolved:
     """
     content = read_toml(file, read_file)
     if missing := [name for name in ("format", *Settings.model_fields) if name not in content]:
-        problem = f"{file} is not whole: it lacks {', '.join(missing)}"
-        raise ConfigError(problem, hint="restore the file from a copy, or train anew")
+        problem = f"{file} is incomplete: it has no {', '.join(missing)}"
+        raise ConfigError(problem, hint="restore the file from a copy, or start a new run")
     return resolve({}, file=file)
 
 
@@ -134,9 +134,9 @@ def merge(
     policy: Callable[[Setting], OnResume] = attrgetter("on_resume"),
     why_not: Callable[[Setting, Any], str] = lambda _setting, _value: "",
 ) -> Resolved:
-    """Merge the settings that a run has, or process 0, with overrides, of which the last wins.
+    """Merge the settings of a run, or of process 0, with overrides; the last one wins.
 
-    An override counts where its value is explicit, and for local settings always. Raises
+    An override counts if its value is explicit; for local settings it always counts. Raises
     ``ChangedSettingsError`` with a row for each setting that ``policy`` does not let change;
     ``why_not`` returns a reason better than the general one, or an empty text.
     """
@@ -163,9 +163,9 @@ def _refusal(begun: Resolved, setting: Setting, policy: OnResume, value: Any) ->
         depends = setting.affects_results or setting.on_resume == "fixed"
         return "it would change the results" if depends else "it is set at the start"
     if policy == "grow" and value < setting.value_in(begun.settings):
-        return "a run goes further, not back"
+        return "it can only grow"
     if policy == "grow" and begun.settings.optimizer.schedule == "cosine":
-        return "the cosine spans the epochs that the run began with"
+        return "the cosine depends on the number of epochs"
     return ""
 
 
@@ -207,7 +207,7 @@ def resolve_sweep(given: Mapping[str, RawValue], *, file: Path | None = None) ->
         flags = ", ".join(setting.flag for setting in several)
         why = f": the values of {flags} train the same" if flags else ": each setting has one value"
         raise ConfigError(
-            f"a sweep needs something to vary{why}",
+            f"a sweep needs at least two different runs{why}",
             hint="separate values by commas, such as --patience 2,5,10; without the word sweep, "
             f"{PROGRAM} trains one run",
         )
@@ -224,7 +224,7 @@ def _problems(
     for problem in error.errors():
         table, *rest = map(str, problem["loc"])
         key = rest[0] if rest else None
-        # The second comes of a default that depends on a field with a problem of its own.
+        # The second comes from a default that depends on a field with a problem of its own.
         if (table, key) in seen or problem["type"] == "default_factory_not_called":
             continue
         seen.add((table, key))

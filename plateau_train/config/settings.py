@@ -45,7 +45,7 @@ MOST_SEEDS = 10_000  # catches a typing error such as 0-70000
 
 
 class Setting(NamedTuple):
-    """One field of one table, as the command line, the TOML files and docs/settings.md see it."""
+    """One field of one table, for the command line, the TOML files and docs/settings.md."""
 
     table: str
     key: str
@@ -78,7 +78,7 @@ class Setting(NamedTuple):
         return self.field.annotation is bool
 
     def matters_in(self, settings: "Settings") -> bool:
-        """Whether the training depends on it, and not only what the rule records."""
+        """Return whether the training depends on it, and not only what the rule records."""
         return not self.schedules or settings.optimizer.schedule in self.schedules
 
     def value_in(self, settings: "Settings") -> Any:
@@ -276,7 +276,7 @@ class DataSettings(_Table):
 
     @property
     def title(self) -> str:
-        """The name of the data set; the built-in drawings are not mistaken for Fashion-MNIST."""
+        """The name of the data set; that of the built-in drawings says that they are drawings."""
         is_drawn = self.dataset == "garments"
         return self.dataset + " (built-in drawings, not Fashion-MNIST)" * is_drawn
 

@@ -85,7 +85,7 @@ def _load_whole(settings: config.DataSettings, *, download: bool = True) -> Data
     if settings.dataset == BUILT_IN:
         return _load_built_in(settings)
     name = _full_name(settings)
-    # With all versions and configurations: if one is added, the name may stand for that one.
+    # With all versions and configurations: the name may stand for one that is added later.
     folder = config.expand_home(settings.data_dir) / re.split("[/:]", name)[0]
     path = cache.path_of(config.expand_home(settings.cache_dir), name, folder)
     dataset = cache.read(path, cache.fingerprint_of_files(folder))

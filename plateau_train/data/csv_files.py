@@ -12,7 +12,7 @@ from plateau_train.errors import ConfigError
 
 STANDARD_INPUT = "-"
 
-# A longer file is not a list of metrics but a picture, a device or another file by mistake.
+# A longer file is not a list of metrics, but for example a picture or a device.
 MAX_VALUES, MAX_LINE_CHARS = 1_000_000, 1_000_000
 
 # Plain or scientific notation, and what is not finite. Python reads more: 1_000 and other digits.
@@ -39,8 +39,8 @@ class NumberColumn(NamedTuple):
 def parse_number(text: str, place: str) -> float:
     """Read a finite number; raises ``ConfigError`` that begins with ``place``."""
     if not _is_number(text):
-        problem = f"{place} holds {repr(text[:40]) if text.strip() else 'nothing'}"
-        raise ConfigError(f"{problem}, which is not a number", hint=NUMBER_HINT)
+        problem = f"{place} is {repr(text[:40]) if text.strip() else 'empty'}"
+        raise ConfigError(f"{problem}, not a number", hint=NUMBER_HINT)
     number = float(text)
     if not math.isfinite(number):
         problem = f"{place} is {number}, which would count as no improvement"
@@ -80,14 +80,15 @@ def _read(file: IO[str], name: str | None, shown: str) -> NumberColumn:
     names, rows = _split_header(rows)
     head = next(rows, None)
     if head is None:
-        raise ConfigError(f"{shown} holds no values", hint="write one value per line")
+        raise ConfigError(f"{shown} has no values", hint="write one value per line")
     column = _column_index(names, head[1], name, shown)
     values: list[float] = []
     num_empty = 0
     for number, row in itertools.chain([head], rows):
         line = f"{shown} line {number}"
         if any(map(str.strip, row[len(names) :])):
-            problem = f"{line} has {len(row)} cells, there are names for {len(names)}"
+            columns = f"{len(names)} column{'s' if len(names) > 1 else ''}"
+            problem = f"{line} has {len(row)} cells for {columns}"
             raise ConfigError(
                 f"{problem}: {_join(names)}", hint=f"{NUMBER_HINT}, with no comma inside a number"
             )
@@ -102,10 +103,10 @@ def _read(file: IO[str], name: str | None, shown: str) -> NumberColumn:
         values.append(parse_number(cell, f"{line}, {names[column]},"))
         if len(values) > MAX_VALUES:
             problem = f"{shown} has more than {MAX_VALUES:,} values"
-            raise ConfigError(problem, hint="give a part of them")
+            raise ConfigError(problem, hint="leave some of them out")
     if not values:
         problem = f"{shown} has no value in the column {names[column]}"
-        raise ConfigError(problem, hint=f"its columns: {_join(names)}")
+        raise ConfigError(problem, hint=f"{COLUMN_HINT}: {_join(names)}")
     return NumberColumn(names[column], values, num_empty)
 
 
@@ -114,7 +115,7 @@ def _split_header(rows: Iterator[Row]) -> tuple[list[str], Iterator[Row]]:
     number, cells = next(rows, (0, []))
     if not any(map(str.strip, cells[:1])) or any(map(_is_name, cells)):
         names = [cell.strip() for cell in cells]
-        # A column of this name leaves the one without a name none.
+        # Two columns must not have this name.
         unnamed = "" if UNNAMED in names else UNNAMED
         return [name or unnamed for name in names], rows
     following = list(itertools.islice(rows, 1))

@@ -1,6 +1,6 @@
 """Decode a data set in a process of its own.
 
-The parent process reads the result from a pipe, and holds the other end of standard input. When the
+The parent process reads the result from a pipe, and has the other end of standard input. When the
 parent ends, that is closed, and this process ends as well.
 """
 

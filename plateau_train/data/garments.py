@@ -8,8 +8,8 @@ towards those of another class, a few past the middle: as on real data, no class
 The images have the same bits on every machine. Therefore only operations that IEEE 754 fixes are
 used: + - * /, sqrt, min, max, floor and comparisons, each in its own NumPy call, so that no
 compiler fuses two. No sin, exp or power: their last bit depends on the SIMD variant that NumPy
-chooses. No sum, mean or matmul of floats: so does their order of additions. Random numbers are raw
-Philox words: `Generator.normal` and the like may change with NumPy's version.
+chooses. No sum, mean or matmul of floats: their order of additions depends on it too. Random
+numbers are raw Philox words: `Generator.normal` and the like may change with NumPy's version.
 """
 
 import math
@@ -36,7 +36,8 @@ SIMILAR = np.array(
     [6, 6, 3, 1, 1, 3, 4, 6, 4, 0, 4, 1, 2, 6, 2, 7, 9, 7, 0, 2, 4, 5, 9, 9, 8, 8, 8, 7, 7, 5]
 ).reshape(10, 3)
 
-# Attribute ranges, one column per class. Below 0 a strength is none: half the items have a (-1, 1).
+# Attribute ranges, one column per class. A strength below 0 counts as 0: a detail with the range
+# (-1, 1) is absent from half of the items.
 HANGING_CLASSES = (0, 1, 2, 3, 4, 6)
 HANGING: Table = {
     #             T-shirt       Trouser       Pullover      Dress         Coat          Shirt

@@ -65,7 +65,7 @@ log = logging.getLogger("plateau_train")
 class Source:
     """An image classification set of tensorflow-datasets and its data folder.
 
-    Found without a network. Raises ``DataError`` for a set that is unknown, damaged or not an image
+    Needs no network. Raises ``DataError`` for a set that is unknown, damaged or not an image
     classification set.
     """
 
@@ -82,13 +82,13 @@ class Source:
         """Prepare the set from downloaded files or from the original files in ``manual_dir``.
 
         Returns a sentence about what was done. Each file must have the checksum that
-        tensorflow-datasets records for it. Of several processes, one prepares at a time. Raises
+        tensorflow-datasets records for it. Only one process prepares at a time. Raises
         ``DataError``, and ``StorageError`` for a full disk or a folder that is not writable.
         """
         target = f"{self.full_name} in {self.data_dir}"
         if manual_dir is not None:
             self._check_originals(manual_dir)
-        if not self._is_prepared():  # without the lock, which a read-only folder does not have
+        if not self._is_prepared():  # without the lock, which a read-only folder cannot have
             if manual_dir is None:
                 self._require_downloadable()
                 size = self.builder.info.download_size
@@ -111,7 +111,7 @@ class Source:
                     self.folder.parent.mkdir(parents=True, exist_ok=True)
                     Path(builder.data_path).rename(self.folder)
                     return f"prepared {target}"
-        return f"{target} is prepared already"
+        return f"{target} is already prepared"
 
     def require_prepared(self) -> None:
         """Raise ``DataUnavailableError`` unless the set is prepared."""
@@ -124,7 +124,7 @@ class Source:
         Raises ``DataError`` if that process ends without a result, for lack of memory or because of
         damage that tensorflow does not notice.
         """
-        read_end, write_end = os.pipe()  # apart from what libraries print
+        read_end, write_end = os.pipe()  # separate from what libraries print
         # -P: modules in the working directory are not ours; this package may be there.
         root = str(Path(__file__).parents[2])
         program = [sys.executable, "-P", "-c", CHILD, root, f"{write_end}"]
@@ -229,13 +229,13 @@ class Source:
                 if isinstance(feature, tfds.features.ClassLabel):
                     num_names, num_classes = len(feature.names), feature.num_classes
                     if num_names != num_classes:
-                        raise ValueError(f"it names {num_names} classes, there are {num_classes}")
+                        raise ValueError(f"it names {num_names} of {num_classes} classes")
 
     def _require_downloadable(self) -> None:
         if self.builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
             raise DataUnavailableError(
                 f"{self.name} cannot be downloaded by a program: download its files by hand",
-                hint=f"{PROGRAM} data prepare --dataset {self.name} --from DIR takes them from DIR",
+                hint=f"{PROGRAM} data prepare --dataset {self.name} --from DIR reads them from DIR",
             )
         # The first file stands for all of them: they usually have the same server.
         url = next(iter(self.originals), None)
@@ -272,7 +272,7 @@ class Source:
             raise
         except download_manager.NonMatchingChecksumError as error:
             problem = f"a file of {self.builder.name} is not the original: {_first_line(error)}"
-            hint = "download it again later, or take the original files with --from DIR"
+            hint = "download it again later, or use the original files with --from DIR"
             raise DataError(problem, hint=hint) from error
         except (util.DownloadError, requests.RequestException) as error:
             problem = f"{self.builder.name} cannot be downloaded: {error}"
@@ -286,7 +286,7 @@ class Source:
                 raise
             reason = getattr(cause, "strerror", None) or _first_line(cause)
             problem = f"{self.full_name} in {self.data_dir} cannot be written: {reason}"
-            hint = "choose a folder with free space that you may write to with --data-dir"
+            hint = "use --data-dir with a writable folder that has free space"
             raise StorageError(problem, hint=hint) from error
 
     def _read(self, split: str) -> Split:
@@ -334,8 +334,8 @@ class Source:
     def _unavailable(self, problem: str) -> DataUnavailableError:
         return DataUnavailableError(
             problem,
-            hint=f"{PROGRAM} data prepare --dataset {self.name} downloads it, with --from DIR "
-            "it takes the original files from DIR; --dataset garments needs neither",
+            hint=f"{PROGRAM} data prepare --dataset {self.name} downloads it, or reads the "
+            "original files with --from DIR; --dataset garments needs neither",
         )
 
 
@@ -353,7 +353,7 @@ def _incomplete(data_dir: Path) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("waiting for another process, which prepares a set in %s", data_dir)
+            log.info("waiting for another process that prepares a data set in %s", data_dir)
             fcntl.flock(lock, fcntl.LOCK_EX)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

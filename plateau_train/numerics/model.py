@@ -1,4 +1,4 @@
-"""The multi-layer perceptron, its parameters, and what a model says of itself."""
+"""The multi-layer perceptron, and the description and the size of a model."""
 
 import math
 from functools import partial
@@ -58,7 +58,7 @@ class ModelSize(NamedTuple):
 
 
 def _is_layer_output(module: nn.Module, method: str) -> bool:
-    """Return whether a method computes the output of a layer; that of a model is one of these."""
+    """Return whether a method computes the output of a layer; the model's is that of its last."""
     return method == "__call__" and module.name is not None
 
 

@@ -1,10 +1,10 @@
-"""The plateau rule: optax's own transform, given one value at a time, with what it saw.
+"""The plateau rule: optax's own transform, given one value at a time, and what it compared.
 
-``optax.contrib.reduce_on_plateau`` decides; this module adds what the transform leaves open. The
-state is float32 whatever the type of the parameters (with bfloat16 parameters optax's would be
-bfloat16, and a slow improvement would count as a plateau), an accuracy becomes 1 - accuracy, and
-every value comes back as an ``Observation``. ``config`` holds the ranges of the settings; optax
-accepts some values outside of them and then does the opposite.
+This module adds three things to ``optax.contrib.reduce_on_plateau``. The state is float32 whatever
+the type of the parameters: with bfloat16 parameters optax's would be bfloat16, and a slow
+improvement would count as a plateau. An accuracy becomes 1 - accuracy. Every value is returned as
+an ``Observation``. ``config`` has the ranges of the settings; optax accepts some values outside of
+them and then does the opposite.
 """
 
 from typing import NamedTuple, TypeVar, cast
@@ -71,7 +71,7 @@ class PlateauRule(NamedTuple):
         new_state = cast(ReduceLROnPlateauState, updated)
         # optax types its fields as anything that could become an array; they are arrays.
         count, best = jnp.asarray(state.count), jnp.asarray(state.best_value)
-        # The transform forgets the mean when it closes the window; this is its own formula.
+        # The transform resets the mean at the end of a window; this is its own formula.
         mean = (count * jnp.asarray(state.avg_value) + value) / (count + 1)
         threshold = self.threshold(best)
         observation = Observation(
@@ -90,5 +90,5 @@ class PlateauRule(NamedTuple):
 
 
 def as_loss(metric: config.Metric, value: jax.Array) -> Float32[Array, ""]:
-    """Return what the rule observes of a metric, lower is better: an accuracy as 1 - accuracy."""
+    """Return the value of a metric for the rule, lower is better: an accuracy is 1 - accuracy."""
     return jnp.asarray(1 - value if metric == "accuracy" else value, jnp.float32)

@@ -1,6 +1,6 @@
 """Several trainings in one compiled program: ``step`` with a replica axis, ``jit`` and devices.
 
-The only module that knows of replicas and devices. The devices are a mesh with two axes, one for
+Only this module handles replicas and devices. The devices are a mesh with two axes, one for
 the replicas and one for each batch. The idea that an experiment is a function of its seed, and many
 seeds a ``vmap``, is purejaxrl's (Lu et al. 2022).
 """
@@ -24,7 +24,7 @@ from plateau_train.numerics.step import Examples, Losses, Metrics, StepRecord, T
 
 REPLICA_AXIS, BATCH_AXIS = "replica", "batch"
 
-# Images scored at a time: more than a step takes, as larger products are faster, to a point.
+# Images scored at a time. Larger products than those of a step are faster, up to a limit.
 EVALUATION_BATCH = 1000
 
 Tree = TypeVar("Tree")
@@ -51,14 +51,14 @@ class Replicas(NamedTuple):
         return _run(single.init_state, (self.spec, image_shape), self.mesh, self.hyperparams)
 
     def put(self, tree: Tree, axes: Sequence[str | None] = (REPLICA_AXIS,)) -> Tree:
-        """Bring host arrays to the devices, sharded over the named axes.
+        """Put host arrays on the devices, sharded over the named axes.
 
         Every process must give the same arrays.
         """
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(*axes)))
 
     def put_split(self, split: Iterable[Any]) -> Examples:
-        """Bring the images and labels of a split to every device."""
+        """Put the images and labels of a split on every device."""
         return self.put(Examples(*split), ())
 
     def epoch_order(self, epoch: int, num_examples: int) -> Int32[Array, "replicas steps batch"]:
@@ -128,7 +128,7 @@ class Replicas(NamedTuple):
 def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int, int]:
     """Estimate the bytes that one replica needs on a device, and those of its state.
 
-    Beside the state there are gradients and updates of the parameters, and the activations of a
+    Besides the state there are gradients and updates of the parameters, and the activations of a
     batch, forward and backward.
     """
     zeros: Any = (np.zeros((), dtype) for dtype in Hyperparams.DTYPES)
@@ -157,8 +157,8 @@ def _run(
     """Apply a function of one training to each replica; ``axes`` are those of the results.
 
     The function gets the static arguments; then its replica of ``leading``, ``donated`` and
-    ``mapped``, which have a replica axis; then ``unmapped``. One replica is squeezed: XLA's matrix
-    products on the CPU are slower with an axis of length 1 in front.
+    ``mapped``, which have a replica axis; then ``unmapped``. An axis of length 1 is squeezed: with
+    it, XLA's matrix products on the CPU are slower.
     """
 
     def apply(*replica: Any) -> Any:

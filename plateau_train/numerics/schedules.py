@@ -1,6 +1,6 @@
-"""What moves the scale: each schedule is a function of the step, and the plateau rule is one.
+"""What sets the scale: each schedule is a function of the step, and the plateau rule is one.
 
-The plateau rule runs beside every schedule, so that each run records what it would have observed.
+The plateau rule runs with every schedule, so that each run records what it would have observed.
 """
 
 from abc import ABC, abstractmethod

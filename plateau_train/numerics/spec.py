@@ -1,4 +1,4 @@
-"""What a training is: ``Spec`` is static and hashable, ``Hyperparams`` is traced."""
+"""What defines a training: ``Spec`` is static and hashable, ``Hyperparams`` is traced."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from plateau_train.numerics.schedules import Schedule, make_schedule
 
 
 class Hyperparams(NamedTuple):
-    """What the replicas of one program can differ in: a row each, or the values of one."""
+    """The values that can differ between the replicas of one program: of all replicas, or one."""
 
     seed: UInt32[Array, "*replicas"]
     learning_rate: Float32[Array, "*replicas"]
@@ -56,8 +56,8 @@ class Optimizer(NamedTuple):
     def make(self, learning_rate: Float32[Array, ""] | float) -> optax.GradientTransformation:
         """Return the optimizer at a learning rate.
 
-        Each of them multiplies by the learning rate last, so a scale of the learning rate is a
-        scale of the updates. A scale of Adam's gradients would have almost no effect.
+        Each of them multiplies by the learning rate last, so scaling the learning rate scales the
+        updates. Scaling Adam's gradients would have almost no effect.
         """
         return getattr(optax, self.name)(learning_rate, **dict(self.options))
 

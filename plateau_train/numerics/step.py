@@ -58,7 +58,8 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     plateau: ReduceLROnPlateauState
-    # Of the last step; before the first step, or after an evaluation that lowered it, of the next.
+    # The scale of the last step; before the first step, or after an evaluation that lowered it, the
+    # scale of the next one.
     scale: Float32[Array, ""]
 
 
@@ -99,7 +100,7 @@ def predict(
 def training_losses(
     logits: Float[Array, "n classes"], labels: Int32[Array, " n"]
 ) -> Float32[Array, " n"]:
-    """Return the loss of each image that training minimizes, in nats."""
+    """Return the loss of each image in training, in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -124,7 +125,7 @@ def train_step(
     """Take one optimizer step at the learning rate times the scale.
 
     In the train modes the rule observes the metric of the step first, and a new scale already acts
-    on the step that closed the window, as in ``optax.chain(adam, reduce_on_plateau)``.
+    on the step that completes the window, as in ``optax.chain(adam, reduce_on_plateau)``.
     """
 
     def mean_loss(params: Any) -> tuple[Array, Array]:
@@ -173,7 +174,7 @@ def train_steps(
     stop: Step,
     epoch: Step,
 ) -> tuple[TrainState, StepRecord]:
-    """Take the steps from ``start`` to before ``stop`` of an epoch, counted from 1.
+    """Take the steps ``start`` to ``stop - 1`` of an epoch; steps count from 0, epochs from 1.
 
     The bounds are traced: one compilation serves every chunk of an epoch, and chunks leave the
     bits unchanged. ``records`` gets the rows of these steps.

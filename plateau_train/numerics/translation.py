@@ -1,6 +1,6 @@
 """PyTorch's and Keras's ReduceLROnPlateau as settings of the plateau rule.
 
-The three rules differ in their limits only: PyTorch lowers the rate after more than ``patience``
+The three rules differ only in how they count: PyTorch lowers the rate after more than ``patience``
 observations without improvement, and Keras counts the last observation of a cooldown. Both compute
 in float64, so a value within float32 rounding of a threshold may be judged differently here.
 """
@@ -25,7 +25,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 # Replaces a threshold of 0, which optax refuses: too small to change any loss in float32.
 NEGLIGIBLE = 1e-30
 
-# No training lowers its rate more often: each time takes an observation at least.
+# No training lowers its rate more often: each drop takes at least one observation.
 MOST_DROPS = 1_000_000
 
 
@@ -97,7 +97,7 @@ def translate(
 def with_same_numbers(library: str, rule: config.PlateauSettings) -> tuple[dict[str, Any], str]:
     """Return a library's parameters with the numbers of a rule, and a note on what differs.
 
-    The learning rate is 1, so that ``min_lr`` is the floor of the scale.
+    The learning rate is 1, so that ``min_lr`` is the smallest scale allowed.
     """
     parameters: dict[str, Any] = {"patience": rule.patience, "cooldown": rule.cooldown}
     parameters |= {"factor": rule.factor, "min_lr": rule.min_scale}
@@ -106,11 +106,11 @@ def with_same_numbers(library: str, rule: config.PlateauSettings) -> tuple[dict[
         is_relative = rule.rtol > 0
         parameters["threshold"] = rule.rtol if is_relative else rule.atol
         parameters |= {"threshold_mode": "rel" if is_relative else "abs", "eps": 0}
-        return parameters, "; atol left out, as threshold is one or the other" if has_both else ""
+        return parameters, "; atol left out: threshold is relative or absolute" if has_both else ""
     parameters["min_delta"] = rule.atol or rule.rtol
     if rule.atol == 0:
-        return parameters, "; rtol's number in min_delta, which is absolute"
-    return parameters, "; rtol left out, as min_delta is absolute" if has_both else ""
+        return parameters, "; rtol is used as min_delta, which is absolute"
+    return parameters, "; rtol left out: min_delta is absolute" if has_both else ""
 
 
 def final_scale(parameters: Mapping[str, Any], *, learning_rate: float) -> float:

@@ -61,7 +61,7 @@ def check_format(path: Path) -> str:
 
 
 def place(path: Path, output: Path | None, save: Callable[[Path], None]) -> Path:
-    """Save a picture to ``output``, or without one to ``path`` in a run; return where it is.
+    """Save a picture to ``output``, or to ``path`` in a run if that is None; return its path.
 
     If the run cannot be written to, the picture is saved in the working directory, under the name
     of the run. Raises ``StorageError`` if that or ``output`` cannot be written.
@@ -97,7 +97,7 @@ def _saver(module: str, name: str) -> Callable[..., None]:
 def _matplotlib_defaults() -> Iterator[None]:
     """Draw with the defaults of matplotlib, whatever the user has configured for it.
 
-    What matplotlib says of a configuration is not logged: it does not affect the pictures.
+    Warnings of matplotlib about a configuration are not logged: it does not affect the pictures.
     """
     log = logging.getLogger("matplotlib")
     level = log.level
@@ -115,7 +115,7 @@ def _import_matplotlib() -> Any:
     """Import matplotlib, also where its configuration is unusable.
 
     matplotlib reads it while it is imported, and an unknown back end or an unreadable matplotlibrc
-    ends the import. A usable configuration is in force again outside of our pictures.
+    ends the import. Outside of our pictures a usable configuration applies again.
     """
     if matplotlib := sys.modules.get("matplotlib"):
         return matplotlib

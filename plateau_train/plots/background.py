@@ -1,4 +1,4 @@
-"""Draw a run that a signal stopped, in a process of its own: the program itself has to end."""
+"""Draw a run that a signal stopped, in a separate process, because the program itself must end."""
 
 import contextlib
 import subprocess
@@ -24,7 +24,7 @@ def start(folder: Path) -> None:
 
 
 def draw(folder: Path) -> None:
-    """Draw a run, unless it is continued meanwhile: then the picture would soon be an old one."""
+    """Draw a run, unless it is continued meanwhile: the picture would be outdated."""
     run = Run.open(folder)
     checkpoints, picture = run.directory.checkpoints, run.directory.plot
     last_epoch = checkpoint.last_epoch(checkpoints)

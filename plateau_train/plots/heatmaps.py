@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from plateau_train.plots import Grid, style
 from plateau_train.plots.style import Look
 
-# At most so many classes have their counts in the cells, and their names along the axes.
+# The largest numbers of classes with counts in the cells, and with names along the axes.
 MOST_NUMBERED, MOST_NAMED = 25, 120
 
 
@@ -58,9 +58,9 @@ def draw_confusion(
 
 
 def draw_heat_map(grid: Grid, heading: str) -> Figure:
-    """Draw a metric over two settings: the darker the better, with an orange frame on the best.
+    """Draw a metric over two settings: darker is better, and the best has an orange frame.
 
-    A cell with diverged seeds is hatched and shows their number. One mean at least is not NaN.
+    A cell with diverged seeds is hatched and shows their number. At least one mean is not NaN.
     """
     num_rows, num_columns = grid.means.shape
     width, height = np.clip(16 / num_columns, 0.75, 1.4), np.clip(10 / num_rows, 0.5, 0.8)
@@ -121,7 +121,7 @@ def _finish(figure: Figure, heading: str, across: str, down: str, enlarged: floa
 def _color_scale(goodness: Float[np.ndarray, "rows columns"], sign: int) -> tuple[Normalize, str]:
     """Return the range of the colors, and at which end of it values are cut off."""
     best, worst = np.nanmax(goodness), np.nanmin(goodness)
-    # A cell that has learned nothing would make all others look equal.
+    # One run that learned nothing would make all other cells look equal.
     least = max(worst, best - 4 * (best - np.nanmedian(goodness)))
     extend = "neither" if least == worst else "min" if sign > 0 else "max"
     return Normalize(*sorted((sign * least, sign * best))), extend

@@ -134,7 +134,7 @@ def _draw_metric(panel: Axes, lines: Sequence[_Line], drops: Sequence[float], me
     """Draw a panel, and if the first epochs flatten the curves, the later epochs in an inset.
 
     The values of the untrained network are so far from the others that the effect of a drop would
-    not be seen. The inset is in the empty part: at the top for a loss, else at the bottom.
+    not be visible. The inset is in the empty part: at the top for a loss, else at the bottom.
     """
     last_epoch = max(int(line.curve.epochs[-1]) for line in lines)
     _draw_lines(panel, lines)

@@ -11,12 +11,12 @@ from plateau_train.plots import style
 from plateau_train.plots.style import Look
 from plateau_train.run.series import Series
 
-# Up to how many observations each has a dot; how long a reason below the plot may be.
+# The largest number of observations that are drawn with dots, and of characters of a reason.
 MAX_DOTS, MAX_CHARS = 120, 173
 
 WIDTH = 12  # inches
 
-# Lines of rules that agree cover each other, hence the later ones are dashed and dotted.
+# The lines of rules that agree cover each other, so the later ones are dashed and dotted.
 RULE_STYLES = (("black", "-", 2.0), (style.VERMILION, "--", 2.4), (style.SKY_BLUE, ":", 2.6))
 PALE_ORANGE = "#F0C270"
 

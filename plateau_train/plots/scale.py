@@ -20,7 +20,7 @@ Steps = tuple[Sequence[float], Sequence[float]]  # epochs, and the scale from ea
 
 
 def draw_scale(panel: Axes, runs: Sequence[PlottedRun], drops: Sequence[Drop]) -> None:
-    """Draw the factor on the base learning rate, of the plateau rule its geometric mean.
+    """Draw the scale over the epochs; of the replicas of the plateau rule, the geometric mean.
 
     The band of the plateau rule reaches from the lowest to the highest scale of the replicas.
     Marks and numbers ``drops``, which are those of a single replica. Without them, draws a tick for

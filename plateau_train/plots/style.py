@@ -72,7 +72,7 @@ class Curve(NamedTuple):
         with np.errstate(divide="ignore"):
             mean = np.exp2(np.log2(scales).mean(axis=0))
         drawn = scales if is_single and len(scales) > 1 else scales[:0]
-        return cls(np.array(epochs), np.clip(mean, low, high), low, high, drawn)  # for rounding
+        return cls(np.array(epochs), np.clip(mean, low, high), low, high, drawn)  # it is rounded
 
     def since(self, epoch: int) -> "Curve":
         """Leave out what is before an epoch."""

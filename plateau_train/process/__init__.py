@@ -1,4 +1,4 @@
-"""The operating system's side of a program: signals, standard streams, the processes of a cluster.
+"""Signals, standard streams, memory, and the processes of a cluster.
 
 Imports errors and config only.
 """

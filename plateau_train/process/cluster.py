@@ -49,12 +49,16 @@ def join(settings: config.ClusterSettings) -> Iterator[None]:
         return
     try:
         yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:  # NumPy turns the one into the other
+    except (
+        jax.errors.JaxRuntimeError,
+        ValueError,
+    ) as error:  # NumPy turns the first into the second
         reason = str(error).partition("\n")[0]
         if UNEQUAL in reason:
-            problem = f"the processes do not all have {jax.local_device_count()} devices"
-            hint = "give each of them as many devices, with CUDA_VISIBLE_DEVICES for example"
-            raise ClusterError(f"{problem}, as this one", hint=hint) from error
+            num_devices = jax.local_device_count()
+            problem = f"the processes differ in their number of devices; this one has {num_devices}"
+            hint = "give all of them the same number, for example with CUDA_VISIBLE_DEVICES"
+            raise ClusterError(problem, hint=hint) from error
         if not LOST.search(reason):
             raise
         raise ClusterError(f"another process of this run was lost: {reason}", hint=HINT) from error
@@ -177,7 +181,7 @@ def _initialize(settings: config.ClusterSettings) -> bool:
     jax.config.update("jax_enable_preemption_service", False)
     seconds = settings.join_timeout
     unreachable = (
-        f"the other processes could not be reached through {address} in {seconds} seconds",
+        f"the other processes could not be reached through {address} within {seconds} seconds",
         "start them all with the same --coordinator and --num-processes, each with "
         "a --process-id; --join-timeout waits longer, --num-processes 1 trains without them",
         ClusterError.exit_code,

@@ -1,4 +1,4 @@
-"""What results and programs rely on of JAX's settings, whatever the user's environment says.
+"""The settings of JAX that results depend on, fixed whatever the user's environment has.
 
 JAX reads these variables when it is imported, so they are set before that. ``JAX_PLATFORMS``, the
 cache of compiled programs and the logs are the user's choice.
@@ -22,7 +22,7 @@ VALUES = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
     "JAX_OPTIMIZATION_LEVEL": "UNKNOWN",
     "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "0.0",
-    # Checks that end a program, some of them because of what is not wrong here.
+    # Checks that would end a program, some of them for what is correct here.
     "JAX_TRANSFER_GUARD": "allow",
     "JAX_TRANSFER_GUARD_DEVICE_TO_DEVICE": "allow",
     "JAX_TRANSFER_GUARD_DEVICE_TO_HOST": "allow",

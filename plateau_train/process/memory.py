@@ -1,4 +1,4 @@
-"""Memory that the system refuses, as an error of one line, and how much a process may reserve."""
+"""Errors of one line for refused memory, and the address space that a process may reserve."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ EXHAUSTED = re.compile(
 )
 HINT = (
     "free memory or raise its limit (ulimit -v), or train a smaller network (--hidden-sizes) or "
-    f"fewer seeds; {PROGRAM} runs lists what is kept"
+    f"fewer seeds; {PROGRAM} runs lists the stored runs"
 )
 
 # What XLA reserves of the address space when its devices start and it compiles, and for each of its
@@ -52,4 +52,4 @@ def require_address_space(num_threads: int) -> None:
     needed, free = RESERVED_BYTES + RESERVED_BYTES_PER_THREAD * num_threads, free_address_space()
     if free < needed:
         problem = f"the devices need {needed / 1e9:.2f} GB of address space, and "
-        raise OutOfMemoryError(problem + f"{free / 1e9:.2f} GB are left of its limit", hint=HINT)
+        raise OutOfMemoryError(problem + f"its limit leaves {free / 1e9:.2f} GB", hint=HINT)

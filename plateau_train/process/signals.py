@@ -2,10 +2,10 @@
 
 A thread waits for them, so that they are handled while the main thread is deep in a compilation or
 a download. It ends the process at once, without an exception that could be raised in the middle of
-anything: the files on the disk are sound, because a rename commits each change. Only while a
-run is trained does the main thread end first: between chunks of steps it checks ``received``,
-removes its progress bar and records why it stopped. The thread does not wait for it any longer
-when the grace period is over or a second signal arrives.
+anything: the files on the disk are intact, because a rename commits each change. While a run is
+trained, the main thread ends first: between chunks of steps it checks ``received``, removes its
+progress bar and records why it stopped. The thread waits for it until the grace period is over or
+a second signal arrives.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def set_description(describe: Callable[[], Stop]) -> None:
 
 @contextlib.contextmanager
 def graceful_shutdown(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
-    """Let the block end by itself, by checking ``received`` again and again.
+    """Let the block end by itself: it must check ``received`` regularly.
 
     ``grace_seconds`` is the time that it may take from a signal on.
     """

@@ -1,4 +1,4 @@
-"""Standard output and error whose writes never fail: what cannot be written is lost, and recorded.
+"""Standard output and error whose writes never fail: what cannot be written is lost.
 
 A training must not end because somebody closed the pipe that it prints to, or because the disk
 under its log is full. All printing goes through these streams, whichever library prints. What C++
@@ -62,5 +62,5 @@ def require_written() -> None:
     if failure is not None and failure.errno != errno.EPIPE:
         raise StorageError(
             f"standard output could not be written: {failure.strerror}",
-            hint=f"the output is lost, the run and its files are not: {PROGRAM} runs lists them",
+            hint=f"only the output is lost, not the run: {PROGRAM} runs lists the stored runs",
         )

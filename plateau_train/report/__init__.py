@@ -1,4 +1,4 @@
-"""Output for people: what is printed on the terminal, and how results become text.
+"""Terminal output, and results as text.
 
 The functions here render plain results and compute no numbers of their own, except for the
 statistics over seeds. Imports run, config and errors.

@@ -46,7 +46,7 @@ class RunReport:
         return contextlib.nullcontext() if self.is_quiet else busy("loading the data")
 
     def on_start(self, info: TrainingInfo) -> None:
-        """Print what is about to be trained."""
+        """Print the header: what is about to be trained."""
         self._last_epoch = info.last_epoch
         if not self.is_quiet:
             print_rows(describe_header(info), to_stderr=True)
@@ -111,9 +111,9 @@ class RunReport:
         if self.is_quiet:
             print(printable(run.directory.path), flush=True)
             return
-        duration = str(datetime.timedelta(seconds=round(seconds)))
+        duration = f" in {datetime.timedelta(seconds=round(seconds))}"
         if self._last_epoch >= 0:
-            duration += f" since epoch {self._last_epoch}"
+            duration = f", those after epoch {self._last_epoch}{duration}"
         print_rows(describe_end(run, duration))
 
     def close(self) -> None:
@@ -281,20 +281,20 @@ def in_epochs(epochs: float) -> str:
 
 
 def warn_of_no_drops(settings: Settings, steps_per_epoch: int) -> str | None:
-    """Return a warning if the run is over before patience can run out."""
+    """Return a warning if the run is too short for a drop."""
     plateau = settings.plateau
     if settings.optimizer.schedule != "plateau":
         return None
     unit, num_values = "epochs", settings.run.epochs
     if plateau.split == "train":
         unit, num_values = "steps", settings.run.epochs * steps_per_epoch
-    # The first observation improves on nothing; patience begins after it.
+    # The first observation always improves; the others count towards patience.
     needed = (1 + plateau.patience) * plateau.accumulation_size
     if num_values >= needed:
         return None
     return (
-        f"The rate cannot drop in this run: that takes {needed:,} {unit}, "
-        f"(1 + patience) x accumulation size, and it has {num_values:,}."
+        f"The rate cannot drop in this run: a drop takes {needed:,} {unit}, "
+        f"(1 + patience) x accumulation size, and the run has {num_values:,}."
     )
 
 
@@ -304,7 +304,7 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
     mean = "mean " if len(run.histories) > 1 else ""
     fallback = f", on {dataset.name}, NOT on Fashion-MNIST" if dataset.fallback else ""
     return {
-        "done": f"{in_epochs(results.epoch)} in {duration}{fallback}",
+        "done": f"{in_epochs(results.epoch)}{duration}{fallback}",
         **{
             split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
             for split, (loss, accuracy) in results.final.items()

@@ -17,7 +17,7 @@ from plateau_train.run.series import Series
 
 log = logging.getLogger("plateau_train")
 
-# The table shows all observations up to this number; of more only the drops and the last one.
+# The table shows all observations up to this number; if there are more, the drops and the last.
 MAX_TABLE_ROWS = 1000
 
 # How many numbers of drops a sentence lists.
@@ -48,7 +48,7 @@ def list_reasons(series: Series, rows: Sequence[Row]) -> list[str]:
 
 
 def report_change(series: Series, rows: Sequence[Row]) -> Row | None:
-    """Log and return the first value at which the drops differ from those of the run, if any does.
+    """Log and return the first value at which the drops differ from those of the run, if any.
 
     What follows it is counterfactual.
     """
@@ -106,7 +106,7 @@ def make_table(series: Series, rules: Mapping[str, Sequence[Row]]) -> Table:
     size, positions = series.rule.accumulation_size, series.positions
     shown = [row for row in rows if row.is_complete]
     if len(shown) > MAX_TABLE_ROWS:
-        log.info(f"of {len(shown):,} observations the table shows the drops and the last")
+        log.info(f"the table shows the drops and the last of {len(shown):,} observations")
         lowered = {row.number for table in rules.values() for row in table if row.is_drop}
         shown = [row for row in shown if row.number in lowered or row is shown[-1]]
     drops = (row.number for row in rows if row.is_drop)

@@ -2,7 +2,7 @@
 
 A checkpoint has the arrays of the state, with their replica axis, under ``state/`` and everything
 else as JSON in ``manifest``. The zip's comment is the SHA-256 of all bytes before it: CRCs
-leave the zip's own headers unguarded. The history is not in it: the manifest has the length and
+do not cover the headers of the zip. The history is not in it: the manifest has the length and
 the SHA-256 of the files that hold the history.
 
 Not Orbax, which is for sharded states of terabytes on many hosts: this state is small and
@@ -39,7 +39,7 @@ MANIFEST = "manifest"
 
 Content = TypeVar("Content")
 
-# What zip and NumPy raise for malformed bytes. Behind the checksum such bytes exist only where
+# What zip and NumPy raise for malformed bytes. With a right checksum such bytes exist only where
 # somebody wrote them on purpose.
 _MALFORMED = (
     zipfile.BadZipFile,
@@ -64,7 +64,7 @@ class FileState(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Everything in a checkpoint but the arrays."""
+    """Everything in a checkpoint except the arrays."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -144,7 +144,7 @@ def _read_arrays(file: BinaryIO, *names: str) -> dict[str, np.ndarray]:
     """Read the arrays of an archive, or those of some names.
 
     Raises ``ValueError`` for a member that is compressed or does not have the size it declares:
-    otherwise a small file could ask for any amount of memory.
+    otherwise a small file could take any amount of memory.
     """
     arrays = {}
     with zipfile.ZipFile(file) as archive:
@@ -200,7 +200,7 @@ def mend_best(folder: Path, manifest: Manifest) -> None:
 
 
 def remove_later(folder: Path, epoch: int) -> None:
-    """Remove the sound checkpoints of later epochs, before their history is cut.
+    """Remove the intact checkpoints of later epochs, before their history is cut.
 
     Damaged ones stay until they are written again.
     """
@@ -236,9 +236,9 @@ def last_epoch(folder: Path) -> int | None:
 def read_newest(
     folder: Path, read: Callable[[Path], Content] = read_checkpoint
 ) -> tuple[Content | None, list[str]]:
-    """Read the newest sound checkpoint; also return the problems of those that are newer.
+    """Read the newest intact checkpoint; also return the problems of those that are newer.
 
-    Raises ``ForeignRunError`` instead of going back behind another version's checkpoint.
+    Raises ``ForeignRunError`` instead of skipping a checkpoint of another version.
     """
     problems = []
     for path in candidates(folder):

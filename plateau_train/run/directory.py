@@ -32,14 +32,14 @@ from plateau_train.run import storage
 log = logging.getLogger("plateau_train")
 
 LATEST = "latest"
-SWEEP = "sweep.json"  # what a folder of many runs is to be
+SWEEP = "sweep.json"  # the plan of a sweep, in its folder
 
-# The way out for whoever names a folder that is no run.
+# The hint for a path that is not a run folder.
 FIND_HINT = f"give a run folder, such as runs/latest; {PROGRAM} runs lists them"
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# A process that locks a run waits this long for one that only looks whether it is locked.
+# A process that locks a run waits this long for one that only checks whether it is locked.
 LOCK_SECONDS = 0.1
 
 
@@ -96,7 +96,7 @@ class _File:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """One run's folder. Its files are made by whoever writes them."""
+    """The folder of one run. Its files are made when they are first written."""
 
     path: Path
 
@@ -140,13 +140,13 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
-        """Find a run with its metrics; raises ``RunError`` for a folder that is none."""
+        """Find a run with its metrics; raises ``RunError`` for a folder that is not one."""
         run = cls.find(path)
         run.refuse_sweep()
         missing = [file.name for file in (run.config, run.metrics) if not file.is_file()]
         if missing:
             raise RunError(
-                f"{path} is no run folder: it has no {' and no '.join(missing)}",
+                f"{path} is not a run folder: it has no {' and no '.join(missing)}",
                 hint=FIND_HINT,
             )
         return run
@@ -171,10 +171,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run until the block ends, or the process, however it ends.
+        """Lock the run until the block or the process ends.
 
-        Raises ``BusyRunError`` where another process holds it. A file system that knows no locks
-        is trusted to have one user.
+        Raises ``BusyRunError`` where another process has locked it. On a file system without locks,
+        this does nothing.
         """
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
@@ -182,8 +182,8 @@ class RunDirectory:
             while not _lock(descriptor, fcntl.LOCK_EX):
                 if time.monotonic() > end:
                     raise BusyRunError(
-                        f"{self.path} is held by another process, which trains it",
-                        hint="wait for its end, or stop that process first",
+                        f"{self.path} is locked by another process, which trains it",
+                        hint="wait until that process ends, or stop it first",
                     )
                 time.sleep(LOCK_SECONDS / 10)
             yield
@@ -191,7 +191,7 @@ class RunDirectory:
             os.close(descriptor)
 
     def is_locked(self) -> bool:
-        """Return whether another process holds this run."""
+        """Return whether another process has locked this run."""
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             return not _lock(descriptor, fcntl.LOCK_SH)
@@ -201,7 +201,7 @@ class RunDirectory:
     def make_latest(self) -> None:
         """Point ``latest`` at this run: a convenience that nothing depends on.
 
-        Raises ``StorageError`` where it cannot be made, or is something of the user's own.
+        Raises ``StorageError`` where it cannot be made, or is a file or link of the user.
         """
         link = self.path.parent / LATEST
         points_at_run = link.is_symlink() and (
@@ -209,19 +209,19 @@ class RunDirectory:
         )
         if os.path.lexists(link) and not points_at_run:
             raise StorageError(
-                f"{link} stays as it is: it is no link to a run",
-                hint="give it another name, to have a link to the newest run",
+                f"{link} is not changed: it is not a link to a run",
+                hint="rename it to get a link to the latest run",
             )
         storage.point_link(link, self.path.name)
 
     def __str__(self) -> str:
-        """Write the folder as it is typed."""
+        """Return the folder as it is typed in a shell."""
         text = str(self.path)
         return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def _lock(descriptor: int, kind: int) -> bool:
-    """Take a lock that goes with the descriptor; return False where another holds it."""
+    """Lock until the descriptor is closed; return False where another process has the lock."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:

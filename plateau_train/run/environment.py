@@ -1,4 +1,4 @@
-"""Where a run takes place: versions, machine, threads, commit, command line, data."""
+"""The environment of a run: versions, machine, threads, commit, command line, data."""
 
 import contextlib
 import hashlib
@@ -40,7 +40,7 @@ class DatasetFacts(BaseModel):
 
 
 class Environment(BaseModel):
-    """What someone needs to repeat a run."""
+    """What is needed to repeat a run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -72,7 +72,7 @@ def describe_environment(devices: list[str], dataset: DatasetFacts) -> Environme
     """Describe this process and the data that it works on."""
     threads = os.environ.get(THREADS_VARIABLE)
     return Environment(
-        # A name that is no UTF-8 could not be written down.
+        # JSON cannot have a name that is not UTF-8.
         command_line=[word.encode("utf-8", "backslashreplace").decode() for word in sys.argv],
         versions=describe_versions(),
         python=platform.python_version(),
@@ -99,7 +99,7 @@ def available_cores() -> int:
 def available_memory() -> int:
     """Return the bytes of memory that this process may still take.
 
-    If the system does not say what is free, it is half of the whole memory.
+    If the system does not report the free memory, it is half of all memory.
     """
     free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
     with contextlib.suppress(OSError, ValueError, StopIteration):

@@ -81,7 +81,7 @@ def _misplaced(record: EpochRecord, past: Sequence[EpochRecord]) -> str:
     """Return what is wrong with the steps of a record after the ones before it, or nothing."""
     last_step = past[-1].step if past else -1
     if record.step <= last_step or bool(record.epoch) != bool(record.step):
-        return f"is of step {record.step:,}, which epoch {record.epoch} cannot end with"
+        return f"has step {record.step:,}, which cannot be the last of epoch {record.epoch}"
     steps = [last_step, *(observation.step for observation in record.observations), record.step]
     if any(later <= step for step, later in pairwise(steps[:-1])) or steps[-2] > record.step:
         return f"has observations at steps that epoch {record.epoch} does not have"
@@ -98,13 +98,15 @@ def find_replica(histories: Sequence[History], replica: int, run: object) -> His
         if history.replica == replica:
             return history
     numbers = ", ".join(str(history.replica) for history in histories)
-    raise ConfigError(f"{run} has no replica {replica}", hint=f"it has {numbers}")
+    raise ConfigError(
+        f"{run} has no replica {replica}", hint=f"use --replica with one of {numbers}"
+    )
 
 
 def completed(histories: Sequence[History]) -> list[History]:
     """Leave out the replicas that diverged: a mean over them would jump where one ends.
 
-    Where all diverged, the ones that came furthest are left.
+    If all diverged, those with the most epochs are left.
     """
     whole = [history for history in histories if not history.has_diverged]
     furthest = max(history.last_epoch for history in histories)

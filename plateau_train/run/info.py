@@ -1,4 +1,4 @@
-"""What is about to be trained, and what a finished run came to."""
+"""The description of a training, and the summary of a finished run."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -69,7 +69,7 @@ class Journal:
     """The files of one run while it is trained."""
 
     def __init__(self, task: RunTask, environment: Environment) -> None:
-        """Bring the files of a run to the state of its checkpoint, or of a run before epoch 0."""
+        """Restore the files of a run to the time of its checkpoint, or to that before epoch 0."""
         resolved, directory, previous = task
         self.directory = directory
         self._manifest = Manifest(
@@ -115,7 +115,7 @@ class Journal:
         return whole
 
     def commit(self, lines: EpochLines, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write an epoch of all replicas; after this only the loss of the disk undoes it."""
+        """Write an epoch of all replicas; after this only the loss of the disk can undo it."""
         for name, records in zip(FILES, lines, strict=True):
             self._append(name, records)
         files = {
@@ -200,8 +200,8 @@ def read_committed(path: Path, manifest: Manifest | None) -> tuple[bytes, bytes]
         if len(committed) == state.num_bytes:
             what = "is damaged"
         raise RunError(
-            f"{path} {what}: its first {state.num_bytes:,} bytes are not those that the "
-            f"checkpoint of epoch {manifest.epoch} was written with",
+            f"{path} {what}: its first {state.num_bytes:,} bytes are not those at the time of the "
+            f"checkpoint of epoch {manifest.epoch}",
             hint=RESTORE_HINT,
         )
     return committed, complete[state.num_bytes :]

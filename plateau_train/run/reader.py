@@ -28,7 +28,7 @@ class Run:
     """
 
     def __init__(self, directory: RunDirectory, manifest: Manifest | None = None) -> None:
-        """Read a run as of its newest sound checkpoint, or as of the one of ``manifest``."""
+        """Read a run as of its newest intact checkpoint, or as of the one of ``manifest``."""
         self.directory = directory
         if manifest is not None:
             self.manifest = manifest
@@ -48,7 +48,7 @@ class Run:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """The manifest of the newest sound checkpoint; None for a run without one."""
+        """The manifest of the newest intact checkpoint; None for a run without one."""
 
         def read(path: Path) -> Manifest:
             manifest = checkpoint.read_manifest(path)
@@ -62,7 +62,7 @@ class Run:
             used = (
                 f"No checkpoint of {self.directory} can be read, so its metrics are not verified."
                 if manifest is None
-                else f"What {self.directory} recorded after epoch {manifest.epoch} is not read."
+                else f"The records of {self.directory} after epoch {manifest.epoch} are not read."
             )
             log.warning("%s", "\n".join((*problems, used)))
         return manifest
@@ -90,7 +90,7 @@ class Run:
         if not histories:
             raise RunError(
                 f"{path} is empty: no epoch was finished",
-                hint=f"{PROGRAM} resume {self.directory} begins it again",
+                hint=f"{PROGRAM} resume {self.directory} starts it again",
             )
         return histories
 
@@ -111,7 +111,7 @@ class Run:
 
     @property
     def state(self) -> State:
-        """What became of the run."""
+        """Whether the run is running, done, failed or stopped."""
         if self.directory.is_locked():
             return "running"
         if self.directory.summary.exists():

@@ -62,7 +62,7 @@ class EpochRecord(_Record):
 
     @property
     def score(self) -> float:
-        """The accuracy on that split, which the best epoch has most of."""
+        """The accuracy on that split; the best epoch has the highest."""
         return self.test_accuracy if self.val_accuracy is None else self.val_accuracy
 
     def scores(self) -> list[tuple[str, float, float]]:
@@ -120,8 +120,8 @@ class Drop(_Record):
 class Ending(_Record):
     """The end of a replica: its last recorded epoch, and the reason.
 
-    ``reason`` is ``diverged`` for a replica that did not do all that it was to do, otherwise the
-    setting that ended it, such as ``epochs``.
+    ``reason`` is ``diverged`` for a replica that did not finish, otherwise the setting that ended
+    it, such as ``epochs``.
     """
 
     event: Literal["ended"] = "ended"
@@ -141,7 +141,7 @@ class Ending(_Record):
 
 
 class RunWarning(_Record):
-    """What a reader of the results should know, of the whole run or of a replica in an epoch."""
+    """A warning about the results, for the whole run or for a replica in an epoch."""
 
     event: Literal["warning"] = "warning"
     replica: int | None = None
@@ -152,7 +152,7 @@ class RunWarning(_Record):
 
 
 class Notice(_Record):
-    """Something else that happened to a run, as a sentence."""
+    """A failure, an interruption or a resume of a run, with a message."""
 
     event: Literal["failed", "interrupted", "resumed"]
     message: str

@@ -33,7 +33,7 @@ class ScaleRange(NamedTuple):
 class Results(NamedTuple):
     """What the replicas of a run achieved: means over those that did not diverge.
 
-    Where all diverged, these are means over the ones that came furthest.
+    If all diverged, these are means over those with the most epochs.
 
     Accuracies are fractions. Epochs count from 1, and 0 is the untrained network. A score is the
     accuracy on ``split``: the held-out images, or the test images where none are held out.

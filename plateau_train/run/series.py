@@ -33,7 +33,7 @@ class Series(NamedTuple):
     schedule: Schedule | None = None
 
     def place_of(self, number: int) -> str:
-        """Say where a value was measured: in a run by epoch and step, otherwise by its number."""
+        """Return where a value was measured: in a run its epoch and step, otherwise its number."""
         if not self.positions:
             return f"value {number}"
         position = self.positions[number - 1]
@@ -68,7 +68,7 @@ def read_values(
     else:
         observations = [each for record in history.records for each in record.observations]
         measured = [(each.step, each.value) for each in observations]
-        problem = f"recorded no observation: the first one takes {size:,} steps, and the run made"
+        problem = f"recorded no observation: the first one takes {size:,} steps, and the run has"
         problem, hint = f"{problem} {last.step:,}", OTHER_MODES
     if not measured:
         raise RunError(f"{run.directory} {problem}", hint=hint)

@@ -12,8 +12,8 @@ PLATFORMS = ("jax_platforms", "jax_platform_name")  # the settings that choose t
 def start_devices(num_threads: int | None) -> None:
     """Fix the number of XLA's threads, by default the available cores, and start the devices.
 
-    Raises ``ConfigError`` where the environment asks for a device that is not there, and
-    ``OutOfMemoryError`` where they would not get the memory that they need.
+    Raises ``ConfigError`` where the environment names a device that is not there, and
+    ``OutOfMemoryError`` where the memory is too small.
     """
     environment.pin_threads(num_threads)
     memory.require_address_space(num_threads or environment.available_cores())
@@ -26,6 +26,6 @@ def start_devices(num_threads: int | None) -> None:
         names = " and ".join(f"{name.upper()}={jax.config.values[name]}" for name in chosen)
         reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0].rstrip(".")
         raise ConfigError(
-            f"{names} asks for a device that cannot be used here" + (reason and f": {reason}"),
-            hint=f"unset {chosen[0].upper()} to take what there is, or set it to cpu",
+            f"{names} names a device that cannot be used here" + (reason and f": {reason}"),
+            hint=f"unset {chosen[0].upper()} to use the devices that are here, or set it to cpu",
         ) from error

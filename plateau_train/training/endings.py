@@ -1,4 +1,4 @@
-"""Which replicas are still trained, and why the others ended. Ended ones run on, unrecorded."""
+"""Which replicas are active, and why the others ended. Those keep running, unrecorded."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -128,7 +128,7 @@ def train(
 
 
 def _open_journal(task: RunTask, environment: Environment) -> Journal:
-    """Open the files of a run and record under which circumstances it starts or continues."""
+    """Open the files of a run, and record its resume or its fallback data."""
     journal = Journal(task, environment)
     dataset, previous = environment.dataset, task.previous
     if previous is None:
@@ -197,7 +197,7 @@ def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainStat
 
 
 def _commit(journal: Journal, lines: EpochLines, rows: Sequence[int], arrays: EpochArrays) -> None:
-    """Write an epoch of a run; one whose replicas have all diverged in it gets their endings."""
+    """Write an epoch of a run; if all replicas have diverged in it, write their endings."""
     if lines.records:
         state = jax.tree.map(lambda array: array[rows[0] : rows[-1] + 1], arrays.state)
         journal.commit(lines, name_arrays(state))
@@ -206,15 +206,15 @@ def _commit(journal: Journal, lines: EpochLines, rows: Sequence[int], arrays: Ep
     for ending in endings:
         journal.note(ending)
     if endings:
-        journal.note(Notice(event="failed", message="no seed of this run is finite"))
+        journal.note(Notice(event="failed", message="all seeds of this run diverged"))
 
 
 def _finish(
     run: Run, save_plot: SavePlot, callbacks: Callbacks, started: float
 ) -> PictureError | None:
-    """Save the summary and the plot of a run that has come to its end.
+    """Save the summary and the plot of a run that has ended.
 
-    Return the error if the run could not be drawn: it is done nevertheless.
+    Return the error if the run could not be drawn: the run is done all the same.
     """
     if not any(history.ending and history.ending.is_complete for history in run.histories):
         return None  # all of its replicas diverged
@@ -224,7 +224,7 @@ def _finish(
         save_plot(directory.plot, run.histories, run.settings)
     except Exception as error:  # matplotlib, its configuration, a font, the disk
         failure = PictureError(
-            f"{directory} is done, and its picture is missing: {_reason_of(error)}",
+            f"{directory} is done, but its picture could not be drawn: {_reason_of(error)}",
             hint=f"{PROGRAM} plot {directory} draws it again",
         )
         failure.__cause__ = error

@@ -38,9 +38,9 @@ def check_memory(
     if num_replicas > num_fitting:
         few = int(num_fitting)
         raise ConfigError(
-            f"{num_replicas:,} seeds need about {needed} of memory, and {usable} may be used",
+            f"{num_replicas:,} seeds need about {needed} of memory, and {usable} are usable",
             hint=f"train {few:,} of them at a time"
             if few
             else "train a smaller network (--hidden-sizes)",
         )
-    return f"about {needed} of memory, {usable} may be used"
+    return f"about {needed} of {usable} usable memory"

@@ -77,9 +77,9 @@ class Program:
         return [row for row, member in enumerate(self.members) if member.run == run]
 
     def load(self, state: TrainState | None) -> None:
-        """Bring the data and a host state, or the state before the first step, to the devices.
+        """Put the data and a host state, or the state before the first step, on the devices.
 
-        Then compile the training steps by taking none of them. Meanwhile the devices
+        Then compile the training steps with a call that takes no step. Meanwhile the devices
         score an untrained network on the training images.
         """
         named = {"train": self.dataset.train, "val": self.dataset.val, "test": self.dataset.test}
@@ -179,9 +179,9 @@ def find_mesh(settings: Settings, num_replicas: int) -> Mesh:
     wanted = settings.run.devices
     if wanted is not None and wanted > jax.local_device_count():
         raise ConfigError(
-            f"--devices {wanted}, and there are {jax.local_device_count()} here: "
+            f"--devices {wanted} is more than the {jax.local_device_count()} here: "
             f"{', '.join(map(str, jax.local_devices()))}",
-            hint="leave --devices out to take them all",
+            hint="leave --devices out to use all of them",
         )
     devices = [
         device
@@ -194,7 +194,7 @@ def find_mesh(settings: Settings, num_replicas: int) -> Mesh:
     if rest:
         good = [size for size in (batch_size - rest, batch_size - rest + num_sharing) if size]
         raise ConfigError(
-            f"--batch-size {batch_size} does not divide by the {num_sharing} devices that share "
+            f"--batch-size {batch_size} is not divisible by the {num_sharing} devices that share "
             "each batch",
             hint=f"use --batch-size {' or '.join(map(str, good))}, or fewer --devices",
         )
@@ -202,10 +202,10 @@ def find_mesh(settings: Settings, num_replicas: int) -> Mesh:
 
 
 def enable_compilation_cache(cache_dir: Path) -> None:
-    """Let JAX keep compiled programs in the user's cache, apart for each processor.
+    """Let JAX store compiled programs in the user's cache, separately for each processor.
 
     JAX itself does not tell processors and numbers of threads apart. It compiles a damaged entry
-    again. In a cluster nothing is kept: only process 0 would write, and processes that compile
+    again. In a cluster nothing is stored: only process 0 would write, and processes that compile
     could wait for those that do not.
     """
     if cluster.is_multiprocess() or jax.config.values["jax_compilation_cache_dir"] is not None:

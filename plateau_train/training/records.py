@@ -19,7 +19,7 @@ def make_lines(
     """Return what each run records of an epoch: a record for each replica active in it.
 
     ``before`` is the host state before the epoch; None before epoch 0. Ends the replicas that have
-    done all that they were to do.
+    finished all of their epochs.
     """
     endings, timing = program.endings, _timing(program, arrays, epoch)
     lines = [EpochLines([], [], [timing]) for _ in program.runs]

@@ -93,8 +93,8 @@ def load_data(
         if directory is None and dataset.fallback:
             log.warning(
                 f"Training on {dataset.name} ({dataset.source}), NOT on Fashion-MNIST:\n"
-                f"{dataset.fallback}.\nTo get the real data: {PROGRAM} data prepare, with a "
-                "network, or with --from DIR and the four original files."
+                f"{dataset.fallback}.\nTo get the real data, type {PROGRAM} data prepare, with "
+                "a network, or with --from DIR and the four original files."
             )
         if known is not None:
             dataset = replace(dataset, fallback=known.fallback)
@@ -125,7 +125,7 @@ def describe_data(dataset: Dataset) -> DatasetFacts:
 
 
 def name_dataset(resolved: Resolved, dataset: Dataset) -> Resolved:
-    """Replace ``auto`` by the data set that was found."""
+    """Replace ``auto`` by the name of the data set that was loaded."""
     if resolved.settings.data.dataset != data.AUTO:
         return resolved
     origin = f"auto: {dataset.fallback}" if dataset.fallback else "auto"
@@ -147,11 +147,11 @@ def create_folder(
 
 
 def open_run(directory: RunDirectory, overrides: Resolved, stack: contextlib.ExitStack) -> RunTask:
-    """Lock a run and find what it continues from; nothing is written.
+    """Lock a run and read what it continues from; nothing is written.
 
-    Raises ``BusyRunError`` where another process holds the run, ``RunError`` where no checkpoint is
-    sound or a file that it needs is damaged, and ``ChangedSettingsError`` for settings that the
-    run cannot change.
+    Raises ``BusyRunError`` where another process has locked it, ``RunError`` where no checkpoint is
+    intact or a file that it needs is damaged, and ``ChangedSettingsError`` for settings that it
+    cannot change.
     """
     stack.enter_context(directory.locked())
     previous, problems = checkpoint.read_newest(directory.checkpoints)
@@ -183,7 +183,7 @@ def known_data(task: RunTask) -> DatasetFacts | None:
 
 
 def is_done(task: RunTask) -> bool:
-    """Return whether a run has come to its end, is drawn, and all of its files can be read."""
+    """Return whether a run has ended, is drawn, and all of its files can be read."""
     directory = task.directory
     if task.previous is None or not (directory.summary.exists() and directory.plot.exists()):
         return False
@@ -207,7 +207,7 @@ def unreadable_files(task: RunTask) -> Iterator[str]:
 def refuse_lost_run(
     directory: RunDirectory, previous: Checkpoint | None, problems: Sequence[str]
 ) -> None:
-    """Raise ``RunError`` where a run had begun and none of its checkpoints is sound.
+    """Raise ``RunError`` where a run had begun and none of its checkpoints is intact.
 
     A failed restore never becomes a fresh start.
     """
@@ -219,11 +219,11 @@ def refuse_lost_run(
     if problems or directory.summary.exists() or has_trained:
         raise RunError(
             *(problems or [f"{directory.checkpoints} has no checkpoint"]),
-            hint="restore a checkpoint from a copy, or train anew; nothing was deleted",
+            hint="restore a checkpoint from a copy, or start a new run; nothing was deleted",
         )
     if not directory.config.exists():
         raise RunError(
-            f"{directory.path} is no run folder: it has no {directory.config.name} and no "
+            f"{directory.path} is not a run folder: it has no {directory.config.name} and no "
             "checkpoint",
             hint=FIND_HINT,
         )
@@ -246,18 +246,18 @@ def merge_settings(
         if previous is not None and setting.key == "patience":
             wait = int(previous.arrays["plateau/plateau_count"].max())
             if value <= wait:
-                return f"the wait is {wait} already: the rule would pass {value} and never drop"
+                return f"the wait is already {wait}, and the rate drops when it reaches {value}"
         if previous is not None and setting.key == "accumulation_size":
             count = int(previous.arrays["plateau/count"].max())
             if value <= count:
-                return f"the window holds {count} already: it would never be full"
+                return f"the window already has {count} values: it would never be full"
         return ""
 
     return config.merge(
         begun,
         *sources,
-        problem=f"{directory.path} continues with the settings that it began with",
-        hint=f"leave these out, also in {directory.config}, or train anew; --epochs may grow",
+        problem=f"{directory.path} cannot continue with other settings",
+        hint=f"leave these out, also in {directory.config}, or start a new run; --epochs may grow",
         why_not=why_not,
     )
 
@@ -283,7 +283,7 @@ def read_settings(directory: RunDirectory) -> Resolved | None:
 
 
 def check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]:
-    """Verify everything that a run would continue from, and yield what is sound.
+    """Verify everything that a run would continue from, and yield what is intact.
 
     Nothing is changed. Raises ``RunError`` at the end with everything that is damaged and with
     what a resume does, and ``ChangedSettingsError`` where a resume would.
@@ -293,30 +293,32 @@ def check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]:
     with directory.locked():
         for file in checkpoint.candidates(directory.checkpoints):
             try:
-                sound = checkpoint.read_checkpoint(file)
-                state.restore(sound)
+                intact = checkpoint.read_checkpoint(file)
+                state.restore(intact)
             except ForeignRunError:
                 raise
             except RunError as error:
                 problems += error.problems
                 continue
-            newest = newest or sound
+            newest = newest or intact
             best = newest.manifest.best_epoch
-            # A crash may have come before the newest, if it is the best, got its second name.
+            # After a crash the newest, if it is the best, may not have its second name yet.
             if file.name == checkpoint.BEST and best not in (
-                sound.manifest.epoch,
+                intact.manifest.epoch,
                 newest.manifest.epoch,
             ):
-                problems.append(f"{file} is of epoch {sound.manifest.epoch}, the best is {best}")
+                problems.append(
+                    f"{file} is of epoch {intact.manifest.epoch}, and the best epoch is {best}"
+                )
                 continue
-            yield f"{file}: sound, epoch {sound.manifest.epoch}"
+            yield f"{file}: intact, epoch {intact.manifest.epoch}"
         refuse_lost_run(directory, newest, problems)
         task = RunTask(merge_settings(directory, overrides, newest), directory, newest)
         damage = list(journal.verify(directory, newest and newest.manifest))
         others = [*damage, *unreadable_files(task)]
         problems += others
         if not others:
-            yield f"{directory.path}: sound, its settings, history and events"
+            yield f"{directory.path}: intact, with settings, metrics, events and timings"
     after = _next_step(task, has_damage=bool(damage), has_problems=bool(problems))
     if problems:
         raise RunError(*problems, hint=after)
@@ -329,10 +331,10 @@ def _next_step(task: RunTask, *, has_damage: bool, has_problems: bool) -> str:
         return journal.RESTORE_HINT
     command = f"{PROGRAM} resume {task.directory}"
     if task.previous is None:
-        return f"{command} begins it again"
+        return f"{command} starts it again"
     if not has_problems and is_done(task):
         epochs = task.resolved.settings.run.epochs
-        return f"{command} has nothing to do: all of its {epochs} epochs are done"
+        return f"{command} has nothing to do: all of its {epochs} epochs are trained"
     return f"{command} continues it from epoch {task.previous.manifest.epoch}"
 
 
@@ -351,7 +353,7 @@ def resume_in_hints(directory: RunDirectory | None) -> Iterator[None]:
     """Name the command that continues a run, and the epoch that is safe if the disk fails."""
     if directory is None:
         signals.set_description(
-            lambda: signals.Stop("", "process 0 prints how the run is continued")
+            lambda: signals.Stop("", "process 0 prints how to continue the run")
         )
         yield
         return
@@ -364,7 +366,7 @@ def resume_in_hints(directory: RunDirectory | None) -> Iterator[None]:
             error.run = directory.path
         raise
     except StorageError as error:
-        error.hint = f"free space or give access, then {command}"
+        error.hint = f"free disk space or allow writing, then {command}"
         if not directory.path.is_dir():
             error.hint = "the folder was moved or removed: resume the run where it is now"
         elif not is_sweep(directory.path):

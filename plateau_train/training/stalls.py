@@ -1,4 +1,4 @@
-"""Warnings, once of each replica, that nothing moves any more: its scale, or its parameters."""
+"""Warnings, once per replica, that its scale or its parameters no longer change."""
 
 from collections.abc import Iterator, Sequence
 
@@ -51,8 +51,8 @@ class Stalls:
         if not self._follows_rule or record.scale > np.float32(lowest):
             return None
         return (
-            f"the scale has reached --min-scale ({lowest:g}) in epoch {record.epoch}: the rule can "
-            "lower it no further"
+            f"the scale has reached --min-scale ({lowest:g}) in epoch {record.epoch}: the rule "
+            "cannot lower it further"
         )
 
 

@@ -1,4 +1,4 @@
-"""A grid of settings, each with all seeds: the plan, and training in as few programs as possible.
+"""A grid of settings, each with all seeds: the plan, and its training in few programs.
 
 A sweep is a folder with a plan and a run folder for each combination. Runs that differ only in
 traced settings are trained together in one program.
@@ -114,7 +114,7 @@ class LoadedDatasets:
     def load(self, settings: Settings) -> Dataset:
         if settings.data not in self._datasets:
             dataset, _ = setup.load_data(settings)
-            # The same under the name that it has from now on.
+            # Also under the name that replaces auto.
             named = settings.data.model_copy(update={"dataset": dataset.name})
             self._datasets.clear()
             self._datasets[settings.data] = self._datasets[named] = dataset
@@ -160,8 +160,8 @@ def merge_settings(plan: SweepPlan, overrides: Resolved, directory: RunDirectory
         merged = config.merge(
             run.resolved,
             overrides,
-            problem=f"{directory.path}: a sweep continues with the settings that it began with",
-            hint="leave these out; a run of it can be continued by itself, with more --epochs",
+            problem=f"the sweep {directory.path} cannot continue with other settings",
+            hint="leave these out; each of its runs can be resumed by itself, with more --epochs",
             policy=config.sweep_policy,
         )
         update = {"settings": merged.settings, "origins": merged.origins}
@@ -217,7 +217,7 @@ def _lock(directory: RunDirectory, newest: int | None, stack: contextlib.ExitSta
 def group_programs(
     directory: RunDirectory, plan: SweepPlan
 ) -> tuple[list[list[RunTask]], dict[RunDirectory, int | None]]:
-    """Return the runs that are left to train, those together that one program can train.
+    """Return the runs that are left to train, grouped by program.
 
     Also return the epoch of the newest checkpoint of each, by its file name.
 
@@ -244,7 +244,7 @@ def group_programs(
         if len(tasks) < num_planned[key] and epoch < tasks[0].resolved.settings.run.epochs:
             names = ", ".join(task.directory.path.name for task in tasks)
             log.warning(
-                f"The other runs that began in one program with {names} are not trained again, so "
+                f"The other runs of the program of {names} are not trained again, so "
                 "the last bits of its results may differ from those of an uninterrupted sweep."
             )
     return list(groups.values()), newest
@@ -322,7 +322,7 @@ def _is_lost(directory: RunDirectory, planned: SweepRun) -> bool:
 
 
 def _go_back(epoch: int, task: RunTask) -> Checkpoint | None:
-    """Return the checkpoint of an earlier epoch, if it is kept and sound."""
+    """Return the checkpoint of an earlier epoch, if it is kept and intact."""
     if task.last_epoch == epoch:
         return task.previous
     if epoch < 0:
