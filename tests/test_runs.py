@@ -222,8 +222,10 @@ def test_a_narrow_terminal_has_fewer_columns_but_names_and_statuses(
     name = "20261122-101530-[red]-loss"  # as wide as a usual one
     make_run(tmp_path, name, dataset="fashion_mnist")
     show_runs(tmp_path)
-    lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    table, _, omitted = Text.from_ansi(capsys.readouterr().out).plain.partition("not shown at")
+    lines = table.splitlines()
     assert max(map(len, lines)) <= width
+    assert ("split" in omitted) == (width < 200)
     titles = lines[0].split()
     assert {"name", "best", "status"} <= set(titles)
     assert ("split" in titles) == (width == 200)
