@@ -64,6 +64,16 @@ def small_run(tmp_path_factory):
     return folder / "runs" / "latest"
 
 
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Replace the plot of a run, which takes longer than a small training."""
+    from matplotlib.figure import Figure
+
+    from plateau_train.plots import panels
+
+    monkeypatch.setattr(panels, "draw_run", lambda *_, **__: Figure(figsize=(1, 1)))
+
+
 @pytest.fixture(autouse=True)
 def default_logging():
     """Undo after each test how the command line configured the logger of the package."""

@@ -23,14 +23,12 @@ from helpers import (
     train_epochs,
     train_run,
 )
-from matplotlib.figure import Figure
 
 from plateau_train import config, data
 from plateau_train.errors import ChangedSettingsError
 from plateau_train.numerics import step as numerics
 from plateau_train.numerics.schedules import make_schedule
 from plateau_train.numerics.spec import Spec
-from plateau_train.plots import panels
 from plateau_train.training.program import Program
 
 EAGER = {"patience": "1", "rtol": "0.3"}
@@ -41,10 +39,12 @@ COSINE = {
 } | EAGER  # fmt: skip
 
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+
 @pytest.fixture
-def train(tmp_path, monkeypatch, capsys):
+def train(tmp_path, capsys):
     """Train in this process, without a plot; return the run and what was printed."""
-    monkeypatch.setattr(panels, "draw_run", lambda *_: Figure(figsize=(1, 1)))
 
     def train(**values):
         run = train_run(tmp_path, **values)

@@ -45,6 +45,8 @@ from plateau_train.run import checkpoint, environment, storage
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.reader import Run
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 KEPT = (5, 6)  # the epochs that a run of 6 epochs keeps, beside its best
 
 

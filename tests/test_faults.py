@@ -10,9 +10,9 @@ import faults
 import pytest
 
 PARTS = 10  # of the operations, so that the processes of the tests share them
-# A crash strikes every fifth operation here, and a refusal every fifth one, but others. An epoch has
-# 17 operations, so these are not the same ones of each epoch. scripts/torture strikes all operations
-# in all ways.
+# A crash strikes every fifth operation here, and a refusal every fifth one, but others. An epoch
+# has 17 operations, so these are not the same ones of each epoch. scripts/torture strikes all of
+# them in all ways.
 CRASHED_PARTS, REFUSED_PARTS = range(0, PARTS, 5), range(2, PARTS, 5)
 
 

@@ -33,14 +33,12 @@ from helpers import (
     train_epochs,
     train_run,
 )
-from matplotlib.figure import Figure
 
 from plateau_train import config
 from plateau_train.errors import ConfigError, NonFiniteLossError
 from plateau_train.numerics import replicas as numerics
 from plateau_train.numerics.replicas import estimate_memory
 from plateau_train.numerics.spec import Hyperparams, Spec
-from plateau_train.plots import panels
 from plateau_train.report.progress import RunReport
 from plateau_train.run import checkpoint, environment
 from plateau_train.run.directory import RunDirectory
@@ -54,12 +52,6 @@ FLAGS = [f"--{key}={value}" for key, value in EAGER.items()]
 
 # Devices and replicas, and the mesh (replica, batch) of gcd(R, D) that they are trained on.
 MESHES = {(1, 1): (1, 1), (4, 1): (1, 4), (4, 2): (2, 2), (4, 3): (1, 4), (4, 4): (4, 1)}
-
-
-@pytest.fixture
-def no_plots(monkeypatch):
-    """Replace the plot of a run, which takes longer than its training."""
-    monkeypatch.setattr(panels, "draw_run", lambda *_: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,9 @@ from plateau_train.run.records import Ending, MeanStd, RunWarning, Timing
 logger = logging.getLogger("plateau_train")
 
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+
 class Row(NamedTuple):
     name: str
     mean: MeanStd | None

@@ -18,6 +18,8 @@ from plateau_train.run.directory import RunDirectory
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Notice
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 # Stopped in the middle, it has a wait and a window that is not full.
 SETTINGS = (*faults.TINY, "--patience=3", "--cooldown=2", "--rtol=0.05", "--epochs=7")
 MIDDLE = "epoch-000003"  # the process ends before it writes this file: epoch 2 is printed

@@ -20,6 +20,8 @@ from plateau_train.training import sweep
 from plateau_train.training.loop import NoCallbacks
 from plateau_train.training.sweep import LoadedDatasets, SweepPlan
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 # Two programs, for the factor cannot be traced, of two runs with two seeds each.
 SAME = (*faults.TINY, "--rtol=0.3", "--seed=0,2", "--epochs=3")
 GRID = ("sweep", *SAME, "--patience=1,3", "--factor=0.5,0.9")

@@ -26,6 +26,8 @@ from plateau_train.run.records import Ending, Notice, RunWarning
 from plateau_train.training import program
 from plateau_train.training.state import name_arrays
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 
 def train_one(folder: Any, **values: str) -> tuple[Run, History]:
     """Train a small run of one seed; return it with its only replica."""
