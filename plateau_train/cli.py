@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,6 +65,14 @@ EXAMPLES = _examples(
     "compare runs/ONE runs/TWO --plot compare.png",
 )
 
+TERMS = (
+    "The plateau rule lowers the learning rate when the loss no longer improves. An observation is "
+    "one value given to the rule: the mean train loss of 200 steps, or an evaluation after an "
+    'epoch. In the rows of a run, "wait 3/5" means three observations in a row without '
+    'improvement, of the five at which the rate drops; "to beat" is the value that the next one '
+    "must be below."
+)
+
 # The settings on the first screen of help.
 MOST_USED = ("mode", "patience", "epochs", "seed", "dataset")
 
@@ -88,11 +97,15 @@ class _Group(_Help, TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the settings that are used most first; the help of the command train shows all."""
         self.params.sort(key=lambda option: option.name not in MOST_USED)
+        settings = {setting.key: setting for setting in SETTINGS}
         options: Any = self.get_params(ctx)
         for option in options:
-            is_most_used = option.name in MOST_USED
-            option.hidden = option.name in ALL and not is_most_used
-            option.rich_help_panel = "Settings used most" if is_most_used else "Other options"
+            setting = settings.get(option.name)
+            option.hidden = setting is not None and option.name not in MOST_USED
+            option.rich_help_panel = "Settings used most" if setting else "Other options"
+            if setting:
+                short = re.sub(r" \([^)]*\)|;.*", "", setting.help)
+                option.help = _setting_help(setting, short)
         super().format_help(ctx, formatter)
 
 
@@ -179,12 +192,18 @@ def _keyword(name: str, annotation: Any, **default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, **default)
 
 
+def _setting_help(setting: Setting, text: str) -> str:
+    """Return the help of a setting with its choices and its default."""
+    choices = f": {', '.join(setting.choices)}" if setting.choices else ""
+    default = "" if setting.is_switch else f" [dim]\\[default: {setting.default}][/dim]"
+    return text.replace("[", r"\[") + choices + default
+
+
 def _setting_option(setting: Setting) -> Any:
     """Describe a setting to Typer, as text: ``config`` validates all settings at once."""
     choices, is_switch = setting.choices, setting.is_switch
-    help_text = setting.help.replace("[", r"\[") + (f": {', '.join(choices)}" if choices else "")
     option = _option(
-        help_text + ("" if is_switch else f" [dim]\\[default: {setting.default}][/dim]"),
+        _setting_help(setting, setting.help),
         None if is_switch else setting.key.split("_")[-1].upper(),
         f"{setting.flag}/--no-{setting.key}" if is_switch else setting.flag,
         show_default=False,
@@ -222,7 +241,7 @@ def _print_version(is_requested: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True, epilog=EXAMPLES)
+@app.callback(invoke_without_command=True, epilog=f"{TERMS}\n\n{EXAMPLES}")
 @_takes(*ALL)
 def bare(
     resolved: Resolved,
@@ -234,11 +253,6 @@ def bare(
     """Train a network with reduce-on-plateau, and show when the rate drops and why.
 
     Without a command it trains, like the command train. The help of train lists all settings.
-
-    The plateau rule lowers the learning rate when the loss no longer improves. An observation is
-    one value given to the rule: the mean train loss of 200 steps, or an evaluation after an epoch.
-    In the rows of a run, "wait 3/5" means three observations in a row without improvement, of the
-    five at which the rate drops; "to beat" is the value that the next one must be below.
     """
     del version
     _train(resolved)
@@ -258,7 +272,7 @@ def show_help(
 @_command(epilog=EXAMPLES)
 @_takes(*ALL)
 def train(resolved: Resolved) -> None:
-    """Train a network, print every epoch, and write a run folder with a plot."""
+    """Train a network, print every epoch, and write a run folder."""
     _train(resolved)
 
 
@@ -277,7 +291,7 @@ def resume(
         bool, _option("Verify the run's files, and change nothing", None, "--check")
     ] = False,
 ) -> None:
-    """Continue a run exactly where it stopped, or train it for more --epochs.
+    """Continue a run exactly where it stopped, or for more epochs.
 
     Takes all settings of a training, and reports those that a run cannot change.
     """
@@ -310,9 +324,10 @@ def sweep(
         ),
     ] = None,
 ) -> None:
-    """Train every combination of the settings that have several values, each with every --seed.
+    """Train each combination of the settings that have several values.
 
-    Values are separated by commas, those of --hidden-sizes by semicolons.
+    Values are separated by commas, those of --hidden-sizes by semicolons. Each combination is
+    trained with every --seed.
 
     The command resume continues a sweep that was stopped.
     """
@@ -385,7 +400,7 @@ def runs(
         ),
     ] = None,
 ) -> None:
-    """List the runs, the newest last: epochs, accuracies and status of each.
+    """List the runs: epochs, accuracies and status, the newest last.
 
     The accuracies are those on the split in the column split; "at" is the epoch of the best one.
     The status is running, done, failed, stopped (the command resume continues it) or damaged.
@@ -411,7 +426,7 @@ def evaluate(
     replica: Annotated[int | None, _replica("the best is scored")] = None,
     output: Annotated[Path | None, _picture("confusion.png")] = None,
 ) -> None:
-    """Score a checkpoint again: loss and accuracy, each class, the confusion matrix.
+    """Score a checkpoint: loss, accuracy, classes, confusion matrix.
 
     Uses the run's own data: the test images, and those that were held out for validation.
     """
@@ -477,7 +492,7 @@ def schedule(
         Path | None, _option("Draw values and scale into a PNG, SVG or PDF file", "FILE")
     ] = None,
 ) -> None:
-    """Replay the plateau rule over values, and show when it would lower the rate and why.
+    """Replay the rule over values: when the rate drops, and why.
 
     For a run the defaults are the run's own settings; otherwise an observation is one value.
     Values after the first drop that differs from the run's are counterfactual.
@@ -498,7 +513,7 @@ def show_config(
         bool, _option("Comment each value with its meaning, not its origin", None, "--describe")
     ] = False,
 ) -> None:
-    """Print the resolved settings as TOML, and where each value came from."""
+    """Print the resolved settings as TOML, with their origins."""
     from plateau_train.commands.config import print_config
 
     print_config(resolved, describe=describe)

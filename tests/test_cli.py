@@ -212,7 +212,7 @@ def test_the_debug_variable_shows_the_traceback(tmp_path):
     assert finished.returncode == 2
 
 
-def test_the_first_help_has_purpose_commands_terms_and_the_settings_used_most(top_help):
+def test_the_first_help_has_purpose_commands_terms_and_the_settings_used_most(top_help, tmp_path):
     words = re.sub(r"[\s│]+", " ", top_help)
     for text in ("show when the rate drops and why", "An observation is", "wait 3/5", "to beat"):
         assert text in words
@@ -223,6 +223,9 @@ def test_the_first_help_has_purpose_commands_terms_and_the_settings_used_most(to
     for name in ("train", "resume", "sweep", "help"):
         assert f"│ {name} " in top_help
     assert "bool>" not in top_help
+    # Its commands and settings are within 45 lines of a terminal of 80 columns.
+    narrow = command("--help", cwd=tmp_path, COLUMNS="80").stdout.splitlines()
+    assert any("│ data " in line for line in narrow[:45])
     last = top_help.rstrip().splitlines()[-1].strip()
     assert last.startswith("plateau-train compare runs/ONE")
 

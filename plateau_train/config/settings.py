@@ -324,7 +324,7 @@ class OptimizerSettings(_Table):
 class PlateauSettings(_Table):
     mode: Mode = _rule_setting(
         "train-loss",
-        "Metric that the rule observes: the train modes average a window of steps, the test and "
+        "Metric that the rule observes; the train modes average a window of steps, the test and "
         "val modes take the evaluation of each epoch; an accuracy counts as 1 - accuracy",
     )
     patience: Count = _rule_setting(
