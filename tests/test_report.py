@@ -13,6 +13,7 @@ from plateau_train.errors import ConfigError, InterruptedRunError
 from plateau_train.report.console import (
     Column,
     Table,
+    busy,
     configure_logging,
     fits_terminal,
     print_error,
@@ -167,6 +168,18 @@ def test_warnings_of_an_epoch_are_one_notice_with_their_seeds(capsys):
     assert (
         capsys.readouterr().err == "NOTICE: still\nNOTICE: seed 0: still\nNOTICE: seed 1: still\n"
     )
+
+
+def test_what_takes_long_is_shown_on_a_terminal_only(terminal, capsys):
+    with busy("loading"):
+        pass
+    assert capsys.readouterr() == ("", "")
+    terminal(80)
+    with busy("loading"):
+        pass
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "loading" in Text.from_ansi(err).plain
 
 
 def test_a_signal_is_no_error_and_each_hint_is_a_line(capsys):

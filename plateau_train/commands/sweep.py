@@ -13,13 +13,12 @@ import numpy as np
 
 from plateau_train import config, plots
 from plateau_train.config import Resolved, Setting, Settings
-from plateau_train.errors import PROGRAM, ConfigError, ForeignRunError, NonFiniteLossError, RunError
+from plateau_train.errors import PROGRAM, ConfigError, NonFiniteLossError, RunError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table, look_up
 from plateau_train.report.progress import ProgramReport
 from plateau_train.run import environment, storage
 from plateau_train.run.directory import SWEEP, RunDirectory, read_json
-from plateau_train.run.journal import RESTORE_HINT
 from plateau_train.run.reader import Run
 from plateau_train.run.records import MeanStd
 from plateau_train.run.results import Results
@@ -111,21 +110,13 @@ def resume(path: Path, overrides: Resolved) -> None:
 
 def check(path: Path, overrides: Resolved) -> None:
     """Verify every run of a sweep, and print what is intact; raises as ``setup.check``."""
-    damage = list[str]()
-    for run in read_json(path / SWEEP, SweepPlan).runs:
-        directory = RunDirectory(path / run.folder)
-        if not sweep.has_begun(directory):
-            print(console.printable(f"{directory}: not started"))
-            continue
-        try:
-            for line in setup.check(directory, overrides):
-                print(console.printable(line))
-        except ForeignRunError:
-            raise
-        except RunError as error:
-            damage += error.problems
-    if damage:
-        raise RunError(*damage, hint=RESTORE_HINT)
+
+    def print_check(_: SweepRun, run: RunDirectory) -> None:
+        is_begun = sweep.has_begun(run)
+        for line in setup.check(run, overrides) if is_begun else [f"{run}: not started"]:
+            print(console.printable(line))
+
+    sweep.visit_runs(RunDirectory(path), read_json(path / SWEEP, SweepPlan), print_check)
 
 
 def _train(directory: RunDirectory, plan: SweepPlan, datasets: LoadedDatasets) -> None:

@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import urllib.error
@@ -45,6 +44,7 @@ from plateau_train.errors import (
     PlateauTrainError,
     StorageError,
 )
+from plateau_train.process.children import command_of
 
 # Without a network tensorflow-datasets itself gives up after 204 s; a server that answers at all
 # does so well within this time.
@@ -52,12 +52,6 @@ PROBE_SECONDS = 5.0
 
 # In the data folder: the file that is locked while a set is prepared, and the temporary folder.
 LOCK, INCOMPLETE = ".plateau-train.lock", ".plateau-train.incomplete"
-
-# The program that decodes: the folder of this package, then the arguments of ``main``.
-CHILD = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from plateau_train.data.decoder import main; main(*sys.argv[2:])"
-)
 
 log = logging.getLogger("plateau_train")
 
@@ -125,10 +119,7 @@ class Source:
         damage that tensorflow does not notice.
         """
         read_end, write_end = os.pipe()  # separate from what libraries print
-        # -P: modules in the working directory are not ours; this package may be there.
-        root = str(Path(__file__).parents[2])
-        program = [sys.executable, "-P", "-c", CHILD, root, f"{write_end}"]
-        command = [*program, self.name, str(self.data_dir)]
+        command = command_of("plateau_train.data.decoder", write_end, self.name, self.data_dir)
         pipe, null, result = subprocess.PIPE, subprocess.DEVNULL, None
         with (
             tempfile.TemporaryFile() as log_file,

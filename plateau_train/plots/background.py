@@ -2,11 +2,11 @@
 
 import contextlib
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from plateau_train.plots import save_run_plot
+from plateau_train.process.children import command_of
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.reader import Run
 
@@ -15,7 +15,7 @@ def start(folder: Path) -> None:
     """Start a process that draws a run, and do not wait for it."""
     with contextlib.suppress(OSError):  # plateau-train plot draws it as well
         subprocess.Popen(
-            [sys.executable, "-m", __name__, folder],
+            command_of(__name__, folder),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -35,5 +35,6 @@ def draw(folder: Path) -> None:
             storage.write_bytes(picture, drawn.read_bytes())
 
 
-if __name__ == "__main__":
-    draw(Path(sys.argv[1]))
+def main(folder: str) -> None:
+    """Draw the run of a folder: the program of the separate process."""
+    draw(Path(folder))

@@ -7,9 +7,9 @@ traced settings are trained together in one program.
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -36,6 +36,8 @@ from plateau_train.training.loop import Callbacks, SavePlot, fit
 from plateau_train.training.program import Program
 
 log = logging.getLogger("plateau_train")
+
+T = TypeVar("T")
 
 LONGEST_NAME = 120  # of the folder of a run
 
@@ -256,26 +258,36 @@ def verify_runs(directory: RunDirectory, plan: SweepPlan) -> list[Checkpoint | N
     Raises ``RunError`` with everything that is damaged, and ``ChangedSettingsError`` for a run with
     other settings than in the plan; it may have more epochs.
     """
-    newest, damage = [], list[str]()
     keys = (setting.key for setting in SETTINGS if setting.key != "epochs")
     explicit = dict.fromkeys(keys, SWEEP)
+
+    def verify(planned: SweepRun, run: RunDirectory) -> Checkpoint | None:
+        if not has_begun(run):
+            return None
+        previous, problems = checkpoint.read_newest(run.checkpoints)
+        setup.refuse_lost_run(run, previous, problems)
+        merged = setup.merge_settings(run, Resolved(planned.settings, explicit), previous)
+        setup.refuse_damaged_run(RunTask(merged, run, previous))
+        return previous
+
+    return visit_runs(directory, plan, verify)
+
+
+def visit_runs(
+    directory: RunDirectory, plan: SweepPlan, visit: Callable[[SweepRun, RunDirectory], T]
+) -> list[T]:
+    """Return what a function returns for each run; raise ``RunError`` with the damage of all."""
+    results, damage = list[T](), list[str]()
     for planned in plan.runs:
-        run, previous = RunDirectory(directory.path / planned.folder), None
         try:
-            if has_begun(run):
-                previous, problems = checkpoint.read_newest(run.checkpoints)
-                setup.refuse_lost_run(run, previous, problems)
-                overrides = Resolved(planned.settings, explicit)
-                merged = setup.merge_settings(run, overrides, previous)
-                setup.refuse_damaged_run(RunTask(merged, run, previous))
+            results.append(visit(planned, RunDirectory(directory.path / planned.folder)))
         except ForeignRunError:
             raise
         except RunError as error:
             damage += error.problems
-        newest.append(previous)
     if damage:
         raise RunError(*damage, hint=journal.RESTORE_HINT)
-    return newest
+    return results
 
 
 def has_begun(run: RunDirectory) -> bool:
