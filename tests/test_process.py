@@ -1,5 +1,6 @@
 """Signals, closed pipes, full disks, unusual names and terminals do not damage a run."""
 
+import functools
 import multiprocessing
 import os
 import shlex
@@ -126,6 +127,8 @@ def test_a_run_finishes_on_a_simple_terminal(shell, tmp_path, terminal):
 def test_a_signal_ends_a_run_within_seconds_at_any_moment(tmp_path, number, after):
     program = [sys.executable, "-m", "plateau_train", *SMALL, "--epochs=1000000"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    # Where nohup started the tests, a process inherits that SIGHUP is ignored.
+    pipes["preexec_fn"] = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
     with subprocess.Popen(program, cwd=tmp_path, text=True, **pipes) as running:
         assert running.stdout is not None
         for line in running.stdout:
@@ -133,7 +136,10 @@ def test_a_signal_ends_a_run_within_seconds_at_any_moment(tmp_path, number, afte
                 break
         running.send_signal(number)
         started = time.monotonic()
-        rest, _ = running.communicate(timeout=60)
+        try:
+            rest, _ = running.communicate(timeout=60)
+        finally:
+            running.kill()
     # It takes a second on an idle machine.
     assert time.monotonic() - started < 5
     assert running.returncode == 128 + number
