@@ -3,14 +3,17 @@
 import io
 import os
 import random
+import traceback
 import zipfile
 
 import numpy as np
 import pytest
 from folders import ARRAYS, ENVIRONMENT
+from matplotlib.figure import Figure
 
 from plateau_train import config
 from plateau_train.errors import ForeignRunError, RunError, StorageError
+from plateau_train.plots.style import save_figure
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import (
     FORMAT,
@@ -233,3 +236,27 @@ def test_a_link_in_the_place_of_the_checkpoints_is_not_followed(tmp_path):
     with pytest.raises(StorageError, match="symbolic link, which is not followed"):
         saved(tmp_path / "checkpoints")
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def views_of_buffers(error):
+    """Yield the views of other objects than bytes that the traceback of an error keeps alive."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for value in frame.f_locals.values():
+            if isinstance(value, memoryview):
+                try:
+                    yield from [] if isinstance(value.obj, bytes) else [value]
+                except ValueError:  # the view is released
+                    continue
+    if error.__context__:
+        yield from views_of_buffers(error.__context__)
+
+
+def test_an_error_keeps_no_view_that_crashes_the_garbage_collection(tmp_path):
+    """Python 3.12.1 crashes when it collects a view of a BytesIO in a cycle."""
+    for write in (
+        lambda: save_checkpoint(tmp_path / "none", Checkpoint(manifest(7), ARRAYS)),
+        lambda: save_figure(tmp_path / "none" / "a.png", Figure(figsize=(1, 1))),
+    ):
+        with pytest.raises((OSError, StorageError)) as failed:
+            write()
+        assert list(views_of_buffers(failed.value)) == []

@@ -147,4 +147,4 @@ def save_figure(path: Path, figure: Figure) -> None:
         # Characters that the font lacks, in the name of a class or run, are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(picture, format=kind, dpi=150, metadata=metadata[kind])
-    storage.write_bytes(path, picture.getbuffer())
+    storage.write_bytes(path, picture.getvalue())

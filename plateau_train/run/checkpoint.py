@@ -104,9 +104,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     np.savez(buffer, allow_pickle=False, manifest=text, **members)
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.comment = bytes(DIGEST_BYTES)
-    content = buffer.getbuffer()
-    content[-DIGEST_BYTES:] = hashlib.sha256(content[:-DIGEST_BYTES]).digest()
-    storage.write_bytes(path, content)
+    # Released before anything can fail: in the traceback of an error, a view of the buffer would
+    # crash the garbage collection of Python 3.12.1 (CPython issue 111049).
+    with buffer.getbuffer() as content:
+        content[-DIGEST_BYTES:] = hashlib.sha256(content[:-DIGEST_BYTES]).digest()
+    storage.write_bytes(path, buffer.getvalue())
     if manifest.best_epoch == manifest.epoch:
         storage.link_file(path, folder / BEST)
     # Later ones, which are damaged, stay until they are written again.

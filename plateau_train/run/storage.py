@@ -23,7 +23,7 @@ _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file in place of the one that is there; the rename commits it."""
     with as_storage_error(path, needed=len(content)), _temporary(path) as temporary:
         with _opened(temporary, _NEW) as descriptor:
@@ -133,7 +133,7 @@ def _temporary(path: Path) -> Iterator[Path]:
         raise
 
 
-def _write(descriptor: int, content: bytes | memoryview) -> None:
+def _write(descriptor: int, content: bytes) -> None:
     rest = memoryview(content)  # one call may write a part only
     while rest:
         rest = rest[os.write(descriptor, rest) :]
