@@ -141,7 +141,8 @@ def main() -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else PROGRAM
         problem, hint = error.format_message().rstrip("."), f"see {path} --help"
-        if option := getattr(error, "option_name", None):
+        if type(error).__name__ == "NoSuchOption":
+            option = getattr(error, "option_name", "")
             options = context.command.params if context else []
             flags = [flag for each in options for flag in each.opts]
             hint = OTHER_NAMES.get(option, hint)
@@ -329,7 +330,7 @@ def sweep(
     Values are separated by commas, those of --hidden-sizes by semicolons. Each combination is
     trained with every --seed.
 
-    The command resume continues a sweep that was stopped.
+    The command resume, with the folder of the sweep, continues one that was stopped.
     """
     from plateau_train.commands import sweep
 

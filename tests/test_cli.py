@@ -55,6 +55,8 @@ BAD_TOML = {
     ("arguments", "problem"),
     [
         ("--patiense 3", "--patience"),
+        ("--patience", "option '--patience' requires an argument"),
+        ("plot --replica", "option '--replica' requires an argument"),
         ("--patience 0", "--patience must be a whole number from 1"),
         ("--factor 1.5", "--factor must be a number above 0 below 1, got 1.5"),
         ("--epochs -1", "--epochs must be a whole number from 1"),
@@ -164,8 +166,12 @@ def test_the_command_help_shows_the_help_of_a_command(tmp_path):
 
 
 def test_a_data_set_that_does_not_exist_ends_with_exit_code_3(tmp_path):
-    error = refused(tmp_path, "--dataset", "fashion_mnst", code=3)
-    assert error == "there is no data set fashion_mnst (did you mean fashion_mnist?)"
+    """Nothing else is printed, such as attempts to read a list of sets from Google Cloud."""
+    finished = command("--dataset", "fashion_mnst", cwd=tmp_path)
+    assert finished.returncode == 3
+    error, hint = finished.stderr.splitlines()
+    assert error == "error: there is no data set fashion_mnst (did you mean fashion_mnist?)"
+    assert hint.startswith("hint: ")
 
 
 def test_a_reference_config_without_its_data_ends_with_exit_code_3(tmp_path):

@@ -147,6 +147,7 @@ def test_a_quiet_run_prints_its_folder_and_nothing_else(capsys, tmp_path):
     ("values", "drops"),
     [
         ({"epochs": "1"}, "drops       no drops, final scale 1\n"),
+        ({"epochs": "1", "schedule": "constant"}, "scale       final scale 1\n"),
         ({"epochs": "1", "rtol": "0.9"}, "drops       1 (epoch 1), final scale 0.5\n"),
         ({"epochs": "1", "seed": "0,1"}, "drops       0.0 \xb1 0.0 per seed, final scale 1\n"),
     ],
@@ -291,14 +292,14 @@ def test_means_and_deviations_of_several_replicas_are_printed(terminal, capsys):
     titles, row = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
     assert titles.split() == [
         *("epoch", "train", "loss", "±", "acc", "±", "test", "loss", "±", "acc", "±"),
-        *("scale", "lowest", "time"),
+        *("scale", "lowest", "highest", "time"),
     ]
     assert row.split()[5:7] == ["1.5000", "0.7071"]
-    assert row.split()[-3:] == ["1", "0.25", "3.1s"]
+    assert row.split()[-4:] == ["0.5", "0.25", "1", "3.1s"]
     terminal(60)
     print_epoch(RunReport(is_quiet=False), *records, seed="0-2")
     omitted, titles, _ = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
-    assert omitted == "not shown at this width: acc, lowest, time"
+    assert omitted == "not shown at this width: acc, lowest, highest, time"
     assert titles.split() == ["epoch", "train", "loss", "±", "test", "loss", "±", "scale"]
 
 

@@ -235,6 +235,14 @@ def test_a_narrow_terminal_has_fewer_columns_but_names_and_statuses(
     assert "".join(line.split()[0] for line in lines[1:] if line[0] != " ") == name
 
 
+def test_a_sweep_without_an_epoch_is_continued(tmp_path, messages):
+    (tmp_path / "sweep.json").touch()
+    show_runs(tmp_path)
+    assert messages == [
+        f"no epoch of {tmp_path} is done: plateau-train resume {tmp_path} trains its runs"
+    ]
+
+
 @pytest.mark.parametrize("name", ["empty", "missing"])
 def test_a_folder_without_runs_is_reported(tmp_path, capsys, name):
     (tmp_path / "empty").mkdir()

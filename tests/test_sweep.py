@@ -379,6 +379,9 @@ def test_a_run_that_was_continued_alone_is_left_as_it_is(processes, unbroken, tm
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
     assert (copy / "results.csv").read_bytes() == (path / "results.csv").read_bytes()
     assert processes.run(tmp_path, "resume", run).code == 0
+    assert (copy / "latest").exists()
+    compared = processes.run(tmp_path, "compare", copy)
+    assert compared.code == 0, "the link counts as a run"
 
 
 def test_a_sweep_does_not_continue_with_other_data(processes, tmp_path):

@@ -43,8 +43,9 @@ def resume(path: Path, overrides: Resolved) -> None:
             setup.train_run(resolved, task, report, plots.save_run_plot, stack)
         elif task is not None:
             run, epochs = task.directory, task.resolved.settings.run.epochs
-            longer = f"{PROGRAM} resume {run} --epochs {2 * epochs} trains longer"
-            log.info(f"{run.path} is done: all of its {epochs} epochs are trained; {longer}")
+            log.info(f"{run.path} is done: all of its {epochs} epochs are trained")
+            if task.resolved.settings.optimizer.schedule != "cosine":
+                log.info(f"{PROGRAM} resume {run} --epochs {2 * epochs} trains longer")
             if is_quiet:
                 print(printable(run.path))
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from plateau_train.config import Settings
 from plateau_train.errors import PROGRAM, RunError
 from plateau_train.report.console import Column, Table, print_table, printable
-from plateau_train.run.directory import LATEST, SWEEP, RunDirectory
+from plateau_train.run.directory import LATEST, SWEEP, RunDirectory, is_sweep
 from plateau_train.run.reader import Run
 from plateau_train.run.results import Results
 
@@ -68,7 +68,10 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
     sweeps = [RunDirectory(plan.parent) for plan in sorted(runs_dir.glob(f"*/{SWEEP}"))]
     for sweep in sweeps:
         log.info(f"{sweep} is a sweep: {PROGRAM} runs {sweep} lists its runs")
-    if not runs and not sweeps:
+    if not runs and is_sweep(runs_dir):
+        sweep = RunDirectory(runs_dir)
+        log.info(f"no epoch of {sweep} is done: {PROGRAM} resume {sweep} trains its runs")
+    elif not runs and not sweeps:
         log.info(f"there is no run in {runs_dir}: {PROGRAM} trains one")
     return runs
 

@@ -30,6 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import visibility
 from tensorflow_datasets.core.download import download_manager, util
 
 # A proxy: tensorflow itself, which takes 5 s and 650 MB, is imported when an attribute is read.
@@ -45,6 +46,10 @@ from plateau_train.errors import (
     StorageError,
 )
 from plateau_train.process.children import command_of
+
+# The list of community sets is in Google Cloud: without a network, each look at it takes many
+# attempts to authenticate, and prints them.
+visibility.set_availables([visibility.DatasetType.TFDS_PUBLIC])
 
 # Without a network tensorflow-datasets itself gives up after 204 s; a server that answers at all
 # does so well within this time.

@@ -25,7 +25,7 @@ from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Drop, Ending, EpochRecord, RunWarning, mean_scores
-from plateau_train.run.results import Results
+from plateau_train.run.results import Results, ScaleRange
 
 log = logging.getLogger("plateau_train")
 
@@ -218,9 +218,11 @@ def _epoch_columns(
             columns.append(cell(title, 6, f"{value.mean:.4f}", omit))
             if num_replicas > 1:
                 columns.append(cell("\N{PLUS-MINUS SIGN}", 6, f"{value.sd:.4f}", omit))
-    columns.append(cell("scale", 10, f"{max(scales):.6g}", 6))
+    scale = ScaleRange.of(scales)
+    columns.append(cell("scale", 10, f"{scale.geometric_mean:.6g}", 6))
     if num_replicas > 1:
-        columns.append(cell("lowest", 10, f"{min(scales):.6g}", 3))
+        columns.append(cell("lowest", 10, f"{scale.min:.6g}", 3))
+        columns.append(cell("highest", 10, f"{scale.max:.6g}", 3))
     else:
         columns.append(cell("lr", 9, f"{first.learning_rate:.4g}", 2))
     if patience is not None:
@@ -311,21 +313,24 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
         },
         "best epoch": f"{results.best_epoch} (highest {mean}{results.split} accuracy): "
         + ", ".join(f"{split} {accuracy:.4f}" for split, (_, accuracy) in results.best.items()),
-        "drops": _describe_drops(results),
+        **_describe_scale(results, run.settings),
         **({"plot": str(run.directory.plot)} if run.directory.plot.exists() else {}),
         "next": f"{PROGRAM} evaluate {run.directory}",
     }
 
 
-def _describe_drops(results: Results) -> str:
+def _describe_scale(results: Results, settings: Settings) -> dict[str, str]:
+    """Return the final scale and, of the plateau rule, the drops."""
     final = f"final scale {show_range(results.final_scales)}"
+    if results.drops_of(settings) is None:
+        return {"scale": final}
     if len(results.seeds) > 1:
-        return f"{results.num_drops:.1f} per seed, {final}"
+        return {"drops": f"{results.num_drops:.1f} per seed, {final}"}
     (epochs,) = results.drop_epochs
     if not epochs:
-        return f"no drops, {final}"
+        return {"drops": f"no drops, {final}"}
     listed = ", ".join(map(str, epochs))
-    return f"{len(epochs)} (epoch{'s' if len(epochs) > 1 else ''} {listed}), {final}"
+    return {"drops": f"{len(epochs)} (epoch{'s' if len(epochs) > 1 else ''} {listed}), {final}"}
 
 
 def show_range(values: Sequence[float]) -> str:

@@ -53,7 +53,8 @@ def locate(path: Path | None, runs_dir: Path) -> Path:
         return path if os.path.lexists(path) or not (runs_dir / path).exists() else runs_dir / path
     latest = runs_dir / LATEST
     if not latest.is_dir():
-        raise RunError(f"there is no folder {latest}", hint=FIND_HINT)
+        hint = f"{PROGRAM} trains a run; --runs-dir names another folder of runs"
+        raise RunError(f"there is no folder {latest}", hint=hint)
     run = RunDirectory.find(latest)
     log.info("%s is the latest run", run)
     return run.path
@@ -68,7 +69,8 @@ def is_sweep(path: Path) -> bool:
 
 def list_runs(sweep: Path) -> list[Path]:
     """Return the folders of the runs of a sweep that have metrics, by name."""
-    return sorted(metrics.parent for metrics in sweep.glob("*/metrics.jsonl"))
+    metrics = sweep.glob("*/metrics.jsonl")
+    return sorted(file.parent for file in metrics if file.parent.name != LATEST)
 
 
 def read_json(path: Path, model: type[Model]) -> Model:
