@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -274,7 +275,7 @@ def strike(
             safe = f"epoch {last} is safe" if last >= 0 else "no epoch is done"
             further = f"epoch {last + 1} is safe"  # committed, and not yet printed
             if "its picture could not be drawn" in lines[-2]:
-                assert " plot runs/" in lines[-1], where
+                assert re.search(r" plot \S*runs/", lines[-1]), where
             elif "runs/latest" not in lines[-2] and any(folder.glob("runs/*/config.toml")):
                 assert safe in lines[-1] or further in lines[-1], f"{where}: {lines[-1]}"
     if not resume:
