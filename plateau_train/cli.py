@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from plateau_train import config
 from plateau_train.config import SETTINGS, RawValue, Resolved, Setting
+from plateau_train.config.resolve import BY_KEY
 from plateau_train.errors import PROGRAM, ConfigError
 
 ALL = tuple(setting.key for setting in SETTINGS)
@@ -97,10 +98,9 @@ class _Group(_Help, TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the settings that are used most first; the help of the command train shows all."""
         self.params.sort(key=lambda option: option.name not in MOST_USED)
-        settings = {setting.key: setting for setting in SETTINGS}
         options: Any = self.get_params(ctx)
         for option in options:
-            setting = settings.get(option.name)
+            setting = BY_KEY.get(option.name)
             option.hidden = setting is not None and option.name not in MOST_USED
             option.rich_help_panel = "Settings used most" if setting else "Other options"
             if setting:

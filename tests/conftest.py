@@ -21,8 +21,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 # Most of the rest is compilation as well. Code that LLVM has not optimized computes the same but
-# rounding, and is compiled in a third of the time. With XLA_FLAGS set, even to nothing, the tests
-# use those instead, as scripts/torture and the epochs on the real data do.
+# rounding, and is compiled faster. With XLA_FLAGS set, even to nothing, the tests use those
+# instead, as scripts/torture and the epochs on the real data do.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # What hints call the program, however a test starts it.

@@ -393,17 +393,17 @@ def test_the_scale_of_several_replicas_is_a_geometric_mean_within_its_range():
 
 
 def test_a_scale_of_0_makes_the_geometric_mean_0_at_the_lower_end_of_the_panel():
-    sound, other = make_histories(9, 3, 3)
+    usable, other = make_histories(9, 3, 3)
     last = other.drops[-1].model_copy(update={"scale_after": 0.0})
     records = [
         record.model_copy(update={"scale": 0.0}) if record.epoch == 9 else record
         for record in other.records
     ]
     underflowed = other._replace(records=records, drops=[*other.drops[:-1], last])
-    panel = draw_run([sound, underflowed], config.Settings()).axes[0]
+    panel = draw_run([usable, underflowed], config.Settings()).axes[0]
     line: Any = panel.lines[0]
     assert line.get_ydata()[-1] == pytest.approx(1 / 8 / 1.5)
-    assert Results.of([sound, underflowed]).final_scale == (0, 0, 1 / 8)
+    assert Results.of([usable, underflowed]).final_scale == (0, 0, 1 / 8)
     assert Results.of([make_history(9, drop_every=3)]).final_scale == (1 / 8, 1 / 8, 1 / 8)
 
 

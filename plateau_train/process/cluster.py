@@ -49,10 +49,8 @@ def join(settings: config.ClusterSettings) -> Iterator[None]:
         return
     try:
         yield
-    except (
-        jax.errors.JaxRuntimeError,
-        ValueError,
-    ) as error:  # NumPy turns the first into the second
+    # NumPy turns the first into the second.
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         if UNEQUAL in reason:
             num_devices = jax.local_device_count()

@@ -204,7 +204,7 @@ def find_mesh(settings: Settings, num_replicas: int) -> Mesh:
 def enable_compilation_cache(cache_dir: Path) -> None:
     """Let JAX store compiled programs in the user's cache, separately for each processor.
 
-    JAX itself does not tell processors and numbers of threads apart. It compiles a damaged entry
+    JAX itself does not distinguish processors and numbers of threads. It compiles a damaged entry
     again. In a cluster nothing is stored: only process 0 would write, and processes that compile
     could wait for those that do not.
     """
