@@ -1,6 +1,5 @@
 """Signals, closed pipes, full disks, unusual names and terminals do not damage a run."""
 
-import functools
 import multiprocessing
 import os
 import shlex
@@ -114,6 +113,13 @@ def test_a_run_finishes_on_a_simple_terminal(shell, tmp_path, terminal):
     assert_finished(tmp_path, 2)
 
 
+# Where nohup started the tests, a process inherits that SIGHUP is ignored.
+WITH_SIGHUP = (
+    "import runpy, signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "runpy.run_module('plateau_train', run_name='__main__')"
+)
+
+
 @pytest.mark.parametrize(
     ("number", "after"),
     [
@@ -125,10 +131,8 @@ def test_a_run_finishes_on_a_simple_terminal(shell, tmp_path, terminal):
     ],
 )
 def test_a_signal_ends_a_run_within_seconds_at_any_moment(tmp_path, number, after):
-    program = [sys.executable, "-m", "plateau_train", *SMALL, "--epochs=1000000"]
+    program = [sys.executable, "-c", WITH_SIGHUP, *SMALL, "--epochs=1000000"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    # Where nohup started the tests, a process inherits that SIGHUP is ignored.
-    pipes["preexec_fn"] = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
     with subprocess.Popen(program, cwd=tmp_path, text=True, **pipes) as running:
         assert running.stdout is not None
         for line in running.stdout:
