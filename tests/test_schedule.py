@@ -330,7 +330,8 @@ def test_missing_and_endless_files_are_refused(tmp_path):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_unusable_options_are_refused(settings, options, problem, schedule):
+def test_unusable_options_are_refused(settings, options, problem, schedule, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no run is the latest
     with pytest.raises(ConfigError, match=problem) as refused:
         schedule(settings, **options)
     assert refused.value.hint
