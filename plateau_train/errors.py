@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -44,6 +44,17 @@ class PlateauTrainError(Exception):
         super().__init__(*problems)
         self.problems = problems
         self.hint = hint
+
+    def reword(self, replace: Callable[[str], str]) -> None:
+        """Replace words of the problems, and of the hints that are not command lines."""
+        self.problems = self.args = tuple(map(replace, self.problems))
+        lines = self.hint.split("\n")
+        self.hint = "\n".join(line if PROGRAM in line else replace(line) for line in lines)
+
+    def __str__(self) -> str:
+        """Return the problems and the hints, a line each, as a traceback shows them."""
+        hints = (f"hint: {hint}" for hint in self.hint.split("\n"))
+        return "\n".join((*self.problems, *hints))
 
 
 class ConfigError(PlateauTrainError, exit_code=2):

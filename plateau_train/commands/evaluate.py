@@ -1,30 +1,20 @@
-"""Score a checkpoint again: loss and accuracy, each class, and the confusion matrix."""
+"""Print the scores of a checkpoint: each split, each class, and the confusion matrix."""
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from plateau_train import plots
+from plateau_train.api.evaluation import CLASS_COLUMNS, ClassResult, Evaluation
+from plateau_train.api.evaluation import evaluate as score_checkpoint
 from plateau_train.config import Resolved
-from plateau_train.errors import ConfigError, RunError
 from plateau_train.report import console
-from plateau_train.report.console import Column, Table, printable
-from plateau_train.run import checkpoint
-from plateau_train.run.checkpoint import BEST, Checkpoint
-from plateau_train.run.directory import FIND_HINT, RunDirectory
-from plateau_train.run.history import records_at
-from plateau_train.run.reader import Run
-from plateau_train.run.records import EpochRecord, best_record
-from plateau_train.run.results import ROUNDING
-from plateau_train.training import setup
+from plateau_train.report.console import Column, Table
+from plateau_train.report.rows import Form, write_rows
+from plateau_train.run.directory import RunDirectory
 from plateau_train.training.devices import start_devices
-from plateau_train.training.scoring import Confusion, Score, score
 
 log = logging.getLogger("plateau_train")
 
@@ -32,99 +22,39 @@ log = logging.getLogger("plateau_train")
 MOST_COLUMNS = 20
 
 
-class ClassResult(NamedTuple):
-    """How often the test images of a class are recognized.
-
-    ``accuracy`` is the fraction of the images of the class that are predicted as it, ``precision``
-    the fraction of the images predicted as it that are of the class; None if there are no images.
-    """
-
-    name: str
-    num_images: int
-    accuracy: float | None
-    precision: float | None
-    rival: str | None  # the most frequent wrong prediction of its images, with its count
-    counts: tuple[int, ...]  # of its images, by predicted class
-
-
-class Evaluation(NamedTuple):
-    """The scores of a checkpoint on its run's own data, and the picture of its confusion matrix."""
-
-    run: str
-    checkpoint: str  # its description
-    data: str
-    scores: Mapping[str, Score]  # of each split
-    classes: Sequence[ClassResult]
-    picture: Path
-
-
-CLASS_COLUMNS = (
-    Column("name", "class", is_number=False),
-    Column("num_images", "images", ",", omit=1),
-    Column("accuracy", "accuracy", ".4f"),
-    Column("precision", "precision", ".4f", omit=2),
-    Column("rival", "wrongly predicted as", is_number=False),
-)
-
-
-def evaluate_run(
+def evaluate(
     path: Path,
-    overrides: Resolved,
-    *,
-    which: str = "best",
-    replica: int | None = None,
-    output: Path | None = None,
-) -> Evaluation:
-    """Score a checkpoint on its run's own data, and draw its confusion matrix.
+    folders: Resolved,
+    which: str,
+    replica: int | None,
+    output: Path | None,
+    form: Form | None,
+) -> None:
+    """Score a checkpoint, draw its confusion matrix, and print the scores; raises as the API.
 
-    ``which`` is best, last or the number of an epoch. Of several replicas the default is the best
-    one. Only the folders of the data in ``overrides`` are used. ``output`` is the path of the
-    picture, in the run folder by default. Raises ``ConfigError`` for any other word or replica,
-    ``RunError`` for a checkpoint that is not kept, and ``DataError`` for other data.
+    ``output`` is the path of the picture, in the run folder by default.
     """
-    if not re.fullmatch(r"best|last|[0-9]{1,9}", which):
-        raise ConfigError(
-            f"--checkpoint must be best, last or the number of an epoch, got {which}",
-            hint="leave it out to score the best one",
-        )
     if output is not None:
         plots.check_format(output)
-    run = RunDirectory.find(path)
-    run.refuse_sweep()
-    weights = find_checkpoint(run, which)
-    manifest = weights.manifest
-    records = read_records(run, manifest.epoch)
-    number, chosen = choose_replica(records, manifest.settings.run.seeds, replica, manifest.epoch)
-    folders = {"cache_dir": overrides.settings.data.cache_dir}
-    if overrides.is_explicit("data_dir"):
-        folders["data_dir"] = overrides.settings.data.data_dir
-    settings = manifest.settings.data.model_copy(update=folders)
-    start_devices(manifest.environment.threads)
-    every_setting = manifest.settings.model_copy(update={"data": settings})
-    with console.busy("loading the data"):
-        dataset, _ = setup.load_data(every_setting, run, manifest.environment.dataset)
-    scores, confusion = score(weights, dataset, number)
-    for record in records:
-        if record.replica == number:
-            compare_scores(record, scores)
-    names = [printable(name) for name in dataset.class_names]
-    title = f"{chosen}{'' if which.isdecimal() else f'{which} checkpoint, '}epoch {manifest.epoch}"
-    accuracy = f"test accuracy {scores['test'].accuracy:.4f} on {settings.title}"
-    heading = f"{printable(run.path.resolve().name)}\n{title}: {accuracy}"
-    save = partial(plots.save_confusion, confusion=confusion, class_names=names, heading=heading)
-    picture = plots.place(run.confusion, output, save)
-    data = f"{settings.title}; {dataset.source}"
-    return Evaluation(str(run.path), title, data, scores, score_classes(confusion, names), picture)
+    evaluation = score_checkpoint(path, folders, start_devices, which=which, replica=replica)
+    save = partial(plots.save, figure=evaluation.plot())
+    picture = plots.place(RunDirectory(evaluation.run).confusion, output, save)
+    if form is None:
+        print_evaluation(evaluation, picture)
+    else:
+        confusion, scores = evaluation.confusion.tolist(), evaluation.score_rows()
+        write_rows(form, evaluation.class_rows(), scores=scores, confusion=confusion)
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
+def print_evaluation(evaluation: Evaluation, picture: Path) -> None:
     """Print the scores, a table of the classes, and the confusion matrix if it fits."""
     scores = {
         split: f"loss {loss:.4f}, accuracy {accuracy:.4f} ({num_images:,} images)"
         for split, (loss, accuracy, num_images) in evaluation.scores.items()
     }
-    run = {"run": f"{evaluation.run}, {evaluation.checkpoint}", "data": evaluation.data}
-    console.print_rows({**run, **scores, "plot": str(evaluation.picture)})
+    run = {"run": f"{evaluation.run}, {evaluation.title}"}
+    run |= {"data": f"{evaluation.dataset}; {evaluation.source}"}
+    console.print_rows({**run, **scores, "plot": str(picture)})
     classes, caption = evaluation.classes, "test images of each class"
     console.print_table(Table(classes, CLASS_COLUMNS, caption))
     for is_numbered in (False, True):
@@ -147,108 +77,3 @@ def _confusion_table(classes: Sequence[ClassResult], *, is_numbered: bool) -> Ta
     return Table(rows, [Column(itemgetter(0), "", is_number=False), *columns], caption)
 
 
-def find_checkpoint(run: RunDirectory, which: str) -> Checkpoint:
-    """Read the best checkpoint of a run, the newest intact one, or that of an epoch."""
-    kept = checkpoint.candidates(run.checkpoints)
-    if not kept:
-        raise RunError(f"{run.path} has no checkpoint", hint=FIND_HINT)
-    if which == "best":
-        return checkpoint.read_checkpoint(run.checkpoints / BEST)
-    if which == "last":
-        newest, reasons = checkpoint.read_newest(run.checkpoints)
-        if newest is None:
-            raise RunError(*reasons, hint="restore a checkpoint from a copy")
-        if reasons:
-            reasons.append(f"The newest intact checkpoint is of epoch {newest.manifest.epoch}.")
-            log.warning("\n".join(reasons))
-        return newest
-    epochs, reasons = set(), []
-    for path in kept:  # the best one may be that of the epoch
-        try:
-            intact = checkpoint.read_checkpoint(path)
-        except RunError as error:
-            reasons += error.problems
-            continue
-        if intact.manifest.epoch == int(which):
-            return intact
-        epochs.add(intact.manifest.epoch)
-    kept_epochs = ", ".join(map(str, sorted(epochs))) or "none"
-    raise RunError(
-        f"{run.path} has no intact checkpoint of epoch {int(which)}, only of: {kept_epochs}",
-        *reasons,
-        hint="use --checkpoint with one of these, or with best or last",
-    )
-
-
-def choose_replica(
-    records: Sequence[EpochRecord], seeds: Sequence[int], replica: int | None, epoch: int
-) -> tuple[int, str]:
-    """Return a replica and its description; the default is the best one.
-
-    ``records`` are those of the epoch, of the replicas that were finite. Raises ``ConfigError`` for
-    a replica that does not exist, and ``RunError`` for one that had diverged.
-    """
-    if replica is not None and replica >= len(seeds):
-        raise ConfigError(
-            f"there is no replica {replica}: the run has {len(seeds)}, counted from 0",
-            hint="leave --replica out to score the best one",
-        )
-    best = best_record(records).replica if records else 0
-    number = best if replica is None else replica
-    if records and number not in {record.replica for record in records}:
-        raise RunError(
-            f"replica {number} (seed {seeds[number]}) had diverged by epoch {epoch}",
-            hint=f"give another --replica, such as {best}, the best one",
-        )
-    if len(seeds) == 1:
-        return number, ""
-    best_of_all = f", the best of {len(seeds)}" if records and replica is None else ""
-    return number, f"replica {number}, seed {seeds[number]}{best_of_all}: "
-
-
-def read_records(run: RunDirectory, epoch: int) -> list[EpochRecord]:
-    """Return what a run recorded in an epoch; nothing, with a warning, if that is damaged."""
-    try:
-        return records_at(Run(run).histories, epoch)
-    except RunError as error:
-        log.warning("\n".join(error.problems))
-        return []
-
-
-def compare_scores(record: EpochRecord, scores: Mapping[str, Score]) -> None:
-    """Log where the scores are not those that the run recorded for the epoch.
-
-    Another accuracy is a warning; another loss is expected on another machine.
-    """
-    why = "the machine, the devices, the versions or the number of threads differ"
-    for split, loss, accuracy in record.scores():
-        if split not in scores:
-            continue
-        now = scores[split]
-        if abs(now.accuracy - accuracy) > ROUNDING:
-            log.warning(
-                f"The {split} accuracy is {now.accuracy:.6f}, and the run recorded "
-                f"{accuracy:.6f}: {why}."
-            )
-        elif now.loss != loss:
-            log.info(f"{split} loss {now.loss!r}, recorded as {loss!r}: {why}")
-
-
-def score_classes(confusion: Confusion, names: Sequence[str]) -> list[ClassResult]:
-    """Count how often the images of each class are recognized, and what they are predicted as."""
-    results = []
-    for number, (name, counts) in enumerate(zip(names, confusion, strict=True)):
-        hits, num_images, num_taken = counts[number], counts.sum(), confusion[:, number].sum()
-        mistakes = np.where(np.arange(len(names)) == number, 0, counts)
-        rival = int(mistakes.argmax())
-        results.append(
-            ClassResult(
-                name=name,
-                num_images=int(num_images),
-                accuracy=float(hits / num_images) if num_images else None,
-                precision=float(hits / num_taken) if num_taken else None,
-                rival=f"{names[rival]} ({mistakes[rival]:,})" if mistakes[rival] else None,
-                counts=tuple(counts.tolist()),
-            )
-        )
-    return results

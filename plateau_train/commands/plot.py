@@ -1,20 +1,23 @@
-"""plateau-train plot: draw the five panels of a run again."""
+"""plateau-train plot: draw the panels of a run again."""
 
 from functools import partial
 from pathlib import Path
 
-from plateau_train.plots import check_format, place, save_run_plot
+from plateau_train.api.pictures import draw_run
+from plateau_train.config import FigureOptions
+from plateau_train.plots import check_format, place, save
 from plateau_train.report.console import printable
-from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
 
 
-def print_plot(run: Path, output: Path | None, replica: int | None) -> None:
+def print_plot(
+    run: Path, output: Path | None, replica: int | None, options: FigureOptions
+) -> None:
     """Draw a run, and print the path of the picture."""
-    print(printable(plot(run, output, replica)))
+    print(printable(plot(run, output, replica, options)))
 
 
-def plot(run: Path, output: Path | None, replica: int | None) -> Path:
+def plot(run: Path, output: Path | None, replica: int | None, options: FigureOptions) -> Path:
     """Draw all replicas of a run, or one as a run of its own; return the path of the picture.
 
     Raises ``ConfigError`` for a replica that the run does not have and for an unknown format.
@@ -22,9 +25,8 @@ def plot(run: Path, output: Path | None, replica: int | None) -> Path:
     if output is not None:
         check_format(output)
     opened = Run.open(run)
-    settings, histories, picture = opened.settings, opened.histories, opened.directory.plot
+    picture = opened.directory.plot
     if replica is not None:
-        histories = [find_replica(histories, replica, opened.directory)]
         picture = picture.with_name(f"plot-replica-{replica}.png")
-    save = partial(save_run_plot, histories=histories, settings=settings)
-    return place(picture, output, save)
+    figure = draw_run(opened, replica, options)
+    return place(picture, output, partial(save, figure=figure))

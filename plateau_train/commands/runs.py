@@ -1,115 +1,21 @@
 """List the runs of a folder: the progress, the accuracies and the status of each."""
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
 
-from plateau_train.config import Settings
-from plateau_train.errors import PROGRAM, RunError
-from plateau_train.report.console import Column, Table, print_table, printable
-from plateau_train.run.directory import LATEST, SWEEP, RunDirectory, is_sweep
-from plateau_train.run.reader import Run
-from plateau_train.run.results import Results
+from plateau_train.api.listing import COLUMNS, list_runs
+from plateau_train.report.console import Table, print_table, printable
+from plateau_train.report.rows import Form, write_rows
 
 log = logging.getLogger("plateau_train")
 
-COLUMNS = (
-    Column("name", "name", is_number=False),
-    Column("settings.schedule_name", "rule", is_number=False, omit=6),
-    Column("settings.run.seeds", "seeds", len, omit=3),
-    Column("settings.data.dataset", "data", is_number=False, omit=5),
-    Column("progress", "epochs", omit=8),
-    Column("results.best_score.mean", "best", ".4f"),
-    Column("results.best_epoch", "at", omit=2),
-    Column("results.final_score.mean", "final", ".4f", omit=7),
-    Column("results.split", "split", is_number=False, omit=1),
-    Column("results.final_scale.geometric_mean", "scale", ".6g", omit=4),
-    Column("state", "status", is_number=False),
-)
 
-
-class ListedRun(NamedTuple):
-    """What can be read of a run; None stands for what is missing or damaged.
-
-    ``problems`` say what is damaged.
-    """
-
-    name: str
-    state: Literal["running", "done", "failed", "stopped", "damaged"]
-    problems: tuple[str, ...]
-    settings: Settings | None
-    results: Results | None
-
-    @property
-    def progress(self) -> str | None:
-        """The last epoch and the planned number of epochs."""
-        planned = "-" if self.settings is None else self.settings.run.epochs
-        return None if self.results is None else f"{self.results.epoch}/{planned}"
-
-
-def list_runs(runs_dir: Path) -> list[ListedRun]:
-    """Return the runs of a folder by name, which begins with the time.
-
-    Raises ``RunError`` if the folder exists and cannot be listed.
-    """
-    try:
-        paths = sorted(runs_dir.iterdir())
-    except FileNotFoundError:
-        paths = []
-    except OSError as error:
-        raise RunError(
-            f"{runs_dir} cannot be listed: {error.strerror}",
-            hint="give the folder of the run folders: --runs-dir DIR",
-        ) from error
-    visible = [path for path in paths if path.name != LATEST and not path.name.startswith(".")]
-    runs = [run for path in visible if (run := _read(Run(RunDirectory(path))))]
-    sweeps = [RunDirectory(plan.parent) for plan in sorted(runs_dir.glob(f"*/{SWEEP}"))]
-    for sweep in sweeps:
-        log.info(f"{sweep} is a sweep: {PROGRAM} runs {sweep} lists its runs")
-    if not runs and is_sweep(runs_dir):
-        sweep = RunDirectory(runs_dir)
-        log.info(f"no epoch of {sweep} is done: {PROGRAM} resume {sweep} trains its runs")
-    elif not runs and not sweeps:
-        log.info(f"there is no run in {runs_dir}: {PROGRAM} trains one")
-    return runs
-
-
-def print_runs(runs: Sequence[ListedRun]) -> None:
-    """Print a table of runs, and warn of what is damaged in them."""
-    if runs:
+def print_runs(runs_dir: Path, form: Form | None) -> None:
+    """Print the runs of a folder as a table or as rows, and warn of what is damaged in them."""
+    runs = list_runs(runs_dir)
+    if form is not None:
+        write_rows(form, [row for run in runs for row in run.rows()])
+    elif runs:
         print_table(Table(runs, COLUMNS))
     if problems := [printable(problem) for run in runs for problem in run.problems]:
         log.warning("\n".join(problems))
-
-
-def _read(run: Run) -> ListedRun | None:
-    """Read as much of a run as possible; return None for a folder that is not a run."""
-    files, problems = run.directory, set[str]()
-    settings, results, state = None, None, "damaged"
-    with _collect(problems, run):
-        if not any(part.exists() for part in (files.config, files.metrics, files.checkpoints)):
-            return None
-    with _collect(problems, run):
-        settings = run.settings
-    with _collect(problems, run):
-        results = run.results if run.records else None
-    with _collect(problems, run):
-        state = run.state
-    if not files.path.exists():  # it was just removed
-        return None
-    if problems:
-        state = "damaged"
-    return ListedRun(files.path.name, state, tuple(sorted(problems)), settings, results)
-
-
-@contextlib.contextmanager
-def _collect(problems: set[str], run: Run) -> Iterator[None]:
-    """Record why the block could not read a file, and continue after the block."""
-    try:
-        yield
-    except RunError as error:
-        problems.update(error.problems)
-    except OSError as error:  # a folder without permission, or one that was just removed
-        problems.add(f"{run.directory.path} cannot be read: {error.strerror}")

@@ -1,37 +1,36 @@
 """plateau-train schedule: replay the plateau rule over values.
 
-The values come from the command line, from a column of a CSV file, or from a run. The rule is the
-one that training uses; PyTorch's and Keras's rules are the same rule with other settings.
+The values come from the command line, from a column of a CSV file, or from a run.
 """
 
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from plateau_train import config, plots
-from plateau_train.config import SETTINGS, RawValue, Resolved
+from plateau_train.api.replays import (
+    RULE,
+    Replay,
+    as_flags,
+    make_series,
+    read_run,
+    replay,
+    translate_flags,
+)
+from plateau_train.config import FigureOptions, RawValue, Resolved
 from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
-from plateau_train.numerics import translation
-from plateau_train.numerics.replay import as_losses, replay
 from plateau_train.report import replay as texts
 from plateau_train.report.console import print_rows, print_table
+from plateau_train.report.rows import Form, write_rows
 from plateau_train.run.directory import locate
-from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
-from plateau_train.run.series import OTHER_MODES, Series, read_values
+from plateau_train.run.series import Series
 
 log = logging.getLogger("plateau_train")
-
-# The settings of the rule itself, without the metric that it observes.
-RULE = {each.key: each for each in SETTINGS if each.table == "plateau" and each.key != "mode"}
-
-LIBRARIES = {"optax": "optax", "torch": "PyTorch", "keras": "Keras"}
 
 
 class ScheduleOptions(NamedTuple):
@@ -46,7 +45,7 @@ class ScheduleOptions(NamedTuple):
     from_torch: str | None = None
     from_keras: str | None = None
     plot: Path | None = None
-    as_json: bool = False
+    form: Form | None = None
 
     @property
     def has_values(self) -> bool:
@@ -69,7 +68,7 @@ class ScheduleOptions(NamedTuple):
         return {library: text for library, text in texts.items() if text is not None}
 
 
-def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
+def run_schedule(resolved: Resolved, options: ScheduleOptions, figure: FigureOptions) -> None:
     """Replay the rule over values and print the result, or print a translation as flags.
 
     Raises ``ConfigError`` for values and options that cannot be used, and ``RunError`` for a run
@@ -98,7 +97,7 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
         if run is not None and not resolved.is_explicit("learning_rate"):
             optimizer = run.settings.optimizer
         translated = translate_flags(library, text, overrides, optimizer.learning_rate)
-        flags = _as_flags(translated)
+        flags = as_flags(translated)
         if not options.has_values:
             print(flags)
             return
@@ -109,8 +108,7 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions) -> None:
         series = read_run(run, overrides, options.mode or mode, options.replica)
     else:
         series = read_list(overrides, options)
-    check_values(series)
-    print_replay(series, options)
+    print_replay(replay(series, options.libraries), options, figure)
 
 
 def check_options(options: ScheduleOptions) -> None:
@@ -130,179 +128,43 @@ def check_options(options: ScheduleOptions) -> None:
     ):
         if getattr(options, option) is not None and not is_allowed:
             raise ConfigError(f"--{option} is for {purpose}", hint=f"leave out --{option}")
-    for library in options.libraries:
-        translation.check_name("--compare has no rule", library, LIBRARIES)
     if options.plot is not None:
         plots.check_format(options.plot)
 
 
-def translate_flags(
-    library: str, text: str, overrides: dict[str, RawValue], learning_rate: float
-) -> dict[str, RawValue]:
-    """Translate the arguments of a library's rule, such as ``patience=10,threshold=1e-3``.
-
-    Logs what differs. Raises ``ConfigError`` for arguments that the library or the plateau rule
-    does not accept, and for a setting that a flag gives as well.
-    """
-    flag = f"--from-{library}"
-    parameters = translation.read_parameters(library, text)
-    if parameters["mode"] == "max":
-        raise ConfigError(
-            f"{flag} mode=max has no counterpart: for the rule, lower values are better",
-            hint="leave it out, and replay 1 - accuracy, as --mode test-accuracy does",
-        )
-    settings = translation.translate(library, parameters, learning_rate=learning_rate)
-    flags = {key for key, value in overrides.items() if value.origin == "flag"}
-    if both := [RULE[key].flag for key in settings if key in flags]:
-        raise ConfigError(f"{flag} and {both[0]} both set the rule", hint="leave out one")
-    translated = _as_raw(settings)
-    try:
-        config.resolve(translated)
-    except ConfigError as error:
-        raise ConfigError(
-            *(f"{flag} {text}: {problem}" for problem in error.problems),
-            hint="patience becomes --patience, a threshold becomes --rtol or --atol, and "
-            "min_lr / --learning-rate becomes --min-scale",
-        ) from error
-    _report_differences(library, parameters, settings, learning_rate)
-    return translated
-
-
-def _report_differences(
-    library: str, parameters: Mapping[str, Any], settings: Mapping[str, float], learning_rate: float
-) -> None:
-    log.info(
-        f"patience and cooldown count epochs in {LIBRARIES[library]} and observations here: "
-        "one per epoch in the test and val modes, one per --accumulation-size steps in the train "
-        "modes"
-    )
-    if parameters["min_lr"] > 0:
-        log.info(f"min_lr became --min-scale for a --learning-rate of {learning_rate:g}")
-    if settings["atol"] == translation.NEGLIGIBLE:
-        log.info("--rtol and --atol cannot both be 0: this --atol is too small to have an effect")
-    eps = parameters.get("eps", 0.0)
-    lowest = translation.final_scale(parameters, learning_rate=learning_rate)
-    if lowest > settings["min_scale"]:
-        log.info(
-            f"eps has no counterpart: PyTorch skips drops of the rate up to {eps:g}, so at a "
-            f"--learning-rate of {learning_rate:g} its scale ends as with --min-scale {lowest:.4g}"
-        )
-
-
 def read_list(overrides: dict[str, RawValue], options: ScheduleOptions) -> Series:
     """Read values from a file, from standard input or from the command line."""
-    defaults = {"accumulation_size": RawValue("1", "default")}
-    rule = config.resolve(defaults | overrides).settings.plateau
     if (title := options.source) is not None:
         name, values, num_empty = csv_files.read_column(title, options.column)
         title = "standard input" if title == csv_files.STANDARD_INPUT else title
         if num_empty:
             log.info(f"empty cells skipped in the column {name}: {num_empty:,}")
-    else:
-        name, title = "value", "the command line"
-        text = options.values or ""
-        cells = text.split(",") if "," in text else text.split() or [text]
-        values = [
-            csv_files.parse_number(cell, f"--values: value {number}")
-            for number, cell in enumerate(cells, start=1)
-        ]
-    size = rule.accumulation_size
-    return Series(title, name if size == 1 else f"{name}, mean of {size:,}", values, rule)
+        return make_series(title, name, values, overrides)
+    text = options.values or ""
+    cells = text.split(",") if "," in text else text.split() or [text]
+    values = [
+        csv_files.parse_number(cell, f"--values: value {number}")
+        for number, cell in enumerate(cells, start=1)
+    ]
+    return make_series("the command line", "value", values, overrides)
 
 
-def read_run(
-    run: Run, overrides: dict[str, RawValue], mode: str | None, replica: int | None
-) -> Series:
-    """Read what the rule of a run observed, or the metric of another mode."""
-    own = run.settings
-    if mode is not None:
-        if mode.startswith("val") and own.data.val_fraction == 0:
-            raise RunError(f"{run.directory} held out no images for {mode}", hint=OTHER_MODES)
-        # The run's own size counts steps where these values are epochs, or the reverse.
-        is_other = mode.startswith("train") != (own.plateau.split == "train")
-        window = {"accumulation_size": RawValue("1", "default")} if is_other else {}
-        overrides = {"mode": RawValue(mode, "flag"), **window, **overrides}
-    rule = config.resolve(overrides, file=run.directory.config).settings.plateau
-    histories, title = run.histories, f"{run.directory}"
-    if replica is None and len(histories) > 1:
-        raise ConfigError(
-            f"{title} has {len(histories)} replicas, and one can be replayed at a time",
-            hint=f"choose one, such as --replica {histories[0].replica}",
-        )
-    history = histories[0]
-    if replica is not None:
-        history = find_replica(histories, replica, run.directory)
-    if len(own.run.seeds) > 1:
-        title += f", replica {history.replica} with seed {history.seed}"
-    values, positions = read_values(run, history, rule)
-    observed = rule.describe_observation()
-    if rule.split == "train":  # the values are means already
-        rule = rule.model_copy(update={"accumulation_size": 1})
-    else:
-        values = as_losses(rule.metric, np.array(values, np.float32)).tolist()
-    schedule = own.optimizer.schedule
-    return Series(title, observed, values, rule, positions, history.drops, schedule)
-
-
-def check_values(series: Series) -> None:
-    """Raise ``ConfigError`` for values beyond float32, and warn of values that optax misjudges."""
-    largest = float(np.finfo(np.float32).max) / series.rule.accumulation_size
-    for number, value in enumerate(series.values, start=1):
-        if abs(value) > largest:
-            raise ConfigError(
-                f"value {number} is {value:g}, too large for the rule, which computes in float32",
-                hint="divide all values by the same number",
-            )
-    negative = next((value for value in series.values if value < 0), None)
-    if negative is not None and series.rule.rtol > 0:
-        log.warning(
-            f"There are negative values, such as {negative:g}: with --rtol above 0 an equal value "
-            "counts as an improvement, so that the rate may never drop (optax pull request 1767). "
-            "Use --rtol 0 --atol 0.0001 for them."
-        )
-
-
-def print_replay(series: Series, options: ScheduleOptions) -> None:
-    """Apply the rule, and those of other libraries with the same numbers, to a series.
-
-    Prints the result as a table or JSON lines, and draws its plot.
-    """
-    rows, rule = replay(series.rule, series.values), texts.describe_rule(series.rule)
-    rules, notes = {"optax" if options.libraries else "scale": rows}, {}
-    for library in options.libraries:
-        if library != "optax":  # the rule of the training itself
-            parameters, difference = translation.with_same_numbers(library, series.rule)
-            settings = translation.translate(library, parameters, learning_rate=1.0)
-            rules[library] = replay(series.rule.model_copy(update=settings), series.values)
-            call = ", ".join(f"{name}={_exact(value)}" for name, value in parameters.items())
-            notes[library] = f"{call}, here {_as_flags(_as_raw(settings))}{difference}"
-    if options.as_json:
-        for line in texts.json_lines(series, rules):
-            print(line)
+def print_replay(replayed: Replay, options: ScheduleOptions, figure: FigureOptions) -> None:
+    """Print a replay as a table or as rows, and draw it."""
+    series, rules = replayed.series, replayed.rules
+    if options.form is not None:
+        write_rows(options.form, replayed.rows())
     else:
         num_values, size = len(series.values), series.rule.accumulation_size
         values = f"{num_values:,} from {series.title}: {series.observed}"
-        print_rows({"values": values, "rule": rule, **notes}, to_stderr=True)
+        rule = texts.describe_rule(series.rule)
+        print_rows({"values": values, "rule": rule, **replayed.notes}, to_stderr=True)
         print_table(texts.make_table(series, rules))
         print_rows(texts.describe_drops(series, rules))
         if rest := num_values % size:
             log.info(f"the last {rest:,} of {num_values:,} values do not fill a window of {size:,}")
-    change = texts.report_change(series, rows)
+    texts.report_change(series, replayed.values)
     if options.plot is not None:
-        reasons = texts.list_reasons(series, rows)
-        plots.save_replay(options.plot, series, rules, rule=rule, reasons=reasons, change=change)
-        if not options.as_json:
+        plots.save(options.plot, replayed.draw(figure))
+        if options.form is None:
             print_rows({"plot": str(options.plot)})
-
-
-def _as_raw(settings: Mapping[str, float]) -> dict[str, RawValue]:
-    return {key: RawValue(_exact(value), "flag") for key, value in settings.items()}
-
-
-def _as_flags(settings: Mapping[str, RawValue]) -> str:
-    return " ".join(f"{RULE[key].flag} {value.text}" for key, value in settings.items())
-
-
-def _exact(value: float | str) -> str:
-    """Write a number with the fewest digits that read back as the same number, text in quotes."""
-    return repr(value).removesuffix(".0")

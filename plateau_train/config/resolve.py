@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, get_origin
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -27,10 +27,18 @@ BY_KEY = {setting.key: setting for setting in SETTINGS}
 
 
 class RawValue(NamedTuple):
-    """The text given for a setting; ``origin`` is "flag" or the name of a variable."""
+    """The text given for a setting; ``origin`` is "flag", "argument" or the name of a variable.
+
+    An argument is that of a function in Python.
+    """
 
     text: str
     origin: str
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether the user gave the value for this call."""
+        return self.origin in ("flag", "argument")
 
 
 class Resolved(NamedTuple):
@@ -95,8 +103,8 @@ def resolve(given: Mapping[str, RawValue], *, file: Path | None = None) -> Resol
     lists = [
         f"{BY_KEY[key].flag} {shlex.quote(raw.text)}"
         for key, raw in given.items()
-        if raw.origin == "flag" and "," in raw.text and BY_KEY[key].can_vary
-        if get_origin(BY_KEY[key].field.annotation) is not tuple
+        if raw.is_typed and "," in raw.text and BY_KEY[key].can_vary
+        if BY_KEY[key].separator == ","
     ]
     if lists:
         hint = f"{PROGRAM} sweep {' '.join(lists)} trains a run for each value"
@@ -185,11 +193,11 @@ def resolve_sweep(given: Mapping[str, RawValue], *, file: Path | None = None) ->
     """
     values: dict[str, list[RawValue]] = {}
     for setting in (setting for setting in SETTINGS if setting.key in given):
-        text, origin = given[setting.key]
-        separator = ";" if get_origin(setting.field.annotation) is tuple else ","
-        texts = text.split(separator) if setting.can_vary and origin == "flag" else [text]
+        raw = given[setting.key]
+        is_varied = setting.can_vary and raw.is_typed
+        texts = raw.text.split(setting.separator) if is_varied else [raw.text]
         unique = dict.fromkeys(map(str.strip, texts))
-        values[setting.key] = [RawValue(part, origin) for part in unique]
+        values[setting.key] = [RawValue(part, raw.origin) for part in unique]
     problems: dict[str, str] = {}
     cells: dict[tuple[Any, ...], Resolved] = {}
     for combination in itertools.product(*values.values()):
@@ -237,7 +245,8 @@ def _problems(
         name = f"{file}: {key} in [{table}]"
         if file is None:
             origin = given[setting.key].origin
-            name = origin if origin == setting.variable else setting.flag
+            names = {setting.variable: setting.variable, "argument": setting.key}
+            name = names.get(origin) or setting.flag
         near = did_you_mean(value, setting.choices)
         yield f"{name} must be {setting.expected}, got {shown}{near}"
 

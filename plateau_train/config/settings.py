@@ -65,6 +65,11 @@ class Setting(NamedTuple):
         return self.affects_results and self.key != "seed"
 
     @property
+    def separator(self) -> str:
+        """What separates the values of a sweep; commas separate the items of a value."""
+        return ";" if get_origin(self.field.annotation) is tuple else ","
+
+    @property
     def flag(self) -> str:
         return "--" + self.key.replace("_", "-")
 

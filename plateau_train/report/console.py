@@ -30,9 +30,12 @@ def printable(text: object) -> str:
     )
 
 
-def make_console(*, to_stderr: bool = False) -> Console:
-    """Return a console that breaks lines on a terminal and nowhere else."""
-    console = Console(stderr=to_stderr, highlight=False)
+def make_console(*, to_stderr: bool = False, is_plain: bool = False) -> Console:
+    """Return a console that breaks lines on a terminal, unless it is plain, and nowhere else."""
+    terminal = False if is_plain else None  # where None, Rich finds out
+    console = Console(
+        stderr=to_stderr, highlight=False, force_terminal=terminal, force_jupyter=False
+    )
     if not console.is_terminal:
         console.width = UNLIMITED
     return console

@@ -50,8 +50,7 @@ class RunReport:
         self._last_epoch = info.last_epoch
         if not self.is_quiet:
             print_rows(describe_header(info), to_stderr=True)
-        if warning := warn_of_no_drops(info.settings, info.steps_per_epoch):
-            log.warning("%s", warning)
+        self._warn_of_no_drops(info)
 
     def on_epoch_start(self, epoch: int, num_epochs: int, num_steps: int) -> None:
         """Start the progress bar of an epoch."""
@@ -121,6 +120,10 @@ class RunReport:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def _warn_of_no_drops(self, info: TrainingInfo) -> None:
+        if warning := warn_of_no_drops(info.settings, info.steps_per_epoch):
+            log.warning("%s", warning)
 
     def _warn(self, lines: Sequence[EpochLines], num_replicas: int) -> None:
         """Log the warnings of an epoch, and which replicas diverged in it, as one message."""

@@ -1,10 +1,9 @@
-"""A replay of the plateau rule in words, as a table and as JSON lines.
+"""A replay of the plateau rule in words, as a table and as rows of plain values.
 
 ``rules`` maps the name of each rule to its rows, one per value; the first one is the rule that
 training uses.
 """
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,16 +46,13 @@ def list_reasons(series: Series, rows: Sequence[Row]) -> list[str]:
     return [f"{series.place_of(row.number)}: {describe_reason(series, row)}" for row in drops]
 
 
-def report_change(series: Series, rows: Sequence[Row]) -> Row | None:
-    """Log and return the first value at which the drops differ from those of the run, if any.
+def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
+    """Return the first value at which the drops differ from those of the run, if any.
 
-    What follows it is counterfactual.
+    What follows it is counterfactual: all of it under a schedule that lowers the rate whatever is
+    observed.
     """
-    because = "the recorded values come from a training at other rates"
-    if series.schedule in ("cosine", "step"):  # which lower the rate whatever is observed
-        log.warning(
-            f"The whole replay is counterfactual: {because}, by --schedule {series.schedule}."
-        )
+    if series.schedule in ("cosine", "step"):
         return rows[0]
     if series.schedule is None:
         return None
@@ -64,8 +60,18 @@ def report_change(series: Series, rows: Sequence[Row]) -> Row | None:
     replayed = {(steps[row.number], row.scale) for row in rows if row.is_drop}
     differing = replayed ^ {(drop.step, drop.scale_after) for drop in series.drops}
     first = min((step for step, _ in differing), default=math.inf)
-    change = next((row for row in rows if steps[row.number] >= first), None)
-    if change is not None:
+    return next((row for row in rows if steps[row.number] >= first), None)
+
+
+def report_change(series: Series, rows: Sequence[Row]) -> None:
+    """Log from which value on the replay of a run is counterfactual."""
+    because = "the recorded values come from a training at other rates"
+    change = find_change(series, rows)
+    if series.schedule in ("cosine", "step"):
+        log.warning(
+            f"The whole replay is counterfactual: {because}, by --schedule {series.schedule}."
+        )
+    elif change is not None:
         log.warning(
             f"What follows value {change.number} ({series.place_of(change.number)}) is "
             "counterfactual: there the drops begin to differ from those of the run, and "
@@ -73,17 +79,26 @@ def report_change(series: Series, rows: Sequence[Row]) -> Row | None:
         )
     elif series.drops:
         log.info(f"all drops are those of the run: {len(series.drops)}")
-    else:
+    elif series.schedule is not None:
         log.info("no drop in either: the replay or the run")
-    return change
 
 
-def json_lines(series: Series, rules: Mapping[str, Sequence[Row]]) -> Iterator[str]:
-    """Yield one JSON object per value; a value that lowered no scale has no reason."""
+def plain_rows(
+    series: Series, rules: Mapping[str, Sequence[Row]]
+) -> Iterator[dict[str, float | str | bool | None]]:
+    """Yield a row of plain values per value; one that lowered no scale has no reason.
+
+    The rules after the first one add a scale and a reason each, such as ``torch_scale``.
+    """
     (_, rows), *others = rules.items()
     for index, row in enumerate(rows):
+        position = series.positions[index]._asdict() if series.positions else {}
         has_best = math.isfinite(row.best)
         values = {
+            "replica": series.replica,
+            "seed": series.seed,
+            "number": row.number,
+            **position,
             "value": row.value,
             "observation": row.mean if row.is_complete else None,
             "best": row.best if has_best else None,
@@ -95,9 +110,9 @@ def json_lines(series: Series, rules: Mapping[str, Sequence[Row]]) -> Iterator[s
         }
         for name, table in others:
             other = table[index]
-            values[name] = {"scale": other.scale, "reason": describe_reason(series, other)}
-        position = series.positions[index]._asdict() if series.positions else {}
-        yield json.dumps({"number": row.number, **position, **values})
+            values[f"{name}_scale"] = other.scale
+            values[f"{name}_reason"] = describe_reason(series, other)
+        yield values
 
 
 def make_table(series: Series, rules: Mapping[str, Sequence[Row]]) -> Table:

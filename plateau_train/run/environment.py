@@ -70,7 +70,6 @@ class Environment(BaseModel):
 
 def describe_environment(devices: list[str], dataset: DatasetFacts) -> Environment:
     """Describe this process and the data that it works on."""
-    threads = os.environ.get(THREADS_VARIABLE)
     return Environment(
         # JSON cannot have a name that is not UTF-8.
         command_line=[word.encode("utf-8", "backslashreplace").decode() for word in sys.argv],
@@ -79,7 +78,7 @@ def describe_environment(devices: list[str], dataset: DatasetFacts) -> Environme
         platform=platform.platform(),
         processor=describe_processor(),
         processor_cores=os.cpu_count(),
-        threads=int(threads) if threads else None,
+        threads=num_threads(),
         devices=devices,
         git_commit=_git_commit(),
         dataset=dataset,
@@ -110,6 +109,11 @@ def available_memory() -> int:
         most, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         free.append(most - used)
     return min(free)
+
+
+def num_threads() -> int:
+    """Return the number of threads that XLA has, or will have, in this process."""
+    return int(os.environ.get(THREADS_VARIABLE) or available_cores())
 
 
 def pin_threads(num_threads: int | None) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from statistics import fmean, geometric_mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from plateau_train.config import Settings
 from plateau_train.run.history import History, completed, records_at
-from plateau_train.run.records import MeanScores, MeanStd, best_record, mean_scores
+from plateau_train.run.records import EpochRecord, MeanScores, MeanStd, best_record, mean_scores
 
 # Accuracies are fractions of the same number of images: a smaller difference is rounding.
 ROUNDING = 1e-6
@@ -99,3 +99,33 @@ class Results(NamedTuple):
             highest_test_epoch=MeanStd.of([record.epoch for record in highest]),
             drop_epochs=[[drop.epoch for drop in history.drops] for history in whole],
         )
+
+
+def describe_replica(history: History, settings: Settings) -> dict[str, Any]:
+    """Return what one replica achieved as plain values, by the names that docs/tables.md lists."""
+    last, best = history.records[-1], best_record(history.records)
+    follows_rule = settings.optimizer.schedule == "plateau"
+    return {
+        "schedule": settings.schedule_name,
+        "dataset": settings.data.dataset,
+        "replica": history.replica,
+        "seed": history.seed,
+        "epochs": last.epoch,
+        "ending": history.ending and history.ending.reason,
+        **_scores("final", last),
+        "final_scale": last.scale,
+        "final_learning_rate": last.learning_rate,
+        "best_by": f"{last.score_split}_accuracy",
+        "best_epoch": best.epoch,
+        **_scores("best", best),
+        "num_drops": len(history.drops) if follows_rule else None,
+        "drop_epochs": [drop.epoch for drop in history.drops] if follows_rule else None,
+    }
+
+
+def _scores(when: str, record: EpochRecord) -> dict[str, float]:
+    return {
+        f"{when}_{split}_{metric}": value
+        for split, *values in record.scores()
+        for metric, value in zip(("loss", "accuracy"), values, strict=True)
+    }

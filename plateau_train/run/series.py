@@ -22,7 +22,7 @@ class Position(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Values for the rule, lower is better; the last three fields are those of a run."""
+    """Values for the rule, lower is better; the fields after the rule are those of a run."""
 
     title: str  # where the values come from
     observed: str  # one observation, in words
@@ -31,6 +31,8 @@ class Series(NamedTuple):
     positions: Sequence[Position] = ()  # one per value
     drops: Sequence[Drop] = ()  # as recorded
     schedule: Schedule | None = None
+    replica: int | None = None
+    seed: int | None = None
 
     def place_of(self, number: int) -> str:
         """Return where a value was measured: in a run its epoch and step, otherwise its number."""

@@ -16,7 +16,26 @@ def start_devices(num_threads: int | None) -> None:
     ``OutOfMemoryError`` where the memory is too small.
     """
     environment.pin_threads(num_threads)
-    memory.require_address_space(num_threads or environment.available_cores())
+    use_process()
+
+
+def require_threads(num_threads: int | None) -> None:
+    """Start the devices in a process that keeps its number of threads; raises as ``use_process``.
+
+    Raises ``ConfigError`` for another number.
+    """
+    present = environment.num_threads()
+    if num_threads not in (None, present):
+        raise ConfigError(
+            f"--threads must be {present}, the number of this process, got {num_threads}",
+            hint=f"set {environment.THREADS_VARIABLE} before JAX is first used",
+        )
+    use_process()
+
+
+def use_process(*_: object) -> None:
+    """Start the devices with the number of threads that this process has; raises as above."""
+    memory.require_address_space(environment.num_threads())
     try:
         jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts that there is a GPU for CUDA

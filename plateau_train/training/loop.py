@@ -95,7 +95,7 @@ def fit(
                         _commit(journal, lines[run], program.rows_of(run), arrays)
                 callbacks.on_epoch(lines, program.runs[0])
         failures = [_finish(Run(task.directory), save_plot, callbacks, started) for task in tasks]
-    except PlateauTrainError as error:
+    except (PlateauTrainError, KeyboardInterrupt) as error:
         _note_failure(journals, program, error)
         raise
     finally:
@@ -239,9 +239,14 @@ def _reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def _note_failure(journals: Sequence[Journal], program: Program, error: PlateauTrainError) -> None:
+def _note_failure(
+    journals: Sequence[Journal], program: Program, error: PlateauTrainError | KeyboardInterrupt
+) -> None:
     """Record in each run that had not ended why training stopped, and which replicas diverged."""
-    kind = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
+    is_failure = isinstance(error, PlateauTrainError)
+    reason = "; ".join(error.problems) if is_failure else "stopped (KeyboardInterrupt)"
+    is_interrupted = not is_failure or isinstance(error, InterruptedRunError)
+    kind = "interrupted" if is_interrupted else "failed"
     new = program.endings.take()
     for run, journal in enumerate(journals):
         if journal.has_failed:
@@ -249,4 +254,4 @@ def _note_failure(journals: Sequence[Journal], program: Program, error: PlateauT
         with contextlib.suppress(StorageError):
             for row in filter(new.get, program.rows_of(run)):
                 journal.note(new[row])
-            journal.note(Notice(event=kind, message="; ".join(error.problems)))
+            journal.note(Notice(event=kind, message=reason))

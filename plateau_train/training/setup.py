@@ -382,10 +382,10 @@ def train_run(
     callbacks: Callbacks,
     save_plot: SavePlot,
     stack: contextlib.ExitStack,
-) -> None:
+) -> RunDirectory | None:
     """Train one run in every process: in process 0 the one that it opened, or a new one.
 
-    Everything that can be refused is refused before anything is written. The folder of a new run
+    Returns its folder in process 0. Everything that can be refused is refused before anything is written. The folder of a new run
     is locked until ``stack`` is closed.
     """
     directory, known = (opened.directory, known_data(opened)) if opened else (None, None)
@@ -411,3 +411,4 @@ def train_run(
                 log.warning("%s", "\n".join(error.problems))
     with resume_in_hints(directory):
         fit(tasks, program, facts, callbacks if tasks else NoCallbacks(), save_plot)
+    return directory

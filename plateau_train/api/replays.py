@@ -1,0 +1,227 @@
+"""The plateau rule replayed over values: those of a run, of a file, or given as a list.
+
+The rule is the one that training uses; PyTorch's and Keras's rules are the same rule with other
+settings.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from plateau_train import config, plots
+from plateau_train.config import SETTINGS, FigureOptions, RawValue
+from plateau_train.errors import ConfigError, RunError
+from plateau_train.numerics import translation
+from plateau_train.numerics.replay import Row, as_losses
+from plateau_train.numerics.replay import replay as apply_rule
+from plateau_train.report import replay as texts
+from plateau_train.report.console import Table
+from plateau_train.report.rows import Columns, to_columns, to_html
+from plateau_train.run.history import find_replica
+from plateau_train.run.reader import Run
+from plateau_train.run.series import OTHER_MODES, Series, read_values
+
+log = logging.getLogger("plateau_train")
+
+# The settings of the rule itself, without the metric that it observes.
+RULE = {each.key: each for each in SETTINGS if each.table == "plateau" and each.key != "mode"}
+
+LIBRARIES = {"optax": "optax", "torch": "PyTorch", "keras": "Keras"}
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What each rule, the one of training first, makes of some values."""
+
+    series: Series
+    rules: Mapping[str, Sequence[Row]]  # by the name of the rule, a row for each value
+    notes: Mapping[str, str]  # the settings of the rules of other libraries
+
+    @property
+    def values(self) -> Sequence[Row]:
+        """The rows of the rule of training."""
+        return next(iter(self.rules.values()))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each value, by the names that docs/tables.md lists."""
+        return list(texts.plain_rows(self.series, self.rules))
+
+    @property
+    def table(self) -> Columns:
+        """The rows as columns."""
+        return to_columns(self.rows())
+
+    @property
+    def drops(self) -> Columns:
+        """The rows of the values that lowered the scale, as columns."""
+        return to_columns([row for row in self.rows() if row["reason"] is not None])
+
+    def plot(self, **options: Any) -> Figure:
+        """Draw the values above the scale; see ``Run.plot`` for the options."""
+        return self.draw(config.figure_options(options))
+
+    def draw(self, options: FigureOptions) -> Figure:
+        """Draw the values that the rule observed above the scale."""
+        rule, reasons = texts.describe_rule(self.series.rule), texts.list_reasons(
+            self.series, self.values
+        )
+        change = texts.find_change(self.series, self.values)
+        return plots.draw_replay(
+            self.series, self.rules, options, rule=rule, reasons=reasons, change=change
+        )
+
+    def _repr_html_(self) -> str:
+        return to_html(texts.make_table(self.series, self.rules))
+
+
+def replay(series: Series, libraries: Sequence[str] = ()) -> Replay:
+    """Apply the rule of a series, and those of other libraries with the same numbers.
+
+    Raises ``ConfigError`` for a value beyond float32 and for a library that is not known.
+    """
+    for library in libraries:
+        translation.check_name("--compare has no rule", library, LIBRARIES)
+    check_values(series)
+    rows = apply_rule(series.rule, series.values)
+    rules, notes = {"optax" if libraries else "scale": rows}, {}
+    for library in libraries:
+        if library != "optax":  # the rule of the training itself
+            parameters, difference = translation.with_same_numbers(library, series.rule)
+            settings = translation.translate(library, parameters, learning_rate=1.0)
+            rules[library] = apply_rule(series.rule.model_copy(update=settings), series.values)
+            call = ", ".join(f"{name}={_exact(value)}" for name, value in parameters.items())
+            notes[library] = f"{call}, here {as_flags(_as_raw(settings))}{difference}"
+    return Replay(series, rules, notes)
+
+
+def make_series(
+    title: str, name: str, values: Sequence[float], overrides: Mapping[str, RawValue]
+) -> Series:
+    """Return values of a name, of which an observation is one unless the rule averages some."""
+    defaults = {"accumulation_size": RawValue("1", "default")}
+    rule = config.resolve(defaults | overrides).settings.plateau
+    size = rule.accumulation_size
+    return Series(title, name if size == 1 else f"{name}, mean of {size:,}", values, rule)
+
+
+def read_run(
+    run: Run, overrides: dict[str, RawValue], mode: str | None, replica: int | None
+) -> Series:
+    """Read what the rule of a run observed, or the metric of another mode."""
+    own = run.settings
+    if mode is not None:
+        if mode.startswith("val") and own.data.val_fraction == 0:
+            raise RunError(f"{run.directory} held out no images for {mode}", hint=OTHER_MODES)
+        # The run's own size counts steps where these values are epochs, or the reverse.
+        is_other = mode.startswith("train") != (own.plateau.split == "train")
+        window = {"accumulation_size": RawValue("1", "default")} if is_other else {}
+        overrides = {"mode": RawValue(mode, "flag"), **window, **overrides}
+    rule = config.resolve(overrides, file=run.directory.config).settings.plateau
+    histories, title = run.histories, f"{run.directory}"
+    if replica is None and len(histories) > 1:
+        raise ConfigError(
+            f"{title} has {len(histories)} replicas, and one can be replayed at a time",
+            hint=f"choose one, such as --replica {histories[0].replica}",
+        )
+    history = histories[0]
+    if replica is not None:
+        history = find_replica(histories, replica, run.directory)
+    if len(own.run.seeds) > 1:
+        title += f", replica {history.replica} with seed {history.seed}"
+    values, positions = read_values(run, history, rule)
+    observed = rule.describe_observation()
+    if rule.split == "train":  # the values are means already
+        rule = rule.model_copy(update={"accumulation_size": 1})
+    else:
+        values = as_losses(rule.metric, np.array(values, np.float32)).tolist()
+    schedule = own.optimizer.schedule
+    of_run = positions, history.drops, schedule, history.replica, history.seed
+    return Series(title, observed, values, rule, *of_run)
+
+
+def translate_flags(
+    library: str, text: str, overrides: dict[str, RawValue], learning_rate: float
+) -> dict[str, RawValue]:
+    """Translate the arguments of a library's rule, such as ``patience=10,threshold=1e-3``.
+
+    Logs what differs. Raises ``ConfigError`` for arguments that the library or the plateau rule
+    does not accept, and for a setting that a flag gives as well.
+    """
+    flag = f"--from-{library}"
+    parameters = translation.read_parameters(library, text)
+    if parameters["mode"] == "max":
+        raise ConfigError(
+            f"{flag} mode=max has no counterpart: for the rule, lower values are better",
+            hint="leave it out, and replay 1 - accuracy, as --mode test-accuracy does",
+        )
+    settings = translation.translate(library, parameters, learning_rate=learning_rate)
+    flags = {key for key, value in overrides.items() if value.is_typed}
+    if both := [RULE[key].flag for key in settings if key in flags]:
+        raise ConfigError(f"{flag} and {both[0]} both set the rule", hint="leave out one")
+    translated = _as_raw(settings)
+    try:
+        config.resolve(translated)
+    except ConfigError as error:
+        raise ConfigError(
+            *(f"{flag} {text}: {problem}" for problem in error.problems),
+            hint="patience becomes --patience, a threshold becomes --rtol or --atol, and "
+            "min_lr / --learning-rate becomes --min-scale",
+        ) from error
+    _report_differences(library, parameters, settings, learning_rate)
+    return translated
+
+
+def _report_differences(
+    library: str, parameters: Mapping[str, Any], settings: Mapping[str, float], learning_rate: float
+) -> None:
+    log.info(
+        f"patience and cooldown count epochs in {LIBRARIES[library]} and observations here: "
+        "one per epoch in the test and val modes, one per --accumulation-size steps in the train "
+        "modes"
+    )
+    if parameters["min_lr"] > 0:
+        log.info(f"min_lr became --min-scale for a --learning-rate of {learning_rate:g}")
+    if settings["atol"] == translation.NEGLIGIBLE:
+        log.info("--rtol and --atol cannot both be 0: this --atol is too small to have an effect")
+    eps = parameters.get("eps", 0.0)
+    lowest = translation.final_scale(parameters, learning_rate=learning_rate)
+    if lowest > settings["min_scale"]:
+        log.info(
+            f"eps has no counterpart: PyTorch skips drops of the rate up to {eps:g}, so at a "
+            f"--learning-rate of {learning_rate:g} its scale ends as with --min-scale {lowest:.4g}"
+        )
+
+
+def check_values(series: Series) -> None:
+    """Raise ``ConfigError`` for values beyond float32, and warn of values that optax misjudges."""
+    largest = float(np.finfo(np.float32).max) / series.rule.accumulation_size
+    for number, value in enumerate(series.values, start=1):
+        if abs(value) > largest:
+            raise ConfigError(
+                f"value {number} is {value:g}, too large for the rule, which computes in float32",
+                hint="divide all values by the same number",
+            )
+    negative = next((value for value in series.values if value < 0), None)
+    if negative is not None and series.rule.rtol > 0:
+        log.warning(
+            f"There are negative values, such as {negative:g}: with --rtol above 0 an equal value "
+            "counts as an improvement, so that the rate may never drop (optax pull request 1767). "
+            "Use --rtol 0 --atol 0.0001 for them."
+        )
+
+
+def _as_raw(settings: Mapping[str, float]) -> dict[str, RawValue]:
+    return {key: RawValue(_exact(value), "flag") for key, value in settings.items()}
+
+
+def as_flags(settings: Mapping[str, RawValue]) -> str:
+    return " ".join(f"{RULE[key].flag} {value.text}" for key, value in settings.items())
+
+
+def _exact(value: float | str) -> str:
+    """Write a number with the fewest digits that read back as the same number, text in quotes."""
+    return repr(value).removesuffix(".0")

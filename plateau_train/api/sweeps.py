@@ -1,0 +1,294 @@
+"""Train every combination of some settings, each with all seeds, and read the results."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from plateau_train import config, plots
+from plateau_train.config import Resolved, Setting, Settings
+from plateau_train.errors import PROGRAM, ConfigError, NonFiniteLossError, RunError
+from plateau_train.report import console
+from plateau_train.report.console import MISSING, Column, Table, look_up
+from plateau_train.report.rows import Columns, Row, to_columns, to_csv, to_html
+from plateau_train.run import storage
+from plateau_train.run.directory import SWEEP, RunDirectory, read_json
+from plateau_train.run.history import History
+from plateau_train.run.reader import Run
+from plateau_train.run.records import MeanStd
+from plateau_train.run.results import Results, describe_replica
+from plateau_train.training import sweep
+from plateau_train.training.loop import Callbacks
+from plateau_train.training.sweep import METRICS, LoadedDatasets, SweepPlan, SweepRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger("plateau_train")
+
+Announce = Callable[[Mapping[str, str]], None]  # of what is about to be trained
+Prepare = Callable[[int | None, int], None]  # the devices, for a number of threads and of runs
+
+
+def _path_of(metric: str) -> str:
+    """Return the path of a metric after the last epoch in a ``SweepResult``."""
+    return f"results.final.{metric}".replace("-", ".")
+
+
+_AVERAGED = {f"final_{metric}".replace("-", "_"): _path_of(metric) for metric in METRICS} | {
+    "best_accuracy": "results.own_best_score",
+    "num_drops": "num_drops",
+}
+
+# The measures of ``results.csv``, and their paths in a ``SweepResult``.
+MEASURES = {
+    f"{name}_{statistic}": f"{path}.{statistic}"
+    for name, path in _AVERAGED.items()
+    for statistic in ("mean", "sd")
+} | {
+    f"final_scale_{statistic}": f"results.final_scale.{statistic}"
+    for statistic in ("geometric_mean", "min", "max")
+}
+
+
+class SweepResult(NamedTuple):
+    """A run of a sweep."""
+
+    name: str  # of its folder
+    settings: Settings
+    values: Mapping[str, str | None]  # of the settings that vary; None where it has no effect
+    histories: Sequence[History]  # of the seeds that finished all epochs
+    results: Results | None  # of these; None if there are none
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.settings.run.seeds)
+
+    @property
+    def num_drops(self) -> MeanStd | None:
+        return self.results and self.results.drops_of(self.settings)
+
+    @property
+    def num_finished(self) -> int:
+        return 0 if self.results is None else len(self.results.seeds)
+
+    def final(self, metric: str) -> MeanStd | None:
+        """Return one of ``METRICS`` after the last epoch."""
+        return look_up(self, _path_of(metric))
+
+    def rank(self, metric: str) -> float:
+        """Return a number that is lower for a better run, and infinite without a finished seed."""
+        final, sign = self.final(metric), 1 if metric.endswith("loss") else -1
+        return math.inf if final is None else sign * final.mean
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The results of a sweep, the best run first."""
+
+    folder: Path
+    metric: str  # that the runs are sorted by
+    varied: Sequence[Setting]
+    runs: Sequence[SweepResult]
+
+    def rows(self) -> list[Row]:
+        """Return a row for each seed that finished all epochs."""
+        return [
+            {"run": run.name, "folder": str(self.folder / run.name)}
+            | run.values
+            | describe_replica(history, run.settings)
+            for run in self.runs
+            for history in run.histories
+        ]
+
+    @property
+    def results(self) -> Columns:
+        """What each seed of each run achieved, as columns."""
+        return to_columns(self.rows())
+
+    def table(self) -> Table:
+        columns = [
+            *(Column(f"values.{setting.key}", setting.flag) for setting in self.varied),
+            Column(_path_of(self.metric), self.metric, ".4f"),
+            Column("results.own_best_score", "best", ".4f", omit=3),
+            Column("num_drops", "drops"),
+            Column("results.final_scale.geometric_mean", "scale", ".4g", omit=2),
+            Column(lambda result: f"{result.num_finished}/{result.num_seeds}", "seeds"),
+            Column("name", "run", is_number=False, omit=1),
+        ]
+        return Table(self.runs, columns)
+
+    def plot(self) -> "Figure":
+        """Draw the metric over the two settings that vary; raises ``ConfigError`` for others."""
+        if len(self.varied) != 2:
+            raise ConfigError(
+                f"a heat map needs two settings that vary, and {self.folder} has "
+                f"{len(self.varied)}",
+                hint="compare draws the curves of any runs",
+            )
+        grid, num_seeds = _make_grid(self), self.runs[0].num_seeds
+        seeds = f"mean and standard deviation of {num_seeds} seeds" if num_seeds > 1 else "one seed"
+        return plots.draw_heat_map(grid, f"{grid.metric} after the last epoch, {seeds}")
+
+    def _repr_html_(self) -> str:
+        return to_html(self.table())
+
+
+def start(
+    cells: config.Sweep, metric: str | None, callbacks: Callbacks, announce: Announce
+) -> Sweep:
+    """Train a grid in a new folder, and save its results there.
+
+    Everything that can be refused is refused before the folder is made: settings, data, devices.
+    Raises ``NonFiniteLossError`` where every replica of every run diverged.
+    """
+    metric = choose_metric(metric, [cell.settings for cell in cells.cells])
+    datasets = LoadedDatasets()
+    with callbacks.loading():
+        plan = sweep.make_plan(cells, metric, datasets)
+    with contextlib.ExitStack() as stack:
+        directory = sweep.create_sweep(plan, stack)
+        return _train(directory, plan, datasets, callbacks, announce)
+
+
+def resume(
+    path: Path, overrides: Resolved, prepare: Prepare, callbacks: Callbacks, announce: Announce
+) -> Sweep:
+    """Continue a sweep where it was stopped."""
+    directory, plan = RunDirectory.find(path), read_json(path / SWEEP, SweepPlan)
+    with directory.locked():
+        prepare(plan.runs[0].settings.run.threads, len(plan.runs))
+        plan = sweep.merge_settings(plan, overrides, directory)
+        return _train(directory, plan, LoadedDatasets(), callbacks, announce)
+
+
+def read(path: Path) -> Sweep:
+    """Read the results of a sweep."""
+    directory = RunDirectory.find(path)
+    return _read(directory, read_json(path / SWEEP, SweepPlan))
+
+
+def _train(
+    directory: RunDirectory,
+    plan: SweepPlan,
+    datasets: LoadedDatasets,
+    callbacks: Callbacks,
+    announce: Announce,
+) -> Sweep:
+    programs, newest = sweep.group_programs(directory, plan)
+    announce(
+        {
+            "sweep": f"{plan.describe()}, each with --seed {plan.runs[0].settings.run.seed}",
+            "programs": f"{len(programs)} to train, one after the other",
+            "folder": str(directory.path),
+        }
+    )
+    sweep.train_sweep(
+        directory, plan, programs, newest, datasets, callbacks, save_plot=plots.save_run_plot
+    )
+    results = _read(directory, plan)
+    if not any(result.num_finished for result in results.runs):
+        raise NonFiniteLossError(
+            f"all seeds of {directory} diverged", hint="train with smaller --learning-rate values"
+        )
+    storage.write_text(table_path(directory.path), to_csv(_mean_rows(results.runs)))
+    if len(results.varied) == 2:
+        plots.save(picture_path(directory.path), results.plot())
+    return results
+
+
+def table_path(folder: Path) -> Path:
+    """Return the path of the means over the seeds of each run."""
+    return folder / "results.csv"
+
+
+def picture_path(folder: Path) -> Path:
+    """Return the path of the heat map, which a sweep over two settings has."""
+    return folder / "heat_map.png"
+
+
+def choose_metric(metric: str | None, runs: Sequence[Settings]) -> str:
+    """Return the metric to sort by; the default is the accuracy on the validation or test images.
+
+    Raises ``ConfigError`` for an unknown metric, and for one that not all runs have.
+    """
+    available = sweep.available_metrics(runs)
+    if metric is None:
+        return "val-accuracy" if "val-accuracy" in available else "test-accuracy"
+    if metric not in METRICS:
+        raise ConfigError(
+            f"--metric must be one of {', '.join(METRICS)}, got {metric}"
+            f"{config.did_you_mean(metric, METRICS)}",
+            hint="leave it out to sort by accuracy",
+        )
+    if metric not in available:
+        raise ConfigError(
+            f"--metric {metric} needs held-out images in every run", hint="add --val-fraction 0.1"
+        )
+    return metric
+
+
+def _read(directory: RunDirectory, plan: SweepPlan) -> Sweep:
+    varied = plan.varied_settings
+    results = [_read_result(directory.path, run, varied) for run in plan.runs]
+    ordered = sorted(results, key=lambda result: result.rank(plan.metric))
+    return Sweep(directory.path, plan.metric, varied, ordered)
+
+
+def _read_result(folder: Path, planned: SweepRun, varied: Sequence[Setting]) -> SweepResult:
+    """Read a run of a sweep; warn if it is damaged. A run that was resumed may have more epochs."""
+    run, settings = Run(RunDirectory(folder / planned.folder)), planned.settings
+    finished, num_epochs = [], settings.run.epochs
+    try:
+        finished = [
+            history.until(num_epochs)
+            for history in (run.histories if run.directory.metrics.exists() else ())
+            if history.last_epoch >= num_epochs or (history.ending and history.ending.is_complete)
+        ]
+    except RunError as error:
+        log.warning("\n".join(error.problems))
+    values = {
+        each.key: config.as_text(each.value_in(settings)) if each.matters_in(settings) else None
+        for each in varied
+    }
+    results = Results.of(finished) if finished else None
+    return SweepResult(planned.folder, settings, values, finished, results)
+
+
+def _mean_rows(results: Sequence[SweepResult]) -> list[Row]:
+    """Return a row for each run with every measure that one of the runs has."""
+    rows = []
+    for result in results:
+        row = {**result.values, "run": result.name}
+        row |= {"seeds": result.num_seeds, "finished": result.num_finished}
+        for name, path in MEASURES.items():
+            if any(look_up(each, path) is not None for each in results):
+                row[name] = look_up(result, path)
+        rows.append(row)
+    return rows
+
+
+def _make_grid(sweep: Sweep) -> plots.Grid:
+    """Arrange a metric over the two settings that vary."""
+    results, varied, metric = sorted(sweep.runs, key=attrgetter("name")), sweep.varied, sweep.metric
+    rows, columns = (
+        list(dict.fromkeys(result.values[setting.key] or MISSING for result in results))
+        for setting in varied
+    )
+    means, stds = (np.full((len(rows), len(columns)), np.nan) for _ in range(2))
+    num_diverged = np.zeros(means.shape, int)
+    for result in results:
+        row, column = (value or MISSING for value in result.values.values())
+        cell = rows.index(row), columns.index(column)
+        num_diverged[cell] = result.num_seeds - result.num_finished
+        if final := result.final(metric):
+            means[cell] = final.mean
+            stds[cell] = final.sd if final.num_replicas > 1 else np.nan
+    flags, name = [setting.flag for setting in varied], metric.replace("-", " ")
+    return plots.Grid(flags[0], rows, flags[1], columns, means, stds, num_diverged, name)

@@ -1,0 +1,56 @@
+"""Train a new run, or continue one."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from plateau_train import plots
+from plateau_train.config import Resolved
+from plateau_train.process import cluster
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.journal import RunTask
+from plateau_train.training import setup
+from plateau_train.training.loop import Callbacks
+
+StartDevices = Callable[[int | None], None]  # with a number of threads
+
+
+def train(
+    resolved: Resolved, start_devices: StartDevices, callbacks: Callbacks
+) -> RunDirectory | None:
+    """Train a run in a new folder, and return it; None in the processes that write nothing.
+
+    Everything that can be refused is refused before the folder is made. Raises
+    ``NonFiniteLossError`` when no replica is finite any more; the epochs before it are kept.
+    """
+    with contextlib.ExitStack() as stack:
+        own = setup.localize(resolved)
+        start_devices(own.settings.run.threads)
+        adopted = setup.adopt(own, own)
+        assert adopted is not None
+        return setup.train_run(adopted, None, callbacks, plots.save_run_plot, stack)
+
+
+def resume(
+    path: Path, overrides: Resolved, start_devices: StartDevices, callbacks: Callbacks
+) -> RunTask | None:
+    """Continue a run from its newest intact checkpoint; return it if it is done already.
+
+    Only explicit overrides count. Nothing is written before everything is checked. Raises as
+    ``setup.open_run``, and ``DataError`` for other data.
+    """
+    with contextlib.ExitStack() as stack:
+        overrides = overrides.without_cluster()
+        task: RunTask | None = None
+        with cluster.fail_together():
+            if cluster.is_leader():
+                task = setup.open_run(RunDirectory.find(path), overrides, stack)
+            # Before the first collective, which uses the devices.
+            settings = overrides.settings if task is None else task.resolved.settings
+            start_devices(settings.run.threads)
+        is_over = task is not None and setup.is_done(task)
+        resolved = setup.adopt(overrides, None if task is None or is_over else task.resolved)
+        if resolved is None:
+            return task
+        setup.train_run(resolved, task, callbacks, plots.save_run_plot, stack)
+    return None

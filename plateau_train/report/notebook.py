@@ -1,0 +1,127 @@
+"""A training in a notebook: one bar. Elsewhere each epoch is a plain line."""
+
+import base64
+import contextlib
+import html
+import io
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from plateau_train.config import Settings
+from plateau_train.report.console import make_console
+from plateau_train.report.progress import RunReport, show_range
+from plateau_train.run.info import TrainingInfo
+from plateau_train.run.journal import EpochLines
+from plateau_train.run.reader import Run
+from plateau_train.run.records import mean_scores
+
+REFRESH_SECONDS = 0.2  # between two updates of the bar within an epoch
+
+
+def make_report(*, is_quiet: bool) -> RunReport:
+    """Return the report of a training that was started from Python."""
+    if is_in_notebook() and not is_quiet:
+        return NotebookReport()
+    return PlainReport(is_quiet=is_quiet)
+
+
+def is_in_notebook() -> bool:
+    """Return whether the code runs in a kernel, whose front end shows HTML."""
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+class PlainReport(RunReport):
+    """Print the training of a run without a bar or a color; if quiet, nothing but warnings."""
+
+    def __init__(self, *, is_quiet: bool) -> None:
+        super().__init__(is_quiet=is_quiet)
+        self._console = make_console(is_plain=True)
+
+    def loading(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def on_finish(self, run: Run, seconds: float) -> None:
+        """Print how the run ended."""
+        if not self.is_quiet:
+            super().on_finish(run, seconds)
+
+
+class NotebookReport(RunReport):
+    """Show a training as one bar, which is updated in its place and needs no JavaScript."""
+
+    def __init__(self) -> None:
+        super().__init__(is_quiet=False)
+        self._display: Any = None
+        self._epoch, self._num_epochs, self._share = 0, 1, 0.0  # the share of the epoch is trained
+        self._metrics, self._folder, self._is_running = "", "", False
+        self._updated = 0.0
+
+    def loading(self) -> contextlib.AbstractContextManager[object]:
+        """Show the bar."""
+        self._update("loading the data")
+        return contextlib.nullcontext()
+
+    def on_start(self, info: TrainingInfo) -> None:
+        """Warn where the rate cannot drop."""
+        self._folder, self._is_running = str(info.directory.path), True
+        self._warn_of_no_drops(info)
+
+    def on_epoch_start(self, epoch: int, num_epochs: int, num_steps: int) -> None:
+        """Show that the first epoch is compiled."""
+        self._epoch, self._num_epochs, self._num_steps, self._share = epoch, num_epochs, num_steps, 0
+        if not self._metrics:
+            self._update("compiling, scoring the untrained network")
+
+    def on_chunk(self, step: int, loss: float) -> None:
+        """Move the bar, a few times a second."""
+        self._share = step / self._num_steps
+        if time.monotonic() - self._updated > REFRESH_SECONDS:
+            self._update(f"loss {loss:.4f}, {self._metrics}")
+
+    def on_epoch(self, lines: Sequence[EpochLines], settings: Settings) -> None:
+        """Show the metrics of an epoch, which are means over all seeds."""
+        self._warn(lines, num_replicas=len(lines) * len(settings.run.seeds))
+        records = [record for written in lines for record in written.records]
+        if records:
+            scores = mean_scores(records).items()
+            parts = [f"{split} accuracy {each.accuracy.mean:.4f}" for split, each in scores]
+            scales = [record.scale for record in records]
+            self._metrics = ", ".join((*parts, f"scale {show_range(scales)}"))
+        self._share = 1
+        self._update(self._metrics)
+
+    def on_finish(self, run: Run, seconds: float) -> None:
+        """Show what the last run has and where it is."""
+        self._is_running = False
+        self._update(f"done in {seconds:.0f} s, {self._metrics}, {run.directory.path}")
+
+    def close(self) -> None:
+        """Show where a training stopped that did not finish."""
+        if self._is_running:
+            self._update(f"stopped, {self._metrics}, {self._folder}")
+
+    def _update(self, text: str) -> None:
+        """Draw the bar again, or for the first time."""
+        display = import_module("IPython.display")
+        self._updated = time.monotonic()
+        line = f"epoch {self._epoch}/{self._num_epochs}: {text}"
+        trained = max(0, self._epoch - 1) + self._share if self._epoch else 0
+        bar = f'<progress value="{trained:.3f}" max="{self._num_epochs}"></progress>'
+        content = {"text/plain": line, "text/html": f"{bar} {html.escape(line)}"}
+        if self._display is None:
+            self._display = display.display(content, raw=True, display_id=True)
+        else:
+            self._display.update(content, raw=True)
+
+
+def show_figure(figure: Any) -> str:
+    """Return a figure as the source of an HTML image."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    encoded = base64.b64encode(content.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{encoded}" style="max-width: 100%">'

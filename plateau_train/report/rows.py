@@ -1,0 +1,94 @@
+"""Results for other programs: rows of plain values by name, as JSON, CSV, columns or HTML.
+
+The names and their units are in docs/tables.md. A value that does not exist is None: null in JSON,
+an empty cell in CSV, NaN in a column of numbers.
+"""
+
+import csv
+import html
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from plateau_train.report.console import Table, printable
+
+Row = Mapping[str, Any]
+Columns = dict[str, np.ndarray]
+Form = Literal["json", "csv"]
+
+
+def write_rows(form: Form, rows: Sequence[Row], **others: Any) -> None:
+    """Print rows on standard output in a form, and nothing else.
+
+    In JSON they are an array, or, where there are ``others``, an object that has them as "results".
+    """
+    if form == "csv":
+        print(to_csv(rows), end="")
+    else:
+        print(to_json({"results": rows} | others if others else rows))
+
+
+def to_json(content: Any) -> str:
+    """Write rows, or an object that holds some, as JSON with full precision."""
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False, default=str)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Write rows as CSV with a header; a list is written with spaces between its items."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names_of(rows), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in _finite(row).items()})
+    return text.getvalue()
+
+
+def to_columns(rows: Sequence[Row], names: Sequence[str] = ()) -> Columns:
+    """Return a NumPy array for each name, by default those of the rows, as pandas takes them."""
+    return {name: _column([row.get(name) for row in rows]) for name in names or names_of(rows)}
+
+
+def to_html(table: Table) -> str:
+    """Write a table for a notebook."""
+    heads = "".join(f"<th>{html.escape(printable(each.title))}</th>" for each in table.columns)
+    lines = [
+        "".join(f"<td>{html.escape(printable(each.text_of(row)))}</td>" for each in table.columns)
+        for row in table.rows
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
+    return f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def names_of(rows: Iterable[Row]) -> list[str]:
+    """Return the names of all rows in their order."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _finite(value: Any) -> Any:
+    """Replace the numbers that JSON cannot have by None."""
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """Return an array of numbers or texts; of objects if the values are lists."""
+    present = [value for value in values if value is not None]
+    if any(isinstance(value, list | tuple) for value in present):
+        array = np.empty(len(values), object)
+        array[:] = values
+        return array
+    if all(isinstance(value, int | float) for value in present) and len(present) < len(values):
+        return np.array([math.nan if value is None else value for value in values])
+    return np.array(values, object if len(present) < len(values) else None)
