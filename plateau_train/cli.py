@@ -11,7 +11,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from plateau_train import config
-from plateau_train.config import SETTINGS, RawValue, Resolved, Setting
+from plateau_train.config import (
+    FIGURE_OPTIONS,
+    SETTINGS,
+    FigureOptions,
+    RawValue,
+    Resolved,
+    Setting,
+)
 from plateau_train.config.resolve import BY_KEY
 from plateau_train.errors import PROGRAM, ConfigError
 
@@ -64,6 +71,12 @@ EXAMPLES = _examples(
     "plot runs/latest -o plot.svg",
     "sweep --patience 2,5,10 --factor 0.1,0.5 --seed 0-3",
     "compare runs/ONE runs/TWO --plot compare.png",
+)
+
+PLOT_EXAMPLES = _examples(
+    "plot runs/latest -o plot.svg",
+    "plot runs/latest --panels scale,test-accuracy --style talk -o slide.png",
+    "plot runs/latest --panels val-loss --size 6x4 --title '' -o figure.pdf",
 )
 
 TERMS = (
@@ -179,14 +192,54 @@ def _takes(
             *list(inspect.signature(command).parameters.values())[1:],
             *(_keyword(each.key, _setting_option(each), default=None) for each in settings),
         ]
-        # Typer reads both.
-        call.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue]
-            [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-        )
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return call
+        return _with_parameters(call, parameters)
 
     return decorate
+
+
+def _draws(
+    *, into: str | None = None, without: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of figures, and call it with them as its argument ``figure``.
+
+    ``into`` is the argument with the path of the figure, if nothing is drawn without it.
+    """
+    options = [option for option in FIGURE_OPTIONS if option.key not in without]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def call(*arguments: Any, **values: Any) -> None:
+            texts = {
+                option.key: config.as_text(value)
+                for option in options
+                if (value := values.pop(option.key)) is not None
+            }
+            if into is not None and texts and values[into] is None:
+                flags = ", ".join(option.flag for option in options if option.key in texts)
+                problem = f"no figure is drawn for {flags} to apply to"
+                raise ConfigError(problem, hint=f"add --{into} FILE, such as --{into} figure.png")
+            command(*arguments, **values, figure=config.parse_figure_options(texts))
+
+        own = [
+            parameter
+            for parameter in inspect.signature(command).parameters.values()
+            if parameter.name != "figure"
+        ]
+        parameters = [_keyword(each.key, _setting_option(each), default=None) for each in options]
+        return _with_parameters(call, [*own, *parameters])
+
+    return decorate
+
+
+def _with_parameters(
+    call: Callable[..., None], parameters: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """Give a function the signature that Typer reads."""
+    call.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
+        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    )
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
 
 
 def _keyword(name: str, annotation: Any, **default: Any) -> inspect.Parameter:
@@ -206,7 +259,8 @@ def _setting_option(setting: Setting) -> Any:
     option = _option(
         _setting_help(setting, setting.help),
         None if is_switch else setting.key.split("_")[-1].upper(),
-        f"{setting.flag}/--no-{setting.key}" if is_switch else setting.flag,
+        # A setting can be on in the file; a figure has no file.
+        f"{setting.flag}/--no-{setting.key}" if is_switch and setting in SETTINGS else setting.flag,
         show_default=False,
         rich_help_panel=setting.table.capitalize(),
         envvar=setting.variable,
@@ -337,24 +391,31 @@ def sweep(
     sweep.start(plan, metric)
 
 
-@_command()
+@_command(epilog=PLOT_EXAMPLES)
 @_takes("runs_dir")
+@_draws()
 def plot(
     resolved: Resolved,
+    figure: FigureOptions,
     run: RunArgument = None,
     output: Annotated[Path | None, _picture("plot.png")] = None,
     replica: Annotated[int | None, _replica("all are drawn")] = None,
 ) -> None:
-    """Draw the five panels of a run again."""
+    """Draw a run again: the scale, the losses and the accuracies over its epochs.
+
+    Without options it is the figure that the training drew.
+    """
     from plateau_train.commands import plot
 
-    plot.print_plot(_locate(run, resolved), output, replica)
+    plot.print_plot(_locate(run, resolved), output, replica, figure)
 
 
 @_command("compare")
 @_takes("runs_dir")
+@_draws(into="plot")
 def compare_runs(
     resolved: Resolved,
+    figure: FigureOptions,
     runs: Annotated[
         list[Path],
         typer.Argument(
@@ -362,11 +423,8 @@ def compare_runs(
             metavar="RUN...",
         ),
     ],
-    picture: Annotated[
-        Path | None,
-        _option(
-            "Draw the five panels with all runs into this PNG, SVG or PDF file", "FILE", "--plot"
-        ),
+    plot: Annotated[
+        Path | None, _option("Draw panels with all runs into this PNG, SVG or PDF file", "FILE")
     ] = None,
     level: Annotated[
         float | None,
@@ -385,7 +443,7 @@ def compare_runs(
     from plateau_train.commands import compare
 
     paths = [_locate(run, resolved) for run in runs]
-    compare.print_comparison(compare.compare(paths, level=level, picture=picture))
+    compare.print_comparison(compare.compare(paths, level=level, picture=plot, figure=figure))
 
 
 @_command()
@@ -450,8 +508,10 @@ SCHEDULE_EXAMPLES = _examples(
 @_command(epilog=SCHEDULE_EXAMPLES)
 # The mode is checked together with the run's other settings.
 @_takes(*(PLATEAU - {"mode"} | {"learning_rate", "runs_dir"}))
+@_draws(into="plot", without=("panels",))
 def schedule(
     resolved: Resolved,
+    figure: FigureOptions,
     source: Annotated[
         str | None,
         typer.Argument(
@@ -497,11 +557,13 @@ def schedule(
 
     For a run the defaults are the run's own settings; otherwise an observation is one value.
     Values after the first drop that differs from the run's are counterfactual.
+
+    The figure of --plot always shows the values above the scale, so there is no --panels.
     """
     from plateau_train.commands.schedule import ScheduleOptions, run_schedule
 
     options = ScheduleOptions(
-        source, values, column, mode, replica, compare, from_torch, from_keras, plot, json
+        source, values, column, mode, replica, compare, from_torch, from_keras, plot, json, figure
     )
     run_schedule(resolved, options)
 

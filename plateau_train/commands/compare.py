@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plateau_train import plots
-from plateau_train.config import SETTINGS, Settings
+from plateau_train.config import SETTINGS, FigureOptions, Settings
 from plateau_train.errors import PROGRAM, ConfigError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table, look_up
@@ -47,7 +47,11 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    paths: Sequence[Path], *, level: float | None = None, picture: Path | None = None
+    paths: Sequence[Path],
+    *,
+    level: float | None = None,
+    picture: Path | None = None,
+    figure: FigureOptions | None = None,
 ) -> Comparison:
     """Compare runs with the first one, and draw all of them into ``picture`` if given.
 
@@ -72,7 +76,7 @@ def compare(
     )
     compared = _compare(runs, level or reached)
     if picture is not None:
-        _draw(runs, picture)
+        _draw(runs, picture, figure)
     return Comparison(compared, level or reached, level is not None, picture)
 
 
@@ -171,8 +175,8 @@ def _finals(run: Run, metric: str) -> dict[int, float]:
     return {history.seed: getattr(history.records[-1], metric) for history in run.completed}
 
 
-def _draw(runs: Mapping[str, Run], picture: Path) -> None:
-    """Draw the five panels with all runs."""
+def _draw(runs: Mapping[str, Run], picture: Path, figure: FigureOptions | None) -> None:
+    """Draw the panels with all runs."""
     plotted = []
     for name, run in runs.items():
         num_seeds = len(run.completed)
@@ -181,9 +185,8 @@ def _draw(runs: Mapping[str, Run], picture: Path) -> None:
     data = dict.fromkeys(run.settings.data.title for run in runs.values())
     has_bands = any(len(run.completed) > 1 for run in runs.values())
     bands = ": mean and standard deviation of the seeds; geometric mean and range of the scale"
-    plots.save_comparison(
-        picture, plotted, f"{len(runs)} runs on {' and '.join(data)}{bands if has_bands else ''}"
-    )
+    heading = f"{len(runs)} runs on {' and '.join(data)}{bands if has_bands else ''}"
+    plots.save(picture, plots.draw_comparison(plotted, heading, figure))
 
 
 def print_comparison(comparison: Comparison) -> None:

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -111,8 +110,7 @@ def evaluate_run(
     title = f"{chosen}{'' if which.isdecimal() else f'{which} checkpoint, '}epoch {manifest.epoch}"
     accuracy = f"test accuracy {scores['test'].accuracy:.4f} on {settings.title}"
     heading = f"{printable(run.path.resolve().name)}\n{title}: {accuracy}"
-    save = partial(plots.save_confusion, confusion=confusion, class_names=names, heading=heading)
-    picture = plots.place(run.confusion, output, save)
+    picture = plots.place(run.confusion, output, plots.draw_confusion(confusion, names, heading))
     data = f"{settings.title}; {dataset.source}"
     return Evaluation(str(run.path), title, data, scores, score_classes(confusion, names), picture)
 

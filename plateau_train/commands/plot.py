@@ -1,23 +1,26 @@
-"""plateau-train plot: draw the five panels of a run again."""
+"""plateau-train plot: draw a run again."""
 
-from functools import partial
 from pathlib import Path
 
-from plateau_train.plots import check_format, place, save_run_plot
+from plateau_train.config import FigureOptions
+from plateau_train.plots import check_format, draw_run, place
 from plateau_train.report.console import printable
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
 
 
-def print_plot(run: Path, output: Path | None, replica: int | None) -> None:
+def print_plot(run: Path, output: Path | None, replica: int | None, figure: FigureOptions) -> None:
     """Draw a run, and print the path of the picture."""
-    print(printable(plot(run, output, replica)))
+    print(printable(plot(run, output, replica, figure)))
 
 
-def plot(run: Path, output: Path | None, replica: int | None) -> Path:
+def plot(
+    run: Path, output: Path | None, replica: int | None, figure: FigureOptions | None = None
+) -> Path:
     """Draw all replicas of a run, or one as a run of its own; return the path of the picture.
 
-    Raises ``ConfigError`` for a replica that the run does not have and for an unknown format.
+    Raises ``ConfigError`` for a replica or a panel that the run does not have and for an unknown
+    format.
     """
     if output is not None:
         check_format(output)
@@ -26,5 +29,4 @@ def plot(run: Path, output: Path | None, replica: int | None) -> Path:
     if replica is not None:
         histories = [find_replica(histories, replica, opened.directory)]
         picture = picture.with_name(f"plot-replica-{replica}.png")
-    save = partial(save_run_plot, histories=histories, settings=settings)
-    return place(picture, output, save)
+    return place(picture, output, draw_run(histories, settings, figure))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from plateau_train import config, plots
-from plateau_train.config import SETTINGS, RawValue, Resolved
+from plateau_train.config import SETTINGS, FigureOptions, RawValue, Resolved
 from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
@@ -47,6 +47,7 @@ class ScheduleOptions(NamedTuple):
     from_keras: str | None = None
     plot: Path | None = None
     as_json: bool = False
+    figure: FigureOptions | None = None
 
     @property
     def has_values(self) -> bool:
@@ -290,7 +291,10 @@ def print_replay(series: Series, options: ScheduleOptions) -> None:
     change = texts.report_change(series, rows)
     if options.plot is not None:
         reasons = texts.list_reasons(series, rows)
-        plots.save_replay(options.plot, series, rules, rule=rule, reasons=reasons, change=change)
+        figure = plots.draw_replay(
+            series, rules, options.figure, rule=rule, reasons=reasons, change=change
+        )
+        plots.save(options.plot, figure)
         if not options.as_json:
             print_rows({"plot": str(options.plot)})
 

@@ -177,7 +177,7 @@ def _show_results(directory: RunDirectory, plan: SweepPlan) -> None:
         num_seeds = results[0].num_seeds
         seeds = f"mean and standard deviation of {num_seeds} seeds" if num_seeds > 1 else "one seed"
         heading = f"{grid.metric} after the last epoch, {seeds}"
-        plots.save_heat_map(picture, grid, heading)
+        plots.save(picture, plots.draw_heat_map(grid, heading))
         rows["heat map"] = str(picture)
     rows["next"] = f"{PROGRAM} plot {RunDirectory(directory.path / ordered[0].name)}"
     if is_quiet:
