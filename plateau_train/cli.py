@@ -11,7 +11,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from plateau_train import config
-from plateau_train.config import SETTINGS, RawValue, Resolved, Setting
+from plateau_train.config import (
+    FIGURE_OPTIONS,
+    SETTINGS,
+    FigureOptions,
+    RawValue,
+    Resolved,
+    Setting,
+)
 from plateau_train.config.resolve import BY_KEY
 from plateau_train.errors import PROGRAM, ConfigError
 
@@ -55,6 +62,17 @@ RunArgument = Annotated[
     ),
 ]
 
+Json = Annotated[bool, _option("Print JSON on standard output, and nothing else", None, "--json")]
+Csv = Annotated[bool, _option("Print CSV on standard output, and nothing else", None, "--csv")]
+
+
+def _form(json: bool, csv: bool) -> Any:
+    """Return the form of the output for other programs; None stands for tables."""
+    if json and csv:
+        raise ConfigError("--json and --csv are two forms of the same output", hint="leave out one")
+    return "json" if json else "csv" if csv else None
+
+
 EXAMPLES = _examples(
     "--mode train-loss --patience 5",
     "--mode val-loss --val-fraction 0.1 --epochs 20",
@@ -64,6 +82,12 @@ EXAMPLES = _examples(
     "plot runs/latest -o plot.svg",
     "sweep --patience 2,5,10 --factor 0.1,0.5 --seed 0-3",
     "compare runs/ONE runs/TWO --plot compare.png",
+)
+
+PLOT_EXAMPLES = _examples(
+    "plot runs/latest -o plot.svg",
+    "plot runs/latest --panels scale,test-accuracy --style talk -o slide.png",
+    "plot runs/latest --panels val-loss --size 6x4 --title '' -o figure.pdf",
 )
 
 TERMS = (
@@ -179,14 +203,54 @@ def _takes(
             *list(inspect.signature(command).parameters.values())[1:],
             *(_keyword(each.key, _setting_option(each), default=None) for each in settings),
         ]
-        # Typer reads both.
-        call.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue]
-            [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-        )
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return call
+        return _with_parameters(call, parameters)
 
     return decorate
+
+
+def _draws(
+    *, into: str | None = None, without: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of figures, and call it with them as its argument ``figure``.
+
+    ``into`` is the argument with the path of the figure, if nothing is drawn without it.
+    """
+    options = [option for option in FIGURE_OPTIONS if option.key not in without]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def call(*arguments: Any, **values: Any) -> None:
+            texts = {
+                option.key: config.as_text(value)
+                for option in options
+                if (value := values.pop(option.key)) is not None
+            }
+            if into is not None and texts and values[into] is None:
+                flags = ", ".join(option.flag for option in options if option.key in texts)
+                problem = f"no figure is drawn for {flags} to apply to"
+                raise ConfigError(problem, hint=f"add --{into} FILE, such as --{into} figure.png")
+            command(*arguments, **values, figure=config.parse_figure_options(texts))
+
+        own = [
+            parameter
+            for parameter in inspect.signature(command).parameters.values()
+            if parameter.name != "figure"
+        ]
+        parameters = [_keyword(each.key, _setting_option(each), default=None) for each in options]
+        return _with_parameters(call, [*own, *parameters])
+
+    return decorate
+
+
+def _with_parameters(
+    call: Callable[..., None], parameters: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """Give a function the signature that Typer reads."""
+    call.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
+        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    )
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
 
 
 def _keyword(name: str, annotation: Any, **default: Any) -> inspect.Parameter:
@@ -206,7 +270,8 @@ def _setting_option(setting: Setting) -> Any:
     option = _option(
         _setting_help(setting, setting.help),
         None if is_switch else setting.key.split("_")[-1].upper(),
-        f"{setting.flag}/--no-{setting.key}" if is_switch else setting.flag,
+        # A setting can be on in the file; a figure has no file.
+        f"{setting.flag}/--no-{setting.key}" if is_switch and setting in SETTINGS else setting.flag,
         show_default=False,
         rich_help_panel=setting.table.capitalize(),
         envvar=setting.variable,
@@ -324,6 +389,8 @@ def sweep(
             "METRIC",
         ),
     ] = None,
+    json: Json = False,
+    csv: Csv = False,
 ) -> None:
     """Train each combination of the settings that have several values.
 
@@ -334,27 +401,34 @@ def sweep(
     """
     from plateau_train.commands import sweep
 
-    sweep.start(plan, metric)
+    sweep.start(plan, metric, _form(json, csv))
 
 
-@_command()
+@_command(epilog=PLOT_EXAMPLES)
 @_takes("runs_dir")
+@_draws()
 def plot(
     resolved: Resolved,
+    figure: FigureOptions,
     run: RunArgument = None,
     output: Annotated[Path | None, _picture("plot.png")] = None,
     replica: Annotated[int | None, _replica("all are drawn")] = None,
 ) -> None:
-    """Draw the five panels of a run again."""
+    """Draw a run again: the scale, the losses and the accuracies over its epochs.
+
+    Without options it is the figure that the training drew.
+    """
     from plateau_train.commands import plot
 
-    plot.print_plot(_locate(run, resolved), output, replica)
+    plot.print_plot(_locate(run, resolved), output, replica, figure)
 
 
 @_command("compare")
 @_takes("runs_dir")
+@_draws(into="plot")
 def compare_runs(
     resolved: Resolved,
+    figure: FigureOptions,
     runs: Annotated[
         list[Path],
         typer.Argument(
@@ -362,11 +436,8 @@ def compare_runs(
             metavar="RUN...",
         ),
     ],
-    picture: Annotated[
-        Path | None,
-        _option(
-            "Draw the five panels with all runs into this PNG, SVG or PDF file", "FILE", "--plot"
-        ),
+    plot: Annotated[
+        Path | None, _option("Draw panels with all runs into this PNG, SVG or PDF file", "FILE")
     ] = None,
     level: Annotated[
         float | None,
@@ -376,6 +447,8 @@ def compare_runs(
             "ACCURACY",
         ),
     ] = None,
+    json: Json = False,
+    csv: Csv = False,
 ) -> None:
     """Compare runs, with 95 % confidence intervals.
 
@@ -385,7 +458,7 @@ def compare_runs(
     from plateau_train.commands import compare
 
     paths = [_locate(run, resolved) for run in runs]
-    compare.print_comparison(compare.compare(paths, level=level, picture=picture))
+    compare.compare(paths, level, plot, figure, _form(json, csv))
 
 
 @_command()
@@ -400,6 +473,8 @@ def runs(
             show_default=False,
         ),
     ] = None,
+    json: Json = False,
+    csv: Csv = False,
 ) -> None:
     """List the runs: epochs, accuracies and status, the newest last.
 
@@ -409,7 +484,8 @@ def runs(
     from plateau_train.commands import runs
 
     runs_dir = config.expand_home(resolved.settings.run.runs_dir)
-    runs.print_runs(runs.list_runs(_locate(folder, resolved) if folder else runs_dir))
+    path = _locate(folder, resolved) if folder else runs_dir
+    runs.print_runs(path, _form(json, csv))
 
 
 @_command()
@@ -426,6 +502,8 @@ def evaluate(
     ] = "best",
     replica: Annotated[int | None, _replica("the best is scored")] = None,
     output: Annotated[Path | None, _picture("confusion.png")] = None,
+    json: Json = False,
+    csv: Csv = False,
 ) -> None:
     """Score a checkpoint: loss, accuracy, classes, confusion matrix.
 
@@ -433,10 +511,8 @@ def evaluate(
     """
     from plateau_train.commands import evaluate
 
-    evaluation = evaluate.evaluate_run(
-        _locate(run, resolved), resolved, which=checkpoint, replica=replica, output=output
-    )
-    evaluate.print_evaluation(evaluation)
+    path, form = _locate(run, resolved), _form(json, csv)
+    evaluate.evaluate(path, resolved, checkpoint, replica, output, form)
 
 
 SCHEDULE_EXAMPLES = _examples(
@@ -450,8 +526,10 @@ SCHEDULE_EXAMPLES = _examples(
 @_command(epilog=SCHEDULE_EXAMPLES)
 # The mode is checked together with the run's other settings.
 @_takes(*(PLATEAU - {"mode"} | {"learning_rate", "runs_dir"}))
+@_draws(into="plot", without=("panels",))
 def schedule(
     resolved: Resolved,
+    figure: FigureOptions,
     source: Annotated[
         str | None,
         typer.Argument(
@@ -488,7 +566,8 @@ def schedule(
         str | None,
         _option("The same for Keras, such as patience=10,min_delta=1e-4", "PARAMETERS"),
     ] = None,
-    json: Annotated[bool, _option("Print one JSON object per value", None, "--json")] = False,
+    json: Json = False,
+    csv: Csv = False,
     plot: Annotated[
         Path | None, _option("Draw values and scale into a PNG, SVG or PDF file", "FILE")
     ] = None,
@@ -497,13 +576,15 @@ def schedule(
 
     For a run the defaults are the run's own settings; otherwise an observation is one value.
     Values after the first drop that differs from the run's are counterfactual.
+
+    The figure of --plot always shows the values above the scale, so there is no --panels.
     """
     from plateau_train.commands.schedule import ScheduleOptions, run_schedule
 
     options = ScheduleOptions(
-        source, values, column, mode, replica, compare, from_torch, from_keras, plot, json
+        source, values, column, mode, replica, compare, from_torch, from_keras, plot
     )
-    run_schedule(resolved, options)
+    run_schedule(resolved, options, figure, _form(json, csv))
 
 
 @_command("config")
@@ -513,11 +594,19 @@ def show_config(
     describe: Annotated[
         bool, _option("Comment each value with its meaning, not its origin", None, "--describe")
     ] = False,
+    schema: Annotated[
+        bool, _option("Print the JSON Schema of a configuration file instead", None, "--schema")
+    ] = False,
+    json: Json = False,
+    csv: Csv = False,
 ) -> None:
     """Print the resolved settings as TOML, with their origins."""
-    from plateau_train.commands.config import print_config
+    from plateau_train.commands.config import print_config, print_schema
 
-    print_config(resolved, describe=describe)
+    if schema:
+        print_schema()
+    else:
+        print_config(resolved, describe=describe, form=_form(json, csv))
 
 
 @_data_command()

@@ -422,7 +422,7 @@ def test_a_picture_does_not_depend_on_the_settings_of_matplotlib(tmp_path, endin
 
 PRINT_LINE_WIDTHS = """
 from plateau_train import plots
-with plots._matplotlib_defaults():
+with plots.matplotlib_defaults():
     import matplotlib.figure
     print(matplotlib.rcParams["lines.linewidth"])
 print(matplotlib.rcParams["lines.linewidth"])

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from plateau_train.config import Settings
 from plateau_train.errors import PROGRAM, RunError
-from plateau_train.report.console import Column, Table
+from plateau_train.report.console import Column
 from plateau_train.report.rows import Row
 from plateau_train.run.directory import LATEST, SWEEP, RunDirectory, is_sweep
 from plateau_train.run.history import History

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 P, T = ParamSpec("P"), TypeVar("T")
 
+
 def _python_words(function: Callable[P, T]) -> Callable[P, T]:
     """Make the errors of a function name arguments instead of flags."""
 
@@ -128,7 +129,9 @@ class Run:
         for name, array in weights.arrays.items():
             kind, *path, leaf = name.split("/")
             if kind == "params":
-                branch = functools.reduce(lambda tree, part: tree.setdefault(part, {}), path, params)
+                branch = functools.reduce(
+                    lambda tree, part: tree.setdefault(part, {}), path, params
+                )
                 branch[leaf] = array[replica or 0]
         return params
 

@@ -5,7 +5,7 @@ settings.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from plateau_train.numerics import translation
 from plateau_train.numerics.replay import Row, as_losses
 from plateau_train.numerics.replay import replay as apply_rule
 from plateau_train.report import replay as texts
-from plateau_train.report.console import Table
 from plateau_train.report.rows import Columns, to_columns, to_html
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
@@ -66,8 +65,9 @@ class Replay:
 
     def draw(self, options: FigureOptions) -> Figure:
         """Draw the values that the rule observed above the scale."""
-        rule, reasons = texts.describe_rule(self.series.rule), texts.list_reasons(
-            self.series, self.values
+        rule, reasons = (
+            texts.describe_rule(self.series.rule),
+            texts.list_reasons(self.series, self.values),
         )
         change = texts.find_change(self.series, self.values)
         return plots.draw_replay(

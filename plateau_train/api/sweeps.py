@@ -13,8 +13,7 @@ import numpy as np
 
 from plateau_train import config, plots
 from plateau_train.config import Resolved, Setting, Settings
-from plateau_train.errors import PROGRAM, ConfigError, NonFiniteLossError, RunError
-from plateau_train.report import console
+from plateau_train.errors import ConfigError, NonFiniteLossError, RunError
 from plateau_train.report.console import MISSING, Column, Table, look_up
 from plateau_train.report.rows import Columns, Row, to_columns, to_csv, to_html
 from plateau_train.run import storage

@@ -9,7 +9,7 @@ from plateau_train.api import comparison
 from plateau_train.api.comparison import NAME, Comparison
 from plateau_train.config import FigureOptions
 from plateau_train.report import console
-from plateau_train.report.console import Column, Table
+from plateau_train.report.console import Column
 from plateau_train.report.rows import Form, write_rows
 
 log = logging.getLogger("plateau_train")

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -37,8 +36,8 @@ def evaluate(
     if output is not None:
         plots.check_format(output)
     evaluation = score_checkpoint(path, folders, start_devices, which=which, replica=replica)
-    save = partial(plots.save, figure=evaluation.plot())
-    picture = plots.place(RunDirectory(evaluation.run).confusion, output, save)
+    path = RunDirectory(evaluation.run).confusion
+    picture = plots.place(path, output, evaluation.plot())
     if form is None:
         print_evaluation(evaluation, picture)
     else:
@@ -75,5 +74,3 @@ def _confusion_table(classes: Sequence[ClassResult], *, is_numbered: bool) -> Ta
     ]
     caption = "true classes in rows, predicted classes in columns"
     return Table(rows, [Column(itemgetter(0), "", is_number=False), *columns], caption)
-
-

@@ -1,18 +1,15 @@
 """plateau-train plot: draw the panels of a run again."""
 
-from functools import partial
 from pathlib import Path
 
 from plateau_train.api.pictures import draw_run
 from plateau_train.config import FigureOptions
-from plateau_train.plots import check_format, place, save
+from plateau_train.plots import check_format, place
 from plateau_train.report.console import printable
 from plateau_train.run.reader import Run
 
 
-def print_plot(
-    run: Path, output: Path | None, replica: int | None, options: FigureOptions
-) -> None:
+def print_plot(run: Path, output: Path | None, replica: int | None, options: FigureOptions) -> None:
     """Draw a run, and print the path of the picture."""
     print(printable(plot(run, output, replica, options)))
 
@@ -28,5 +25,4 @@ def plot(run: Path, output: Path | None, replica: int | None, options: FigureOpt
     picture = opened.directory.plot
     if replica is not None:
         picture = picture.with_name(f"plot-replica-{replica}.png")
-    figure = draw_run(opened, replica, options)
-    return place(picture, output, partial(save, figure=figure))
+    return place(picture, output, draw_run(opened, replica, options))

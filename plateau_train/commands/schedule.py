@@ -45,7 +45,6 @@ class ScheduleOptions(NamedTuple):
     from_torch: str | None = None
     from_keras: str | None = None
     plot: Path | None = None
-    form: Form | None = None
 
     @property
     def has_values(self) -> bool:
@@ -68,7 +67,9 @@ class ScheduleOptions(NamedTuple):
         return {library: text for library, text in texts.items() if text is not None}
 
 
-def run_schedule(resolved: Resolved, options: ScheduleOptions, figure: FigureOptions) -> None:
+def run_schedule(
+    resolved: Resolved, options: ScheduleOptions, figure: FigureOptions, form: Form | None
+) -> None:
     """Replay the rule over values and print the result, or print a translation as flags.
 
     Raises ``ConfigError`` for values and options that cannot be used, and ``RunError`` for a run
@@ -108,7 +109,12 @@ def run_schedule(resolved: Resolved, options: ScheduleOptions, figure: FigureOpt
         series = read_run(run, overrides, options.mode or mode, options.replica)
     else:
         series = read_list(overrides, options)
-    print_replay(replay(series, options.libraries), options, figure)
+    replayed = replay(series, options.libraries)
+    print_replay(replayed, form)
+    if options.plot is not None:
+        plots.save(options.plot, replayed.draw(figure))
+        if form is None:
+            print_rows({"plot": str(options.plot)})
 
 
 def check_options(options: ScheduleOptions) -> None:
@@ -149,11 +155,11 @@ def read_list(overrides: dict[str, RawValue], options: ScheduleOptions) -> Serie
     return make_series("the command line", "value", values, overrides)
 
 
-def print_replay(replayed: Replay, options: ScheduleOptions, figure: FigureOptions) -> None:
-    """Print a replay as a table or as rows, and draw it."""
+def print_replay(replayed: Replay, form: Form | None) -> None:
+    """Print a replay as a table or as rows."""
     series, rules = replayed.series, replayed.rules
-    if options.form is not None:
-        write_rows(options.form, replayed.rows())
+    if form is not None:
+        write_rows(form, replayed.rows())
     else:
         num_values, size = len(series.values), series.rule.accumulation_size
         values = f"{num_values:,} from {series.title}: {series.observed}"
@@ -164,7 +170,3 @@ def print_replay(replayed: Replay, options: ScheduleOptions, figure: FigureOptio
         if rest := num_values % size:
             log.info(f"the last {rest:,} of {num_values:,} values do not fill a window of {size:,}")
     texts.report_change(series, replayed.values)
-    if options.plot is not None:
-        plots.save(options.plot, replayed.draw(figure))
-        if options.form is None:
-            print_rows({"plot": str(options.plot)})

@@ -72,7 +72,5 @@ class _SweepReport(ProgramReport):
             heat_map = {"heat map": str(picture_path(folder))} if len(results.varied) == 2 else {}
             best = RunDirectory(folder / results.runs[0].name)
             console.print_rows(
-                {"results": str(table_path(folder))}
-                | heat_map
-                | {"next": f"{PROGRAM} plot {best}"}
+                {"results": str(table_path(folder))} | heat_map | {"next": f"{PROGRAM} plot {best}"}
             )

@@ -4,6 +4,15 @@ Imports errors only.
 """
 # pyright: reportUnusedImport=false
 
+from plateau_train.config.arguments import ARGUMENTS, as_arguments, read_arguments
+from plateau_train.config.figures import (
+    FIGURE_OPTIONS,
+    PANEL_NAMES,
+    FigureOptions,
+    PanelName,
+    figure_options,
+    parse_figure_options,
+)
 from plateau_train.config.resolve import (
     RawValue,
     Resolved,

@@ -127,7 +127,7 @@ class Setting(NamedTuple):
         return types[kind] + "".join(bounds)
 
 
-def _setting(default: Any, meaning: str, **options: Any) -> Any:
+def declare(default: Any, meaning: str, **options: Any) -> Any:
     """Declare a setting. ``options`` are fields of ``Setting`` and bounds of ``pydantic.Field``.
 
     A default that depends on other settings is a function of the fields before it.
@@ -137,8 +137,8 @@ def _setting(default: Any, meaning: str, **options: Any) -> Any:
     return Field(**{kind: default}, description=meaning, json_schema_extra=attributes, **options)
 
 
-_free_setting = partial(_setting, on_resume="free", affects_results=False)
-_rule_setting = partial(_setting, schedules=("plateau",))
+_free_setting = partial(declare, on_resume="free", affects_results=False)
+_rule_setting = partial(declare, schedules=("plateau",))
 
 
 class Seeds(tuple[int, ...]):
@@ -224,15 +224,16 @@ OptionalCount = Annotated[int | None, Field(ge=1, le=LARGEST_COUNT)]
 LayerSizes = Annotated[
     tuple[Annotated[int, Field(ge=1, le=100_000)], ...], BeforeValidator(_as_sizes)
 ]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 SeedTuple = Annotated[
-    tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...],
+    tuple[Seed, ...],
     Field(min_length=1, max_length=MOST_SEEDS),
-    BeforeValidator(_as_seeds),
+    BeforeValidator(_as_seeds, json_schema_input_type=Seed | str | list[Seed]),
     AfterValidator(_distinct),
 ]
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
     # strict: a TOML string is no number. Flags are parsed from text either way.
     # defer_build: --help needs no validators, and would wait for them to be built.
     model_config = ConfigDict(
@@ -240,8 +241,8 @@ class _Table(BaseModel):
     )
 
 
-class DataSettings(_Table):
-    dataset: str = _setting(
+class DataSettings(Table):
+    dataset: str = declare(
         "auto",
         "Data set: the name of an image classification set of tensorflow-datasets (fashion_mnist, "
         "mnist, kmnist, cifar10, ...), garments (built in, needs no network), or auto "
@@ -255,7 +256,7 @@ class DataSettings(_Table):
         variable="TFDS_DATA_DIR",
         per_process=True,
     )
-    cache_dir: FolderPath = _setting(
+    cache_dir: FolderPath = declare(
         _user_cache,
         "Folder of decoded data sets and compiled programs, for a fast start; safe to delete. It "
         "must be your own: compiled programs are executable code, so a folder that others own or "
@@ -266,16 +267,16 @@ class DataSettings(_Table):
         affects_results=False,
         per_process=True,
     )
-    batch_size: Count = _setting(128, "Images per step")
-    val_fraction: Fraction = _setting(
+    batch_size: Count = declare(128, "Images per step")
+    val_fraction: Fraction = declare(
         0.0,
         "Fraction of the training images held out for validation, the same images for every seed; "
         "the val modes need it",
     )
-    train_examples: OptionalCount = _setting(
+    train_examples: OptionalCount = declare(
         None, "Use only the first N training images", default_text="all"
     )
-    test_examples: OptionalCount = _setting(
+    test_examples: OptionalCount = declare(
         None, "Use only the first N test images", default_text="all"
     )
 
@@ -286,47 +287,47 @@ class DataSettings(_Table):
         return self.dataset + " (built-in drawings, not Fashion-MNIST)" * is_drawn
 
 
-class ModelSettings(_Table):
-    hidden_sizes: LayerSizes = _setting(
+class ModelSettings(Table):
+    hidden_sizes: LayerSizes = declare(
         (1000, 1000),
         "Units of each hidden layer; an empty list makes a linear model",
         values_text="whole numbers from 1 to 100,000, separated by commas",
     )
-    precision: Precision = _setting(
+    precision: Precision = declare(
         "float32",
         "Precision of the matrix products, if the device supports it (tf32 is float32 on a CPU); "
         "parameters, optimizer, loss and rule stay float32",
     )
 
 
-class OptimizerSettings(_Table):
-    optimizer: OptimizerName = _setting("adam", "Optimizer of optax")
-    learning_rate: float = _setting(
+class OptimizerSettings(Table):
+    optimizer: OptimizerName = declare("adam", "Optimizer of optax")
+    learning_rate: float = declare(
         0.01, "Base learning rate, multiplied by the scale", is_traced=True, ge=1e-30, le=1e30
     )
-    schedule: Schedule = _setting(
+    schedule: Schedule = declare(
         "plateau",
         "What sets the scale: the plateau rule; a constant 1; half a cosine over all epochs down "
         "to --min-scale; or a multiplication by --factor every --step-epochs epochs. With any "
         "schedule other than plateau the rule only records; it never lowers the rate",
     )
-    step_epochs: Count = _setting(
+    step_epochs: Count = declare(
         10, "Epochs between two drops of --schedule step", schedules=("step",)
     )
-    weight_decay: NonNegative = _setting(
+    weight_decay: NonNegative = declare(
         lambda fields: DEFAULT_WEIGHT_DECAY.get(fields["optimizer"], 0.0),
         f"Weight decay, for {', '.join(DEFAULT_WEIGHT_DECAY)}",
         default_text="optax's: "
         + ", ".join(f"{value:g} for {name}" for name, value in DEFAULT_WEIGHT_DECAY.items()),
     )
-    momentum: Fraction = _setting(
+    momentum: Fraction = declare(
         lambda fields: DEFAULT_MOMENTUM.get(fields["optimizer"], 0.0),
         f"Momentum, for {' and '.join(DEFAULT_MOMENTUM)}",
         default_text=", ".join(f"{value:g} for {name}" for name, value in DEFAULT_MOMENTUM.items()),
     )
 
 
-class PlateauSettings(_Table):
+class PlateauSettings(Table):
     mode: Mode = _rule_setting(
         "train-loss",
         "Metric that the rule observes; the train modes average a window of steps, the test and "
@@ -341,7 +342,7 @@ class PlateauSettings(_Table):
     cooldown: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] = _rule_setting(
         0, "Observations after a drop that do not count towards patience", is_traced=True
     )
-    factor: float = _setting(
+    factor: float = declare(
         0.5,
         "Factor by which a drop multiplies the scale",
         schedules=("plateau", "step"),
@@ -357,7 +358,7 @@ class PlateauSettings(_Table):
         "Values averaged into one observation: steps in the train modes, epochs otherwise",
         default_text="200 in the train modes, 1 otherwise",
     )
-    min_scale: Fraction = _setting(
+    min_scale: Fraction = declare(
         0.0,
         "Smallest scale allowed",
         schedules=("plateau", "cosine", "step"),
@@ -387,11 +388,11 @@ class PlateauSettings(_Table):
         return f"{what}, mean of {self.accumulation_size} {unit}"
 
 
-class RunSettings(_Table):
-    epochs: int = _setting(
+class RunSettings(Table):
+    epochs: int = declare(
         50, "Passes over the training images", on_resume="grow", ge=1, le=1_000_000
     )
-    seed: SeedTuple = _setting(
+    seed: SeedTuple = declare(
         Seeds((0,)),
         "Seed of the parameters and of the order of the images; several seeds train one replica "
         "each, in one program and one run folder",
@@ -411,7 +412,7 @@ class RunSettings(_Table):
     runs_dir: FolderPath = _free_setting(
         Path("runs"), "Folder of the run folders", per_process=True
     )
-    threads: int | None = _setting(
+    threads: int | None = declare(
         None,
         "Threads of XLA on the CPU; the last bits of a result depend on them",
         default_text="the available cores",
@@ -421,7 +422,7 @@ class RunSettings(_Table):
         ge=1,
         le=1024,
     )
-    devices: OptionalCount = _setting(
+    devices: OptionalCount = declare(
         None,
         "Devices used by each process; they share the replicas, or the images of each batch",
         default_text="all",
@@ -436,7 +437,7 @@ class RunSettings(_Table):
         return self.seed
 
 
-class ClusterSettings(_Table):
+class ClusterSettings(Table):
     """How a process finds the others; a run can be resumed on another cluster, or without one."""
 
     coordinator: str | None = _free_setting(
@@ -477,7 +478,7 @@ class ClusterSettings(_Table):
             yield f"{problem}: processes are numbered from 0"
 
 
-class Settings(_Table):
+class Settings(Table):
     """All settings of one run."""
 
     data: DataSettings = Field(default_factory=DataSettings)
@@ -513,7 +514,7 @@ class Settings(_Table):
 SETTINGS = tuple(
     Setting(table, key, field, **cast(dict[str, Any], field.json_schema_extra))
     for table, info in Settings.model_fields.items()
-    for key, field in cast(type[_Table], info.annotation).model_fields.items()
+    for key, field in cast(type[Table], info.annotation).model_fields.items()
 )
 
 

@@ -9,7 +9,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from plateau_train.config.settings import SETTINGS, Seeds, Settings, as_text
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
+
+from plateau_train.config.settings import SETTINGS, Seeds, Setting, Settings, as_text
 from plateau_train.errors import PROGRAM, ConfigError, ForeignConfigError
 
 FORMAT = 1  # of config.toml; a version that changes the meaning of a file increments it
@@ -69,3 +71,23 @@ def _quoted(value: object) -> str:
         value = value[0] if len(value) == 1 else str(value)
     text = json.dumps(value, default=str, ensure_ascii=False)
     return re.sub("[\x7f-\x9f]", lambda char: f"\\u{ord(char[0]):04x}", text)
+
+
+class _Schema(GenerateJsonSchema):
+    ignored_warning_kinds = {"non-serializable-default"}  # noqa: RUF012  (as pydantic has it)
+
+    def generate(self, schema: Any, mode: JsonSchemaMode = "validation") -> dict[str, Any]:
+        """Generate a schema without what only this program reads."""
+        written = super().generate(schema, mode)
+        for table in written["$defs"].values():
+            for field in table["properties"].values():
+                for name in Setting._fields:
+                    field.pop(name, None)
+        return written
+
+
+def file_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a file that ``--config`` reads."""
+    schema = Settings.model_json_schema(schema_generator=_Schema)
+    schema["properties"]["format"] = {"const": FORMAT}
+    return schema

@@ -1,25 +1,32 @@
-"""Pictures: each ``save_`` function draws one and writes it as PNG, SVG or PDF.
+"""Figures: each ``draw_`` function returns one, and ``save`` writes it as PNG, SVG or PDF.
 
 The modules of this folder import matplotlib, which takes a second; the functions here import them
-when called, so that a command without a picture starts fast. Imports run, config and errors.
+when called, so that a command without a figure starts fast. Imports numerics, run, config and
+errors.
 """
 
 import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from plateau_train.config import Settings
+from plateau_train.config import FigureOptions, Settings
 from plateau_train.errors import ConfigError, StorageError
-from plateau_train.run import storage
 from plateau_train.run.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from plateau_train.numerics.replay import Row
+    from plateau_train.plots.style import Theme
+    from plateau_train.run.series import Series
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -32,7 +39,7 @@ class PlottedRun(NamedTuple):
     label: str = ""
     color: str = "black"
     linestyle: Any = "-"
-    is_single: bool = False  # whether it is the only run of the picture
+    is_single: bool = False  # whether it is the only run of the figure
 
 
 class Grid(NamedTuple):
@@ -60,41 +67,113 @@ def check_format(path: Path) -> str:
     return suffix
 
 
-def place(path: Path, output: Path | None, save: Callable[[Path], None]) -> Path:
-    """Save a picture to ``output``, or to ``path`` in a run if that is None; return its path.
+def draw_run(
+    histories: Sequence[History], settings: Settings, options: FigureOptions | None = None
+) -> "Figure":
+    """Draw the panels of a run over its epochs; the records begin with epoch 0, untrained.
 
-    If the run cannot be written to, the picture is saved in the working directory, under the name
+    Raises ``ConfigError`` for a panel that the run has no values for.
+    """
+    with _drawing(options) as theme:
+        return _module("panels").draw_run(histories, settings, theme)
+
+
+def draw_comparison(
+    runs: Sequence[PlottedRun], heading: str, options: FigureOptions | None = None
+) -> "Figure":
+    """Draw the panels with a curve for each run; raises as ``draw_run``."""
+    with _drawing(options) as theme:
+        return _module("panels").draw_comparison(runs, heading, theme)
+
+
+def draw_replay(
+    series: "Series",
+    rules: "Mapping[str, Sequence[Row]]",
+    options: FigureOptions | None = None,
+    *,
+    rule: str,
+    reasons: Sequence[str],
+    change: "Row | None",
+) -> "Figure":
+    """Draw the values of a replay above the scale of each rule."""
+    with _drawing(options) as theme:
+        return _module("replay").draw_replay(
+            series, rules, theme, rule=rule, reasons=reasons, change=change
+        )
+
+
+def draw_confusion(
+    confusion: np.ndarray,
+    class_names: Sequence[str],
+    heading: str,
+    options: FigureOptions | None = None,
+) -> "Figure":
+    """Draw how often each class, a row each, is predicted as each class, a column each."""
+    with _drawing(options) as theme:
+        return _module("heatmaps").draw_confusion(confusion, class_names, heading, theme)
+
+
+def draw_heat_map(grid: Grid, heading: str, options: FigureOptions | None = None) -> "Figure":
+    """Draw a metric over two settings that vary."""
+    with _drawing(options) as theme:
+        return _module("heatmaps").draw_heat_map(grid, heading, theme)
+
+
+def save(path: Path, figure: "Figure") -> None:
+    """Write a figure as PNG, SVG or PDF, by the suffix of the path.
+
+    Equal figures give equal files. Raises ``ConfigError`` for another suffix, and ``StorageError``
+    if the file cannot be written.
+    """
+    check_format(path)
+    with matplotlib_defaults():
+        _module("style").save_figure(path, figure)
+
+
+def save_run_plot(path: Path, histories: Sequence[History], settings: Settings) -> None:
+    """Draw a run and write it."""
+    check_format(path)
+    save(path, draw_run(histories, settings))
+
+
+def place(path: Path, output: Path | None, figure: "Figure") -> Path:
+    """Save a figure to ``output``, or to ``path`` in a run if that is None; return its path.
+
+    If the run cannot be written to, the figure is saved in the working directory, under the name
     of the run. Raises ``StorageError`` if that or ``output`` cannot be written.
     """
     if output is not None:
-        save(output)
+        save(output, figure)
         return output
     try:
-        save(path)
+        save(path, figure)
     except StorageError:
         path = Path(f"{path.parent.resolve().name}-{path.name}")
-        save(path)
+        save(path, figure)
     return path
 
 
-def _saver(module: str, name: str) -> Callable[..., None]:
-    """Return a function that draws with a function of a module, and writes to a path.
-
-    Its first argument is the path, the others are those of the function that draws.
-    """
-
-    def save(path: Path, *arguments: Any, **options: Any) -> None:
-        check_format(path)
-        with storage.as_storage_error(path), _matplotlib_defaults():
-            draw = getattr(import_module(f"plateau_train.plots.{module}"), name)
-            figure = draw(*arguments, **options)
-            import_module("plateau_train.plots.style").save_figure(path, figure)
-
-    return save
+def _module(name: str) -> Any:
+    return import_module(f"plateau_train.plots.{name}")
 
 
 @contextlib.contextmanager
-def _matplotlib_defaults() -> Iterator[None]:
+def _drawing(options: FigureOptions | None) -> "Iterator[Theme]":
+    """Draw with the theme of some options; an error of the system is a ``StorageError``."""
+    try:
+        with matplotlib_defaults():
+            theme = _module("style").Theme.of(options or FigureOptions())
+            with theme.applied():
+                yield theme
+    except OSError as error:  # such as no folder for temporary files, while fonts are searched
+        reason = error.strerror or error
+        raise StorageError(
+            f"the figure cannot be drawn: {reason}", hint="free disk space"
+        ) from error
+
+
+@contextlib.contextmanager
+def matplotlib_defaults() -> Iterator[None]:
     """Draw with the defaults of matplotlib, whatever the user has configured for it.
 
     Warnings of matplotlib about a configuration are not logged: it does not affect the pictures.
@@ -131,10 +210,3 @@ def _import_matplotlib() -> Any:
         if backend := os.environ.get("MPLBACKEND"):
             matplotlib.rcParams["backend"] = backend
     return matplotlib
-
-
-save_run_plot = _saver("panels", "draw_run")
-save_comparison = _saver("panels", "draw_comparison")
-save_confusion = _saver("heatmaps", "draw_confusion")
-save_heat_map = _saver("heatmaps", "draw_heat_map")
-save_replay = _saver("replay", "draw_replay")

@@ -11,15 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from plateau_train.plots import Grid, style
-from plateau_train.plots.style import Look
+from plateau_train.plots import Grid
+from plateau_train.plots.style import COLOR_BAR, ORANGE, Look, Theme
 
 # The largest numbers of classes with counts in the cells, and with names along the axes.
 MOST_NUMBERED, MOST_NAMED = 25, 120
 
 
 def draw_confusion(
-    confusion: Int32[np.ndarray, "classes classes"], class_names: Sequence[str], heading: str
+    confusion: Int32[np.ndarray, "classes classes"],
+    class_names: Sequence[str],
+    heading: str,
+    theme: Theme,
 ) -> Figure:
     """Draw how often each class, a row each, is predicted as each class, a column each.
 
@@ -32,8 +35,8 @@ def draw_confusion(
     side = np.clip(0.62 * num_classes, 3.4, 3.1 + 0.31 * num_classes)
     side = side if is_numbered else np.clip(0.13 * num_classes, 8, 13)
     enlarged = max(1, side / 8)
-    figure = Figure(figsize=(side + 3, side + 1.8), layout="constrained")
-    panel = figure.add_subplot()
+    figure = theme.new_figure(side + 3, side + 1.8)
+    (panel,) = theme.add_panels(figure, 1, 1)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     norm = PowerNorm(0.5, 0, 1)
     image = panel.imshow(shares, cmap="Blues", norm=norm)
@@ -41,37 +44,36 @@ def draw_confusion(
         texts = [f"{count:,}" if count else "" for count in confusion.flat]
         _write_cells(panel, texts, norm(shares), fontsize=min(16, 18 * side / num_classes))
     if num_classes <= MOST_NAMED:
-        fontsize = style.TICK if is_numbered else 60 * side / num_classes
+        fontsize = theme.tick if is_numbered else 60 * side / num_classes
         names = [name if len(name) <= 24 else f"{name[:23]}…" for name in class_names]
         look: Look = {"fontsize": fontsize, "parse_math": False}
         panel.set_yticks(range(num_classes), names, **look)
         slant: Look = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
         look |= slant if is_numbered else {"rotation": 90}
         panel.set_xticks(range(num_classes), names, **look)
-    bar = figure.colorbar(image, ax=panel, shrink=0.8, **style.COLOR_BAR)
-    bar.set_label("share of the true class", fontsize=style.TICK * enlarged)
+    bar = figure.colorbar(image, ax=panel, shrink=0.8, **COLOR_BAR)
+    bar.set_label("share of the true class", fontsize=theme.tick * enlarged)
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     bar.ax.tick_params(labelsize=10 * enlarged)
-    _finish(figure, heading, "predicted class", "true class", enlarged)
+    _finish(figure, heading, "predicted class", "true class", theme, enlarged)
     return figure
 
 
-def draw_heat_map(grid: Grid, heading: str) -> Figure:
+def draw_heat_map(grid: Grid, heading: str, theme: Theme) -> Figure:
     """Draw a metric over two settings: darker is better, and the best has an orange frame.
 
     A cell with diverged seeds is hatched and shows their number. At least one mean is not NaN.
     """
     num_rows, num_columns = grid.means.shape
     width, height = np.clip(16 / num_columns, 0.75, 1.4), np.clip(10 / num_rows, 0.5, 0.8)
-    size = (width * num_columns + 3.2, height * num_rows + 1.9)
-    figure = Figure(figsize=size, layout="constrained")
-    panel = figure.add_subplot()
+    figure = theme.new_figure(width * num_columns + 3.2, height * num_rows + 1.9)
+    (panel,) = theme.add_panels(figure, 1, 1)
     sign = -1 if grid.metric.endswith("loss") else 1
     goodness = sign * grid.means
     norm, extend = _color_scale(goodness, sign)
     best = np.unravel_index(np.nanargmax(goodness), goodness.shape)
-    _frame(panel, *best, linewidth=4, edgecolor=style.ORANGE, zorder=3, clip_on=False)
+    _frame(panel, *best, linewidth=4, edgecolor=ORANGE, zorder=3, clip_on=False)
     cmap = "Blues" if sign > 0 else "Blues_r"
     image = panel.imshow(grid.means, cmap=cmap, norm=norm, aspect="auto")
     texts = []
@@ -85,12 +87,12 @@ def draw_heat_map(grid: Grid, heading: str) -> Figure:
         texts.append("\n".join(lines))
     shades = norm(grid.means) if sign > 0 else 1 - norm(grid.means)
     _write_cells(panel, texts, shades, fontsize=min(11, 9.5 * width))
-    look: Look = {"fontsize": style.TICK, "parse_math": False}
+    look: Look = {"fontsize": theme.tick, "parse_math": False}
     panel.set_yticks(range(num_rows), grid.rows, **look)
     panel.set_xticks(range(num_columns), grid.columns, **look)
-    bar = figure.colorbar(image, ax=panel, extend=extend, **style.COLOR_BAR)
-    bar.set_label(grid.metric, fontsize=style.TICK)
-    _finish(figure, heading, grid.column_flag, grid.row_flag)
+    bar = figure.colorbar(image, ax=panel, extend=extend, **COLOR_BAR)
+    bar.set_label(grid.metric, fontsize=theme.tick)
+    _finish(figure, heading, grid.column_flag, grid.row_flag, theme)
     return figure
 
 
@@ -107,15 +109,17 @@ def _frame(panel: Axes, row: Any, column: Any, **look: Any) -> None:
     panel.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, **look))
 
 
-def _finish(figure: Figure, heading: str, across: str, down: str, enlarged: float = 1) -> None:
+def _finish(
+    figure: Figure, heading: str, across: str, down: str, theme: Theme, enlarged: float = 1
+) -> None:
     """Name the axes, and leave out the frames of matrix and color bar."""
     panel, bar = figure.axes
-    panel.set_xlabel(across, fontsize=style.LABEL * enlarged)
-    panel.set_ylabel(down, fontsize=style.LABEL * enlarged)
+    panel.set_xlabel(across, fontsize=theme.label * enlarged)
+    panel.set_ylabel(down, fontsize=theme.label * enlarged)
     panel.tick_params(length=0)
     for axes in (panel, bar):
         axes.spines[:].set_visible(False)
-    style.write_heading(figure, heading, style.TITLE * enlarged)
+    theme.write_heading(figure, heading, theme.panel_title * enlarged)
 
 
 def _color_scale(goodness: Float[np.ndarray, "rows columns"], sign: int) -> tuple[Normalize, str]:

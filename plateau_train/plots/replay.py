@@ -1,4 +1,4 @@
-"""The plot of a replay: the values that the rule observed, above the scale."""
+"""The figure of a replay: the values that the rule observed, above the scale."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,23 +7,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from plateau_train.numerics.replay import Row
-from plateau_train.plots import style
-from plateau_train.plots.style import Look
+from plateau_train.plots.scale import use_scale_axis
+from plateau_train.plots.style import ABOVE, Look, Theme
 from plateau_train.run.series import Series
 
-# The largest number of observations that are drawn with dots, and of characters of a reason.
-MAX_DOTS, MAX_CHARS = 120, 173
+# The largest number of observations that are drawn with dots, and of drops that are numbered.
+MOST_DOTS, MOST_NUMBERED = 120, 12
 
-WIDTH = 12  # inches
-
-# The lines of rules that agree cover each other, so the later ones are dashed and dotted.
-RULE_STYLES = (("black", "-", 2.0), (style.VERMILION, "--", 2.4), (style.SKY_BLUE, ":", 2.6))
-PALE_ORANGE = "#F0C270"
+WIDTH, HEIGHT = 12, 6.4  # inches
 
 
 def draw_replay(
     series: Series,
     rules: Mapping[str, Sequence[Row]],
+    theme: Theme,
     *,
     rule: str,
     reasons: Sequence[str],
@@ -35,52 +32,55 @@ def draw_replay(
     is marked as counterfactual.
     """
     rows = next(iter(rules.values()))
-    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    figure = theme.new_figure(WIDTH, HEIGHT)
+    top, bottom = theme.add_panels(figure, 2, 1, sharex=True, height_ratios=(3, 2))
     number = f"{len(rows):,} value{'s' if len(rows) > 1 else ''}"
-    style.write_heading(figure, f"{number} from {series.title}\n{rule}", style.TITLE)
-    _draw_values(top, series, [row for row in rows if row.is_complete])
-    _draw_scales(bottom, series, rules)
+    theme.write_heading(figure, f"{number} from {series.title}\n{rule}", theme.panel_title)
+    _draw_values(top, series, [row for row in rows if row.is_complete], theme)
+    _draw_scales(bottom, series, rules, theme)
     drops, end = [_x(series, row) for row in rows if row.is_drop], _x(series, rows[-1])
     for panel in (top, bottom):
-        style.finish(panel, drops, 0, end)
+        theme.finish(panel, drops, end)
         panel.set_xlim(-0.05 * end, 1.05 * end)
         if change is not None:
-            panel.axvspan(_x(series, change), end, color="#F2F2F2", zorder=-1, linewidth=0)
+            panel.axvspan(_x(series, change), end, color=theme.muted, alpha=0.12, zorder=-1, lw=0)
     if change is not None:
-        look: Look = {"transform": bottom.get_xaxis_transform(), "fontsize": style.TICK}
+        look: Look = {"transform": bottom.get_xaxis_transform(), "fontsize": theme.tick}
         bottom.text(end, 0.97, "counterfactual", ha="right", va="top", style="italic", **look)
     figure.align_ylabels()
-    style.write_reasons(figure, [reason[:MAX_CHARS] for reason in reasons])
+    theme.write_reasons(figure, reasons, " drops; --json prints all with their reasons")
     return figure
 
 
-def _draw_values(panel: Axes, series: Series, rows: Sequence[Row]) -> None:
+def _draw_values(panel: Axes, series: Series, rows: Sequence[Row], theme: Theme) -> None:
     """Draw the observations, the values that they were compared with, and the drops."""
-    panel.set_ylabel(series.observed, fontsize=style.LABEL, parse_math=False)
+    panel.set_ylabel(series.observed, fontsize=theme.label, parse_math=False)
     x = np.array([_x(series, row) for row in rows])
     observed = np.array([row.mean for row in rows])
-    # Before the first observation they are infinite, and matplotlib leaves them out.
-    best, threshold = [row.best for row in rows], [row.threshold for row in rows]
-    below = {"drawstyle": "steps-mid", "zorder": 1.5}
-    panel.plot(x, best, color=PALE_ORANGE, linewidth=3.5, label="best so far", **below)
-    panel.plot(x, threshold, "--", color="black", linewidth=1, label="to beat", **below)
+    blue, vermilion = theme.run_colors[:2]
+    # Before the first observation it is infinite, and matplotlib leaves it out.
+    threshold = [row.threshold for row in rows]
+    look: Look = {"drawstyle": "steps-mid", "color": theme.ink, "linewidth": 0.7 * theme.line}
+    panel.plot(x, threshold, linestyle=(0, (4, 1.5)), zorder=1.5, label="to beat", **look)
     panel.margins(y=0.1)
-    dots = {"marker": "o", "markersize": 3.5} if len(rows) <= MAX_DOTS else {}
-    panel.plot(x, observed, color=style.BLUE, linewidth=1.5, label="observed", **dots)
+    look = {"color": blue, "linewidth": theme.line}
+    if len(rows) <= MOST_DOTS:
+        look |= {"marker": "o", "markersize": 3.5 * theme.enlarged}
+    panel.plot(x, observed, label="observed", **look)
     is_drop = np.array([row.is_drop for row in rows], bool)
     x, drops = x[is_drop], observed[is_drop]
-    mark = {"color": style.VERMILION, "markersize": 9, "markeredgecolor": "white", "zorder": 4}
-    panel.plot(x, drops, "v", label="drop of the scale", **mark)
-    above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+    mark: Look = {"color": vermilion, "markersize": 9 * theme.enlarged, "zorder": 4}
+    mark |= {"linestyle": "none", "markeredgecolor": theme.background}
+    panel.plot(x, drops, marker="v", label="drop of the scale", **mark)
+    above: Look = {"xytext": (0, 7 * theme.enlarged), "textcoords": "offset points", "ha": "center"}
     for number, place in enumerate(zip(x, drops, strict=True), start=1):
-        if number <= style.MOST_LISTED:
-            panel.annotate(f"{number}", place, fontsize=style.TICK, fontweight="bold", **above)
-    _zoom_past_start(panel, observed)
-    panel.legend(ncols=4, frameon=False, fontsize=style.TICK, **style.ABOVE)
+        if number <= MOST_NUMBERED:
+            panel.annotate(f"{number}", place, fontsize=theme.tick, fontweight="bold", **above)
+    _zoom_past_start(panel, observed, theme)
+    panel.legend(ncols=3, frameon=False, fontsize=theme.tick, **ABOVE)
 
 
-def _zoom_past_start(panel: Axes, observed: np.ndarray) -> None:
+def _zoom_past_start(panel: Axes, observed: np.ndarray, theme: Theme) -> None:
     """Limit the axis to the later values if the first ones would flatten them; add a note."""
     later = observed[max(1, len(observed) // 10) :]
     if len(observed) < 10 or np.ptp(later) > 0.35 * np.ptp(observed):
@@ -88,28 +88,34 @@ def _zoom_past_start(panel: Axes, observed: np.ndarray) -> None:
     margin = 0.15 * np.ptp(later) or 0.01
     panel.set_ylim(later.min() - margin, later.max() + margin)
     if observed[0] > later.max():
-        note = panel.text(
-            0.004, 0.97, f"the first value is {observed[0]:.4g}", transform=panel.transAxes
-        )
-        note.set(va="top", fontsize=10, style="italic")
+        arrow = "\N{UPWARDS ARROW}"
+        text = f"{arrow} the first value is {observed[0]:.4g}"
+        look: Look = {"transform": panel.transAxes, "color": theme.muted}
+        panel.text(0.004, 0.97, text, va="top", fontsize=theme.tick * 0.9, **look)
 
 
-def _draw_scales(panel: Axes, series: Series, rules: Mapping[str, Sequence[Row]]) -> None:
+def _draw_scales(
+    panel: Axes, series: Series, rules: Mapping[str, Sequence[Row]], theme: Theme
+) -> None:
     """Draw the scale of each rule as steps, on a logarithmic axis."""
+    # The lines of rules that agree cover each other, so the later ones are dashed and dotted.
+    styles = zip(
+        (theme.ink, *theme.run_colors[1:3]), ("-", "--", ":"), (1.3, 1.6, 1.9), strict=True
+    )
     lowest = 1.0
-    for (name, rows), (color, linestyle, width) in zip(rules.items(), RULE_STYLES, strict=False):
+    for (name, rows), (color, linestyle, width) in zip(rules.items(), styles, strict=False):
         drops = [row for row in rows if row.is_drop]
         x = [0.0, *(_x(series, row) for row in drops), _x(series, rows[-1])]
         # A scale that has become 0 in float32 cannot be drawn on a logarithmic axis.
         scales = [1.0, *(row.scale or row.scale_before for row in drops)]
         lowest = min(lowest, *scales)
-        line = {"color": color, "linestyle": linestyle, "linewidth": width, "label": name}
-        panel.plot(x, [*scales, scales[-1]], drawstyle="steps-post", **line)
-    style.use_log_scale(panel, lowest / 1.5)
-    panel.set_ylabel("scale", fontsize=style.LABEL)
-    panel.set_xlabel("epoch" if series.positions else "number", fontsize=style.LABEL)
+        look: Look = {"color": color, "linestyle": linestyle, "linewidth": width * theme.line}
+        panel.plot(x, [*scales, scales[-1]], drawstyle="steps-post", label=name, **look)
+    use_scale_axis(panel, lowest, series.rule.factor, series.rule.min_scale, theme)
+    panel.set_ylabel("scale", fontsize=theme.label)
+    panel.set_xlabel("epoch" if series.positions else "number", fontsize=theme.label)
     if len(rules) > 1:
-        panel.legend(loc="lower left", frameon=False, fontsize=style.TICK)
+        panel.legend(loc="lower left", frameon=False, fontsize=theme.tick)
 
 
 def _x(series: Series, row: Row) -> float:

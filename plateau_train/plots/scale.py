@@ -1,50 +1,114 @@
 """The panel of the scale: its value over the epochs, and the drops of each replica."""
 
+import math
 from collections.abc import Sequence
-from itertools import chain, compress
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from plateau_train.plots import PlottedRun, style
-from plateau_train.plots.style import LARGEST_SCALE, Curve, Look
+from plateau_train.plots import PlottedRun
+from plateau_train.plots.style import Contents, Curve, Look, Theme
 from plateau_train.run.history import History, completed
 from plateau_train.run.records import Drop
 
-MOST_ROWS = 24  # of ticks
-
-STRIP = 0.26  # the height of the strip of these rows, as a share of the height of the panel
+LARGEST_SCALE = 1.5  # the upper limit of a logarithmic axis of the scale
+MOST_ROWS = 12  # of ticks
+LONGEST_NAME = 14  # characters of a run beside its row
+# How far below the drops of other runs the axis may go for the end of a cosine schedule.
+COSINE_ROOM = 8
 
 Steps = tuple[Sequence[float], Sequence[float]]  # epochs, and the scale from each of them on
 
 
-def draw_scale(panel: Axes, runs: Sequence[PlottedRun], drops: Sequence[Drop]) -> None:
+class _Row(NamedTuple):
+    """The drops of a replica, or of all replicas of a run, in the strip below the curves."""
+
+    name: str
+    color: str
+    histories: Sequence[History]
+
+
+def draw_scale(panel: Axes, contents: Contents, theme: Theme) -> None:
     """Draw the scale over the epochs; of the replicas of the plateau rule, the geometric mean.
 
     The band of the plateau rule reaches from the lowest to the highest scale of the replicas.
-    Marks and numbers ``drops``, which are those of a single replica. Without them, draws a tick for
-    each drop of every replica, in a strip below the curves.
+    Marks and numbers the drops of a single replica. Without them, draws a tick for each drop of
+    every replica, in a strip below the curves.
     """
+    runs, drops = contents.runs, contents.drops
     steps = [[_steps(history) for history in completed(run.histories)] for run in runs]
-    # A cosine schedule ends near 0. It is cut off, as it would compress the curves of the others.
-    has_drops = [run.settings.optimizer.schedule in ("plateau", "step") for run in runs]
-    dropping = chain.from_iterable(compress(steps, has_drops))
-    scales = [scale for _, scales in dropping for scale in scales]
-    lowest = min((scale for scale in scales if scale > 0), default=1) / 1.5
+    lowest = _lowest(runs, steps)
     for run, replicas in zip(runs, steps, strict=True):
-        _draw_run(panel, run, replicas, lowest)
-    histories = [history for run in runs for history in run.histories]
-    last_epoch = max(history.records[-1].epoch for history in histories)
-    style.finish(panel, [drop.position for drop in drops], 0, last_epoch)
-    if not scales:
-        panel.set_ylim(-0.03, 1.05)
-        return
-    style.use_log_scale(panel, lowest)
-    if drops:
-        _number_drops(panel, drops)
-    elif any(history.drops for history in histories):
-        _draw_ticks(panel, runs, lowest)
+        _draw_run(panel, run, replicas, lowest / 1.5, theme)
+    panel.tick_params(labelsize=theme.tick)
+    if lowest < 1:
+        stepped = [run for run in runs if run.settings.optimizer.schedule in ("plateau", "step")]
+        plateau = (stepped or runs)[0].settings.plateau
+        use_scale_axis(panel, lowest, plateau.factor, plateau.min_scale, theme)
+    else:
+        panel.set_ylim(-0.03, 1.08)
+        panel.yaxis.set_major_locator(MaxNLocator(4))
+    theme.finish(panel, [drop.position for drop in drops], contents.last_epoch)
+    if drops and lowest < 1:
+        _number_drops(panel, drops, theme)
+    elif any(history.drops for run in runs for history in run.histories):
+        _draw_rows(panel, runs, lowest / 1.5, theme)
+
+
+def use_scale_axis(
+    panel: Axes, lowest: float, factor: float, min_scale: float, theme: Theme
+) -> None:
+    """Make the vertical axis logarithmic, with ticks at scales that the rule can reach."""
+    panel.set_yscale("log")
+    panel.set_ylim(lowest / 1.5, LARGEST_SCALE)
+    ticks = scale_ticks(lowest, factor, min_scale, 4 if theme.is_talk else 9)
+    panel.yaxis.set_major_locator(FixedLocator(list(ticks)))
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_formatter(lambda value, _: ticks.get(value, ""))
+
+
+def scale_ticks(lowest: float, factor: float, min_scale: float, most: int) -> dict[float, str]:
+    """Return scales between ``lowest`` and 1 that the rule can reach, and how they are written.
+
+    These are powers of the factor, and the smallest scale allowed if it was reached. They are
+    written as decimal numbers as long as these are short, and as powers otherwise: the exponent is
+    the number of drops.
+    """
+    num_drops = math.floor(math.log(lowest) / math.log(factor) + 1e-6)
+    stride = next(
+        stride
+        for stride in (1, 2, 3, 4, 5, 10, 20, 25, 50, *range(100, num_drops + 200, 100))
+        if num_drops // stride < most
+    )
+    powers = range(0, num_drops + 1, stride)
+    exact = {power: f"{factor**power:.7g}" for power in powers}
+    if any(len(text) > 6 for text in exact.values()):
+        exact = {power: f"${factor:g}^{{{power}}}$" if power else "1" for power in powers}
+    ticks = {factor**power: text for power, text in exact.items()}
+    if min_scale > 0 and lowest < min_scale * 1.001:
+        room = factor ** (-stride / 2)
+        ticks = {tick: text for tick, text in ticks.items() if tick > min_scale * room}
+        ticks |= {min_scale: f"{min_scale:g}"}
+    return ticks
+
+
+def _lowest(runs: Sequence[PlottedRun], steps: Sequence[Sequence[Steps]]) -> float:
+    """Return the lowest scale that the axis shows; 1 if nothing falls in steps.
+
+    The end of a cosine schedule is inside the axis, unless that would compress the other runs.
+    """
+    falling = {"plateau": 1.0, "step": 1.0, "cosine": 1.0, "constant": 1.0}
+    for run, replicas in zip(runs, steps, strict=True):
+        schedule = run.settings.optimizer.schedule
+        positive = [scale for _, scales in replicas for scale in scales if scale > 0]
+        falling[schedule] = min(falling[schedule], *positive)
+    stepped = min(falling["plateau"], falling["step"])
+    if stepped == 1:
+        return 1.0
+    return min(stepped, max(falling["cosine"], stepped / COSINE_ROOM))
 
 
 def _steps(history: History) -> Steps:
@@ -55,13 +119,16 @@ def _steps(history: History) -> Steps:
     return epochs, scales
 
 
-def _draw_run(panel: Axes, run: PlottedRun, replicas: Sequence[Steps], lowest: float) -> None:
-    """Draw the curve of a run, where a scale or mean of 0 becomes ``lowest``."""
+def _draw_run(
+    panel: Axes, run: PlottedRun, replicas: Sequence[Steps], bottom: float, theme: Theme
+) -> None:
+    """Draw the curve of a run, where a scale or mean below ``bottom`` is drawn there."""
     look: Look = {"color": run.color, "linestyle": run.linestyle, "alpha": 0.2}
     schedule = run.settings.optimizer.schedule
     if schedule != "plateau":  # a function of the step, the same for all replicas
         curve = Curve.of(replicas[0][0], [replicas[0][1]], is_single=run.is_single)
-        curve.draw(panel, drawstyle="steps-pre" if schedule == "step" else "default", **look)
+        drawstyle = "steps-pre" if schedule == "step" else "default"
+        curve.draw(panel, theme, drawstyle=drawstyle, **look)
         return
     grid = np.unique(np.concatenate([epochs for epochs, _ in replicas]))
     on_grid = [
@@ -69,34 +136,56 @@ def _draw_run(panel: Axes, run: PlottedRun, replicas: Sequence[Steps], lowest: f
         for epochs, scales in replicas
     ]
     epochs, *curves = Curve.of_scales(grid, on_grid, is_single=run.is_single)
-    curve = Curve(epochs, *(np.maximum(scales, lowest) for scales in curves))
+    curve = Curve(epochs, *(np.maximum(scales, bottom) for scales in curves))
     label = "geometric mean, min to max" if len(curve.replicas) else None
-    curve.draw(panel, drawstyle="steps-post", label=label, **look)
+    curve.draw(panel, theme, drawstyle="steps-post", label=label, **look)
 
 
-def _draw_ticks(panel: Axes, runs: Sequence[PlottedRun], lowest: float) -> None:
-    """Draw a tick for each drop in a strip below the curves, in a row for each replica or run."""
-    panel.set_ylim(lowest * (lowest / LARGEST_SCALE) ** (STRIP / (1 - STRIP)), LARGEST_SCALE)
-    panel.set_yticks([tick for tick in panel.get_yticks() if lowest <= tick <= LARGEST_SCALE])
+def _draw_rows(panel: Axes, runs: Sequence[PlottedRun], bottom: float, theme: Theme) -> None:
+    """Draw a tick for each drop in a strip below the curves, in a named row for each replica."""
+    rows = _rows(runs)
+    height = min(0.055, 0.4 / len(rows))
+    strip = height * len(rows) + 0.1
+    if panel.get_yscale() == "log":
+        panel.set_ylim(bottom * (bottom / LARGEST_SCALE) ** (strip / (1 - strip)), LARGEST_SCALE)
+    else:
+        panel.set_ylim(-1.08 * strip / (1 - strip), 1.08)
     for line in panel.lines:  # a cosine schedule would continue through the strip
-        line.set_clip_path(Rectangle((0, STRIP), 1, 1 - STRIP, transform=panel.transAxes))
-    rows = [(run.color, [history]) for run in runs for history in run.histories]
-    if len(rows) > MOST_ROWS:
-        rows = [(run.color, list(run.histories)) for run in runs]
-    unit = "run" if len(rows) == len(runs) else "seed"
-    caption = f"drops (one row per {unit})" if len(rows) > 1 else "drops of all seeds"
-    look: Look = {"fontsize": style.NOTE, "va": "top", "transform": panel.transAxes}
-    panel.text(0.01, STRIP - 0.01, caption, **look)
-    height = (STRIP - 0.07) / len(rows)
-    for number, (color, histories) in enumerate(rows, start=1):
-        bottom = STRIP - 0.06 - number * height
+        line.set_clip_path(Rectangle((0, strip), 1, 1 - strip, transform=panel.transAxes))
+    look: Look = {"fontsize": theme.note, "transform": panel.transAxes, "va": "center"}
+    panel.text(0.01, strip - 0.05, "drops", color=theme.muted, **look)
+    look |= {"fontsize": min(theme.note, 200 * height), "ha": "right", "parse_math": False}
+    for number, (name, color, histories) in enumerate(rows):
+        top = strip - 0.09 - number * height
         positions = [drop.position for history in histories for drop in history.drops]
-        look = {"color": color, "linewidth": 1.2, "alpha": 1 if len(histories) == 1 else 0.4}
-        look |= {"transform": panel.get_xaxis_transform()}
-        panel.vlines(positions, bottom, bottom + 0.8 * height, **look)
+        ticks: Look = {"color": color, "linewidth": 1.2 * theme.enlarged}
+        ticks |= {"alpha": 1 if len(histories) == 1 else 0.5}
+        transform = panel.get_xaxis_transform()
+        panel.vlines(positions, top - 0.8 * height, top, transform=transform, **ticks)
+        panel.text(-0.02, top - 0.4 * height, name, color=color, **look)
 
 
-def _number_drops(panel: Axes, drops: Sequence[Drop]) -> None:
+def _rows(runs: Sequence[PlottedRun]) -> list[_Row]:
+    """Return a row for each seed of a single run, or for each of several runs with drops."""
+    if len(runs) > 1:
+        return [
+            _Row(_shorten(run.label), run.color, run.histories)
+            for run in runs
+            if any(history.drops for history in run.histories)
+        ]
+    (run,) = runs
+    if len(run.histories) > MOST_ROWS:
+        return [_Row("all seeds", run.color, run.histories)]
+    return [_Row(f"seed {history.seed}", run.color, [history]) for history in run.histories]
+
+
+def _shorten(name: str) -> str:
+    return (
+        name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+    )
+
+
+def _number_drops(panel: Axes, drops: Sequence[Drop], theme: Theme) -> None:
     """Write the number of each drop beside it, unless it would cover the number before."""
     to_shares = panel.transScale + panel.transLimits
     look: Look = {"textcoords": "offset points", "va": "center", "in_layout": False}
@@ -105,6 +194,6 @@ def _number_drops(panel: Axes, drops: Sequence[Drop]) -> None:
         height = (drop.scale_before * max(drop.scale_after, panel.get_ylim()[0])) ** 0.5
         place = drop.position, height
         x, y = to_shares.transform(place)
-        if x - last[0] > 0.06 or last[1] - y > 0.05:
+        if x - last[0] > 0.06 * theme.enlarged or last[1] - y > 0.05 * theme.enlarged:
             last = (x, y)
-            panel.annotate(f"{number}", place, xytext=(3, 0), fontsize=style.NOTE, **look)
+            panel.annotate(f"{number}", place, xytext=(3, 0), fontsize=theme.note, **look)

@@ -1,8 +1,11 @@
-"""What the pictures share: colors, font sizes, axes, curves, and how a file is written."""
+"""What the figures share: themes, axes, curves, texts, and how a file is written."""
 
+import contextlib
 import io
+import math
+import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,32 +15,202 @@ from jaxtyping import Float, Num
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from plateau_train.plots import check_format
+from plateau_train.config import FigureOptions
+from plateau_train.plots import PlottedRun, check_format, matplotlib_defaults
 from plateau_train.run import storage
+from plateau_train.run.records import Drop
 
 # The palette of Okabe and Ito, for color-blind readers; line styles differ as well.
-RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
-BLUE, VERMILION, GREEN, BLACK, PURPLE, ORANGE, SKY_BLUE = RUN_COLORS
+BLACK, ORANGE, SKY_BLUE, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+WHITE = "#FFFFFF"
 RUN_LINESTYLES = ("-", "--", "-.", (0, (1, 1)))
-SPLIT_STYLES = {"train": (BLUE, "-"), "test": (VERMILION, "-"), "val": (GREEN, "--")}
-
-# Font sizes in points: headings, titles and labels of panels, ticks and legends, ticks of insets,
-# and reasons of drops and notes within a panel.
-HEADING, TITLE, LABEL, TICK, SMALL_TICK, NOTE = 14, 13, 12, 11, 9, 8.5
+SPLIT_LINESTYLES = {"train": "-", "test": "-", "val": "--"}
 
 Look = dict[str, Any]  # keyword arguments of matplotlib
-DROP_LINE: Look = {"color": "#999999", "linewidth": 0.8, "linestyle": ":", "zorder": 0}
-REPLICA_LINE: Look = {"linewidth": 0.6, "alpha": 0.35}
-BEST_MARKER: Look = {"marker": "o", "markersize": 6, "markeredgecolor": "white", "zorder": 4}
 COLOR_BAR: Look = {"fraction": 0.05, "pad": 0.02, "aspect": 25}
 ABOVE: Look = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}  # a legend covers no curve
 
-MOST_LISTED = 12  # reasons of drops below a picture
-LINE = 0.18  # inches that a line of text above or below the panels takes
-LARGEST_SCALE = 1.5  # the upper limit of a logarithmic axis of the scale
+MOST_LISTED = 12  # reasons of drops below a figure
+TALK_SIZE = (13.333, 7.5)  # inches of a slide
+CHARACTER = 0.6  # the width of a character, as a share of the font size
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook displays, also where pyplot was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        with matplotlib_defaults():
+            return render(self, "png")
+
+
+class Theme(NamedTuple):
+    """Colors and sizes that follow from the options of a figure.
+
+    The colors of lines have a contrast of at least 3 with the background (WCAG 1.4.11).
+    """
+
+    options: FigureOptions
+    background: str
+    ink: str  # of texts and axes
+    muted: str  # of notes and the lines of drops
+    run_colors: tuple[str, ...]
+    split_colors: dict[str, str]
+    color_map: str  # of heat maps: it ends in the color that stands out from the background
+    tick: float  # font sizes in points: ticks and legends,
+    label: float  # labels of axes,
+    panel_title: float  # titles of panels,
+    heading: float  # the heading,
+    note: float  # and reasons and notes
+
+    @classmethod
+    def of(cls, options: FigureOptions) -> "Theme":
+        """Return the theme of some options."""
+        size = options.font_size or (18 if options.style == "talk" else 11)
+        sizes = (size, size * 12 / 11, size * 13 / 11, size * 14 / 11, size * 8.5 / 11)
+        if options.dark:
+            runs = (SKY_BLUE, ORANGE, GREEN, WHITE, PURPLE, VERMILION, YELLOW)
+            splits = {"train": SKY_BLUE, "test": ORANGE, "val": GREEN}
+            return cls(options, "#15181C", "#F2F2F2", "#A6ACB3", runs, splits, "Blues_r", *sizes)
+        runs = (BLUE, VERMILION, GREEN, BLACK, PURPLE)
+        splits = {"train": BLUE, "test": VERMILION, "val": GREEN}
+        return cls(options, WHITE, BLACK, "#666666", runs, splits, "Blues", *sizes)
+
+    @property
+    def is_talk(self) -> bool:
+        return self.options.style == "talk"
+
+    @property
+    def enlarged(self) -> float:
+        """The factor on line widths and markers."""
+        return self.tick / 11
+
+    @property
+    def line(self) -> float:
+        """The width of a curve in points."""
+        return 1.5 * self.enlarged
+
+    @property
+    def row(self) -> float:
+        """The height in inches of a row of a legend."""
+        return 1.6 * self.tick / 72
+
+    @property
+    def best_marker(self) -> Look:
+        size, edge = 6 * self.enlarged, 1.0 * self.enlarged
+        look: Look = {"marker": "o", "markersize": size, "markeredgewidth": edge, "zorder": 4}
+        return look | {"markeredgecolor": self.background}
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Use the colors for what is drawn."""
+        names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+        colors: Any = dict.fromkeys((*names, "axes.titlecolor", "hatch.color"), self.ink)
+        colors |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), self.background)
+        colors |= {"grid.color": self.muted, "legend.labelcolor": self.ink}
+        with rc_context(colors):
+            yield
+
+    def new_figure(self, width: float, height: float, **layout: Any) -> Figure:
+        """Return an empty figure; the size of the options, or of a slide, comes before this one."""
+        size = self.options.size or (TALK_SIZE if self.is_talk else (width, height))
+        engine = ConstrainedLayoutEngine(**layout)
+        figure = NotebookFigure(figsize=size, dpi=self.options.dpi, layout=engine)
+        if self.options.transparent:
+            figure.set_facecolor("none")
+        return figure
+
+    def add_panels(self, figure: Figure, rows: int, columns: int, **details: Any) -> list[Axes]:
+        """Add a grid of panels; return them row by row."""
+        panels = figure.subplots(rows, columns, squeeze=False, **details).ravel().tolist()
+        if self.options.transparent:
+            for panel in panels:
+                panel.set_facecolor("none")
+        return panels
+
+    @property
+    def has_fixed_size(self) -> bool:
+        """Whether the size does not follow from what is drawn."""
+        return self.options.size is not None or self.is_talk
+
+    def write_heading(self, figure: Figure, description: str, largest: float = math.inf) -> None:
+        """Write the title of the options or a description, no wider than the figure."""
+        text = self.heading_text(description)
+        if not text:
+            return
+        text, fontsize = fit_text(text, figure.get_figwidth() - 0.2, min(self.heading, largest))
+        figure.suptitle(text, fontsize=fontsize, parse_math=False)
+
+    def heading_text(self, description: str) -> str:
+        title = self.options.title
+        return description if title is None else title
+
+    def write_reasons(self, figure: Figure, reasons: Sequence[str], more: str = "") -> None:
+        """Add lines below the panels: the first reasons, numbered, and how many more there are.
+
+        A slide has none. They take at most a quarter of a figure whose size was given.
+        """
+        if self.is_talk or not reasons:
+            return
+        height = 1.52 * self.note / 72
+        num_characters = int((figure.get_figwidth() - 0.3) * 72 / (0.54 * self.note))
+        most = 2 * MOST_LISTED  # lines
+        if self.has_fixed_size:
+            most = int(0.25 * figure.get_figheight() / height)
+        lines: list[str] = []
+        num_listed = 0
+        for reason in reasons[:MOST_LISTED]:
+            # A number of one digit is aligned by a space that is as wide as a digit.
+            text = f"{num_listed + 1:\N{FIGURE SPACE}>2}  {reason}"
+            broken = textwrap.wrap(text, num_characters, subsequent_indent=" " * 6)
+            is_last = num_listed + 1 == len(reasons)
+            if len(lines) + len(broken) + (not is_last) > most:
+                break
+            lines += broken
+            num_listed += 1
+        if num_more := len(reasons) - num_listed:
+            lines.append(f"and {num_more:,} more{more}" if num_listed else f"{num_more:,}{more}")
+        if not self.has_fixed_size:
+            figure.set_figheight(figure.get_figheight() + height * len(lines))
+        look: Look = {"fontsize": self.note, "parse_math": False}
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", **look)
+
+    def finish(self, panel: Axes, drops: Sequence[float], last: float) -> None:
+        """Show the horizontal axis up to ``last``, with a line at each drop and a grid."""
+        look: Look = {"color": self.muted, "linewidth": 0.8 * self.enlarged, "linestyle": ":"}
+        for position in drops:
+            panel.axvline(position, zorder=0, alpha=min(1, max(0.25, 12 / len(drops))), **look)
+        margin = 0.03 * last or 0.1  # space for half a marker
+        panel.set_xlim(-margin, last + margin)
+        most = 4 if self.is_talk else "auto"
+        panel.xaxis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]))
+        if self.is_talk and panel.get_yscale() == "linear":
+            panel.yaxis.set_major_locator(MaxNLocator(4))
+        panel.tick_params(labelsize=self.tick, width=0.8 * self.enlarged)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.spines[:].set_linewidth(0.8 * self.enlarged)
+
+
+class Contents(NamedTuple):
+    """What the panels of a figure show."""
+
+    runs: Sequence[PlottedRun]
+    drops: Sequence[Drop] = ()  # those of a single replica
+
+    @property
+    def last_epoch(self) -> int:
+        return max(history.last_epoch for run in self.runs for history in run.histories)
+
+    @property
+    def has_val(self) -> bool:
+        """Whether all runs held out images."""
+        return all(run.histories[0].records[0].val_loss is not None for run in self.runs)
 
 
 class Curve(NamedTuple):
@@ -74,77 +247,57 @@ class Curve(NamedTuple):
         drawn = scales if is_single and len(scales) > 1 else scales[:0]
         return cls(np.array(epochs), np.clip(mean, low, high), low, high, drawn)  # it is rounded
 
-    def since(self, epoch: int) -> "Curve":
-        """Leave out what is before an epoch."""
-        return Curve(*(values[..., self.epochs >= epoch] for values in self))
+    def without_band(self) -> "Curve":
+        return self._replace(low=self.center, high=self.center)
 
-    def draw(self, panel: Axes, *, color: str, alpha: float, drawstyle: Any, **line: Any) -> None:
+    def draw(
+        self, panel: Axes, theme: Theme, *, color: str, alpha: float, drawstyle: Any, **line: Any
+    ) -> None:
         """Draw the center, the replicas as thin lines, and the band, whose opacity is ``alpha``."""
         look: Look = {"color": color, "drawstyle": drawstyle}
-        panel.plot(self.epochs, self.center, linewidth=1.5, zorder=3, **look, **line)
+        panel.plot(self.epochs, self.center, linewidth=theme.line, zorder=3, **look, **line)
         for replica in self.replicas:
-            panel.plot(self.epochs, replica, **look, **REPLICA_LINE)
+            panel.plot(self.epochs, replica, linewidth=0.4 * theme.line, alpha=0.35, **look)
+        if np.array_equal(self.low, self.high, equal_nan=True):
+            return
         step: Any = "post" if drawstyle == "steps-post" else None
         band: Look = {"color": color, "alpha": alpha, "linewidth": 0, "step": step}
         panel.fill_between(self.epochs, self.low, self.high, **band)
 
 
-def finish(panel: Axes, drops: Sequence[float], first: float, last: float) -> None:
-    """Show the horizontal axis from ``first`` to ``last``, with a line at each drop and a grid."""
-    drops = [position for position in drops if position >= first]
-    for position in drops:
-        panel.axvline(position, **DROP_LINE, alpha=min(1, 30 / len(drops)))
-    margin = 0.03 * last or 0.1  # space for half a marker
-    panel.set_xlim(first - margin, last + margin)
-    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-    panel.tick_params(labelsize=TICK)
-    panel.grid(alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)
+def fit_text(text: str, width: float, largest: float) -> tuple[str, float]:
+    """Return a text, and the font size in points at which it fits into so many inches.
 
-
-def use_log_scale(panel: Axes, lowest: float) -> None:
-    """Make the vertical axis that of the scale: logarithmic, with plain numbers."""
-    panel.set_yscale("log", base=2)
-    panel.set_ylim(lowest, LARGEST_SCALE)
-    panel.yaxis.set_major_formatter("{x:.6g}")
-    panel.yaxis.set_minor_formatter(NullFormatter())
-
-
-def fit_font(text: str, width: float, largest: float) -> float:
-    """Return the font size in points at which text fits into so many inches."""
+    A text that would become much smaller than ``largest`` is broken into lines, at most three.
+    """
     longest = max(map(len, text.splitlines()))
-    return min(largest, 72 * width / (0.6 * longest))  # a character is 0.6 of the size wide
+    fitting = int(width * 72 / (CHARACTER * largest))  # characters at the largest size
+    if longest > 1.3 * fitting and "\n" not in text:
+        for lines in (2, 3):
+            broken = textwrap.wrap(text, max(fitting, -(-longest // lines) + 8))
+            if len(broken) <= lines:
+                text, longest = "\n".join(broken), max(map(len, broken))
+                break
+    return text, min(largest, width * 72 / (CHARACTER * longest))
 
 
-def write_heading(figure: Figure, heading: str, largest: float) -> None:
-    """Write a heading above a figure, no wider than the figure."""
-    fontsize = fit_font(heading, figure.get_figwidth(), largest)
-    figure.suptitle(heading, fontsize=fontsize, parse_math=False)
-
-
-def write_reasons(figure: Figure, reasons: Sequence[str], more: str = "") -> None:
-    """Add lines below the panels: the first reasons, numbered, and how many more there are."""
-    # A number of one digit is aligned by a space that is as wide as a digit.
-    numbered = enumerate(reasons[:MOST_LISTED], start=1)
-    lines = [f"{number:\N{FIGURE SPACE}>2}  {reason}" for number, reason in numbered]
-    if num_more := len(reasons) - len(lines):
-        lines.append(f"and {num_more:,} more{more}")
-    figure.set_figheight(figure.get_figheight() + LINE * len(lines))
-    look: Look = {"fontsize": NOTE, "color": "#333333", "parse_math": False}
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", **look)
+def render(figure: Figure, kind: str) -> bytes:
+    """Return the content of a file, without a date or random names: equal figures, equal files."""
+    metadata: Look = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    content = io.BytesIO()
+    with rc_context({"svg.hashsalt": "plateau-train"}), warnings.catch_warnings():
+        # Characters that the font lacks, in the name of a class or run, are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(content, format=kind, dpi="figure", metadata=metadata[kind])
+    return content.getvalue()
 
 
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, SVG or PDF, by the suffix of the path.
 
-    Equal figures give equal files, without a date or random names. Raises ``ConfigError`` for
-    another suffix and ``StorageError`` if the file cannot be written.
+    Raises ``ConfigError`` for another suffix and ``StorageError`` if the file cannot be written.
     """
     kind = check_format(path)
-    metadata: Look = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    picture = io.BytesIO()
-    with rc_context({"svg.hashsalt": "plateau-train"}), warnings.catch_warnings():
-        # Characters that the font lacks, in the name of a class or run, are drawn as boxes.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(picture, format=kind, dpi=150, metadata=metadata[kind])
-    storage.write_bytes(path, picture.getvalue())
+    with storage.as_storage_error(path):  # matplotlib may need a folder for temporary files
+        content = render(figure, kind)
+    storage.write_bytes(path, content)

@@ -73,7 +73,12 @@ class NotebookReport(RunReport):
 
     def on_epoch_start(self, epoch: int, num_epochs: int, num_steps: int) -> None:
         """Show that the first epoch is compiled."""
-        self._epoch, self._num_epochs, self._num_steps, self._share = epoch, num_epochs, num_steps, 0
+        self._epoch, self._num_epochs, self._num_steps, self._share = (
+            epoch,
+            num_epochs,
+            num_steps,
+            0,
+        )
         if not self._metrics:
             self._update("compiling, scoring the untrained network")
 

@@ -1,0 +1,73 @@
+"""Why the scale dropped: the observations of the plateau rule, and the values to beat."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+
+from plateau_train.plots import PlottedRun
+from plateau_train.plots.style import Look, Theme
+
+RULE_LABELS = OBSERVED, TO_BEAT, CAUSE = ("observed", "to beat", "drop follows")
+
+
+class Observations(NamedTuple):
+    """What the rule of a replica observed, in the unit of the metric.
+
+    An observation that is below the threshold is an improvement; for an accuracy, one above it.
+    """
+
+    epochs: Float[np.ndarray, " observations"]  # where each was made, a fraction inside an epoch
+    values: Float[np.ndarray, " observations"]
+    thresholds: Float[np.ndarray, " observations"]  # from each on, for the next one
+    is_cause: Bool[np.ndarray, " observations"]  # whether a drop followed from it and its neighbors
+
+    @classmethod
+    def of(cls, runs: Sequence[PlottedRun]) -> "Observations | None":
+        """Read the observations of a run, and apply the condition of its rule to them.
+
+        Return None for several runs or replicas, for a schedule that does not follow the rule, and
+        where nothing was observed.
+        """
+        if len(runs) > 1 or len(runs[0].histories) > 1:
+            return None
+        settings, (history,) = runs[0].settings, runs[0].histories
+        rule = settings.plateau
+        observed = [each for record in history.records for each in record.observations]
+        if settings.optimizer.schedule != "plateau" or not observed:
+            return None
+        last = history.records[-1]
+        epochs = np.array([each.step for each in observed]) * last.epoch / last.step
+        thresholds, threshold = [], math.inf
+        for each in observed:
+            if each.value < threshold:
+                threshold = (1 - rule.rtol) * each.value - rule.atol
+            thresholds.append(threshold)
+        is_cause = np.zeros(len(observed), bool)
+        places = {each.step: place for place, each in enumerate(observed)}
+        for drop in history.drops:
+            if drop.step in places:
+                end = places[drop.step] + 1
+                is_cause[max(0, end - drop.waited) : end] = True
+        values = np.array([[each.value for each in observed], thresholds], float)
+        values, limits = 1 - values if rule.metric == "accuracy" else values
+        return cls(epochs, values, limits, is_cause)
+
+    def draw(self, panel: Axes, theme: Theme, color: str, last: float) -> None:
+        """Draw the threshold as a line, and the observations as dots, those before drops dark."""
+        look: Look = {"color": theme.ink, "linewidth": 0.7 * theme.line, "zorder": 3.5}
+        x, y = [*self.epochs, max(last, self.epochs[-1])], [*self.thresholds, self.thresholds[-1]]
+        panel.plot(x, y, drawstyle="steps-post", label=TO_BEAT, linestyle=(0, (4, 1.5)), **look)
+        # Many dots are smaller, so that they stay apart.
+        size = theme.enlarged * float(np.clip(36 / len(self.values) ** 0.5, 1.6, 4.5))
+        dots: Look = {"linestyle": "none", "marker": "o", "markersize": size}
+        for chosen, label, shade in (
+            (~self.is_cause, OBSERVED, {"color": color, "alpha": 0.45, "zorder": 2}),
+            (self.is_cause, CAUSE, {"color": theme.ink, "zorder": 3.6}),
+        ):
+            if chosen.any():
+                dots |= {"markeredgewidth": 0, "label": label}
+                panel.plot(self.epochs[chosen], self.values[chosen], **dots, **shade)
