@@ -1,17 +1,19 @@
 """Train neural networks with reduce-on-plateau, and see when, why, and whether it helps.
 
-The names below are imported when they are first used: jax takes a second, and so does matplotlib.
+The names below are imported when one of them is first used: jax alone takes a second.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from plateau_train.api.comparison import Comparison
-    from plateau_train.api.evaluation import Evaluation
     from plateau_train.api.python import (
+        Comparison,
+        Evaluation,
+        Replay,
         Run,
         Runs,
+        Sweep,
         compare,
         load,
         load_sweep,
@@ -20,28 +22,18 @@ if TYPE_CHECKING:
         sweep,
         train,
     )
-    from plateau_train.api.replays import Replay
-    from plateau_train.api.sweeps import Sweep
 
-_MODULES = {
-    "api.comparison": ("Comparison",),
-    "api.evaluation": ("Evaluation",),
-    "api.python": (
-        "Run", "Runs", "compare", "load", "load_sweep", "replay", "runs", "sweep", "train",
-    ),
-    "api.replays": ("Replay",),
-    "api.sweeps": ("Sweep",),
-}  # fmt: skip
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
-
-__all__ = tuple(_HOMES)
+__all__ = [
+    "Comparison", "Evaluation", "Replay", "Run", "Runs", "Sweep", "compare", "load", "load_sweep",
+    "replay", "runs", "sweep", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.api.python"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

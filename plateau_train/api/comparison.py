@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plateau_train import plots
-from plateau_train.config import SETTINGS, Settings
+from plateau_train.config import SETTINGS, FigureOptions, Settings, figure_options
 from plateau_train.errors import PROGRAM, ConfigError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table, look_up
@@ -20,8 +20,12 @@ from plateau_train.run.reader import Run
 from plateau_train.run.records import MeanStd
 from plateau_train.run.results import ROUNDING, Results, describe_replica
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 log = logging.getLogger("plateau_train")
 
+BY_FLAG = {setting.flag: setting for setting in SETTINGS}
 NAME = Column("name", "run", is_number=False)
 
 
@@ -43,7 +47,7 @@ class ComparedRun(NamedTuple):
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for each replica."""
-        settings = {setting_key(flag): value for flag, value in self.differing.items()}
+        settings = {BY_FLAG[flag].key: value for flag, value in self.differing.items()}
         for history, epoch in zip(self.histories, self.level_epochs, strict=True):
             row = {"run": self.name} | settings | describe_replica(history, self.settings)
             yield row | {"level_epoch": epoch, "run_seconds": self.seconds}
@@ -87,6 +91,10 @@ class Comparison:
     def differences(self) -> Columns:
         """The differences from the first run, as columns."""
         return to_columns(self.difference_rows())
+
+    def plot(self, **options: Any) -> "Figure":
+        """Draw the panels with all runs; ``Run.plot`` lists the options."""
+        return draw(self, figure_options(options))
 
     def tables(self) -> tuple[Table, Table, Table]:
         """Return the tables of results, of differences, and of the settings that differ."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from plateau_train.run.records import EpochRecord, best_record
 from plateau_train.run.results import ROUNDING
 from plateau_train.training import setup
 from plateau_train.training.scoring import Confusion, Score, score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("plateau_train")
 
@@ -96,7 +99,7 @@ class Evaluation:
         """How often the images of each class are recognized, as columns."""
         return to_columns(self.class_rows())
 
-    def plot(self) -> Figure:
+    def plot(self) -> "Figure":
         """Draw the confusion matrix."""
         accuracy = f"test accuracy {self.scores['test'].accuracy:.4f} on {self.dataset}"
         heading = f"{printable(self.run.resolve().name)}\n{self.title}: {accuracy}"

@@ -56,8 +56,8 @@ class SweepOptions(TypedDict, total=False):
     cache_dir: PathLike
     batch_size: int | Sequence[int]
     val_fraction: float | Sequence[float]
-    train_examples: int | None | Sequence[int]
-    test_examples: int | None | Sequence[int]
+    train_examples: int | Sequence[int] | None
+    test_examples: int | Sequence[int] | None
     hidden_sizes: Sequence[int] | Sequence[Sequence[int]]
     precision: Precision | Sequence[Precision]
     optimizer: OptimizerName | Sequence[OptimizerName]

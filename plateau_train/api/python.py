@@ -38,7 +38,8 @@ from plateau_train.training.devices import require_threads, use_process
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def _python_words(function: Callable[P, T]) -> Callable[P, T]:
@@ -174,8 +175,8 @@ class Run:
         mode: str | None = None,
         seed: int | None = None,
         compare: Sequence[str] = (),
-        from_torch: Mapping[str, Any] | str | None = None,
-        from_keras: Mapping[str, Any] | str | None = None,
+        from_torch: Mapping[str, Any] | None = None,
+        from_keras: Mapping[str, Any] | None = None,
         **rule: Any,
     ) -> Replay:
         """Apply another plateau rule to what the run recorded; see ``replay``."""

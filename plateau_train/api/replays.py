@@ -7,10 +7,9 @@ settings.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from plateau_train import config, plots
 from plateau_train.config import SETTINGS, FigureOptions, RawValue
@@ -23,6 +22,9 @@ from plateau_train.report.rows import Columns, to_columns, to_html
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
 from plateau_train.run.series import OTHER_MODES, Series, read_values
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("plateau_train")
 
@@ -59,11 +61,11 @@ class Replay:
         """The rows of the values that lowered the scale, as columns."""
         return to_columns([row for row in self.rows() if row["reason"] is not None])
 
-    def plot(self, **options: Any) -> Figure:
+    def plot(self, **options: Any) -> "Figure":
         """Draw the values above the scale; see ``Run.plot`` for the options."""
         return self.draw(config.figure_options(options))
 
-    def draw(self, options: FigureOptions) -> Figure:
+    def draw(self, options: FigureOptions) -> "Figure":
         """Draw the values that the rule observed above the scale."""
         rule, reasons = (
             texts.describe_rule(self.series.rule),
@@ -99,7 +101,7 @@ def replay(series: Series, libraries: Sequence[str] = ()) -> Replay:
 
 
 def make_series(
-    title: str, name: str, values: Sequence[float], overrides: Mapping[str, RawValue]
+    title: str, name: str, values: Sequence[float], overrides: dict[str, RawValue]
 ) -> Series:
     """Return values of a name, of which an observation is one unless the rule averages some."""
     defaults = {"accumulation_size": RawValue("1", "default")}

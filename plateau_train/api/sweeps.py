@@ -100,7 +100,7 @@ class Sweep:
         """Return a row for each seed that finished all epochs."""
         return [
             {"run": run.name, "folder": str(self.folder / run.name)}
-            | run.values
+            | dict(run.values)
             | describe_replica(history, run.settings)
             for run in self.runs
             for history in run.histories

@@ -196,6 +196,12 @@ def _checked_path(path: Path) -> Path:
     raise PydanticCustomError("path", "no usable path")
 
 
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise PydanticCustomError("name", "an invisible character")
+    return name
+
+
 def expand_home(path: Path) -> Path:
     """Replace ~ by the home folder; raises ``ConfigError`` where there is none."""
     try:
@@ -217,6 +223,9 @@ def _user_cache(_: object) -> Path:
 
 # strict=False: a TOML file and JSON have paths as text.
 FolderPath = Annotated[Path, Field(strict=False), AfterValidator(_checked_path)]
+FolderName = Annotated[
+    str, Field(pattern=r"^[^./\\\s][^/\\]*$", max_length=50), AfterValidator(_printable)
+]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, le=1_000_000)]
 Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
@@ -400,14 +409,12 @@ class RunSettings(Table):
         "different ones like 0-7 or 0,2,5",
         is_traced=True,
     )
-    name: str | None = _free_setting(
+    name: FolderName | None = _free_setting(
         None,
         "Name of the run, appended to the time in its folder's name",
         default_text="the mode, or the schedule",
         values_text="a folder name of up to 50 characters, with no slash and no dot in front",
         per_process=True,
-        pattern=r"^[^./\\\p{C}\s][^/\\\p{C}]*$",
-        max_length=50,
     )
     runs_dir: FolderPath = _free_setting(
         Path("runs"), "Folder of the run folders", per_process=True

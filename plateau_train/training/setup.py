@@ -385,8 +385,8 @@ def train_run(
 ) -> RunDirectory | None:
     """Train one run in every process: in process 0 the one that it opened, or a new one.
 
-    Returns its folder in process 0. Everything that can be refused is refused before anything is written. The folder of a new run
-    is locked until ``stack`` is closed.
+    Returns its folder in process 0. Everything that can be refused is refused before anything is
+    written. The folder of a new run is locked until ``stack`` is closed.
     """
     directory, known = (opened.directory, known_data(opened)) if opened else (None, None)
     with callbacks.loading():
