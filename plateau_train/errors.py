@@ -72,6 +72,12 @@ class ChangedSettingsError(ConfigError):
         super().__init__(*problems, hint=hint)
         self.table = table
 
+    def reword(self, replace: Callable[[str], str]) -> None:
+        super().reword(replace)
+        (_, *rows) = self.table
+        changes = (": ".join((replace(name), ", ".join(cells))) for name, *cells in rows)
+        self.problems = self.args = (*self.problems, *changes)
+
 
 class DataError(PlateauTrainError, exit_code=3):
     """A data set that does not exist, is damaged, or is of the wrong kind."""

@@ -4,7 +4,9 @@ import pytest
 import scipy.stats
 from helpers import command, make_history, resolve, write_lines
 
-from plateau_train.commands.compare import compare, print_comparison
+from plateau_train import config
+from plateau_train.api import comparison
+from plateau_train.commands.compare import compare
 from plateau_train.config.toml import to_toml
 from plateau_train.errors import ConfigError, RunError, StorageError
 from plateau_train.report import stats as differences
@@ -50,9 +52,9 @@ def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None,
     return run.path
 
 
-def show_comparison(paths, **options):
+def show_comparison(paths, *, level=None, picture=None):
     configure_logging()
-    print_comparison(compare(paths, **options))
+    compare(paths, level, picture, config.FigureOptions(), None)
 
 
 def compared(capsys, *paths, level=None, picture=None):
@@ -251,7 +253,7 @@ def test_missing_timings_are_left_out_and_damaged_ones_are_refused(tmp_path, cap
     assert "seconds" not in results[0]
     RunDirectory(first).timings.write_text("{}\n")
     with pytest.raises(RunError, match="line 1 is damaged"):
-        compare([first, second])
+        comparison.compare([first, second])
 
 
 def test_unusable_arguments_are_refused_before_anything_is_printed(tmp_path, capsys):
@@ -274,7 +276,7 @@ def test_unusable_arguments_are_refused_before_anything_is_printed(tmp_path, cap
             show_comparison(paths, picture=picture, level=level)
     assert capsys.readouterr().out == ""
     with pytest.raises(StorageError):
-        compare([run, other], picture=tmp_path / "none" / "compare.png")
+        show_comparison([run, other], picture=tmp_path / "none" / "compare.png")
 
 
 def test_the_command_prints_the_tables_and_draws_on_request(tmp_path):

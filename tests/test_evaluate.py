@@ -23,17 +23,17 @@ from helpers import (
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.text import Text
 
-from plateau_train import data
-from plateau_train.commands import evaluate as evaluation
-from plateau_train.commands.evaluate import (
+from plateau_train import config, data
+from plateau_train.api import evaluation
+from plateau_train.api.evaluation import (
     Evaluation,
     Score,
     compare_scores,
-    evaluate_run,
     find_checkpoint,
-    print_evaluation,
     score_classes,
 )
+from plateau_train.commands import evaluate as command_evaluate
+from plateau_train.commands.evaluate import print_evaluation
 from plateau_train.commands.plot import plot
 from plateau_train.data.splits import Split
 from plateau_train.errors import ConfigError, DataError, RunError, StorageError
@@ -64,7 +64,7 @@ def evaluate(monkeypatch):
 
     def call(run, which="best", output=None, **given):
         configure_logging()
-        print_evaluation(evaluate_run(run.path, resolve(**given), which=which, output=output))
+        command_evaluate.evaluate(run.path, resolve(**given), which, None, output, None)
 
     return call
 
@@ -162,7 +162,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(copy, capsys):
 def test_an_epoch_that_is_not_kept_is_refused_with_those_that_are(copy):
     best = find_checkpoint(copy, "best").manifest.epoch
     kept = ", ".join(map(str, sorted({*KEPT, best})))
-    with pytest.raises(RunError, match=f"no intact checkpoint of epoch 1, only of: {kept}$"):
+    with pytest.raises(RunError, match=f"no intact checkpoint of epoch 1, only of: {kept}\nhint"):
         find_checkpoint(copy, "1")
     checkpoint.epoch_path(copy.checkpoints, 5).write_bytes(b"damaged")
     with pytest.raises(RunError) as refused:
@@ -263,12 +263,12 @@ def test_pictures_of_a_read_only_run_are_saved_in_the_working_directory(
     monkeypatch.chdir(tmp_path / "here")
     evaluate(copy)
     assert "plot      copy-confusion.png" in capsys.readouterr().out
-    assert str(plot(copy.path, None, None)) == "copy-plot.png"
+    assert str(plot(copy.path, None, None, config.FigureOptions())) == "copy-plot.png"
     here = sorted(path.name for path in (tmp_path / "here").iterdir())
     assert here == ["copy-confusion.png", "copy-plot.png"]
     # Where it was loaded for it must be, or nowhere.
     with pytest.raises(StorageError):
-        plot(copy.path, copy.path / "other.png", None)
+        plot(copy.path, copy.path / "other.png", None, config.FigureOptions())
     assert len(list((tmp_path / "here").iterdir())) == 2
 
 
@@ -281,9 +281,9 @@ def test_a_picture_that_cannot_be_written_is_refused_before_the_work(copy, evalu
 def test_a_class_without_images_or_without_hits_has_no_share():
     confusion = np.array([[3, 1, 0], [2, 0, 0], [0, 0, 0]], np.int32)
     assert [tuple(result) for result in score_classes(confusion, ["a", "b", "c"])] == [
-        ("a", 4, 0.75, 0.6, "b (1)", (3, 1, 0)),
-        ("b", 2, 0.0, 0.0, "a (2)", (2, 0, 0)),
-        ("c", 0, None, None, None, (0, 0, 0)),
+        ("a", 4, 0.75, 0.6, "b", 1, (3, 1, 0)),
+        ("b", 2, 0.0, 0.0, "a", 2, (2, 0, 0)),
+        ("c", 0, None, None, None, 0, (0, 0, 0)),
     ]
 
 
@@ -302,9 +302,11 @@ def test_a_wide_confusion_matrix_has_numbered_columns_or_is_only_drawn(
     for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", f"{width}"), ("TERM", "xterm")):
         monkeypatch.setenv(name, value)
     names = [f"class {number}" for number in range(num_classes)]
-    classes = score_classes(np.eye(num_classes, dtype=np.int32), names)
+    confusion = np.eye(num_classes, dtype=np.int32)
+    classes = score_classes(confusion, names)
     configure_logging()
-    print_evaluation(Evaluation("run", "best", "data", {}, classes, Path("confusion.png")))
+    scored = Evaluation(Path("run"), 1, 0, 0, "best", "data", "here", {}, classes, confusion)
+    print_evaluation(scored, Path("confusion.png"))
     printed = capsys.readouterr()
     assert shown in Text.from_ansi(printed.out + printed.err).plain
     assert ("true classes in rows" in printed.out) == ("picture" not in shown)

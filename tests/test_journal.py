@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from folders import ARRAYS, make_lines, read_newest, start_journal, write_epochs
 
-from plateau_train.commands.evaluate import choose_replica
+from plateau_train.api.evaluation import choose_replica
 from plateau_train.errors import ForeignRunError, RunError
 from plateau_train.run import checkpoint, journal, storage
 from plateau_train.run.checkpoint import Checkpoint, read_checkpoint

@@ -12,7 +12,8 @@ from helpers import RECORD, command, record_of, write_lines
 from rich.text import Text
 
 from plateau_train import config
-from plateau_train.commands.runs import COLUMNS, list_runs, print_runs
+from plateau_train.api.listing import COLUMNS
+from plateau_train.commands.runs import print_runs
 from plateau_train.errors import RunError
 from plateau_train.report.console import configure_logging
 from plateau_train.run import checkpoint, storage
@@ -38,7 +39,7 @@ def make_run(runs_dir, name, *, accuracies=(0.1, 0.5, 0.4), done=False, notices=
 
 def show_runs(runs_dir):
     configure_logging()
-    print_runs(list_runs(runs_dir))
+    print_runs(runs_dir, None)
 
 
 def listed(runs_dir, capsys):

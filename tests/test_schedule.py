@@ -18,7 +18,8 @@ from hypothesis import given, strategies
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from plateau_train import config
-from plateau_train.commands.schedule import ScheduleOptions, run_schedule, translate_flags
+from plateau_train.api.replays import translate_flags
+from plateau_train.commands.schedule import ScheduleOptions, run_schedule
 from plateau_train.config import RawValue
 from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
@@ -40,7 +41,7 @@ class Output(NamedTuple):
 
     @property
     def objects(self):
-        return [json.loads(line) for line in self.lines]
+        return json.loads("\n".join(self.lines))
 
 
 @pytest.fixture
@@ -48,10 +49,12 @@ def schedule(capsys, caplog):
     """Return a function that runs the command in this process."""
     caplog.set_level("INFO", "plateau_train")
 
-    def run(settings=None, *, file=None, **options):
+    def run(settings=None, *, file=None, as_json=False, **options):
         given = {key: RawValue(str(value), "flag") for key, value in (settings or {}).items()}
         caplog.clear()
-        run_schedule(config.resolve(given, file=file), ScheduleOptions(**options))
+        form = "json" if as_json else None
+        resolved = config.resolve(given, file=file)
+        run_schedule(resolved, ScheduleOptions(**options), config.FigureOptions(), form)
         printed = capsys.readouterr()
         assert "\x1b" not in printed.out + printed.err
         messages = [
@@ -86,7 +89,7 @@ def test_json_has_the_state_of_the_rule_at_each_value(tmp_path):
         "schedule", "--values", values, "--patience=2", "--cooldown=2", "--json", cwd=tmp_path
     )
     assert (shown.returncode, shown.stderr) == (0, "")
-    objects = [json.loads(line) for line in shown.stdout.splitlines()]
+    objects = json.loads(shown.stdout)
     assert [each["scale"] for each in objects] == row["scales"]
     assert [each["wait"] for each in objects] == [0, 1, 2, 0, 0, 1, 2, 0, 0, 1]
     assert [each["cooldown"] for each in objects] == [0, 0, 2, 1, 0, 0, 2, 1, 0, 0]
@@ -155,7 +158,8 @@ def test_jax_uses_the_cpu_whatever_the_variable_says():
         "import jax; from jax._src import xla_bridge; from plateau_train import cli, config; "
         "from plateau_train.commands.schedule import ScheduleOptions, run_schedule; "
         "assert not xla_bridge._backends, 'importing the command starts the devices'; "
-        "run_schedule(config.resolve({}), ScheduleOptions(values='1', as_json=True)); "
+        "figure = config.FigureOptions(); "
+        "run_schedule(config.resolve({}), ScheduleOptions(values='1'), figure, 'csv'); "
         "print(jax.config.jax_platforms or 'any')"
     )
     others = {key: value for key, value in os.environ.items() if key != "JAX_PLATFORMS"}
@@ -581,7 +585,7 @@ def test_compare_uses_the_same_numbers_and_names_differences(schedule):
         for name in ("torch", "keras")
     }
     for name, column in expected.items():
-        assert [each[name]["scale"] for each in output.objects] == column
+        assert [each[f"{name}_scale"] for each in output.objects] == column
     assert [each["scale"] for each in output.objects] == [1, 1, *[0.5] * 4, *[0.25] * 4]
     output = schedule(settings, values=values, compare=" keras, torch")
     assert output.lines[0].split()[-4:] == ["optax", "drop", "keras", "torch"]

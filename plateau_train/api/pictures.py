@@ -16,7 +16,7 @@ def draw_run(run: Run, replica: int | None, options: FigureOptions) -> "Figure":
 
     Raises ``ConfigError`` for a replica that the run does not have.
     """
-    histories = run.histories
+    settings, histories = run.settings, run.histories
     if replica is not None:
         histories = [find_replica(histories, replica, run.directory)]
-    return plots.draw_run(histories, run.settings, options)
+    return plots.draw_run(histories, settings, options)

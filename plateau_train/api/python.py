@@ -126,15 +126,14 @@ class Run:
         replica = self._replica(seed)
         if replica is None and len(self._stored.settings.run.seeds) > 1:
             raise ConfigError(f"{self.path} has several seeds", hint=f"give seed, {self._seeds()}")
-        params: dict[str, Any] = {}
+        state: dict[str, Any] = {}
         for name, array in weights.arrays.items():
-            kind, *path, leaf = name.split("/")
-            if kind == "params":
-                branch = functools.reduce(
-                    lambda tree, part: tree.setdefault(part, {}), path, params
-                )
-                branch[leaf] = array[replica or 0]
-        return params
+            *path, leaf = name.split("/")
+            branch = state
+            for part in path:
+                branch = branch.setdefault(part, {})
+            branch[leaf] = array[replica or 0]
+        return state["params"]
 
     @_python_words
     def evaluate(
@@ -303,7 +302,7 @@ def sweep(
     ``train``.
     """
     cells = config.resolve_sweep(config.read_arguments(settings), file=_path(config_file))
-    report = make_report(is_quiet=cells.cells[0].settings.run.quiet)
+    report = make_report(is_quiet=cells.cells[0].settings.run.quiet, is_sweep=True)
     with own_configuration():
         require_threads(cells.cells[0].settings.run.threads)
         return sweeps.start(cells, metric, report, lambda _: None)

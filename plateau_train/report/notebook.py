@@ -12,7 +12,7 @@ from typing import Any
 
 from plateau_train.config import Settings
 from plateau_train.report.console import make_console
-from plateau_train.report.progress import RunReport, show_range
+from plateau_train.report.progress import ProgramReport, RunReport, show_range
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
@@ -21,11 +21,11 @@ from plateau_train.run.records import mean_scores
 REFRESH_SECONDS = 0.2  # between two updates of the bar within an epoch
 
 
-def make_report(*, is_quiet: bool) -> RunReport:
+def make_report(*, is_quiet: bool, is_sweep: bool = False) -> RunReport:
     """Return the report of a training that was started from Python."""
     if is_in_notebook() and not is_quiet:
         return NotebookReport()
-    return PlainReport(is_quiet=is_quiet)
+    return ProgramReport(is_quiet=True) if is_sweep else PlainReport(is_quiet=is_quiet)
 
 
 def is_in_notebook() -> bool:
@@ -69,16 +69,13 @@ class NotebookReport(RunReport):
     def on_start(self, info: TrainingInfo) -> None:
         """Warn where the rate cannot drop."""
         self._folder, self._is_running = str(info.directory.path), True
+        self._names.append(info.directory.path.name)
         self._warn_of_no_drops(info)
 
     def on_epoch_start(self, epoch: int, num_epochs: int, num_steps: int) -> None:
         """Show that the first epoch is compiled."""
-        self._epoch, self._num_epochs, self._num_steps, self._share = (
-            epoch,
-            num_epochs,
-            num_steps,
-            0,
-        )
+        self._epoch, self._num_epochs, self._num_steps = epoch, num_epochs, num_steps
+        self._share = 0.0
         if not self._metrics:
             self._update("compiling, scoring the untrained network")
 
@@ -92,7 +89,9 @@ class NotebookReport(RunReport):
         """Show the metrics of an epoch, which are means over all seeds."""
         self._warn(lines, num_replicas=len(lines) * len(settings.run.seeds))
         records = [record for written in lines for record in written.records]
-        if records:
+        if len(self._names) > 1:  # a mean over runs with different settings says nothing
+            self._metrics = f"{len(self._names)} runs"
+        elif records:
             scores = mean_scores(records).items()
             parts = [f"{split} accuracy {each.accuracy.mean:.4f}" for split, each in scores]
             scales = [record.scale for record in records]
@@ -107,6 +106,7 @@ class NotebookReport(RunReport):
 
     def close(self) -> None:
         """Show where a training stopped that did not finish."""
+        self._names.clear()
         if self._is_running:
             self._update(f"stopped, {self._metrics}, {self._folder}")
 
