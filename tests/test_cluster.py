@@ -290,7 +290,8 @@ with cluster.join(settings):
     try:
         cluster.require_same("data", f"set {number}")
     except ClusterError as error:
-        assert str(error).endswith(f"differ in their data: set {number} in process {number} of 2")
+        (problem,) = error.problems
+        assert problem.endswith(f"differ in their data: set {number} in process {number} of 2")
     else:
         raise AssertionError("nothing was raised")
 """
