@@ -5,6 +5,7 @@ Imports errors only.
 # pyright: reportUnusedImport=false
 
 from plateau_train.config.resolve import (
+    ARGUMENT,
     RawValue,
     Resolved,
     Sweep,

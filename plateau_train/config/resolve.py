@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
@@ -25,9 +26,11 @@ from plateau_train.errors import PROGRAM, ChangedSettingsError, ConfigError
 
 BY_KEY = {setting.key: setting for setting in SETTINGS}
 
+ARGUMENT = "argument"  # the origin of a value that a function call gives
+
 
 class RawValue(NamedTuple):
-    """The text given for a setting; ``origin`` is "flag" or the name of a variable."""
+    """The text given for a setting; ``origin`` is "flag", "argument" or the name of a variable."""
 
     text: str
     origin: str
@@ -88,7 +91,8 @@ def resolve(given: Mapping[str, RawValue], *, file: Path | None = None) -> Resol
     origins |= {key: raw.origin for key, raw in given.items()}
     if not problems:
         settings = Settings.model_validate(merged)
-        problems += settings.problems()
+        is_call = any(raw.origin == ARGUMENT for raw in given.values())
+        problems += map(_as_arguments, settings.problems()) if is_call else settings.problems()
         if not problems:
             return Resolved(settings, origins)
     hint = f"{PROGRAM} train --help explains each setting"
@@ -236,10 +240,15 @@ def _problems(
         shown = as_text(value) or "nothing" if file is None else json.dumps(value, default=str)
         name = f"{file}: {key} in [{table}]"
         if file is None:
-            origin = given[setting.key].origin
-            name = origin if origin == setting.variable else setting.flag
+            names = {setting.variable: setting.variable, ARGUMENT: setting.key}
+            name = names.get(given[setting.key].origin, setting.flag)
         near = did_you_mean(value, setting.choices)
         yield f"{name} must be {setting.expected}, got {shown}{near}"
+
+
+def _as_arguments(problem: str) -> str:
+    """Write the flags of a problem as the arguments of a function call."""
+    return re.sub("--([a-z-]+)", lambda flag: flag[1].replace("-", "_"), problem)
 
 
 def _misplaced(table: str, key: str | None) -> str:
