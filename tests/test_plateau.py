@@ -3,6 +3,7 @@
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,16 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optax.contrib import ReduceLROnPlateauState
 
 from plateau_train import config
 from plateau_train.errors import ConfigError
-from plateau_train.numerics.plateau import PlateauRule, as_loss, reduce_on_plateau
+from plateau_train.numerics import plateau
+from plateau_train.numerics.plateau import PlateauRule, as_loss
+
+# To the types of optax a state is any pytree.
+reduce_on_plateau: Any = plateau.reduce_on_plateau
+OPTAX_FIELDS = ReduceLROnPlateauState._fields
 
 # Facts measured by stepping optax 0.2.8; see "what" in the file.
 SEQUENCES = json.loads((Path(__file__).parent / "plateau_sequences.json").read_text())["rows"]
@@ -175,7 +182,6 @@ def test_a_rising_accuracy_keeps_the_rate_and_a_flat_one_lowers_it():
 
 # The transformation
 
-OPTAX_FIELDS = optax.contrib.reduce_on_plateau().init(0.0)._fields
 counts = {name: st.integers(1, 4) for name in ("patience", "accumulation_size")}
 arguments = st.fixed_dictionaries(
     counts | {"cooldown": st.integers(0, 3), "min_scale": st.sampled_from([0.0, 0.2])}
@@ -265,7 +271,10 @@ def test_it_is_the_same_without_jit():
 
 def test_replicas_with_their_own_arguments_equal_single_ones():
     rows = np.stack([draw_values(seed) for seed in range(3)])
-    traced = {"patience": np.int32([1, 2, 3]), "min_scale": np.float32([0, 0.1, 0.2])}
+    traced = {
+        "patience": np.array([1, 2, 3], np.int32),
+        "min_scale": np.array([0, 0.1, 0.2], np.float32),
+    }
     together = jax.vmap(lambda row, own: step_all(reduce_on_plateau, (), own, row))(rows, traced)
     for index, row in enumerate(rows):
         own = {name: column[index] for name, column in traced.items()}
