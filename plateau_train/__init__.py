@@ -22,17 +22,20 @@ if TYPE_CHECKING:
         sweep,
         train,
     )
+    from plateau_train.numerics.plateau import reduce_on_plateau
+    from plateau_train.report.explanation import explain
 
 __all__ = [
-    "Comparison", "Evaluation", "Replay", "Run", "Runs", "Sweep", "compare", "load", "load_sweep",
-    "replay", "runs", "sweep", "train",
+    "Comparison", "Evaluation", "Replay", "Run", "Runs", "Sweep", "compare", "explain", "load",
+    "load_sweep", "reduce_on_plateau", "replay", "runs", "sweep", "train",
 ]  # fmt: skip
+_HOMES = {"explain": "report.explanation", "reduce_on_plateau": "numerics.plateau"}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(import_module(f"{__name__}.api.python"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'api.python')}"), name)
 
 
 def __dir__() -> list[str]:

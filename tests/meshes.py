@@ -34,7 +34,7 @@ def train(num_devices: int, num_replicas: int) -> dict[str, Any]:
         losses.append(np.asarray(records.metrics.loss))
     metrics = replicas.evaluate(state.params, test)
     confusion = replicas.count_confusion(state.params, test)
-    state, _ = replicas.observe(state, metrics, 19)
+    state = replicas.observe(state, metrics, 19)
     return {
         "mesh": [mesh.shape["replica"], mesh.shape["batch"]],
         "train_loss": np.concatenate(losses, axis=1).tolist(),

@@ -264,7 +264,7 @@ def test_seeds_that_fit_into_the_memory_are_trained(monkeypatch):
 def test_the_memory_of_accelerators_limits_the_replicas_of_each(monkeypatch):
     spec = small_spec()
     per_replica, _ = estimate_memory(spec, (28, 28, 1))
-    stats = {"bytes_limit": int(3.5 * per_replica / memory.USABLE) + 1000, "bytes_in_use": 1000}
+    stats = {"bytes_limit": int(3.7 * per_replica / memory.USABLE) + 1000, "bytes_in_use": 1000}
     device = SimpleNamespace(memory_stats=lambda: stats)
     monkeypatch.setattr(environment, "available_memory", lambda: needed_memory(100))
     for num_sharing, num_fitting in ((1, 3), (2, 7)):

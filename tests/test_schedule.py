@@ -356,13 +356,27 @@ def test_values_are_separated_by_commas_or_white_space(schedule):
         assert [each["value"] for each in output.objects] == [1, 1, 0.5]
 
 
-def test_a_warning_appears_for_negative_values_that_optax_misjudges(schedule):
-    output = schedule({"patience": 2}, values="-1,-1,-1,-1")
-    assert "1 at the end, no drops" in output.lines[-1]
-    assert "WARNING: There are negative values, such as -1" in output.log
-    output = schedule({"patience": 2, "rtol": 0, "atol": 0.1}, values="-1,-1,-1,-1")
-    assert "0.5 at the end, 1 drop at value 3" in output.lines[-1]
-    assert "WARNING" not in output.log
+def test_equal_negative_values_are_a_plateau_here_and_not_for_optax_and_torch(schedule):
+    output = schedule({"patience": 2}, values="-1,-1,-1,-1", compare="optax,torch,keras")
+    ends = {line.split()[0]: line for line in output.lines[-4:]}
+    assert "0.5 at the end, 1 drop at value 3" in ends["scale"]
+    for name in ("optax", "torch"):
+        assert "1 at the end, no drops" in ends[name]
+    assert "pull request 1767" in output.log
+    output = schedule(
+        {"patience": 2, "rtol": 0, "atol": 0.1}, values="-1,-1,-1,-1", compare="optax"
+    )
+    assert "optax     0.5 at the end, 1 drop at value 3" in output.lines[-1]
+
+
+def test_without_negative_values_a_replay_of_the_rule_of_optax_has_the_same_rows():
+    settings = config.PlateauSettings(
+        patience=1, cooldown=1, accumulation_size=2, rtol=0.25, min_scale=0.3
+    )
+    values = [4, 2, 3, 3, 2, 4, 1, 1, 2, 2, 3, 3, 1, 1, 5]
+    rows = replay(settings, values)
+    assert replay(settings, values, as_optax=True) == rows
+    assert [row.number for row in rows if row.is_drop] == [4, 10]
 
 
 # Other libraries

@@ -89,14 +89,22 @@ def replay(series: Series, libraries: Sequence[str] = ()) -> Replay:
         translation.check_name("--compare has no rule", library, LIBRARIES)
     check_values(series)
     rows = apply_rule(series.rule, series.values)
-    rules, notes = {"optax" if libraries else "scale": rows}, {}
+    # Without negative values optax's rule is that of the training.
+    has_negative = series.rule.rtol > 0 and min(series.values) < 0
+    rules, notes = {"optax" if libraries and not has_negative else "scale": rows}, {}
     for library in libraries:
-        if library != "optax":  # the rule of the training itself
+        if library in rules:
+            continue
+        settings: dict[str, Any] = {}
+        if library == "optax":
+            notes[library] = "an equal negative value is an improvement (optax pull request 1767)"
+        else:
             parameters, difference = translation.with_same_numbers(library, series.rule)
             settings = translation.translate(library, parameters, learning_rate=1.0)
-            rules[library] = apply_rule(series.rule.model_copy(update=settings), series.values)
             call = ", ".join(f"{name}={_exact(value)}" for name, value in parameters.items())
             notes[library] = f"{call}, here {as_flags(_as_raw(settings))}{difference}"
+        changed = series.rule.model_copy(update=settings)
+        rules[library] = apply_rule(changed, series.values, as_optax=True)
     return Replay(series, rules, notes)
 
 
@@ -199,7 +207,7 @@ def _report_differences(
 
 
 def check_values(series: Series) -> None:
-    """Raise ``ConfigError`` for values beyond float32, and warn of values that optax misjudges."""
+    """Raise ``ConfigError`` for values beyond float32."""
     largest = float(np.finfo(np.float32).max) / series.rule.accumulation_size
     for number, value in enumerate(series.values, start=1):
         if abs(value) > largest:
@@ -207,13 +215,6 @@ def check_values(series: Series) -> None:
                 f"value {number} is {value:g}, too large for the rule, which computes in float32",
                 hint="divide all values by the same number",
             )
-    negative = next((value for value in series.values if value < 0), None)
-    if negative is not None and series.rule.rtol > 0:
-        log.warning(
-            f"There are negative values, such as {negative:g}: with --rtol above 0 an equal value "
-            "counts as an improvement, so that the rate may never drop (optax pull request 1767). "
-            "Use --rtol 0 --atol 0.0001 for them."
-        )
 
 
 def _as_raw(settings: Mapping[str, float]) -> dict[str, RawValue]:

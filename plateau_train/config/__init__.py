@@ -4,7 +4,7 @@ Imports errors only.
 """
 # pyright: reportUnusedImport=false
 
-from plateau_train.config.arguments import ARGUMENTS, as_arguments, read_arguments
+from plateau_train.config.arguments import ARGUMENTS, read_arguments
 from plateau_train.config.figures import (
     FIGURE_OPTIONS,
     PANEL_NAMES,
@@ -14,9 +14,11 @@ from plateau_train.config.figures import (
     parse_figure_options,
 )
 from plateau_train.config.resolve import (
+    ARGUMENT,
     RawValue,
     Resolved,
     Sweep,
+    as_arguments,
     cluster_policy,
     merge,
     resolve,

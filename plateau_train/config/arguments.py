@@ -1,11 +1,10 @@
 """Settings as the arguments of functions in Python."""
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from plateau_train.config.resolve import BY_KEY, RawValue
+from plateau_train.config.resolve import ARGUMENT, BY_KEY, RawValue
 from plateau_train.config.settings import SETTINGS, Setting, as_text, did_you_mean
 from plateau_train.errors import ConfigError
 
@@ -33,7 +32,7 @@ def read_arguments(
         key: RawValue(text, BY_KEY[key].variable or "") for key, text in variables.items() if text
     }
     return given | {
-        name: RawValue(_as_text(BY_KEY[name], value), "argument")
+        name: RawValue(_as_text(BY_KEY[name], value), ARGUMENT)
         for name, value in arguments.items()
         if value is not None
     }
@@ -47,8 +46,3 @@ def _as_text(setting: Setting, value: Any) -> str:
     is_nested = any(isinstance(item, Iterable) and not isinstance(item, str) for item in items)
     separator = setting.separator if is_nested else ","
     return separator.join(_as_text(setting, item) for item in items)
-
-
-def as_arguments(text: str) -> str:
-    """Replace the flags in a sentence by the names of arguments."""
-    return re.sub(r"--(?:no-)?([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), text)

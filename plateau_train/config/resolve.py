@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
@@ -25,6 +26,8 @@ from plateau_train.errors import PROGRAM, ChangedSettingsError, ConfigError
 
 BY_KEY = {setting.key: setting for setting in SETTINGS}
 
+ARGUMENT = "argument"  # the origin of a value that a function call gives
+
 
 class RawValue(NamedTuple):
     """The text given for a setting; ``origin`` is "flag", "argument" or the name of a variable.
@@ -38,7 +41,7 @@ class RawValue(NamedTuple):
     @property
     def is_typed(self) -> bool:
         """Whether the user gave the value for this call."""
-        return self.origin in ("flag", "argument")
+        return self.origin in ("flag", ARGUMENT)
 
 
 class Resolved(NamedTuple):
@@ -96,7 +99,8 @@ def resolve(given: Mapping[str, RawValue], *, file: Path | None = None) -> Resol
     origins |= {key: raw.origin for key, raw in given.items()}
     if not problems:
         settings = Settings.model_validate(merged)
-        problems += settings.problems()
+        is_call = any(raw.origin == ARGUMENT for raw in given.values())
+        problems += map(as_arguments, settings.problems()) if is_call else settings.problems()
         if not problems:
             return Resolved(settings, origins)
     hint = f"{PROGRAM} train --help explains each setting"
@@ -244,11 +248,15 @@ def _problems(
         shown = as_text(value) or "nothing" if file is None else json.dumps(value, default=str)
         name = f"{file}: {key} in [{table}]"
         if file is None:
-            origin = given[setting.key].origin
-            names = {setting.variable: setting.variable, "argument": setting.key}
-            name = names.get(origin) or setting.flag
+            names = {setting.variable: setting.variable, ARGUMENT: setting.key}
+            name = names.get(given[setting.key].origin, setting.flag)
         near = did_you_mean(value, setting.choices)
         yield f"{name} must be {setting.expected}, got {shown}{near}"
+
+
+def as_arguments(text: str) -> str:
+    """Replace the flags in a sentence by the names of arguments."""
+    return re.sub(r"--(?:no-)?([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), text)
 
 
 def _misplaced(table: str, key: str | None) -> str:

@@ -1,92 +1,246 @@
-"""The plateau rule: optax's own transform, given one value at a time, and what it compared.
+"""The plateau rule as a transformation of Optax; its state alone is enough to explain it.
 
-This module adds three things to ``optax.contrib.reduce_on_plateau``. The state is float32 whatever
-the type of the parameters: with bfloat16 parameters optax's would be bfloat16, and a slow
-improvement would count as a plateau. An accuracy becomes 1 - accuracy. Every value is returned as
-an ``Observation``. ``config`` has the ranges of the settings; optax accepts some values outside of
-them and then does the opposite.
+On finite values that are not negative it is ``optax.contrib.reduce_on_plateau``, bit for bit.
+docs/rule.md lists where it differs, on purpose.
 """
 
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32, Int32
-from optax.contrib import ReduceLROnPlateauState
 
 from plateau_train import config
-
-Values = TypeVar("Values", Float32[Array, "*n"], Float32[np.ndarray, "*n"])
+from plateau_train.errors import ConfigError
 
 
 class Observation(NamedTuple):
-    """A value given to the rule, and what the rule compared it with."""
+    """One value, or the mean of a window of values, and what the rule compared it with."""
 
-    is_complete: Bool[Array, "*steps"]  # whether the value completed an observation
-    value: Float32[Array, "*steps"]  # mean of the values in the window so far
-    best: Float32[Array, "*steps"]  # lowest observation before this one; inf before the first
-    threshold: Float32[Array, "*steps"]  # an improvement is below it
-    wait: Int32[Array, "*steps"]  # observations in a row without improvement, this one included
-    scale: Float32[Array, "*steps"]  # after the observation
+    number: Int32[Array, "*n"]  # observations so far, this one included; 0 before the first
+    value: Float32[Array, "*n"]
+    best: Float32[Array, "*n"]  # before this one; infinite before the first
+    threshold: Float32[Array, "*n"]  # an improvement is below it; above it where higher is better
+    wait: Int32[Array, "*n"]  # in a row without improvement, this one included; 0 in a cooldown
+    scale_before: Float32[Array, "*n"]
+    scale: Float32[Array, "*n"]
+
+
+class PlateauState(NamedTuple):
+    """The six fields of Optax's state, and what ``explain`` needs besides them."""
+
+    scale: Float32[Array, "*n"]
+    best_value: Float32[Array, "*n"]
+    plateau_count: Int32[Array, "*n"]
+    cooldown_count: Int32[Array, "*n"]
+    # Values in the window; Optax's name, which hides a method of tuple.
+    count: Int32[Array, "*n"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    avg_value: Float32[Array, "*n"]  # their mean
+    threshold: Float32[Array, "*n"]  # of the next observation
+    patience: Int32[Array, "*n"]
+    maximize: Bool[Array, "*n"]
+    observation: Observation  # the last complete one
 
 
 class PlateauRule(NamedTuple):
-    """The arguments of optax's transform.
+    """The arguments of ``reduce_on_plateau``, which are documented there."""
 
-    ``patience``, ``cooldown`` and ``min_scale`` may be traced; optax needs the others as numbers.
-    """
-
-    factor: float
-    patience: Int32[Array, ""] | int
-    cooldown: Int32[Array, ""] | int
-    rtol: float
-    atol: float
-    accumulation_size: int
-    min_scale: Float32[Array, ""] | float
+    factor: ArrayLike
+    patience: ArrayLike
+    rtol: ArrayLike
+    atol: ArrayLike
+    cooldown: ArrayLike
+    accumulation_size: ArrayLike
+    min_scale: ArrayLike
+    maximize: ArrayLike = False
 
     @classmethod
     def from_settings(cls, settings: config.PlateauSettings) -> "PlateauRule":
-        return cls(**{name: getattr(settings, name) for name in cls._fields})
-
-    def init(self) -> ReduceLROnPlateauState:
-        """Return the state before the first value: scale 1, float32."""
-        return cast(ReduceLROnPlateauState, self._transform.init(jnp.zeros((), jnp.float32)))
-
-    def threshold(self, best: Values) -> Values:
-        """Return the value that an observation must be below to count as an improvement."""
-        return (1 - self.rtol) * best - self.atol
-
-    def observe(
-        self, state: ReduceLROnPlateauState, value: Float32[Array, ""]
-    ) -> tuple[ReduceLROnPlateauState, Observation]:
-        """Give the rule one value; lower is better.
-
-        A value that is not finite counts as no improvement, so callers must refuse it first. A
-        negative value would count as an improvement on itself when ``rtol`` is above 0 (optax
-        pull request 1767); losses and 1 - accuracy are never negative.
-        """
-        updated = self._transform.update((), state, value=value)[1]
-        new_state = cast(ReduceLROnPlateauState, updated)
-        # optax types its fields as anything that could become an array; they are arrays.
-        count, best = jnp.asarray(state.count), jnp.asarray(state.best_value)
-        # The transform resets the mean at the end of a window; this is its own formula.
-        mean = (count * jnp.asarray(state.avg_value) + value) / (count + 1)
-        threshold = self.threshold(best)
-        observation = Observation(
-            is_complete=count + 1 == self.accumulation_size,
-            value=mean,
-            best=best,
-            threshold=threshold,
-            wait=jnp.where(mean < threshold, 0, jnp.asarray(state.plateau_count) + 1),
-            scale=jnp.asarray(new_state.scale),
-        )
-        return new_state, observation
+        return cls(**settings.model_dump(include={*cls._fields}))
 
     @property
-    def _transform(self) -> optax.GradientTransformationExtraArgs:
-        return optax.contrib.reduce_on_plateau(**self._asdict())
+    def sign(self) -> Any:
+        """What a value is multiplied by so that lower is better: 1 or -1."""
+        return 1.0 - 2.0 * self.maximize
+
+    def checked(self) -> "PlateauRule":
+        """Return the rule with Python numbers; a traced value and an array stay as they are.
+
+        Raises ``ConfigError`` for a number outside of the range of its setting.
+        """
+        numbers = {
+            name: np.asarray(value).item()
+            for name, value in self._asdict().items()
+            if not isinstance(value, Tracer) and np.ndim(value) == 0
+        }
+        given = {
+            name: config.RawValue(repr(number), config.ARGUMENT)
+            for name, number in numbers.items()
+            if name != "maximize"
+        }
+        try:
+            config.resolve(given)
+        except ConfigError as error:
+            hint = "help(plateau_train.reduce_on_plateau) explains each argument"
+            raise ConfigError(*error.problems, hint=hint) from None
+        return self._replace(**numbers)
+
+    def init(self) -> PlateauState:
+        """Return the state before the first value: scale 1."""
+
+        def number(value: ArrayLike) -> Array:
+            return jnp.asarray(value, jnp.float32)
+
+        def count(value: ArrayLike = 0) -> Array:
+            return jnp.asarray(value, jnp.int32)
+
+        worst = self.sign * np.inf
+        # Each array is one of its own: a caller may donate them all.
+        return PlateauState(
+            scale=number(1),
+            best_value=number(worst),
+            plateau_count=count(),
+            cooldown_count=count(),
+            count=count(),
+            avg_value=number(0),
+            threshold=number(worst),
+            patience=count(self.patience),
+            maximize=jnp.asarray(self.maximize, bool),
+            observation=Observation(
+                count(), number(0), number(worst), number(worst), count(), number(1), number(1)
+            ),
+        )
+
+    def threshold(self, best: Float32[Array, ""]) -> Float32[Array, ""]:
+        """Return the value that the next observation must pass to count as an improvement.
+
+        Optax has ``1 - rtol`` for a negative best value as well: then an equal value is an
+        improvement, and the scale never drops (Optax pull request 1767).
+        """
+        factor = jnp.where(self.sign * best >= 0, 1 - self.rtol, 1 + self.rtol)
+        return factor * best - self.sign * self.atol
+
+    def observe(self, state: PlateauState, value: Float32[Array, ""]) -> PlateauState:
+        """Return the state after a value.
+
+        A value that is not finite, or that makes the mean of its window infinite, changes nothing.
+        """
+        mean = (state.count * state.avg_value + value) / (state.count + 1)
+        is_counted = jnp.isfinite(mean)
+        is_complete = is_counted & (state.count + 1 >= self.accumulation_size)
+        is_better = self.sign * mean < self.sign * state.threshold
+        best = jnp.where(is_better, mean, state.best_value)
+        wait = jnp.where(is_better | (state.cooldown_count > 0), 0, state.plateau_count + 1)
+        is_drop = wait >= self.patience
+        lowered = jnp.maximum(state.scale * self.factor, self.min_scale)
+        scale = jnp.where(is_drop, lowered, state.scale)
+        complete = PlateauState(
+            scale=scale,
+            best_value=best,
+            plateau_count=jnp.where(is_drop, 0, wait),
+            cooldown_count=jnp.where(
+                is_drop, self.cooldown, jnp.maximum(state.cooldown_count - 1, 0)
+            ),
+            count=jnp.zeros_like(state.count),
+            avg_value=jnp.zeros_like(mean),
+            threshold=self.threshold(best),
+            patience=jnp.asarray(self.patience),
+            maximize=state.maximize,
+            observation=Observation(
+                number=state.observation.number + 1,
+                value=mean,
+                best=state.best_value,
+                threshold=state.threshold,
+                wait=wait,
+                scale_before=state.scale,
+                scale=scale,
+            ),
+        )
+        incomplete = state._replace(
+            count=jnp.where(is_counted, state.count + 1, state.count),
+            avg_value=jnp.where(is_counted, mean, state.avg_value),
+        )
+        # The types are those of the state, whatever those of the arguments.
+        return jax.tree.map(
+            lambda new, old: jnp.where(is_complete, new, old).astype(old.dtype),
+            complete,
+            incomplete,
+        )
+
+
+def reduce_on_plateau(
+    factor: ArrayLike = 0.1,
+    patience: ArrayLike = 10,
+    rtol: ArrayLike = 1e-4,
+    atol: ArrayLike = 0.0,
+    cooldown: ArrayLike = 0,
+    accumulation_size: ArrayLike = 1,
+    min_scale: ArrayLike = 0.0,
+    *,
+    maximize: ArrayLike = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Scale updates down when a value stops improving; ``explain`` says when and why.
+
+    Use it after an optimizer, and give each update a value::
+
+        optimizer = optax.chain(optax.adam(1e-3), reduce_on_plateau(factor=0.5, patience=5))
+        updates, state = optimizer.update(grads, state, params, value=loss)
+
+    A value that is not finite is ignored. The state is float32 whatever the type of the parameters,
+    and each update keeps its type. The arguments may be traced values; these are not checked, nor
+    are arrays with an axis.
+
+    Args:
+      factor: What a drop multiplies the scale by, above 0 and below 1.
+      patience: Observations in a row without improvement after which the scale drops, from 1.
+      rtol: Relative improvement that counts, from 0 and below 1.
+      atol: Absolute improvement that counts, from 0. Not both tolerances are 0.
+      cooldown: Observations after a drop that do not count towards patience, from 0.
+      accumulation_size: Values averaged into one observation, from 1.
+      min_scale: Smallest scale allowed, from 0 and below 1.
+      maximize: Whether higher values are better, as for an accuracy.
+
+    Raises:
+      ConfigError: An argument is outside of its range.
+    """
+    rule = PlateauRule(
+        factor, patience, rtol, atol, cooldown, accumulation_size, min_scale, maximize
+    ).checked()
+
+    def init(params: Any) -> PlateauState:
+        del params
+        return rule.init()
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, value: ArrayLike, **extra_args: Any
+    ) -> tuple[Any, PlateauState]:
+        del params, extra_args
+        state = rule.observe(state, jnp.asarray(value, jnp.float32).reshape(()))
+        scaled = jax.tree.map(
+            lambda leaf: jnp.asarray(state.scale * leaf, jnp.result_type(leaf)), updates
+        )
+        return scaled, state
+
+    # Optax's type of an update does not have the value that its own rule needs as well.
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def find_states(tree: Any) -> list[PlateauState]:
+    """Return each state of the rule in a pytree, such as that of a chain, as NumPy arrays."""
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, PlateauState))
+    states = []
+    for node in nodes:
+        if isinstance(node, PlateauState):
+            # Flax NNX has wrapped each array in a variable, which is a pytree of its own.
+            arrays = jax.device_get(jax.tree.leaves(node))
+            num_own = len(PlateauState._fields) - 1
+            observation = Observation(*arrays[num_own:])
+            states.append(PlateauState._make([*arrays[:num_own], observation]))
+    return states
 
 
 def as_loss(metric: config.Metric, value: jax.Array) -> Float32[Array, ""]:

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 from jaxtyping import Array, Float32
-from optax.contrib import ReduceLROnPlateauState
 
 from plateau_train import config
-from plateau_train.numerics.plateau import PlateauRule, as_loss
+from plateau_train.numerics.plateau import PlateauRule, PlateauState, as_loss
 
 
 class Row(NamedTuple):
@@ -34,10 +34,15 @@ class Row(NamedTuple):
         return self.scale < self.scale_before
 
 
-def replay(settings: config.PlateauSettings, values: Sequence[float | int]) -> list[Row]:
-    """Apply the rule to finite values, lower is better, in float32; return one row per value."""
-    rule = PlateauRule.from_settings(settings)
-    columns = jax.device_get(_replay(rule, np.array(values, np.float32)))
+def replay(
+    settings: config.PlateauSettings, values: Sequence[float | int], *, as_optax: bool = False
+) -> list[Row]:
+    """Apply the rule to finite values, lower is better, in float32; return one row per value.
+
+    Optax's own rule differs where a value is negative.
+    """
+    rule, compute = PlateauRule.from_settings(settings), _replay_optax if as_optax else _replay
+    columns = jax.device_get(compute(rule, np.array(values, np.float32)))
     cells = zip(*(column.tolist() for column in columns), strict=True)
     return [
         Row(number, value, *row)
@@ -50,16 +55,38 @@ def _replay(rule: PlateauRule, values: Float32[Array, " values"]) -> tuple[Array
     """Return the fields of ``Row`` from ``is_complete`` on, as arrays over the values."""
 
     def observe(
-        state: ReduceLROnPlateauState, value: Float32[Array, ""]
-    ) -> tuple[ReduceLROnPlateauState, tuple[Array, ...]]:
-        new_state, seen = rule.observe(state, value)
-        counted = jnp.where(jnp.asarray(state.cooldown_count) > 0, 0, seen.wait)
-        wait = jnp.where(seen.is_complete, counted, state.plateau_count)
-        cooldown, scale_before = jnp.asarray(new_state.cooldown_count), jnp.asarray(state.scale)
-        observed = seen.is_complete, seen.value, seen.best, seen.threshold
-        return new_state, (*observed, wait, cooldown, scale_before, seen.scale)
+        state: PlateauState, value: Float32[Array, ""]
+    ) -> tuple[PlateauState, tuple[Array, ...]]:
+        new = rule.observe(state, value)
+        seen = new.observation
+        is_complete = seen.number > state.observation.number
+        mean = jnp.where(is_complete, seen.value, new.avg_value)
+        wait = jnp.where(is_complete, seen.wait, new.plateau_count)
+        compared = is_complete, mean, state.best_value, state.threshold
+        return new, (*compared, wait, new.cooldown_count, state.scale, new.scale)
 
     return lax.scan(observe, rule.init(), values)[1]
+
+
+@partial(jax.jit, static_argnames="rule")
+def _replay_optax(rule: PlateauRule, values: Float32[Array, " values"]) -> tuple[Array, ...]:
+    """Return the same columns of Optax's own rule, from its states before and after a value."""
+    arguments = rule._asdict()
+    del arguments["maximize"]
+    transform = optax.contrib.reduce_on_plateau(**arguments)
+
+    def observe(state: Any, value: Float32[Array, ""]) -> tuple[Any, tuple[Array, ...]]:
+        new: Any = transform.update((), state, value=value)[1]
+        is_complete = new.count == 0
+        mean = (state.count * state.avg_value + value) / (state.count + 1)
+        threshold = (1 - rule.rtol) * state.best_value - rule.atol
+        is_reset = (mean < threshold) | (state.cooldown_count > 0)
+        counted = jnp.where(is_reset, 0, state.plateau_count + 1)
+        wait = jnp.where(is_complete, counted, state.plateau_count)
+        compared = is_complete, mean, state.best_value, threshold
+        return new, (*compared, wait, new.cooldown_count, state.scale, new.scale)
+
+    return lax.scan(observe, transform.init(jnp.zeros((), jnp.float32)), values)[1]
 
 
 def as_losses(

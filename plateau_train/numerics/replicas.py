@@ -18,7 +18,6 @@ from jaxtyping import Array, Int32
 
 from plateau_train.numerics import step as single
 from plateau_train.numerics.model import Params, count_bytes, measure
-from plateau_train.numerics.plateau import Observation
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Examples, Losses, Metrics, StepRecord, TrainState
 
@@ -69,11 +68,10 @@ class Replicas(NamedTuple):
 
     def empty_records(self, num_steps: int) -> StepRecord:
         """Return the arrays that ``train_steps`` fills in."""
-        rule = self.spec.rule(Hyperparams(*(column[0] for column in self.hyperparams)))
         number: Any = jax.ShapeDtypeStruct((), np.float32)
         observation = None
         if self.spec.observes_steps:
-            _, observation = jax.eval_shape(rule.observe, rule.init(), number)
+            observation = jax.eval_shape(self.spec.static_rule.init).observation
         shape = len(self.hyperparams.seed), num_steps
         record = StepRecord(Metrics(number, number), observation)
         return self.put(jax.tree.map(lambda leaf: np.zeros(shape, leaf.dtype), record))
@@ -104,9 +102,7 @@ class Replicas(NamedTuple):
         """Count the images of each true class (rows) by predicted class (columns)."""
         return self._score(single.count_confusion, (self.spec,), params, split)
 
-    def observe(
-        self, state: TrainState, metrics: Metrics, step: int
-    ) -> tuple[TrainState, Observation]:
+    def observe(self, state: TrainState, metrics: Metrics, step: int) -> TrainState:
         """Give each rule its evaluation after an epoch; ``state`` is donated."""
         run = partial(_run, single.observe, (self.spec,), self.mesh, self.hyperparams)
         return run((state,), (metrics,), (step,))

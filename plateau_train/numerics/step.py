@@ -13,10 +13,9 @@ import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, Key, PyTree, UInt8
-from optax.contrib import ReduceLROnPlateauState
 
 from plateau_train.numerics.model import Params
-from plateau_train.numerics.plateau import Observation, as_loss
+from plateau_train.numerics.plateau import Observation, PlateauState, as_loss
 from plateau_train.numerics.spec import Hyperparams, Spec
 
 # Streams of random numbers. Nothing random is carried from epoch to epoch: each key is derived
@@ -49,7 +48,7 @@ class StepRecord(NamedTuple):
     """The results of a step; those of an epoch have a leading axis of steps."""
 
     metrics: Metrics
-    observation: Observation | None  # None where the rule observes evaluations
+    observation: Observation | None  # the last one; None where the rule observes evaluations
 
 
 class TrainState(NamedTuple):
@@ -57,7 +56,7 @@ class TrainState(NamedTuple):
 
     params: Params
     opt_state: optax.OptState
-    plateau: ReduceLROnPlateauState
+    plateau: PlateauState
     # The scale of the last step; before the first step, or after an evaluation that lowered it, the
     # scale of the next one.
     scale: Float32[Array, ""]
@@ -77,7 +76,7 @@ def init_state(
     params = spec.model.init(key, jnp.zeros((1, *image_shape), jnp.uint8))["params"]
     opt_state = spec.optimizer.make(hyperparams.learning_rate).init(params)
     plateau, first_step = spec.rule(hyperparams).init(), jnp.zeros((), jnp.int32)
-    scale = spec.schedule.scale(first_step, jnp.asarray(plateau.scale), hyperparams.min_scale)
+    scale = spec.schedule.scale(first_step, plateau.scale, hyperparams.min_scale)
     return TrainState(params, opt_state, plateau, scale)
 
 
@@ -135,32 +134,31 @@ def train_step(
     (loss, hits), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     metrics = Metrics(loss, hits.mean())
     observed = metrics if spec.observes_steps else None
-    state, observation = observe(spec, hyperparams, state, observed, step)
+    state = observe(spec, hyperparams, state, observed, step)
     optimizer = spec.optimizer.make(state.scale * hyperparams.learning_rate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = state._replace(params=params, opt_state=opt_state)
+    observation = state.plateau.observation if spec.observes_steps else None
     return state, StepRecord(metrics, observation)
 
 
 def observe(
     spec: Spec, hyperparams: Hyperparams, state: TrainState, metrics: Metrics | None, step: Step
-) -> tuple[TrainState, Observation | None]:
+) -> TrainState:
     """Give the rule the metrics of a step or of the evaluation after it, if any.
 
     A schedule that does not observe the step keeps the rule as it is. Also sets the scale of the
     step, with what the rule has just observed.
     """
-    plateau, observation = state.plateau, None
+    plateau = state.plateau
     if metrics is not None:
         value = as_loss(spec.metric, getattr(metrics, spec.metric))
         observes = spec.schedule.observes(jnp.asarray(step))
-        observed, observation = spec.rule(hyperparams).observe(plateau, value)
+        observed = spec.rule(hyperparams).observe(plateau, value)
         plateau = jax.tree.map(lambda new, old: jnp.where(observes, new, old), observed, plateau)
-        observation = observation._replace(is_complete=observation.is_complete & observes)
-    rule_scale = jnp.asarray(plateau.scale)
-    scale = spec.schedule.scale(jnp.asarray(step), rule_scale, hyperparams.min_scale)
-    return state._replace(plateau=plateau, scale=scale), observation
+    scale = spec.schedule.scale(jnp.asarray(step), plateau.scale, hyperparams.min_scale)
+    return state._replace(plateau=plateau, scale=scale)
 
 
 def train_steps(

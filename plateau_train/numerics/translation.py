@@ -2,7 +2,8 @@
 
 The three rules differ only in how they count: PyTorch lowers the rate after more than ``patience``
 observations without improvement, and Keras counts the last observation of a cooldown. Both compute
-in float64, so a value within float32 rounding of a threshold may be judged differently here.
+in float64, so a value within float32 rounding of a threshold may be judged differently here. Where
+values are negative, PyTorch's relative threshold is that of Optax, which is not ours.
 """
 
 import math

@@ -33,7 +33,7 @@ from plateau_train.run.environment import Environment, available_memory
 
 BEST = "best.npz"
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
-FORMAT = 2
+FORMAT = 3
 DIGEST_BYTES = hashlib.sha256().digest_size
 MANIFEST = "manifest"
 

@@ -73,13 +73,18 @@ class EpochRecord(_Record):
         return [*scores, ("test", self.test_loss, self.test_accuracy)]
 
 
-def drop_reason(observed: str, value: float, best: float, to_beat: float, waited: int) -> str:
-    """Return why an observation lowered the scale, as one sentence without a full stop."""
+def drop_reason(
+    observed: str, value: float, best: float, to_beat: float, waited: int, *, side: str = "below"
+) -> str:
+    """Return why an observation lowered the scale, as one sentence without a full stop.
+
+    ``observed`` describes an observation, and may be empty; an improvement is on the ``side`` of
+    the value to beat.
+    """
     times = "1 observation" if waited == 1 else f"{waited} observations in a row"
-    verb = "was" if waited == 1 else "were"
+    what, verb = f" ({observed})" * bool(observed), "was" if waited == 1 else "were"
     return (
-        f"{times} ({observed}) {verb} not below {to_beat:.6g} "
-        f"(best {best:.6g}); the last was {value:.6g}"
+        f"{times}{what} {verb} not {side} {to_beat:.6g} (best {best:.6g}); the last was {value:.6g}"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32
+from jaxtyping import Int32
 
 from plateau_train.config import Settings, expand_home
 from plateau_train.config.files import is_private
@@ -39,8 +39,8 @@ class EpochArrays(NamedTuple):
     """The results of an epoch on the host; every array has a leading replica axis."""
 
     metrics: dict[str, Metrics]  # by split
-    observation: Observation | None  # of steps, or of the evaluation; None for epoch 0
-    rule_scale: Float32[np.ndarray, " replicas"]  # before the epoch
+    observation: Observation  # the last one after each step, or after the evaluation
+    num_observations: Int32[np.ndarray, " replicas"]  # before the epoch
     state: TrainState
     train_seconds: float
     evaluate_seconds: float
@@ -104,7 +104,7 @@ class Program:
         ``on_chunk`` gets the number of steps taken and the mean loss of the last one.
         """
         began = time.perf_counter()
-        rule_scale = cluster.gather(self._state.plateau.scale)
+        num_observations = cluster.gather(self._state.plateau.observation.number)
         train, observation = self._untrained, None
         if epoch > 0:
             records = self._train(epoch, on_chunk)
@@ -125,11 +125,11 @@ class Program:
         if epoch > 0 and not self.replicas.spec.observes_steps:
             observed = self.replicas.put(metrics[self.replicas.spec.split])
             last_step = epoch * self.steps_per_epoch - 1
-            self._state, seen = self.replicas.observe(self._state, observed, last_step)
-            observation = cluster.gather(seen)
+            self._state = self.replicas.observe(self._state, observed, last_step)
         state = cluster.gather(self._state)
-        seconds = time.perf_counter() - trained
-        return EpochArrays(metrics, observation, rule_scale, state, trained - began, seconds)
+        observation = observation or state.plateau.observation
+        seconds = trained - began, time.perf_counter() - trained
+        return EpochArrays(metrics, observation, num_observations, state, *seconds)
 
     def _train(self, epoch: int, on_chunk: Callable[[int, float], None]) -> StepRecord:
         """Take the steps of an epoch in chunks; return their records on the host."""

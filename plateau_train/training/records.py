@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from plateau_train.numerics.plateau import Observation, PlateauRule
+from plateau_train.numerics.plateau import Observation
 from plateau_train.numerics.step import TrainState
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.records import Drop, EpochRecord, ObservedValue, Timing
@@ -30,8 +30,7 @@ def make_lines(
         observed = list(_observations(arrays, row, epoch, program.steps_per_epoch))
         records.append(_record(program, arrays, row, epoch, observed))
         if program.replicas.spec.schedule.follows_rule:
-            scale = float(arrays.rule_scale[row])
-            events += _drops(member, observed, scale, program.steps_per_epoch)
+            events += _drops(member, observed, program.steps_per_epoch)
         events += program.stalls.check(row, records[-1], before, arrays.state)
         if epoch == member.settings.run.epochs:
             endings.end(row, epoch, "epochs", f"epoch {epoch}, the last one")
@@ -55,14 +54,13 @@ def _timing(program: Program, arrays: EpochArrays, epoch: int) -> Timing:
 def _observations(
     arrays: EpochArrays, row: int, epoch: int, steps_per_epoch: int
 ) -> Iterator[tuple[int, Observation]]:
-    """Yield each complete observation of a replica with its step, counted from the run's start."""
-    if arrays.observation is None:
-        return
+    """Yield each new observation of a replica with its step, counted from the run's start."""
     # Rows of the epoch's steps, or one of its evaluation.
     rows: Any = (np.atleast_1d(column[row]) for column in arrays.observation)
     columns = Observation(*rows)
-    last_step, num_rows = epoch * steps_per_epoch, len(columns.is_complete)
-    for index in np.flatnonzero(columns.is_complete).tolist():
+    last_step, num_rows = epoch * steps_per_epoch, len(columns.number)
+    is_new = np.diff(columns.number, prepend=arrays.num_observations[row]) > 0
+    for index in np.flatnonzero(is_new).tolist():
         step = last_step - num_rows + index + 1
         yield step, Observation(*(column[index].item() for column in columns))
 
@@ -70,14 +68,13 @@ def _observations(
 def _drops(
     member: Member,
     observed: list[tuple[int, Observation]],
-    scale: float,
     steps_per_epoch: int,
 ) -> Iterator[Drop]:
-    """Yield the observations that lowered the scale; ``scale`` is that before the epoch."""
+    """Yield the observations that lowered the scale."""
     base = member.settings.optimizer.learning_rate
     description = member.settings.plateau.describe_observation()
     for step, observation in observed:
-        new_scale = float(observation.scale)
+        scale, new_scale = float(observation.scale_before), float(observation.scale)
         if new_scale < scale:
             yield Drop(
                 replica=member.replica,
@@ -95,7 +92,6 @@ def _drops(
                 to_beat=float(observation.threshold),
                 waited=int(observation.wait),
             )
-        scale = new_scale
 
 
 def _record(
@@ -107,9 +103,7 @@ def _record(
 ) -> EpochRecord:
     """Return the metrics of a replica and the state of its rule after an epoch."""
     member, plateau = program.members[row], arrays.state.plateau
-    rule = PlateauRule.from_settings(member.settings.plateau)
-    best = np.asarray(plateau.best_value)[row : row + 1]
-    has_best = bool(np.isfinite(best[0]))
+    has_best = bool(np.isfinite(plateau.best_value[row]))
     scale = float(arrays.state.scale[row])
     scores: dict[str, Any] = {
         f"{split}_{name}": float(values[row])
@@ -124,10 +118,10 @@ def _record(
         **scores,
         scale=scale,
         learning_rate=member.settings.optimizer.learning_rate * scale,
-        wait=int(np.asarray(plateau.plateau_count)[row]),
-        cooldown=int(np.asarray(plateau.cooldown_count)[row]),
-        best_value=float(best[0]) if has_best else None,
-        to_beat=float(rule.threshold(best)[0]) if has_best else None,
+        wait=int(plateau.plateau_count[row]),
+        cooldown=int(plateau.cooldown_count[row]),
+        best_value=float(plateau.best_value[row]) if has_best else None,
+        to_beat=float(plateau.threshold[row]) if has_best else None,
         observations=tuple(
             ObservedValue(step=step, value=float(observation.value))
             for step, observation in observed

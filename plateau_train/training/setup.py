@@ -250,7 +250,7 @@ def merge_settings(
         if previous is not None and setting.key == "accumulation_size":
             count = int(previous.arrays["plateau/count"].max())
             if value <= count:
-                return f"the window already has {count} values: it would never be full"
+                return f"the window already has {count} values"
         return ""
 
     return config.merge(
