@@ -17,9 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+import plateau_train as pt
 from plateau_train import config, data
-from plateau_train.commands import compare as comparing
-from plateau_train.commands.plot import plot
 from plateau_train.config import SETTINGS
 from plateau_train.config.toml import to_toml
 from plateau_train.data import garments
@@ -63,7 +62,7 @@ def main() -> None:
         (mode, seed): reference(arguments.runs_dir, mode, seed) for mode in MODES for seed in SEEDS
     }
     for mode in MODES:
-        plot(runs[mode, SEEDS[0]].path, DOCS / f"{mode}.png", None)
+        pt.load(runs[mode, SEEDS[0]].path).plot().savefig(DOCS / f"{mode}.png")
     rewrite(README, "results", results_table(runs))
     contact_sheet().savefig(DOCS / "garments.png")
     drawn = reference(arguments.runs_dir, "train-loss", 0, "--dataset", "garments")
@@ -73,7 +72,7 @@ def main() -> None:
         for name, flags in SCHEDULES.items()
     ]
     rewrite(DOCS / "results.md", "helps", helps_table(helps))
-    comparing.compare([run.path for run in helps], picture=DOCS / "helps.png")
+    pt.compare(*(run.path for run in helps)).plot().savefig(DOCS / "helps.png")
 
 
 def reference(runs_dir: Path, mode: str, seed: int, *more: str) -> RunDirectory:

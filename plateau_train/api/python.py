@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 from pydantic import BaseModel
 
-from plateau_train import config, plots
+from plateau_train import config
 from plateau_train.api import comparison, evaluation, listing, replays, sweeps, training
 from plateau_train.api.comparison import Comparison
 from plateau_train.api.evaluation import Evaluation
@@ -185,18 +185,13 @@ class Run:
         return replays.replay(series, compare)
 
     @_python_words
-    def plot(
-        self, *, seed: int | None = None, path: str | Path | None = None, **options: Any
-    ) -> "Figure":
-        """Draw the panels of all seeds, or of one; also save them to ``path`` if given.
+    def plot(self, *, seed: int | None = None, **options: Any) -> "Figure":
+        """Draw the panels of all seeds, or of one; ``savefig`` of the figure writes it.
 
         ``options`` are those of ``plateau-train plot``: panels, size, font_size, style, dark,
         transparent, dpi, title. Raises ``ConfigError`` for others.
         """
-        figure = draw_run(self._stored, self._replica(seed), config.figure_options(options))
-        if path is not None:
-            plots.save(Path(path), figure)
-        return figure
+        return draw_run(self._stored, self._replica(seed), config.figure_options(options))
 
     def _replica(self, seed: int | None) -> int | None:
         """Return the replica of a seed."""
