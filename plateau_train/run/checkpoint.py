@@ -34,6 +34,7 @@ from plateau_train.run.environment import Environment, available_memory
 BEST = "best.npz"
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
 FORMAT = 3
+READABLE = (2, FORMAT)  # in format 2 the state of the plateau rule had fewer arrays
 DIGEST_BYTES = hashlib.sha256().digest_size
 MANIFEST = "manifest"
 
@@ -168,8 +169,9 @@ def _read_arrays(file: BinaryIO, *names: str) -> dict[str, np.ndarray]:
 
 def _parse(path: Path, text: bytes) -> Manifest:
     written = json.loads(text)["format"]
-    if written != FORMAT:
-        raise _foreign(path, f"it has format {written}, and this version reads {FORMAT}")
+    if written not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise _foreign(path, f"it has format {written}, and this version reads {known}")
     manifest = Manifest.model_validate_json(text)
     if path.name not in (BEST, epoch_path(path.parent, manifest.epoch).name):
         raise _unusable(path, f"it is of epoch {manifest.epoch}, not of the one in its name")

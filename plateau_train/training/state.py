@@ -1,14 +1,17 @@
 """The arrays of a training state by name, as checkpoints hold them, and back."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from plateau_train.errors import RunError
+from plateau_train.numerics.plateau import PlateauState
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import TrainState, init_state
-from plateau_train.run.checkpoint import Checkpoint
+from plateau_train.run.checkpoint import FORMAT, Checkpoint
 
 
 def name_arrays(tree: Any) -> dict[str, Any]:
@@ -32,7 +35,10 @@ def restore(checkpoint: Checkpoint) -> TrainState:
     init = jax.vmap(partial(init_state, spec, dataset.image_shape))
     state = jax.eval_shape(init, rows)
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in name_arrays(state).items()}
-    present = {name: (array.shape, array.dtype) for name, array in checkpoint.arrays.items()}
+    arrays = checkpoint.arrays
+    if checkpoint.manifest.format < FORMAT:
+        arrays = _complete_rule(spec, rows, arrays)
+    present = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     for name in sorted(expected | present):
         if present.get(name) != expected.get(name):
             raise RunError(
@@ -41,5 +47,21 @@ def restore(checkpoint: Checkpoint) -> TrainState:
                 f"{expected.get(name)}",
                 hint="install the versions that environment.json names",
             )
-    arrays = [checkpoint.arrays[name] for name in expected]
-    return jax.tree.unflatten(jax.tree.structure(state), arrays)
+    return jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in expected])
+
+
+def _complete_rule(
+    spec: Spec, rows: Hyperparams, arrays: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of format 2 with those that it lacks of the plateau rule.
+
+    They follow from the others, but for the last observation, which only ``explain`` reads.
+    """
+
+    def init(hyperparams: Hyperparams, best: jax.Array) -> PlateauState:
+        rule = spec.rule(hyperparams)
+        return rule.init()._replace(threshold=rule.threshold(best))
+
+    rule = jax.vmap(init)(rows, arrays["plateau/best_value"])
+    missing = {f"plateau/{name}": array for name, array in name_arrays(rule).items()}
+    return jax.device_get(missing) | dict(arrays)
