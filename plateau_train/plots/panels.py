@@ -33,8 +33,9 @@ WIDTH, HEIGHT = 4.0, 4.5  # of a panel in inches
 MOST_COLUMNS = 5
 MOST_BANDS = 6  # of standard deviations in a panel; more would cover each other
 
-# How much of the range of a panel the trained epochs fill at least, so that epoch 0 is shown.
-LEAST_SHARE = 0.35
+# How much of the height of a panel the later epochs fill at least.
+LEAST_SHARE = 0.5
+FEWEST_CUT = 5  # epochs of a run whose first ones may leave a panel
 
 
 def draw_run(histories: Sequence[History], settings: Settings, theme: Theme) -> Figure:
@@ -48,10 +49,10 @@ def draw_run(histories: Sequence[History], settings: Settings, theme: Theme) -> 
     drops = histories[0].drops if len(histories) == 1 else ()
     contents = Contents([run], drops)
     figure, panels = _make_panels(contents, theme)
-    theme.write_heading(figure, title(histories, settings))
-    more = " drops; events.jsonl lists them with their reasons"
-    theme.write_reasons(figure, [drop.describe() for drop in drops], more)
-    _draw_panels(panels, contents, theme)
+    theme.write_heading(figure, title(histories, settings, is_short=theme.is_talk))
+    reasons = [drop.describe() for drop in drops]
+    theme.write_reasons(figure, reasons, "events.jsonl lists all drops with their reasons")
+    _draw_panels(figure, panels, contents, theme)
     return figure
 
 
@@ -66,12 +67,15 @@ def draw_comparison(runs: Sequence[PlottedRun], heading: str, theme: Theme) -> F
     contents = Contents(runs)
     figure, panels = _make_panels(contents, theme)
     _add_legend(figure, runs, theme.heading_text(heading), theme)
-    _draw_panels(panels, contents, theme)
+    _draw_panels(figure, panels, contents, theme)
     return figure
 
 
-def title(histories: Sequence[History], settings: Settings) -> str:
-    """Return one line with the schedule, the data set, the optimizer, the rule and the seeds."""
+def title(histories: Sequence[History], settings: Settings, *, is_short: bool = False) -> str:
+    """Return one line with the schedule, the data set, the optimizer, the rule and the seeds.
+
+    A short one leaves out the optimizer, the rule, and a single seed.
+    """
     plateau, optimizer = settings.plateau, settings.optimizer
     unit = "steps" if plateau.split == "train" else "epochs"
     window = f" x {plateau.accumulation_size} {unit}" if plateau.accumulation_size > 1 else ""
@@ -90,6 +94,8 @@ def title(histories: Sequence[History], settings: Settings) -> str:
     elif len(settings.run.seeds) > 1:
         seeds += f" (replica {histories[0].replica})"
     trained = f"{settings.schedule_name} on {settings.data.title}"
+    if is_short:
+        return f"{trained}, {seeds}" if len(histories) > 1 else trained
     return f"{trained}: {optimizer.optimizer} at {optimizer.learning_rate:g}{rule}, {seeds}"
 
 
@@ -147,54 +153,60 @@ def _choose_columns(num_panels: int, width: float, height: float) -> int:
     return min(range(1, num_panels + 1), key=penalty)
 
 
-def _draw_panels(panels: Sequence[Axes], contents: Contents, theme: Theme) -> None:
-    """Draw each panel, and its title above its legend; all titles are at one height."""
-    for panel, name in zip(panels, theme.options.panels, strict=True):
+def _draw_panels(figure: Figure, panels: Sequence[Axes], contents: Contents, theme: Theme) -> None:
+    """Draw each panel, and its title above its legends; the titles of a row are at one height."""
+    names = theme.options.panels
+    for panel, name in zip(panels, names, strict=True):
         _, draw = PANELS[name]
         draw(panel, contents, theme)
         panel.set_xlabel("epoch", fontsize=theme.label)
-    legends = [_add_panel_legend(panel, theme) for panel in panels]
-    pad = 6 + max(legends) * theme.row * 72
-    for panel, name in zip(panels, theme.options.panels, strict=True):
-        panel.set_title(PANELS[name][0], pad=pad, fontsize=theme.panel_title)
+    columns = _num_columns(panels[0])
+    width = figure.get_figwidth() / columns - 0.25 - 2.1 * theme.tick / 72
+    heights = [_add_panel_legends(figure, panel, width, theme) for panel in panels]
+    for start in range(0, len(panels), columns):
+        highest = max(heights[start : start + columns])
+        for panel, name in list(zip(panels, names, strict=True))[start : start + columns]:
+            title, _ = PANELS[name]
+            panel.set_title(title, pad=6 + 72 * highest, fontsize=theme.panel_title)
+        if not theme.has_fixed_size:
+            figure.set_figheight(figure.get_figheight() + highest)
 
 
-def _add_panel_legend(panel: Axes, theme: Theme) -> int:
-    """Add the legends above a panel: one row for the rule, and one for each curve; count them."""
+def _num_columns(panel: Axes) -> int:
+    place: Any = panel.get_subplotspec()
+    return place.get_gridspec().ncols
+
+
+def _add_panel_legends(figure: Figure, panel: Axes, width: float, theme: Theme) -> float:
+    """Add a row for the rule above a panel, and one for each curve; return their height in inches.
+
+    They are made narrower than ``width`` inches.
+    """
     entries = list(zip(*panel.get_legend_handles_labels(), strict=True))
     rule = [entry for entry in entries if entry[1] in RULE_LABELS]
     curves = [entry for entry in entries if entry[1] not in RULE_LABELS]
-    layout: Any = panel.get_subplotspec()
-    width = layout.get_gridspec().figure.get_figwidth() / layout.get_gridspec().ncols - 0.4
-    num_rows = 0
-    for group, num_columns in ((rule, len(rule)), (curves, 1)):
-        if not group:
-            continue
-        num_characters = max(len(label) for _, label in group)
-        if num_columns > 1:
-            num_characters = sum(len(label) + 2 for _, label in group)
-        size = min(theme.tick, width * 72 / (0.56 * num_characters + 2.5 * num_columns))
-        look: Look = {"frameon": False, "borderpad": 0.1, "labelspacing": 0.2, "handlelength": 1.4}
-        look |= {"columnspacing": 1.0, "handletextpad": 0.5, "borderaxespad": 0.2}
-        above = ScaledTranslation(0, num_rows * theme.row, panel.figure.dpi_scale_trans)
-        look |= {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "fontsize": size}
-        handles, labels = zip(*group, strict=True)
-        legend = Legend(
-            panel,
-            handles,
-            labels,
-            ncols=num_columns,
-            bbox_transform=panel.transAxes + above,
-            **look,
-        )
+    height = 0.0
+    for row in ([rule] if rule else []) + [[entry] for entry in reversed(curves)]:
+        handles, labels = zip(*row, strict=True)
+        num_characters = sum(map(len, labels))
+        size = min(theme.tick, width * 72 / (0.58 * num_characters + 2.2 * len(row)))
+        look: Look = {"ncols": len(row), "frameon": False, "fontsize": size, "handlelength": 1.3}
+        look |= {"columnspacing": 1.0, "handletextpad": 0.4, "borderpad": 0, "borderaxespad": 0.3}
+        above = panel.transAxes + ScaledTranslation(0, height, figure.dpi_scale_trans)
+        look |= {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "bbox_transform": above}
+        legend = Legend(panel, handles, labels, **look)
+        for handle in legend.legend_handles:
+            if isinstance(handle, Line2D):
+                handle.set_markersize(max(handle.get_markersize(), 4 * theme.enlarged))
         panel.add_artist(legend)
-        num_rows += len(group) // num_columns
-    return num_rows
+        height += 1.5 * size / 72
+    return height
 
 
 class _Line(NamedTuple):
-    """A metric over the epochs, its best epoch, and how it is drawn."""
+    """A metric on a split over the epochs, its best epoch, and how it is drawn."""
 
+    split: str
     curve: Curve
     best_epoch: int
     label: str
@@ -210,11 +222,11 @@ class _Line(NamedTuple):
         best = int(curve.center.argmin() if metric == "loss" else curve.center.argmax())
         word = "lowest" if metric == "loss" else "highest"
         word += " mean" if len(histories) > 1 else ""
-        label = f"{split}: {word} {curve.center[best]:.4f} at epoch {epochs[best]}"
+        label = f"{word} {curve.center[best]:.4f} at epoch {epochs[best]}"
         color, line = run.color, run.linestyle
         if run.is_single:
             color, line = theme.split_colors[split], SPLIT_LINESTYLES[split]
-        return cls(curve, epochs[best], label, {"color": color, "linestyle": line})
+        return cls(split, curve, epochs[best], label, {"color": color, "linestyle": line})
 
 
 def draw_metric(
@@ -232,47 +244,70 @@ def draw_metric(
     lines = [_Line.of(run, name, metric, theme) for name in splits for run in runs]
     if sum(not np.array_equal(line.curve.low, line.curve.high) for line in lines) > MOST_BANDS:
         lines = [line._replace(curve=line.curve.without_band()) for line in lines]
-    for curve, best_epoch, label, look in lines:
+    for name, curve, best_epoch, label, look in lines:
         # The bands of several runs overlap.
         curve.draw(panel, theme, alpha=0.2 if is_single else 0.12, drawstyle="default", **look)
         best = curve.epochs == best_epoch
-        look |= {"label": label} if is_single else {}
+        if is_single:
+            look |= {"label": label if len(lines) == 1 else f"{name}: {label}"}
         panel.plot(curve.epochs[best], curve.center[best], **look, **theme.best_marker)
     rule = runs[0].settings.plateau
     is_watched = rule.metric == metric and rule.split in splits
-    if is_watched and (observations := Observations.of(runs)):
+    observations = Observations.of(runs) if is_watched else None
+    if observations:
         observations.draw(panel, theme, theme.split_colors[rule.split], contents.last_epoch)
     theme.finish(panel, [drop.position for drop in contents.drops], contents.last_epoch)
-    _show_trained(panel, [line.curve for line in lines], theme, is_loss=metric == "loss")
+    theme.use_few_ticks(panel)
+    _limit_height(panel, lines, observations, theme, is_loss=metric == "loss")
 
 
-def _show_trained(panel: Axes, curves: Sequence[Curve], theme: Theme, *, is_loss: bool) -> None:
-    """Limit the vertical axis to the trained epochs, if epoch 0 would flatten them.
+def _limit_height(
+    panel: Axes,
+    lines: Sequence[_Line],
+    observations: Observations | None,
+    theme: Theme,
+    *,
+    is_loss: bool,
+) -> None:
+    """Let the first epochs leave the panel, if they would flatten the curves of the later ones.
 
-    The first 2 % of the epochs may leave the panel as well. The value of epoch 0 is written at the
-    edge that the curves leave through.
+    These are as few as possible, and at most a tenth of all. The best epoch stays inside. The value
+    of epoch 0 is written at the edge that the curves leave through.
     """
-    last_epoch = max(int(curve.epochs[-1]) for curve in curves)
-    first = max(1, last_epoch // 50)
-    values = [np.array(curve[1:4])[:, curve.epochs >= first] for curve in curves]
-    values += [curve.replicas[:, curve.epochs >= first] for curve in curves]
-    trained = np.concatenate([array.ravel() for array in values])
-    if last_epoch < 2:
+    points = [(line.curve.epochs, row) for line in lines for row in line.curve.rows]
+    if observations is not None:
+        points += [(observations.epochs, row) for row in observations[1:3]]
+    best = [float(line.curve.center[line.best_epoch]) for line in lines]
+    last_epoch = max(int(line.curve.epochs[-1]) for line in lines)
+    if last_epoch < FEWEST_CUT:
         return
-    least, most = float(np.nanmin(trained)), float(np.nanmax(trained))
-    start = [float(curve.center[0]) for curve in curves]
-    outside = max(start) > most if is_loss else min(start) < least
-    whole = max(start) - least if is_loss else most - min(start)
-    if not outside or most - least > LEAST_SHARE * whole:
-        return
+
+    def limits(first: int) -> tuple[float, float]:
+        values = np.concatenate([best, *(row[epochs >= first] for epochs, row in points)])
+        return float(np.nanmin(values)), float(np.nanmax(values))
+
+    latest = max(1, last_epoch // 10)
+    low, high = limits(latest)
+    first = next(
+        first
+        for first in range(latest + 1)
+        if high - low >= LEAST_SHARE * np.ptp(np.array(limits(first)))
+    )
+    least, most = limits(first)
     margin = 0.07 * (most - least) or 0.01 * abs(most) or 0.01
-    panel.set_ylim(least - margin, most + margin)
-    low, high = (f"{value:.3g}" for value in (min(start), max(start)))
-    text = f"epoch 0: {low}" + (f" to {high}" if high != low else "")
+    start = [float(line.curve.center[0]) for line in lines]
+    is_inside = least <= min(start) and max(start) <= most
+    space = margin if is_inside else margin + 0.07 * theme.enlarged * (most - least)
+    panel.set_ylim(least - (margin if is_loss else space), most + (space if is_loss else margin))
+    if is_inside:
+        return
+    texts = list(dict.fromkeys(f"{value:.3g}" for value in (min(start), max(start))))
     arrow = "\N{UPWARDS ARROW}" if is_loss else "\N{DOWNWARDS ARROW}"
-    look: Look = {"transform": panel.transAxes, "fontsize": theme.tick * 0.9, "color": theme.muted}
-    look |= {"va": "top" if is_loss else "bottom", "zorder": 5}
-    panel.text(0.09, 0.985 if is_loss else 0.02, f"{arrow} {text}", **look)
+    look: Look = {"fontsize": theme.tick * 0.9, "color": theme.muted, "zorder": 5}
+    look |= {"va": "top" if is_loss else "bottom", "textcoords": "offset points"}
+    look |= {"xytext": (7 * theme.enlarged, 0), "xycoords": panel.get_xaxis_transform()}
+    text = f"{arrow} epoch 0: {' to '.join(texts)}"
+    panel.annotate(text, (first, 0.985 if is_loss else 0.02), **look)
 
 
 # The title of each panel, and the function that draws it.

@@ -48,7 +48,7 @@ def draw_replay(
         look: Look = {"transform": bottom.get_xaxis_transform(), "fontsize": theme.tick}
         bottom.text(end, 0.97, "counterfactual", ha="right", va="top", style="italic", **look)
     figure.align_ylabels()
-    theme.write_reasons(figure, reasons, " drops; --json prints all with their reasons")
+    theme.write_reasons(figure, reasons, "--json prints all drops with their reasons")
     return figure
 
 
@@ -76,6 +76,7 @@ def _draw_values(panel: Axes, series: Series, rows: Sequence[Row], theme: Theme)
     for number, place in enumerate(zip(x, drops, strict=True), start=1):
         if number <= MOST_NUMBERED:
             panel.annotate(f"{number}", place, fontsize=theme.tick, fontweight="bold", **above)
+    theme.use_few_ticks(panel)
     _zoom_past_start(panel, observed, theme)
     panel.legend(ncols=3, frameon=False, fontsize=theme.tick, **ABOVE)
 

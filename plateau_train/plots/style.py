@@ -150,8 +150,8 @@ class Theme(NamedTuple):
         title = self.options.title
         return description if title is None else title
 
-    def write_reasons(self, figure: Figure, reasons: Sequence[str], more: str = "") -> None:
-        """Add lines below the panels: the first reasons, numbered, and how many more there are.
+    def write_reasons(self, figure: Figure, reasons: Sequence[str], where: str) -> None:
+        """Add lines below the panels: the first reasons, numbered, and where all of them are.
 
         A slide has none. They take at most a quarter of a figure whose size was given.
         """
@@ -159,7 +159,7 @@ class Theme(NamedTuple):
             return
         height = 1.52 * self.note / 72
         num_characters = int((figure.get_figwidth() - 0.3) * 72 / (0.54 * self.note))
-        most = 2 * MOST_LISTED  # lines
+        most = MOST_LISTED + 1  # lines
         if self.has_fixed_size:
             most = int(0.25 * figure.get_figheight() / height)
         lines: list[str] = []
@@ -174,23 +174,32 @@ class Theme(NamedTuple):
             lines += broken
             num_listed += 1
         if num_more := len(reasons) - num_listed:
-            lines.append(f"and {num_more:,} more{more}" if num_listed else f"{num_more:,}{more}")
+            lines.append(f"and {num_more:,} more: {where}" if num_listed else where)
         if not self.has_fixed_size:
             figure.set_figheight(figure.get_figheight() + height * len(lines))
         look: Look = {"fontsize": self.note, "parse_math": False}
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", **look)
 
+    def use_few_ticks(self, panel: Axes) -> None:
+        """Leave a slide few ticks on the vertical axis."""
+        if self.is_talk:
+            panel.yaxis.set_major_locator(MaxNLocator(4))
+
+    def panel_height(self, panel: Axes) -> float:
+        """Return about how high a panel will be in points, without its title and axis."""
+        place: Any = panel.get_subplotspec()
+        grid = place.get_gridspec()
+        return 0.6 * 72 * grid.figure.get_figheight() / grid.nrows
+
     def finish(self, panel: Axes, drops: Sequence[float], last: float) -> None:
         """Show the horizontal axis up to ``last``, with a line at each drop and a grid."""
         look: Look = {"color": self.muted, "linewidth": 0.8 * self.enlarged, "linestyle": ":"}
         for position in drops:
-            panel.axvline(position, zorder=0, alpha=min(1, max(0.25, 12 / len(drops))), **look)
+            panel.axvline(position, zorder=0, alpha=min(1, max(0.1, 12 / len(drops))), **look)
         margin = 0.03 * last or 0.1  # space for half a marker
         panel.set_xlim(-margin, last + margin)
         most = 4 if self.is_talk else "auto"
         panel.xaxis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]))
-        if self.is_talk and panel.get_yscale() == "linear":
-            panel.yaxis.set_major_locator(MaxNLocator(4))
         panel.tick_params(labelsize=self.tick, width=0.8 * self.enlarged)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
@@ -246,6 +255,11 @@ class Curve(NamedTuple):
             mean = np.exp2(np.log2(scales).mean(axis=0))
         drawn = scales if is_single and len(scales) > 1 else scales[:0]
         return cls(np.array(epochs), np.clip(mean, low, high), low, high, drawn)  # it is rounded
+
+    @property
+    def rows(self) -> list[np.ndarray]:
+        """All that is drawn: the center, the ends of the band, and the replicas."""
+        return [self.center, self.low, self.high, *self.replicas]
 
     def without_band(self) -> "Curve":
         return self._replace(low=self.center, high=self.center)
