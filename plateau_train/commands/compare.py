@@ -183,9 +183,7 @@ def _draw(runs: Mapping[str, Run], picture: Path, figure: FigureOptions | None) 
         label = f"{name} ({num_seeds} seeds)" if num_seeds > 1 else name
         plotted.append(plots.PlottedRun(run.settings, run.completed, label))
     data = dict.fromkeys(run.settings.data.title for run in runs.values())
-    has_bands = any(len(run.completed) > 1 for run in runs.values())
-    bands = ": mean and standard deviation of the seeds; geometric mean and range of the scale"
-    heading = f"{len(runs)} runs on {' and '.join(data)}{bands if has_bands else ''}"
+    heading = f"{len(runs)} runs on {' and '.join(data)}"
     plots.save(picture, plots.draw_comparison(plotted, heading, figure))
 
 

@@ -53,7 +53,7 @@ class FigureOptions(Table):
     panels: Panels = declare(
         PANEL_NAMES[:5],
         "Panels, in this order; any of scale and {train,test,val}-{loss,accuracy}",
-        default_text="the first five",
+        default_text="all but the val panels",
         values_text=f"different ones of {', '.join(PANEL_NAMES)}, separated by commas",
     )
     size: Annotated[tuple[Side, Side] | None, BeforeValidator(_as_size)] = declare(

@@ -99,7 +99,11 @@ def draw_heat_map(grid: Grid, heading: str, theme: Theme) -> Figure:
     panel.set_xticks(range(num_columns), grid.columns, **look)
     bar = figure.colorbar(image, ax=panel, extend=extend, **COLOR_BAR)
     bar.set_label(grid.metric, fontsize=theme.tick)
-    _finish(figure, heading, grid.column_flag, grid.row_flag, theme)
+    bar.ax.tick_params(labelsize=0.9 * theme.tick)
+    across, down = (
+        flag.removeprefix("--").replace("-", " ") for flag in (grid.column_flag, grid.row_flag)
+    )
+    _finish(figure, heading, across, down, theme)
     return figure
 
 

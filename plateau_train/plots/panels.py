@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,25 +16,16 @@ from matplotlib.transforms import ScaledTranslation
 from plateau_train.config import Metric, PanelName, Settings, Split
 from plateau_train.errors import ConfigError
 from plateau_train.plots import PlottedRun
+from plateau_train.plots.curves import Contents, Curve, Start, cut_start
 from plateau_train.plots.rule import RULE_LABELS, Observations
-from plateau_train.plots.scale import draw_scale
-from plateau_train.plots.style import (
-    RUN_LINESTYLES,
-    SPLIT_LINESTYLES,
-    Contents,
-    Curve,
-    Look,
-    Theme,
-    fit_text,
-)
+from plateau_train.plots.scale import LONGEST_NAME, draw_scale
+from plateau_train.plots.style import RUN_LINESTYLES, SPLIT_LINESTYLES, Look, Theme, fit_text
 from plateau_train.run.history import History, completed
 
 WIDTH, HEIGHT = 4.0, 4.5  # of a panel in inches
 MOST_COLUMNS = 5
 MOST_BANDS = 6  # of standard deviations in a panel; more would cover each other
 
-# How much of the height of a panel the later epochs fill at least.
-LEAST_SHARE = 0.5
 FEWEST_CUT = 5  # epochs of a run whose first ones may leave a panel
 
 
@@ -60,11 +51,14 @@ def draw_comparison(runs: Sequence[PlottedRun], heading: str, theme: Theme) -> F
     """Draw the panels with a curve for each run: the mean of its replicas, with its band."""
     styles = zip(runs, cycle(theme.run_colors), cycle(RUN_LINESTYLES), strict=False)
     runs = [run._replace(color=color, linestyle=line) for run, color, line in styles]
-    several = [run for run in runs if len(completed(run.histories)) > 1]
-    if several:
-        band = " and standard deviation" if len(several) <= MOST_BANDS else ""
-        heading += f": mean{band} of the seeds; geometric mean and range of the scale"
+    if max(len(run.label) for run in runs) > LONGEST_NAME:  # a row of drops has a shorter one
+        runs = [
+            run._replace(name=f"run {number}", label=f"run {number}: {run.label}")
+            for number, run in enumerate(runs, start=1)
+        ]
     contents = Contents(runs)
+    if means := _describe_means(runs, theme):
+        heading += f": {means}"
     figure, panels = _make_panels(contents, theme)
     _add_legend(figure, runs, theme.heading_text(heading), theme)
     _draw_panels(figure, panels, contents, theme)
@@ -99,28 +93,46 @@ def title(histories: Sequence[History], settings: Settings, *, is_short: bool = 
     return f"{trained}: {optimizer.optimizer} at {optimizer.learning_rate:g}{rule}, {seeds}"
 
 
+def _describe_means(runs: Sequence[PlottedRun], theme: Theme) -> str:
+    """Return what the curves and bands of runs with several seeds are."""
+    num_means = sum(len(completed(run.histories)) > 1 for run in runs)
+    if not num_means:
+        return ""
+    band = " and standard deviation" if num_means <= MOST_BANDS else ""
+    metric, scale = f"mean{band} of the seeds", "geometric mean and range of the scale"
+    panels = {*theme.options.panels}
+    return "; ".join([metric] * bool(panels - {"scale"}) + [scale] * ("scale" in panels))
+
+
 def _add_legend(figure: Figure, runs: Sequence[PlottedRun], heading: str, theme: Theme) -> None:
     """Add one legend for all panels, under the heading; the labels may hold any characters."""
-    width = figure.get_figwidth()
-    longest = max(len(run.label) for run in runs)
-    column_width = (longest * 0.62 + 5.5) * theme.tick / 72  # inches
-    num_columns = min(len(runs) + 1, max(1, int((width - 0.5) / column_width)))
+    width, height = figure.get_size_inches()
+    labels = [run.label for run in runs]
+    labels += ["best epoch"] if {*theme.options.panels} - {"scale"} else []
+    longest = max(map(len, labels))
+    fontsize, num_columns = theme.tick, 1
+    for share in (1, 0.85, 0.7):  # a smaller font for more columns, if the legend is too high
+        fontsize = min(share * theme.tick, 72 * (width - 0.5) / (0.62 * longest + 5.5))
+        num_columns = max(1, int((width - 0.5) * 72 / (0.62 * longest + 5.5) / fontsize))
+        if -(-len(labels) // num_columns) * 1.6 * fontsize / 72 < 0.2 * height:
+            break
+    num_columns = min(len(labels), num_columns)
     line: Look = {"linewidth": 1.3 * theme.line}
     handles = [Line2D([], [], color=run.color, linestyle=run.linestyle, **line) for run in runs]
     handles.append(Line2D([], [], color=theme.muted, linestyle="none", **theme.best_marker))
-    labels = [*(run.label for run in runs), "lowest loss or highest accuracy"]
     look: Look = {"loc": "outside upper center", "frameon": False, "handlelength": 2.6}
     if heading:
         heading, size = fit_text(heading, width - 0.2, theme.heading)
         look |= {"title": heading, "title_fontsize": size}
-    fontsize = min(theme.tick, 72 * width / (0.62 * longest + 6))
-    legend = figure.legend(handles, labels, ncols=num_columns, fontsize=fontsize, **look)
+    legend = figure.legend(
+        handles[: len(labels)], labels, ncols=num_columns, fontsize=fontsize, **look
+    )
     for text in (legend.get_title(), *legend.get_texts()):
         text.set_parse_math(False)
     legend.get_title().set_multialignment("center")
     if not theme.has_fixed_size:
-        num_rows = -(-len(handles) // num_columns)
-        figure.set_figheight(figure.get_figheight() + theme.row * num_rows)
+        num_rows = -(-len(labels) // num_columns)
+        figure.set_figheight(height + theme.row * num_rows)
 
 
 def _make_panels(contents: Contents, theme: Theme) -> tuple[Figure, list[Axes]]:
@@ -160,9 +172,8 @@ def _draw_panels(figure: Figure, panels: Sequence[Axes], contents: Contents, the
         _, draw = PANELS[name]
         draw(panel, contents, theme)
         panel.set_xlabel("epoch", fontsize=theme.label)
-    columns = _num_columns(panels[0])
-    width = figure.get_figwidth() / columns - 0.25 - 2.1 * theme.tick / 72
-    heights = [_add_panel_legends(figure, panel, width, theme) for panel in panels]
+    heights = [_add_panel_legends(figure, panel, theme) for panel in panels]
+    columns = theme.num_columns(panels[0])
     for start in range(0, len(panels), columns):
         highest = max(heights[start : start + columns])
         for panel, name in list(zip(panels, names, strict=True))[start : start + columns]:
@@ -172,15 +183,10 @@ def _draw_panels(figure: Figure, panels: Sequence[Axes], contents: Contents, the
             figure.set_figheight(figure.get_figheight() + highest)
 
 
-def _num_columns(panel: Axes) -> int:
-    place: Any = panel.get_subplotspec()
-    return place.get_gridspec().ncols
-
-
-def _add_panel_legends(figure: Figure, panel: Axes, width: float, theme: Theme) -> float:
+def _add_panel_legends(figure: Figure, panel: Axes, theme: Theme) -> float:
     """Add a row for the rule above a panel, and one for each curve; return their height in inches.
 
-    They are made narrower than ``width`` inches.
+    They are no wider than the panel.
     """
     entries = list(zip(*panel.get_legend_handles_labels(), strict=True))
     rule = [entry for entry in entries if entry[1] in RULE_LABELS]
@@ -189,7 +195,7 @@ def _add_panel_legends(figure: Figure, panel: Axes, width: float, theme: Theme) 
     for row in ([rule] if rule else []) + [[entry] for entry in reversed(curves)]:
         handles, labels = zip(*row, strict=True)
         num_characters = sum(map(len, labels))
-        size = min(theme.tick, width * 72 / (0.58 * num_characters + 2.2 * len(row)))
+        size = min(theme.tick, theme.panel_width(panel) / (0.58 * num_characters + 2.2 * len(row)))
         look: Look = {"ncols": len(row), "frameon": False, "fontsize": size, "handlelength": 1.3}
         look |= {"columnspacing": 1.0, "handletextpad": 0.4, "borderpad": 0, "borderaxespad": 0.3}
         above = panel.transAxes + ScaledTranslation(0, height, figure.dpi_scale_trans)
@@ -258,56 +264,15 @@ def draw_metric(
         observations.draw(panel, theme, theme.split_colors[rule.split], contents.last_epoch)
     theme.finish(panel, [drop.position for drop in contents.drops], contents.last_epoch)
     theme.use_few_ticks(panel)
-    _limit_height(panel, lines, observations, theme, is_loss=metric == "loss")
-
-
-def _limit_height(
-    panel: Axes,
-    lines: Sequence[_Line],
-    observations: Observations | None,
-    theme: Theme,
-    *,
-    is_loss: bool,
-) -> None:
-    """Let the first epochs leave the panel, if they would flatten the curves of the later ones.
-
-    These are as few as possible, and at most a tenth of all. The best epoch stays inside. The value
-    of epoch 0 is written at the edge that the curves leave through.
-    """
     points = [(line.curve.epochs, row) for line in lines for row in line.curve.rows]
     if observations is not None:
         points += [(observations.epochs, row) for row in observations[1:3]]
     best = [float(line.curve.center[line.best_epoch]) for line in lines]
-    last_epoch = max(int(line.curve.epochs[-1]) for line in lines)
-    if last_epoch < FEWEST_CUT:
-        return
-
-    def limits(first: int) -> tuple[float, float]:
-        values = np.concatenate([best, *(row[epochs >= first] for epochs, row in points)])
-        return float(np.nanmin(values)), float(np.nanmax(values))
-
-    latest = max(1, last_epoch // 10)
-    low, high = limits(latest)
-    first = next(
-        first
-        for first in range(latest + 1)
-        if high - low >= LEAST_SHARE * np.ptp(np.array(limits(first)))
-    )
-    least, most = limits(first)
-    margin = 0.07 * (most - least) or 0.01 * abs(most) or 0.01
-    start = [float(line.curve.center[0]) for line in lines]
-    is_inside = least <= min(start) and max(start) <= most
-    space = margin if is_inside else margin + 0.07 * theme.enlarged * (most - least)
-    panel.set_ylim(least - (margin if is_loss else space), most + (space if is_loss else margin))
-    if is_inside:
-        return
-    texts = list(dict.fromkeys(f"{value:.3g}" for value in (min(start), max(start))))
-    arrow = "\N{UPWARDS ARROW}" if is_loss else "\N{DOWNWARDS ARROW}"
-    look: Look = {"fontsize": theme.tick * 0.9, "color": theme.muted, "zorder": 5}
-    look |= {"va": "top" if is_loss else "bottom", "textcoords": "offset points"}
-    look |= {"xytext": (7 * theme.enlarged, 0), "xycoords": panel.get_xaxis_transform()}
-    text = f"{arrow} epoch 0: {' to '.join(texts)}"
-    panel.annotate(text, (first, 0.985 if is_loss else 0.02), **look)
+    start = Start("epoch 0", [float(line.curve.center[0]) for line in lines], best)
+    num_epochs = max(int(line.curve.epochs[-1]) for line in lines)
+    if num_epochs >= FEWEST_CUT:
+        firsts = list(range(1 + max(1, num_epochs // 10)))
+        cut_start(panel, points, firsts, start, theme, is_loss=metric == "loss")
 
 
 # The title of each panel, and the function that draws it.

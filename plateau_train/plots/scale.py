@@ -10,7 +10,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from plateau_train.plots import PlottedRun
-from plateau_train.plots.style import Contents, Curve, Look, Theme
+from plateau_train.plots.curves import Contents, Curve
+from plateau_train.plots.style import Look, Theme
 from plateau_train.run.history import History, completed
 from plateau_train.run.records import Drop
 
@@ -98,7 +99,7 @@ def scale_ticks(lowest: float, factor: float, min_scale: float, most: int) -> di
     if max(map(len, texts.values())) > LONGEST_TICK:
         texts = {power: f"${factor:g}^{{{power}}}$" if power else "1" for power in powers}
     ticks = {factor**power: text for power, text in texts.items()}
-    if min_scale > 0 and lowest < min_scale * 1.001:
+    if math.isclose(lowest, min_scale, rel_tol=1e-3):
         room = factor ** (-stride / 2)
         ticks = {tick: text for tick, text in ticks.items() if tick > min_scale * room}
         ticks |= {min_scale: f"{min_scale:g}"}
@@ -136,7 +137,12 @@ def _draw_run(
     look: Look = {"color": run.color, "linestyle": run.linestyle, "alpha": 0.2}
     schedule = run.settings.optimizer.schedule
     if schedule != "plateau":  # a function of the step, the same for all replicas
-        curve = Curve.of(replicas[0][0], [replicas[0][1]], is_single=run.is_single)
+        epochs, scales = replicas[0]
+        if bottom < 1 and scales[-1] < bottom:  # the axis is logarithmic, and shows a part
+            marker: Look = {"marker": "v", "markersize": 6 * theme.enlarged, "zorder": 4}
+            panel.plot(epochs[-1], bottom, color=run.color, clip_on=False, **marker)
+            scales = np.maximum(scales, bottom)
+        curve = Curve.of(epochs, [scales], is_single=run.is_single)
         drawstyle = "steps-pre" if schedule == "step" else "default"
         curve.draw(panel, theme, drawstyle=drawstyle, **look)
         return
@@ -185,7 +191,7 @@ def _rows(runs: Sequence[PlottedRun]) -> list[_Row]:
     """Return a row for each seed of a single run, or for each of several runs with drops."""
     if len(runs) > 1:
         return [
-            _Row(_shorten(run.label), run.color, run.histories)
+            _Row(run.name or run.label, run.color, run.histories)
             for run in runs
             if any(history.drops for history in run.histories)
         ]
@@ -193,12 +199,6 @@ def _rows(runs: Sequence[PlottedRun]) -> list[_Row]:
     if len(run.histories) > MOST_ROWS:
         return [_Row("all seeds", run.color, run.histories)]
     return [_Row(f"seed {history.seed}", run.color, [history]) for history in run.histories]
-
-
-def _shorten(name: str) -> str:
-    return (
-        name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
-    )
 
 
 def _number_drops(panel: Axes, drops: Sequence[Drop], theme: Theme) -> None:

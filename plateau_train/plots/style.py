@@ -6,23 +6,18 @@ import math
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Float, Num
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
 
 from plateau_train.config import FigureOptions
-from plateau_train.plots import PlottedRun, check_format, matplotlib_defaults
+from plateau_train.plots import check_format, matplotlib_defaults
 from plateau_train.run import storage
-from plateau_train.run.records import Drop
 
 # The palette of Okabe and Ito, for color-blind readers; line styles differ as well.
 BLACK, ORANGE, SKY_BLUE, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -110,7 +105,7 @@ class Theme(NamedTuple):
     def applied(self) -> Iterator[None]:
         """Use the colors for what is drawn."""
         names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-        colors: Any = dict.fromkeys((*names, "axes.titlecolor", "hatch.color"), self.ink)
+        colors: Any = dict.fromkeys((*names, "axes.titlecolor"), self.ink)
         colors |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), self.background)
         colors |= {"grid.color": self.muted, "legend.labelcolor": self.ink}
         with rc_context(colors):
@@ -185,11 +180,19 @@ class Theme(NamedTuple):
         if self.is_talk:
             panel.yaxis.set_major_locator(MaxNLocator(4))
 
+    def num_columns(self, panel: Axes) -> int:
+        """Return the number of panels side by side."""
+        return _grid_of(panel).ncols
+
     def panel_height(self, panel: Axes) -> float:
         """Return about how high a panel will be in points, without its title and axis."""
-        place: Any = panel.get_subplotspec()
-        grid = place.get_gridspec()
+        grid = _grid_of(panel)
         return 0.6 * 72 * grid.figure.get_figheight() / grid.nrows
+
+    def panel_width(self, panel: Axes) -> float:
+        """Return about how wide a panel will be in points, without its axis."""
+        grid = _grid_of(panel)
+        return 72 * (grid.figure.get_figwidth() / grid.ncols - 0.25) - 2.1 * self.tick
 
     def finish(self, panel: Axes, drops: Sequence[float], last: float) -> None:
         """Show the horizontal axis up to ``last``, with a line at each drop and a grid."""
@@ -206,77 +209,9 @@ class Theme(NamedTuple):
         panel.spines[:].set_linewidth(0.8 * self.enlarged)
 
 
-class Contents(NamedTuple):
-    """What the panels of a figure show."""
-
-    runs: Sequence[PlottedRun]
-    drops: Sequence[Drop] = ()  # those of a single replica
-
-    @property
-    def last_epoch(self) -> int:
-        return max(history.last_epoch for run in self.runs for history in run.histories)
-
-    @property
-    def has_val(self) -> bool:
-        """Whether all runs held out images."""
-        return all(run.histories[0].records[0].val_loss is not None for run in self.runs)
-
-
-class Curve(NamedTuple):
-    """The center of a value over replicas, and the band around it."""
-
-    epochs: Num[np.ndarray, " points"]
-    center: Float[np.ndarray, " points"]
-    low: Float[np.ndarray, " points"]
-    high: Float[np.ndarray, " points"]
-    replicas: Float[np.ndarray, "replicas points"]  # those that are drawn
-
-    @classmethod
-    def of(cls, epochs: ArrayLike, replicas: Sequence[Any], *, is_single: bool) -> "Curve":
-        """Return the mean of replicas, each up to its end, and one standard deviation around it.
-
-        Several replicas of a run that ``is_single`` are drawn as well.
-        """
-        values = np.array(list(zip_longest(*replicas, fillvalue=np.nan))).T
-        counts, mean = np.isfinite(values).sum(axis=0), np.nanmean(values, axis=0)
-        std = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / np.maximum(counts - 1, 1))
-        drawn = values if is_single and len(values) > 1 else values[:0]
-        return cls(np.array(epochs), mean, mean - std, mean + std, drawn)
-
-    @classmethod
-    def of_scales(cls, epochs: ArrayLike, replicas: Sequence[Any], *, is_single: bool) -> "Curve":
-        """Return the geometric mean of scales, and the range from the lowest to the highest.
-
-        The mean is 0 where the scale of a replica has underflowed to 0.
-        """
-        scales = np.array(replicas)
-        low, high = scales.min(axis=0), scales.max(axis=0)
-        with np.errstate(divide="ignore"):
-            mean = np.exp2(np.log2(scales).mean(axis=0))
-        drawn = scales if is_single and len(scales) > 1 else scales[:0]
-        return cls(np.array(epochs), np.clip(mean, low, high), low, high, drawn)  # it is rounded
-
-    @property
-    def rows(self) -> list[np.ndarray]:
-        """All that is drawn: the center, the ends of the band, and the replicas."""
-        return [self.center, self.low, self.high, *self.replicas]
-
-    def without_band(self) -> "Curve":
-        return self._replace(low=self.center, high=self.center)
-
-    def draw(
-        self, panel: Axes, theme: Theme, *, color: str, alpha: float, drawstyle: Any, **line: Any
-    ) -> None:
-        """Draw the center, the replicas as thin lines, and the band, whose opacity is ``alpha``."""
-        look: Look = {"color": color, "drawstyle": drawstyle}
-        panel.plot(self.epochs, self.center, linewidth=theme.line, zorder=3, **look, **line)
-        for replica in self.replicas:
-            panel.plot(self.epochs, replica, linewidth=0.4 * theme.line, alpha=0.35, **look)
-        if np.array_equal(self.low, self.high, equal_nan=True):
-            return
-        step: Any = "post" if drawstyle == "steps-post" else None
-        band: Look = {"color": color, "alpha": alpha, "linewidth": 0, "step": step}
-        panel.fill_between(self.epochs, self.low, self.high, **band)
+def _grid_of(panel: Axes) -> Any:
+    place: Any = panel.get_subplotspec()
+    return place.get_gridspec()
 
 
 def fit_text(text: str, width: float, largest: float) -> tuple[str, float]:
@@ -284,15 +219,16 @@ def fit_text(text: str, width: float, largest: float) -> tuple[str, float]:
 
     A text that would become much smaller than ``largest`` is broken into lines, at most three.
     """
-    longest = max(map(len, text.splitlines()))
-    fitting = int(width * 72 / (CHARACTER * largest))  # characters at the largest size
-    if longest > 1.3 * fitting and "\n" not in text:
-        for lines in (2, 3):
-            broken = textwrap.wrap(text, max(fitting, -(-longest // lines) + 8))
-            if len(broken) <= lines:
-                text, longest = "\n".join(broken), max(map(len, broken))
-                break
-    return text, min(largest, width * 72 / (CHARACTER * longest))
+
+    def size_of(text: str) -> float:
+        return min(largest, width * 72 / (CHARACTER * max(map(len, text.splitlines()))))
+
+    broken = text
+    for num_lines in (2, 3):
+        if size_of(broken) >= 0.75 * largest or "\n" in text:
+            break
+        broken = "\n".join(textwrap.wrap(text, -(-len(text) // num_lines) + 8))
+    return broken, size_of(broken)
 
 
 def render(figure: Figure, kind: str) -> bytes:
