@@ -21,6 +21,8 @@ LONGEST_NAME = 14  # characters of a run beside its row
 # How far below the drops of other runs the axis may go for the end of a cosine schedule.
 COSINE_ROOM = 8
 
+STEPPED = ("plateau", "step")  # the schedules whose scale changes in steps
+
 Steps = tuple[Sequence[float], Sequence[float]]  # epochs, and the scale from each of them on
 
 
@@ -44,7 +46,7 @@ def draw_scale(panel: Axes, contents: Contents, theme: Theme) -> None:
     lowest = _lowest(runs, steps)
     for run, replicas in zip(runs, steps, strict=True):
         _draw_run(panel, run, replicas, lowest / _margin(lowest), theme)
-    stepped = [run for run in runs if run.settings.optimizer.schedule in ("plateau", "step")]
+    stepped = [run for run in runs if run.settings.optimizer.schedule in STEPPED]
     plateau = (stepped or runs)[0].settings.plateau
     use_scale_axis(panel, lowest, plateau.factor, plateau.min_scale, theme)
     theme.finish(panel, [drop.position for drop in drops], contents.last_epoch)
@@ -111,15 +113,14 @@ def _lowest(runs: Sequence[PlottedRun], steps: Sequence[Sequence[Steps]]) -> flo
 
     The end of a cosine schedule is inside the axis, unless that would compress the other runs.
     """
-    falling = {"plateau": 1.0, "step": 1.0, "cosine": 1.0, "constant": 1.0}
+    lowest = {True: 1.0, False: 1.0}  # of the schedules that fall in steps, and of the others
     for run, replicas in zip(runs, steps, strict=True):
-        schedule = run.settings.optimizer.schedule
+        is_stepped = run.settings.optimizer.schedule in STEPPED
         positive = [scale for _, scales in replicas for scale in scales if scale > 0]
-        falling[schedule] = min(falling[schedule], *positive)
-    stepped = min(falling["plateau"], falling["step"])
-    if stepped == 1:
+        lowest[is_stepped] = min(lowest[is_stepped], *positive)
+    if lowest[True] == 1:
         return 1.0
-    return min(stepped, max(falling["cosine"], stepped / COSINE_ROOM))
+    return min(lowest[True], max(lowest[False], lowest[True] / COSINE_ROOM))
 
 
 def _steps(history: History) -> Steps:
