@@ -532,7 +532,7 @@ def test_the_size_the_dots_and_the_heading_are_those_asked_for():
     figure = draw(size=(7, 3.5), dpi=40, title="$x_")
     assert figure.get_size_inches().tolist() == [7, 3.5]
     assert figure._suptitle.get_text() == "$x_"
-    assert draw(title="")._suptitle is None
+    assert draw(title=" \n")._suptitle is None
     width, height = (int.from_bytes(figure._repr_png_()[at : at + 4]) for at in (16, 20))
     assert (width, height) == (280, 140)
 

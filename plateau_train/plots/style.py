@@ -6,6 +6,7 @@ import math
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ ABOVE: Look = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}  # a legend 
 
 MOST_LISTED = 12  # reasons of drops below a figure
 TALK_SIZE = (13.333, 7.5)  # inches of a slide
-CHARACTER = 0.6  # the width of a character, as a share of the font size
+CHARACTER = 0.62  # the width of a character, as a share of the font size
 
 
 class NotebookFigure(Figure):
@@ -142,8 +143,9 @@ class Theme(NamedTuple):
         figure.suptitle(text, fontsize=fontsize, parse_math=False)
 
     def heading_text(self, description: str) -> str:
+        """Return the title of the options, or else a description."""
         title = self.options.title
-        return description if title is None else title
+        return description if title is None else title.strip()
 
     def write_reasons(self, figure: Figure, reasons: Sequence[str], where: str) -> None:
         """Add lines below the panels: the first reasons, numbered, and where all of them are.
@@ -217,17 +219,18 @@ def _grid_of(panel: Axes) -> Any:
 def fit_text(text: str, width: float, largest: float) -> tuple[str, float]:
     """Return a text, and the font size in points at which it fits into so many inches.
 
-    A text that would become much smaller than ``largest`` is broken into lines, at most three.
+    A line that would become much smaller than ``largest`` is broken, into three at most.
     """
 
     def size_of(text: str) -> float:
         return min(largest, width * 72 / (CHARACTER * max(map(len, text.splitlines()))))
 
-    broken = text
+    broken, longest = text, max(map(len, text.splitlines()))
     for num_lines in (2, 3):
-        if size_of(broken) >= 0.75 * largest or "\n" in text:
+        if size_of(broken) >= 0.75 * largest:
             break
-        broken = "\n".join(textwrap.wrap(text, -(-len(text) // num_lines) + 8))
+        limit = -(-longest // num_lines) + 8
+        broken = "\n".join(chain(*(textwrap.wrap(line, limit) for line in text.splitlines())))
     return broken, size_of(broken)
 
 
