@@ -337,7 +337,12 @@ def test_several_runs_share_the_panels_and_one_legend():
     FigureCanvasAgg(figure).draw()
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
-    assert texts == [*(f"run {i}: {name}" for i, name in enumerate(names, start=1)), "best epoch"]
+    assert texts == [
+        f"run 1: {names[0]} (3 seeds)",
+        f"run 2: {names[1]}",
+        f"run 3: {names[2]}",
+        "best epoch",
+    ]
     assert [panel.get_title() for panel in figure.axes] == TITLES
     looks = set()
     for panel in figure.axes[1:]:
@@ -551,6 +556,15 @@ def test_a_large_font_enlarges_all_texts_and_a_talk_has_few_of_them():
     for panel, fewer in zip(usual.axes, talk.axes, strict=True):
         assert len(fewer.get_yticks()) <= 6
         assert fewer.get_xticklabels()[0].get_fontsize() > panel.get_xticklabels()[0].get_fontsize()
+
+
+def test_a_small_figure_has_small_type_and_no_details():
+    usual, small = draw(size=(20, 4.5)), draw(size=(4, 2.5), panels="test-loss")
+    sizes = [figure.axes[0].get_xticklabels()[0].get_fontsize() for figure in (usual, small)]
+    assert sizes[0] == 11
+    assert 6 <= sizes[1] < 11
+    assert usual._supxlabel is not None
+    assert small._supxlabel is None
 
 
 def test_a_figure_can_be_dark_and_can_have_no_background():

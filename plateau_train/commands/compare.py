@@ -177,11 +177,7 @@ def _finals(run: Run, metric: str) -> dict[int, float]:
 
 def _draw(runs: Mapping[str, Run], picture: Path, figure: FigureOptions | None) -> None:
     """Draw the panels with all runs."""
-    plotted = []
-    for name, run in runs.items():
-        num_seeds = len(run.completed)
-        label = f"{name} ({num_seeds} seeds)" if num_seeds > 1 else name
-        plotted.append(plots.PlottedRun(run.settings, run.completed, label))
+    plotted = [plots.PlottedRun(run.settings, run.completed, name) for name, run in runs.items()]
     data = dict.fromkeys(run.settings.data.title for run in runs.values())
     heading = f"{len(runs)} runs on {' and '.join(data)}"
     plots.save(picture, plots.draw_comparison(plotted, heading, figure))

@@ -66,7 +66,7 @@ class FigureOptions(Table):
         None,
         "Size in points of the numbers at the axes; other texts are larger or smaller in "
         "proportion",
-        default_text="11, or 18 with --style talk",
+        default_text="11, or 18 with --style talk; less in a small figure",
         ge=4,
         le=72,
     )

@@ -37,7 +37,6 @@ class PlottedRun(NamedTuple):
     settings: Settings
     histories: Sequence[History]
     label: str = ""
-    name: str = ""  # shorter than the label, if that is long
     color: str = "black"
     linestyle: Any = "-"
     is_single: bool = False  # whether it is the only run of the figure

@@ -18,7 +18,7 @@ from plateau_train.errors import ConfigError
 from plateau_train.plots import PlottedRun
 from plateau_train.plots.curves import Contents, Curve, Start, cut_start
 from plateau_train.plots.rule import RULE_LABELS, Observations
-from plateau_train.plots.scale import LONGEST_NAME, draw_scale
+from plateau_train.plots.scale import draw_scale, row_names
 from plateau_train.plots.style import RUN_LINESTYLES, SPLIT_LINESTYLES, Look, Theme, fit_text
 from plateau_train.run.history import History, completed
 
@@ -40,7 +40,7 @@ def draw_run(histories: Sequence[History], settings: Settings, theme: Theme) -> 
     drops = histories[0].drops if len(histories) == 1 else ()
     contents = Contents([run], drops)
     figure, panels = _make_panels(contents, theme)
-    theme.write_heading(figure, title(histories, settings, is_short=theme.is_talk))
+    theme.write_heading(figure, title(histories, settings, is_short=theme.is_brief))
     reasons = [drop.describe() for drop in drops]
     theme.write_reasons(figure, reasons, "events.jsonl lists all drops with their reasons")
     _draw_panels(figure, panels, contents, theme)
@@ -51,11 +51,6 @@ def draw_comparison(runs: Sequence[PlottedRun], heading: str, theme: Theme) -> F
     """Draw the panels with a curve for each run: the mean of its replicas, with its band."""
     styles = zip(runs, cycle(theme.run_colors), cycle(RUN_LINESTYLES), strict=False)
     runs = [run._replace(color=color, linestyle=line) for run, color, line in styles]
-    if max(len(run.label) for run in runs) > LONGEST_NAME:  # a row of drops has a shorter one
-        runs = [
-            run._replace(name=f"run {number}", label=f"run {number}: {run.label}")
-            for number, run in enumerate(runs, start=1)
-        ]
     contents = Contents(runs)
     if means := _describe_means(runs, theme):
         heading += f": {means}"
@@ -107,7 +102,7 @@ def _describe_means(runs: Sequence[PlottedRun], theme: Theme) -> str:
 def _add_legend(figure: Figure, runs: Sequence[PlottedRun], heading: str, theme: Theme) -> None:
     """Add one legend for all panels, under the heading; the labels may hold any characters."""
     width, height = figure.get_size_inches()
-    labels = [run.label for run in runs]
+    labels = [_legend_label(run, name) for run, name in zip(runs, row_names(runs), strict=True)]
     labels += ["best epoch"] if {*theme.options.panels} - {"scale"} else []
     longest = max(map(len, labels))
     fontsize, num_columns = theme.tick, 1
@@ -133,6 +128,13 @@ def _add_legend(figure: Figure, runs: Sequence[PlottedRun], heading: str, theme:
     if not theme.has_fixed_size:
         num_rows = -(-len(labels) // num_columns)
         figure.set_figheight(height + theme.row * num_rows)
+
+
+def _legend_label(run: PlottedRun, row_name: str) -> str:
+    """Return the label of a run, after the name of its row of drops if that is another."""
+    num_seeds = len(completed(run.histories))
+    seeds = f" ({num_seeds} seeds)" if num_seeds > 1 else ""
+    return f"{row_name}: {run.label}{seeds}" if row_name != run.label else f"{run.label}{seeds}"
 
 
 def _make_panels(contents: Contents, theme: Theme) -> tuple[Figure, list[Axes]]:

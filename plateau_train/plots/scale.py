@@ -188,12 +188,19 @@ def _draw_rows(panel: Axes, runs: Sequence[PlottedRun], theme: Theme) -> None:
         panel.text(-0.02, top - 0.4 * height, name, color=color, **look)
 
 
+def row_names(runs: Sequence[PlottedRun]) -> list[str]:
+    """Return the labels of the runs, or their numbers if the labels are long."""
+    if max(len(run.label) for run in runs) <= LONGEST_NAME:
+        return [run.label for run in runs]
+    return [f"run {number}" for number in range(1, 1 + len(runs))]
+
+
 def _rows(runs: Sequence[PlottedRun]) -> list[_Row]:
     """Return a row for each seed of a single run, or for each of several runs with drops."""
     if len(runs) > 1:
         return [
-            _Row(run.name or run.label, run.color, run.histories)
-            for run in runs
+            _Row(name, run.color, run.histories)
+            for name, run in zip(row_names(runs), runs, strict=True)
             if any(history.drops for history in run.histories)
         ]
     (run,) = runs

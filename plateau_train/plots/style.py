@@ -67,7 +67,7 @@ class Theme(NamedTuple):
     @classmethod
     def of(cls, options: FigureOptions) -> "Theme":
         """Return the theme of some options."""
-        size = options.font_size or (18 if options.style == "talk" else 11)
+        size = options.font_size or _default_font_size(options)
         sizes = (size, size * 12 / 11, size * 13 / 11, size * 14 / 11, size * 8.5 / 11)
         if options.dark:
             runs = (SKY_BLUE, ORANGE, GREEN, WHITE, PURPLE, VERMILION, YELLOW)
@@ -134,6 +134,11 @@ class Theme(NamedTuple):
         """Whether the size does not follow from what is drawn."""
         return self.options.size is not None or self.is_talk
 
+    @property
+    def is_brief(self) -> bool:
+        """Whether there is no room for details: on a slide, and in a small figure."""
+        return self.is_talk or (self.options.size is not None and min(self.options.size) < 4)
+
     def write_heading(self, figure: Figure, description: str, largest: float = math.inf) -> None:
         """Write the title of the options or a description, no wider than the figure."""
         text = self.heading_text(description)
@@ -150,9 +155,10 @@ class Theme(NamedTuple):
     def write_reasons(self, figure: Figure, reasons: Sequence[str], where: str) -> None:
         """Add lines below the panels: the first reasons, numbered, and where all of them are.
 
-        A slide has none. They take at most a quarter of a figure whose size was given.
+        A slide and a small figure have none. They take at most a quarter of a figure whose size
+        was given.
         """
-        if self.is_talk or not reasons:
+        if self.is_brief or not reasons:
             return
         height = 1.52 * self.note / 72
         num_characters = int((figure.get_figwidth() - 0.3) * 72 / (0.54 * self.note))
@@ -211,6 +217,18 @@ class Theme(NamedTuple):
         panel.spines[:].set_linewidth(0.8 * self.enlarged)
 
 
+def _default_font_size(options: FigureOptions) -> float:
+    """Return the size of ticks that suits a figure; smaller figures have smaller ones."""
+    is_talk = options.style == "talk"
+    usual = 18 if is_talk else 11
+    if options.size is None:
+        return usual
+    width, height = options.size
+    side = (width * height / (1 if is_talk else len(options.panels))) ** 0.5
+    # Of a slide or, on paper, a panel that is about so many inches wide and high.
+    return max(6, usual * min(1, side / (10 if is_talk else 3.6)))
+
+
 def _grid_of(panel: Axes) -> Any:
     place: Any = panel.get_subplotspec()
     return place.get_gridspec()
@@ -230,7 +248,8 @@ def fit_text(text: str, width: float, largest: float) -> tuple[str, float]:
         if size_of(broken) >= 0.75 * largest:
             break
         limit = -(-longest // num_lines) + 8
-        broken = "\n".join(chain(*(textwrap.wrap(line, limit) for line in text.splitlines())))
+        lines = (textwrap.wrap(line, limit, break_on_hyphens=False) for line in text.splitlines())
+        broken = "\n".join(chain(*lines))
     return broken, size_of(broken)
 
 
