@@ -227,7 +227,7 @@ def _draws(
             }
             if into is not None and texts and values[into] is None:
                 flags = ", ".join(option.flag for option in options if option.key in texts)
-                problem = f"no figure is drawn for {flags} to apply to"
+                problem = f"{flags} without --{into}: there is no figure"
                 raise ConfigError(problem, hint=f"add --{into} FILE, such as --{into} figure.png")
             command(*arguments, **values, figure=config.parse_figure_options(texts))
 

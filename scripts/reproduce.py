@@ -10,7 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import plateau_train as pt
 from plateau_train import config, data
-from plateau_train.config import SETTINGS
+from plateau_train.config import FIGURE_OPTIONS, SETTINGS, Setting
 from plateau_train.config.toml import to_toml
 from plateau_train.data import garments
 from plateau_train.report.stats import difference
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="write only what needs no training")
     arguments = parser.parse_args()
     rewrite(DOCS / "settings.md", "settings", settings_table())
+    rewrite(DOCS / "figures.md", "figures", figures_table())
     (ROOT / "configs" / "default.toml").write_text(default_toml(), encoding="utf-8")
     if arguments.tables:
         return
@@ -187,9 +188,19 @@ def garments_result(run: RunDirectory) -> str:
 
 def settings_table() -> str:
     """Return a table of all flags."""
+    switches = {each.key: f"`--no-{each.key}` undoes it" for each in SETTINGS if each.is_switch}
+    return table_of(SETTINGS, switches)
+
+
+def figures_table() -> str:
+    """Return a table of the options of figures."""
+    return table_of(FIGURE_OPTIONS, {each.key: "" for each in FIGURE_OPTIONS if each.is_switch})
+
+
+def table_of(settings: Sequence[Setting], values_of_switches: Mapping[str, str]) -> str:
     lines = ["| flag | values | default | meaning |", "|---|---|---|---|"]
-    for setting in SETTINGS:
-        values = f"`--no-{setting.key}` undoes it" if setting.is_switch else setting.expected
+    for setting in settings:
+        values = values_of_switches.get(setting.key, "") if setting.is_switch else setting.expected
         cells = (f"`{setting.flag}`", values, setting.default, setting.help)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

@@ -39,7 +39,7 @@ from plateau_train.data.splits import Split
 from plateau_train.errors import ConfigError, DataError, RunError, StorageError
 from plateau_train.numerics import replicas as numerics
 from plateau_train.numerics import step as single
-from plateau_train.plots import heatmaps
+from plateau_train.plots import draw_confusion
 from plateau_train.report.console import configure_logging
 from plateau_train.run import checkpoint, environment, storage
 from plateau_train.run.directory import RunDirectory
@@ -319,7 +319,7 @@ def drawn(num_classes, heading="run\nepoch 1", names=None):
     confusion += np.diag(random.integers(1000, 9999, num_classes)).astype(np.int32)
     confusion[-1] = 0
     names = names or [f"class number {number}" for number in range(num_classes)]
-    figure: Any = heatmaps.draw_confusion(confusion, names, heading)
+    figure: Any = draw_confusion(confusion, names, heading)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return figure, confusion, canvas.get_renderer()

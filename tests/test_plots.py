@@ -8,20 +8,49 @@ from itertools import chain
 from typing import Any
 
 import matplotlib
+import matplotlib.colors
 import numpy as np
 import pytest
-from helpers import make_histories, make_history
+import typer
+from helpers import DROP, make_histories, make_history
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.legend import Legend
 
 from plateau_train import config
+from plateau_train.cli import app
+from plateau_train.cli import main as run_command_line
 from plateau_train.commands.plot import plot
+from plateau_train.config import (
+    FIGURE_OPTIONS,
+    PANEL_NAMES,
+    FigureOptions,
+    figure_options,
+    parse_figure_options,
+)
 from plateau_train.errors import ConfigError, StorageError
-from plateau_train.plots import Grid, PlottedRun, check_format, save_run_plot
-from plateau_train.plots.heatmaps import draw_heat_map
-from plateau_train.plots.panels import draw_comparison, draw_run
-from plateau_train.plots.style import MOST_LISTED
-from plateau_train.run.records import Ending
+from plateau_train.numerics.replay import replay
+from plateau_train.plots import (
+    Grid,
+    PlottedRun,
+    check_format,
+    draw_comparison,
+    draw_heat_map,
+    draw_run,
+    save,
+    save_run_plot,
+)
+from plateau_train.plots.rule import Observations
+from plateau_train.plots.scale import scale_ticks
+from plateau_train.plots.style import MOST_LISTED, Theme
+from plateau_train.run.reader import Run
+from plateau_train.run.records import Ending, ObservedValue
 from plateau_train.run.results import Results
+
+
+def legend_texts(panel):
+    legends = [each for each in panel.get_children() if isinstance(each, Legend)]
+    return [text.get_text() for legend in legends for text in legend.get_texts()]
+
 
 TITLES = ["LR scale", "train loss", "train accuracy", "test loss", "test accuracy"]
 
@@ -44,7 +73,7 @@ def test_the_panels_start_at_epoch_0_and_each_marker_is_on_its_curve(num_epochs,
     figure: Any = draw_run([single], config.Settings())
     width, height = figure.get_size_inches()
     assert width == 20
-    assert height > 4.5 if single.drops else height == 4.5
+    assert height > 4.5
     assert [panel.get_title() for panel in figure.axes] == TITLES
     for panel in figure.axes:
         curves = [line for line in panel.lines if len(line.get_xdata()) > 2] or panel.lines[:1]
@@ -66,8 +95,14 @@ def test_the_panels_start_at_epoch_0_and_each_marker_is_on_its_curve(num_epochs,
         assert curve.get_ydata()[list(curve.get_xdata()).index(x)] == y
         bottom, top = sorted(panel.get_ylim())
         assert bottom < y < top
-        names = [text.get_text().partition(":")[0] for text in panel.get_legend().get_texts()]
-        assert names == ([split, "val"] if val and split == "test" else [split])
+        labels = legend_texts(panel)
+        word = "lowest" if metric == "loss" else "highest"
+        for name in ["test: ", "val: "] if val and split == "test" else [""]:
+            values = [
+                getattr(record, f"{name.strip(': ') or split}_{metric}") for record in records
+            ]
+            label = f"{name}{word} {best(values):.4f} at epoch {values.index(best(values))}"
+            assert label in labels
 
 
 def test_each_drop_is_a_line_through_all_panels_and_a_step_of_the_scale():
@@ -87,23 +122,21 @@ def test_each_drop_is_a_line_through_all_panels_and_a_step_of_the_scale():
     assert [y[0], *y[1:][np.diff(y) < 0]] == [1.0, *(drop.scale_after for drop in drops)]
 
 
-def test_an_inset_repeats_the_later_epochs_if_the_first_ones_flatten_the_curves():
-    single = make_history(50, drop_every=7, val=True)
-    drops = single.drops
-    figure: Any = draw_run([single], config.Settings())
-    for panel in figure.axes[1:]:
-        (zoom,) = panel.child_axes
-        for curve, whole in zip(zoom.lines[::2], panel.lines[::2], strict=False):
-            if curve.get_linestyle() != ":":
-                assert list(curve.get_ydata()) == list(whole.get_ydata())[5:]
-        low, high = zoom.get_ylim()
-        vertical = [line.get_xdata()[0] for line in zoom.lines if line.get_linestyle() == ":"]
-        assert vertical == [drop.position for drop in drops if drop.position >= 5]
-        values = zoom.lines[0].get_ydata()
-        assert low < min(values) <= max(values) < high
-    assert not any(
-        panel.child_axes for panel in draw_run([make_history(3)], config.Settings()).axes
-    )
+@pytest.mark.parametrize(("num_epochs", "first"), [(3, 0), (20, 2), (50, 3), (500, 1)])
+def test_the_first_epochs_leave_a_panel_where_they_would_flatten_the_others(num_epochs, first):
+    single = make_history(num_epochs, drop_every=7)
+    for panel, (split, metric) in zip(
+        draw_run([single], config.Settings()).axes[1:],
+        [("train", "loss"), ("train", "accuracy"), ("test", "loss"), ("test", "accuracy")],
+        strict=True,
+    ):
+        values = np.array([getattr(record, f"{split}_{metric}") for record in single.records])
+        low, high = panel.get_ylim()
+        inside = (values > low) & (values < high)
+        assert inside.tolist() == [epoch >= first for epoch in range(num_epochs + 1)]
+        notes = [text.get_text() for text in panel.texts]
+        arrow = "\N{UPWARDS ARROW}" if metric == "loss" else "\N{DOWNWARDS ARROW}"
+        assert notes == ([f"{arrow} epoch 0: {values[0]:.3g}"] if first else [])
 
 
 @pytest.mark.parametrize(("num_epochs", "drop_every", "val"), CASES)
@@ -122,8 +155,8 @@ def test_no_text_is_cut_off_or_overlaps_another(num_epochs, drop_every, val):
     boxes += [(f"number {text.get_text()}", text.get_window_extent(renderer)) for text in numbers]
     for panel in figure.axes:
         texts = [panel.title, panel.xaxis.label, *panel.get_yticklabels(), *panel.get_xticklabels()]
-        if panel.get_legend() is not None:
-            texts += panel.get_legend().get_texts()
+        legends = [each for each in panel.get_children() if isinstance(each, Legend)]
+        texts += [text for legend in legends for text in legend.get_texts()]
         boxes += [
             (f"{panel.get_title()}: {text.get_text()}", text.get_window_extent(renderer))
             for text in texts
@@ -191,17 +224,15 @@ def test_each_drop_has_a_number_at_its_step_and_its_reason_below_the_panels(drop
         for number, drop in enumerate(single.drops[:num_listed], start=1)
     ]
     rest = len(single.drops) - num_listed
-    assert rest == 0 or lines[-1] == [
-        "and",
-        f"{rest} more drops; events.jsonl lists them with their reasons",
-    ]
+    more = f"{rest} more: events.jsonl lists all drops with their reasons"
+    assert rest == 0 or lines[-1] == ["and", more]
     numbers = {int(text.get_text()): text.xy for text in figure.axes[0].texts}
     assert 1 in numbers
     assert rest or len(numbers) == len(single.drops)
     for number, (position, scale) in numbers.items():
         drop = single.drops[number - 1]
         assert position == drop.position
-        assert drop.scale_after < scale < drop.scale_before
+        assert scale == drop.scale_after
 
 
 def test_several_replicas_are_a_mean_with_a_band_and_thin_lines():
@@ -305,7 +336,13 @@ def test_several_runs_share_the_panels_and_one_legend():
     figure: Any = draw_comparison(runs, "3 runs")
     FigureCanvasAgg(figure).draw()
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == names
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == [
+        f"run 1: {names[0]} (3 seeds)",
+        f"run 2: {names[1]}",
+        f"run 3: {names[2]}",
+        "best epoch",
+    ]
     assert [panel.get_title() for panel in figure.axes] == TITLES
     looks = set()
     for panel in figure.axes[1:]:
@@ -318,22 +355,6 @@ def test_several_runs_share_the_panels_and_one_legend():
     assert len(looks) == 3
     top = min(panel.get_tightbbox().y1 for panel in figure.axes)
     assert legend.get_window_extent().y0 > top
-
-
-def test_a_run_that_ends_before_the_inset_begins_has_no_curve_in_it():
-    runs = [
-        PlottedRun(config.Settings(), [make_history(num_epochs)], f"{num_epochs} epochs")
-        for num_epochs in (50, 2)
-    ]
-    figure: Any = draw_comparison(runs, "2 runs")
-    FigureCanvasAgg(figure).draw()
-    for panel in figure.axes[1:]:
-        (zoom,) = panel.child_axes
-        curves = [line for line in zoom.lines if line.get_marker() == "None"]
-        assert [len(curve.get_xdata()) for curve in curves] == [46, 0]
-        values = curves[0].get_ydata()
-        low, high = zoom.get_ylim()
-        assert low < min(values) <= max(values) < high
 
 
 def test_a_heat_map_shows_means_and_deviations_the_best_cell_and_diverged_seeds():
@@ -388,8 +409,7 @@ def test_the_scale_of_several_replicas_is_a_geometric_mean_within_its_range():
     assert heights.max() == 1
     assert heights.min() == 1 / 32  # of the replica with five drops
     assert panel.lines[0].get_ydata()[-1] == pytest.approx((1 / 32 / 8) ** (1 / 3))
-    (label,) = panel.get_legend().get_texts()
-    assert label.get_text() == "geometric mean, min to max"
+    assert legend_texts(panel) == ["geometric mean, min to max"]
 
 
 def test_a_scale_of_0_makes_the_geometric_mean_0_at_the_lower_end_of_the_panel():
@@ -402,7 +422,8 @@ def test_a_scale_of_0_makes_the_geometric_mean_0_at_the_lower_end_of_the_panel()
     underflowed = other._replace(records=records, drops=[*other.drops[:-1], last])
     panel = draw_run([usable, underflowed], config.Settings()).axes[0]
     line: Any = panel.lines[0]
-    assert line.get_ydata()[-1] == pytest.approx(1 / 8 / 1.5)
+    strip_and_curves = panel.get_ylim()
+    assert strip_and_curves[0] < line.get_ydata()[-1] < 1 / 8
     assert Results.of([usable, underflowed]).final_scale == (0, 0, 1 / 8)
     assert Results.of([make_history(9, drop_every=3)]).final_scale == (1 / 8, 1 / 8, 1 / 8)
 
@@ -448,11 +469,314 @@ def test_matplotlib_is_imported_whatever_its_configuration(tmp_path, content, ba
     assert (done.stdout, done.stderr) == (f"1.5\n{width}\n", "")
 
 
+# The options of figures
+
+
+def test_the_commands_that_draw_have_the_options_and_a_replay_has_no_panels():
+    keys = {option.key for option in FIGURE_OPTIONS}
+    assert {"panels", "size", "font_size", "style", "dark", "transparent", "dpi", "title"} == keys
+    commands: Any = typer.main.get_command(app)
+    for name, missing in (("plot", set()), ("compare", set()), ("schedule", {"panels"})):
+        options = {option.name for option in commands.commands[name].params}
+        assert keys - options == missing, name
+
+
+@pytest.mark.parametrize(
+    ("texts", "arguments", "problem"),
+    [
+        ({"dpi": "5"}, {"dpi": 5}, "dpi must be a whole number from 20 to 1,200, got 5"),
+        ({"font_size": "99"}, {"font_size": 99}, "{font_size} must be a number from 4 to 72, got"),
+        ({"size": "12"}, {"size": 12}, "size must be a width and a height from 1 to 60 inches"),
+        ({"size": "0x4"}, {"size": (0, 4)}, "size must be a width and a height"),
+        ({"style": "tlk"}, {"style": "tlk"}, "got tlk (did you mean talk?)"),
+        ({"panels": "scale,loss"}, {"panels": ["scale", "loss"]}, "got scale,loss"),
+        ({"panels": "val-los"}, {"panels": ["val-los"]}, "(did you mean val-loss?)"),
+        ({"panels": "scale,scale"}, {"panels": ("scale",) * 2}, "panels must be different ones of"),
+        ({"panels": ""}, {"panels": []}, "got nothing"),
+        ({"size": "60x60", "dpi": "1200"}, {"size": (60, 60), "dpi": 1200}, "5,184,000,000 pixels"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_name_of_its_option_or_argument(texts, arguments, problem):
+    for refuse, given, name in (
+        (parse_figure_options, texts, "--font-size"),
+        (figure_options, arguments, "font_size"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            refuse(given)
+        assert problem.format(font_size=name) in refused.value.problems[0]
+        assert refused.value.hint
+
+
+def test_texts_and_python_values_give_the_same_options():
+    texts = {"panels": "scale, val-loss", "size": "12x4", "dark": "true", "font_size": "14"}
+    values = {"panels": ["scale", "val-loss"], "size": [12, 4], "dark": True, "font_size": 14}
+    assert parse_figure_options(texts) == figure_options(values) != FigureOptions()
+    assert figure_options({"title": None, "dpi": None}) == parse_figure_options({})
+    with pytest.raises(ConfigError, match=r"no option fontsize \(did you mean font_size\?\)"):
+        figure_options({"fontsize": 3})
+
+
+def draw(**arguments) -> Any:
+    single = make_history(20, drop_every=4, val=True)
+    return draw_run([single], config.Settings(), figure_options(arguments))
+
+
+def test_the_panels_are_those_asked_for_in_their_order():
+    figure = draw(panels=["val-accuracy", "scale", "train-loss"])
+    assert [panel.get_title() for panel in figure.axes] == [
+        "val accuracy",
+        "LR scale",
+        "train loss",
+    ]
+    assert len(draw(panels=PANEL_NAMES).axes) == len(PANEL_NAMES)
+    with pytest.raises(ConfigError, match="the run held out no images for val-loss"):
+        draw_run([make_history(3)], config.Settings(), figure_options({"panels": "val-loss"}))
+
+
+def test_the_size_the_dots_and_the_heading_are_those_asked_for():
+    figure = draw(size=(7, 3.5), dpi=40, title="$x_")
+    assert figure.get_size_inches().tolist() == [7, 3.5]
+    assert figure._suptitle.get_text() == "$x_"
+    assert draw(title=" \n")._suptitle is None
+    width, height = (int.from_bytes(figure._repr_png_()[at : at + 4]) for at in (16, 20))
+    assert (width, height) == (280, 140)
+
+
+def test_a_large_font_enlarges_all_texts_and_a_talk_has_few_of_them():
+    usual, large, talk = draw(), draw(font_size=22), draw(style="talk")
+    for panel, larger in zip(usual.axes, large.axes, strict=True):
+        assert larger.title.get_fontsize() == 2 * panel.title.get_fontsize()
+        assert larger.xaxis.label.get_fontsize() == 2 * panel.xaxis.label.get_fontsize()
+        (small, *_), (big, *_) = panel.get_xticklabels(), larger.get_xticklabels()
+        assert big.get_fontsize() == 2 * small.get_fontsize()
+    assert usual._supxlabel is not None
+    assert talk._supxlabel is None
+    assert len(talk._suptitle.get_text()) < len(usual._suptitle.get_text())
+    assert tuple(talk.get_size_inches()) == (13.333, 7.5)
+    for panel, fewer in zip(usual.axes, talk.axes, strict=True):
+        assert len(fewer.get_yticks()) <= 6
+        assert fewer.get_xticklabels()[0].get_fontsize() > panel.get_xticklabels()[0].get_fontsize()
+
+
+def test_a_small_figure_has_small_type_and_no_details():
+    usual, small = draw(size=(20, 4.5)), draw(size=(4, 2.5), panels="test-loss")
+    sizes = [figure.axes[0].get_xticklabels()[0].get_fontsize() for figure in (usual, small)]
+    assert sizes[0] == 11
+    assert 6 <= sizes[1] < 11
+    assert usual._supxlabel is not None
+    assert small._supxlabel is None
+
+
+def test_a_figure_can_be_dark_and_can_have_no_background():
+    usual, dark, both = draw(), draw(dark=True), draw(dark=True, transparent=True)
+    for figure, is_dark in ((usual, False), (dark, True)):
+        faces = [figure.get_facecolor(), *(panel.get_facecolor() for panel in figure.axes)]
+        assert all((luminance(face) < 0.02) == is_dark for face in faces)
+        texts = [figure._suptitle, figure._supxlabel, *(panel.title for panel in figure.axes)]
+        assert all((luminance(text.get_color()) > 0.8) == is_dark for text in texts)
+    assert {panel.get_facecolor()[3] for panel in both.axes} == {both.get_facecolor()[3]} == {0}
+
+
+def luminance(color):
+    """Return the relative luminance of WCAG 2."""
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in matplotlib.colors.to_rgb(color)
+    ]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_colors_of_lines_are_for_the_color_blind_and_stand_out(dark):
+    theme = Theme.of(figure_options({"dark": dark}))
+    lines = {*theme.run_colors, *theme.split_colors.values()}
+    for color in (*lines, theme.muted, theme.ink):
+        low, high = sorted((luminance(color), luminance(theme.background)))
+        assert (high + 0.05) / (low + 0.05) >= 3, color
+    if "okabe_ito" in matplotlib.color_sequences:  # since matplotlib 3.11
+        palette = map(matplotlib.colors.to_hex, matplotlib.color_sequences["okabe_ito"])
+        # On a dark background white takes the place of black.
+        assert {color.lower() for color in lines} - {*palette} <= ({"#ffffff"} if dark else set())
+
+
+def test_a_notebook_shows_a_figure_as_it_is_saved(tmp_path):
+    shown, saved = (draw(panels="scale", size="3x2", dpi=50) for _ in range(2))
+    save(tmp_path / "a.png", saved)
+    assert shown._repr_png_() == (tmp_path / "a.png").read_bytes()
+
+
+def test_the_command_line_passes_the_options_on(small_run, tmp_path, monkeypatch):
+    picture, options = tmp_path / "a.png", ["--size", "4x3", "--dpi", "50", "--panels", "scale"]
+    commands = {
+        "plot": ["plot", str(small_run), "-o", str(picture), *options],
+        "schedule": ["schedule", "--values", "3,2,2", "--plot", str(picture), *options[:4]],
+    }
+    for name, arguments in commands.items():
+        monkeypatch.setattr(sys, "argv", ["plateau-train", *arguments])
+        assert run_command_line() == 0
+        sides = [int.from_bytes(picture.read_bytes()[at : at + 4]) for at in (16, 20)]
+        assert sides == [200, 150], name
+        picture.unlink()
+    for command in (["schedule", "--values", "3,2,2"], ["compare", str(small_run)]):
+        monkeypatch.setattr(sys, "argv", ["plateau-train", *command, "--dark"])
+        with pytest.raises(ConfigError, match="--dark without --plot"):
+            run_command_line()
+
+
+# Why the scale dropped
+
+
+def observing(mode, values, **rule):
+    """Return the settings and the only replica of a run of one observation per epoch."""
+    settings = config.Settings(
+        data=config.DataSettings(val_fraction=0.1),
+        plateau=config.PlateauSettings(mode=mode, accumulation_size=1, **rule),
+    )
+    single = make_history(len(values), val=True)
+    records = [
+        record.model_copy(
+            update={"observations": (ObservedValue(step=record.step, value=values[epoch - 1]),)}
+        )
+        if (epoch := record.epoch)
+        else record
+        for record in single.records
+    ]
+    drops = [
+        DROP.model_copy(update={"epoch": row.number, "step": 10 * row.number, "waited": row.wait})
+        for row in replay(settings.plateau, values)
+        if row.is_drop
+    ]
+    return settings, single._replace(records=records, drops=drops)
+
+
+@pytest.mark.parametrize(
+    ("mode", "title"),
+    [("train-loss", "train loss"), ("test-accuracy", "test accuracy"), ("val-loss", "test loss")],
+)
+def test_the_panel_of_the_watched_metric_shows_the_observations_and_the_threshold(mode, title):
+    values = [0.5, 0.4, 0.41, 0.42, 0.3, 0.29, 0.31, 0.3, 0.2]
+    settings, single = observing(mode, values, patience=2, rtol=0.1, atol=0.001)
+    panels = draw_run([single], settings).axes
+    lines = {
+        panel.get_title(): {line.get_label(): line for line in panel.lines} for panel in panels
+    }
+    assert [name for name, shown in lines.items() if "observed" in shown] == [title]
+    shown: Any = lines[title]
+    unit = (lambda value: 1 - np.array(value)) if "accuracy" in mode else np.array
+    # After 0.3, 0.29 is no improvement of a tenth.
+    assert shown["observed"].get_xdata().tolist() == [1, 2, 5, 8, 9]
+    np.testing.assert_allclose(shown["observed"].get_ydata(), unit([0.5, 0.4, 0.3, 0.3, 0.2]))
+    assert shown["before a drop"].get_xdata().tolist() == [3, 4, 6, 7]
+    np.testing.assert_allclose(shown["before a drop"].get_ydata(), unit([0.41, 0.42, 0.29, 0.31]))
+    line = shown["to beat"]
+    assert line.get_drawstyle() == "steps-post"
+    rows = replay(settings.plateau, values)
+    np.testing.assert_allclose(
+        line.get_ydata()[:8], unit([row.threshold for row in rows[1:]]), rtol=1e-6
+    )
+
+
+def test_observations_are_drawn_for_one_replica_whose_schedule_follows_the_rule():
+    settings, single = observing("test-loss", [0.5, 0.4, 0.41])
+    constant = settings.optimizer.model_copy(update={"schedule": "constant"})
+    for histories, chosen in (
+        ([single, single], settings),
+        ([single], settings.model_copy(update={"optimizer": constant})),
+    ):
+        for panel in draw_run(histories, chosen).axes:
+            assert "observed" not in [line.get_label() for line in panel.lines]
+
+
+def test_the_drops_of_a_real_run_follow_its_dots_above_the_threshold(small_run):
+    run = Run.open(small_run)
+    (single,) = run.histories
+    observations = Observations.of([PlottedRun(run.settings, [single])])
+    assert observations is not None
+    assert single.drops
+    for drop in single.drops:
+        (place,) = np.flatnonzero(np.isclose(observations.epochs, drop.position))
+        assert observations.values[place] == drop.value
+        assert observations.thresholds[place - 1] == pytest.approx(drop.to_beat)
+        waiting = slice(place + 1 - drop.waited, place + 1)
+        assert observations.is_cause[waiting].all()
+        assert (observations.values[waiting] >= observations.thresholds[place - 1]).all()
+    assert observations.is_cause.sum() == sum(drop.waited for drop in single.drops)
+
+
+# The panel of the scale
+
+
+@pytest.mark.parametrize(
+    ("lowest", "factor", "min_scale", "texts"),
+    [
+        (1 / 8, 0.5, 0, ["1", "0.5", "0.25", "0.125"]),
+        (2**-12, 0.5, 0, ["1", "1/4", "1/16", "1/64", "1/256", "1/1024", "1/4096"]),
+        (2**-20, 0.5, 0, ["1", *(f"$0.5^{{{power}}}$" for power in (3, 6, 9, 12, 15, 18))]),
+        (np.float32(0.1), 0.1, 0, ["1", "0.1"]),
+        (0.8**5, 0.8, 0, ["1", *(f"$0.8^{{{power}}}$" for power in (1, 2, 3, 4, 5))]),
+        (0.1, 0.5, 0.1, ["1", "0.5", "0.25", "0.1"]),
+        (0.01, 0.5, 0.1, ["1", "1/2", "1/4", "1/8", "1/16"]),
+    ],
+)
+def test_the_ticks_of_the_scale_are_scales_that_the_rule_reaches(lowest, factor, min_scale, texts):
+    ticks = scale_ticks(float(lowest), factor, min_scale, 9)
+    assert list(ticks.values())[: len(texts)] == texts
+    assert len(ticks) < 10
+    powers = [math.log(tick) / math.log(factor) for tick in ticks if tick != min_scale]
+    assert powers == pytest.approx([round(power) for power in powers])
+
+
+def test_each_row_of_drops_is_named_by_its_seed_or_its_run():
+    three = make_histories(20, 4, 6, 9)
+    names = [text.get_text() for text in draw_run(three, config.Settings()).axes[0].texts]
+    assert names == ["drops", "seed 10", "seed 11", "seed 12"]
+    runs = [PlottedRun(config.Settings(), three, name) for name in ("one", "$two$")]
+    panel = draw_comparison([*runs, runs[0]._replace(histories=[make_history(9)])], "").axes[0]
+    assert [text.get_text() for text in panel.texts] == ["drops", "one", "$two$"]
+    long = [run._replace(label="long" * 9) for run in runs]
+    panel = draw_comparison(long, "").axes[0]
+    assert [text.get_text() for text in panel.texts] == ["drops", "run 1", "run 2"]
+
+
+def test_the_end_of_a_cosine_is_inside_the_axis_of_the_scale():
+    cosine, its_settings = scheduled("cosine", [1.0, 0.75, 0.25, 0.0])
+    runs = [
+        PlottedRun(its_settings, [cosine], "cosine"),
+        PlottedRun(config.Settings(), [make_history(12, drop_every=3)], "plateau"),
+    ]
+    panel: Any = draw_comparison(runs, "").axes[0]
+    marker, curve = panel.lines[:2]
+    low, _ = panel.get_ylim()
+    assert low < marker.get_ydata()[0] == curve.get_ydata()[-1] < 1 / 16
+
+
+@pytest.mark.parametrize(("num_runs", "num_bands"), [(6, 6), (7, 0)])
+def test_more_than_six_bands_are_left_out(num_runs, num_bands):
+    two = make_histories(6, 2, 3)
+    runs = [PlottedRun(config.Settings(), two, f"{number}") for number in range(num_runs)]
+    figure: Any = draw_comparison(runs, "", figure_options({"panels": "test-loss"}))
+    (panel,) = figure.axes
+    assert len(panel.collections) == num_bands
+    assert ("standard deviation" in figure.legends[0].get_title().get_text()) == bool(num_bands)
+
+
+def test_equal_cells_of_a_heat_map_have_an_axis_around_their_value():
+    grid = Grid(
+        "--patience", ["2"], "--learning-rate", ["0.1", "0.5"],
+        means=np.array([[0.8, 0.8]]), stds=np.full((1, 2), math.nan),
+        num_diverged=np.zeros((1, 2), int), metric="test accuracy",
+    )  # fmt: skip
+    panel: Any = draw_heat_map(grid, "").axes[0]
+    low, high = panel.images[0].get_clim()
+    assert 0.78 < low < 0.8 < high < 0.82
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("learning rate", "patience")
+
+
 def test_an_error_of_the_system_while_drawing_is_one_of_storage(tmp_path, monkeypatch):
     def fail(*_arguments, **_options):
         raise FileNotFoundError(2, "No usable temporary directory found")
 
     monkeypatch.setattr("plateau_train.plots.panels.draw_run", fail)
-    with pytest.raises(StorageError, match="cannot be written: No usable temporary directory"):
+    with pytest.raises(StorageError, match="cannot be drawn: No usable temporary directory"):
         save_run_plot(tmp_path / "plot.png", [make_history(1)], config.Settings())
     assert not list(tmp_path.iterdir())

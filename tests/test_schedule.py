@@ -25,7 +25,7 @@ from plateau_train.data import csv_files
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
 from plateau_train.numerics.replay import replay
-from plateau_train.plots.replay import draw_replay
+from plateau_train.plots import draw_replay
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Drop
 from plateau_train.run.series import Position, Series
@@ -744,7 +744,7 @@ def test_the_plot_marks_each_drop_and_no_text_leaves_it(num_values):
     assert torch.get_ydata()[-1] == other[-1].scale
     FigureCanvasAgg(figure).draw()
     assert [text.get_text() for text in bottom.texts] == ["counterfactual"]
-    for text in (figure._supxlabel, figure._suptitle):
+    for text in filter(None, (figure._supxlabel, figure._suptitle)):
         box = text.get_window_extent()
         assert box.x0 >= 0
         assert box.x1 <= figure.bbox.x1, "a text leaves the plot"

@@ -287,13 +287,7 @@ def _drops_text(epochs_of_seeds: Sequence[Sequence[int]]) -> str:
 def draw(comparison: Comparison, options: FigureOptions) -> "Figure":
     """Draw the panels with all runs."""
     runs = comparison.runs
-    plotted = []
-    for run in runs:
-        num_seeds = len(run.histories)
-        label = f"{run.name} ({num_seeds} seeds)" if num_seeds > 1 else run.name
-        plotted.append(plots.PlottedRun(run.settings, run.histories, label))
+    plotted = [plots.PlottedRun(run.settings, run.histories, run.name) for run in runs]
     data = dict.fromkeys(run.settings.data.title for run in runs)
-    has_bands = any(len(run.histories) > 1 for run in runs)
-    bands = ": mean and standard deviation of the seeds; geometric mean and range of the scale"
-    heading = f"{len(runs)} runs on {' and '.join(data)}{bands if has_bands else ''}"
+    heading = f"{len(runs)} runs on {' and '.join(data)}"
     return plots.draw_comparison(plotted, heading, options)

@@ -53,7 +53,7 @@ class FigureOptions(Table):
     panels: Panels = declare(
         PANEL_NAMES[:5],
         "Panels, in this order; any of scale and {train,test,val}-{loss,accuracy}",
-        default_text="the first five",
+        default_text="all but the val panels",
         values_text=f"different ones of {', '.join(PANEL_NAMES)}, separated by commas",
     )
     size: Annotated[tuple[Side, Side] | None, BeforeValidator(_as_size)] = declare(
@@ -66,7 +66,7 @@ class FigureOptions(Table):
         None,
         "Size in points of the numbers at the axes; other texts are larger or smaller in "
         "proportion",
-        default_text="11, or 18 with --style talk",
+        default_text="11, or 18 with --style talk; less in a small figure",
         ge=4,
         le=72,
     )

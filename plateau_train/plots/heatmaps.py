@@ -5,14 +5,16 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int32
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from plateau_train.plots import Grid
-from plateau_train.plots.style import COLOR_BAR, ORANGE, Look, Theme
+from plateau_train.plots.style import BLACK, COLOR_BAR, ORANGE, WHITE, Look, Theme
 
 # The largest numbers of classes with counts in the cells, and with names along the axes.
 MOST_NUMBERED, MOST_NAMED = 25, 120
@@ -34,15 +36,16 @@ def draw_confusion(
     # The sides of the matrix in inches, and the factor on all font sizes.
     side = np.clip(0.62 * num_classes, 3.4, 3.1 + 0.31 * num_classes)
     side = side if is_numbered else np.clip(0.13 * num_classes, 8, 13)
-    enlarged = max(1, side / 8)
     figure = theme.new_figure(side + 3, side + 1.8)
     (panel,) = theme.add_panels(figure, 1, 1)
+    side = min(figure.get_figwidth() - 3, figure.get_figheight() - 1.8)
+    enlarged = 1 if theme.has_fixed_size else max(1, side / 8)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     norm = PowerNorm(0.5, 0, 1)
-    image = panel.imshow(shares, cmap="Blues", norm=norm)
+    image = panel.imshow(shares, cmap=theme.color_map, norm=norm)
     if is_numbered:
         texts = [f"{count:,}" if count else "" for count in confusion.flat]
-        _write_cells(panel, texts, norm(shares), fontsize=min(16, 18 * side / num_classes))
+        _write_cells(panel, image, texts, theme, fontsize=min(16, 18 * side / num_classes))
     if num_classes <= MOST_NAMED:
         fontsize = theme.tick if is_numbered else 60 * side / num_classes
         names = [name if len(name) <= 24 else f"{name[:23]}…" for name in class_names]
@@ -55,7 +58,7 @@ def draw_confusion(
     bar.set_label("share of the true class", fontsize=theme.tick * enlarged)
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
-    bar.ax.tick_params(labelsize=10 * enlarged)
+    bar.ax.tick_params(labelsize=0.9 * theme.tick * enlarged)
     _finish(figure, heading, "predicted class", "true class", theme, enlarged)
     return figure
 
@@ -63,7 +66,8 @@ def draw_confusion(
 def draw_heat_map(grid: Grid, heading: str, theme: Theme) -> Figure:
     """Draw a metric over two settings: darker is better, and the best has an orange frame.
 
-    A cell with diverged seeds is hatched and shows their number. At least one mean is not NaN.
+    On a dark background lighter is better. A cell with diverged seeds is hatched and shows their
+    number. At least one mean is not NaN.
     """
     num_rows, num_columns = grid.means.shape
     width, height = np.clip(16 / num_columns, 0.75, 1.4), np.clip(10 / num_rows, 0.5, 0.8)
@@ -74,7 +78,8 @@ def draw_heat_map(grid: Grid, heading: str, theme: Theme) -> Figure:
     norm, extend = _color_scale(goodness, sign)
     best = np.unravel_index(np.nanargmax(goodness), goodness.shape)
     _frame(panel, *best, linewidth=4, edgecolor=ORANGE, zorder=3, clip_on=False)
-    cmap = "Blues" if sign > 0 else "Blues_r"
+    cmap = colormaps[theme.color_map]
+    cmap = cmap if sign > 0 else cmap.reversed()
     image = panel.imshow(grid.means, cmap=cmap, norm=norm, aspect="auto")
     texts = []
     for cell, mean in np.ndenumerate(grid.means):
@@ -85,24 +90,38 @@ def draw_heat_map(grid: Grid, heading: str, theme: Theme) -> Figure:
             lines.append(f"{num_diverged} diverged" if lines else "diverged")
             _frame(panel, *cell, hatch="//", linewidth=0, edgecolor="#BBBBBB")
         texts.append("\n".join(lines))
-    shades = norm(grid.means) if sign > 0 else 1 - norm(grid.means)
-    _write_cells(panel, texts, shades, fontsize=min(11, 9.5 * width))
+    width = (figure.get_figwidth() - 3.2) / num_columns
+    height = (figure.get_figheight() - 1.9) / num_rows
+    fontsize = max(4, min(theme.tick, 9.5 * width, 22 * height))
+    _write_cells(panel, image, texts, theme, fontsize=fontsize)
     look: Look = {"fontsize": theme.tick, "parse_math": False}
     panel.set_yticks(range(num_rows), grid.rows, **look)
     panel.set_xticks(range(num_columns), grid.columns, **look)
     bar = figure.colorbar(image, ax=panel, extend=extend, **COLOR_BAR)
     bar.set_label(grid.metric, fontsize=theme.tick)
-    _finish(figure, heading, grid.column_flag, grid.row_flag, theme)
+    bar.ax.tick_params(labelsize=0.9 * theme.tick)
+    across, down = (
+        flag.removeprefix("--").replace("-", " ") for flag in (grid.column_flag, grid.row_flag)
+    )
+    _finish(figure, heading, across, down, theme)
     return figure
 
 
-def _write_cells(panel: Axes, texts: Sequence[str], shades: np.ndarray, *, fontsize: float) -> None:
-    """Write into the cells, row by row; the shade of each is between 0 and 1, which is dark."""
-    for ((row, column), shade), text in zip(np.ndenumerate(shades), texts, strict=True):
+def _write_cells(
+    panel: Axes, image: AxesImage, texts: Sequence[str], theme: Theme, *, fontsize: float
+) -> None:
+    """Write into the cells, row by row, in black or white: whichever can be read on the color."""
+    values = np.ma.masked_invalid(np.asarray(image.get_array()))
+    for (place, value), text in zip(np.ndenumerate(values), texts, strict=True):
         if not text:
             continue
-        look: Look = {"color": "white" if shade > 0.6 else "black", "fontsize": fontsize}
-        panel.text(column, row, text, ha="center", va="center", **look)
+        color = theme.ink
+        if not np.ma.getmaskarray(values)[place]:
+            red, green, blue, _ = image.to_rgba(value)
+            color = WHITE if 0.3 * red + 0.59 * green + 0.11 * blue < 0.55 else BLACK
+        row, column = place
+        look: Look = {"color": color, "fontsize": fontsize, "ha": "center", "va": "center"}
+        panel.text(column, row, text, **look)
 
 
 def _frame(panel: Axes, row: Any, column: Any, **look: Any) -> None:
@@ -123,9 +142,16 @@ def _finish(
 
 
 def _color_scale(goodness: Float[np.ndarray, "rows columns"], sign: int) -> tuple[Normalize, str]:
-    """Return the range of the colors, and at which end of it values are cut off."""
+    """Return the range of the colors, and at which end values are beyond it.
+
+    All cells are inside, but for those that are far from the others: one run that learned nothing
+    would make all other cells look equal.
+    """
     best, worst = np.nanmax(goodness), np.nanmin(goodness)
-    # One run that learned nothing would make all other cells look equal.
-    least = max(worst, best - 4 * (best - np.nanmedian(goodness)))
+    usual = best - np.nanmedian(goodness)
+    least = max(worst, best - 4 * usual) if usual > 0 else worst
+    if least == best:  # all cells are equal, and get a color of the middle
+        margin = 0.01 * abs(best) or 0.01
+        return Normalize(*sorted((sign * best - margin, sign * best + margin))), "neither"
     extend = "neither" if least == worst else "min" if sign > 0 else "max"
     return Normalize(*sorted((sign * least, sign * best))), extend

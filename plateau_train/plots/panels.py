@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,25 +16,17 @@ from matplotlib.transforms import ScaledTranslation
 from plateau_train.config import Metric, PanelName, Settings, Split
 from plateau_train.errors import ConfigError
 from plateau_train.plots import PlottedRun
+from plateau_train.plots.curves import Contents, Curve, Start, cut_start
 from plateau_train.plots.rule import RULE_LABELS, Observations
-from plateau_train.plots.scale import draw_scale
-from plateau_train.plots.style import (
-    RUN_LINESTYLES,
-    SPLIT_LINESTYLES,
-    Contents,
-    Curve,
-    Look,
-    Theme,
-    fit_text,
-)
+from plateau_train.plots.scale import draw_scale, row_names
+from plateau_train.plots.style import RUN_LINESTYLES, SPLIT_LINESTYLES, Look, Theme, fit_text
 from plateau_train.run.history import History, completed
 
 WIDTH, HEIGHT = 4.0, 4.5  # of a panel in inches
 MOST_COLUMNS = 5
 MOST_BANDS = 6  # of standard deviations in a panel; more would cover each other
 
-# How much of the range of a panel the trained epochs fill at least, so that epoch 0 is shown.
-LEAST_SHARE = 0.35
+FEWEST_CUT = 5  # epochs of a run whose first ones may leave a panel
 
 
 def draw_run(histories: Sequence[History], settings: Settings, theme: Theme) -> Figure:
@@ -48,10 +40,10 @@ def draw_run(histories: Sequence[History], settings: Settings, theme: Theme) -> 
     drops = histories[0].drops if len(histories) == 1 else ()
     contents = Contents([run], drops)
     figure, panels = _make_panels(contents, theme)
-    theme.write_heading(figure, title(histories, settings))
-    more = " drops; events.jsonl lists them with their reasons"
-    theme.write_reasons(figure, [drop.describe() for drop in drops], more)
-    _draw_panels(panels, contents, theme)
+    theme.write_heading(figure, title(histories, settings, is_short=theme.is_brief))
+    reasons = [drop.describe() for drop in drops]
+    theme.write_reasons(figure, reasons, "events.jsonl lists all drops with their reasons")
+    _draw_panels(figure, panels, contents, theme)
     return figure
 
 
@@ -59,19 +51,20 @@ def draw_comparison(runs: Sequence[PlottedRun], heading: str, theme: Theme) -> F
     """Draw the panels with a curve for each run: the mean of its replicas, with its band."""
     styles = zip(runs, cycle(theme.run_colors), cycle(RUN_LINESTYLES), strict=False)
     runs = [run._replace(color=color, linestyle=line) for run, color, line in styles]
-    several = [run for run in runs if len(completed(run.histories)) > 1]
-    if several:
-        band = " and standard deviation" if len(several) <= MOST_BANDS else ""
-        heading += f": mean{band} of the seeds; geometric mean and range of the scale"
     contents = Contents(runs)
+    if means := _describe_means(runs, theme):
+        heading += f": {means}"
     figure, panels = _make_panels(contents, theme)
     _add_legend(figure, runs, theme.heading_text(heading), theme)
-    _draw_panels(panels, contents, theme)
+    _draw_panels(figure, panels, contents, theme)
     return figure
 
 
-def title(histories: Sequence[History], settings: Settings) -> str:
-    """Return one line with the schedule, the data set, the optimizer, the rule and the seeds."""
+def title(histories: Sequence[History], settings: Settings, *, is_short: bool = False) -> str:
+    """Return one line with the schedule, the data set, the optimizer, the rule and the seeds.
+
+    A short one leaves out the optimizer, the rule, and a single seed.
+    """
     plateau, optimizer = settings.plateau, settings.optimizer
     unit = "steps" if plateau.split == "train" else "epochs"
     window = f" x {plateau.accumulation_size} {unit}" if plateau.accumulation_size > 1 else ""
@@ -90,31 +83,58 @@ def title(histories: Sequence[History], settings: Settings) -> str:
     elif len(settings.run.seeds) > 1:
         seeds += f" (replica {histories[0].replica})"
     trained = f"{settings.schedule_name} on {settings.data.title}"
+    if is_short:
+        return f"{trained}, {seeds}" if len(histories) > 1 else trained
     return f"{trained}: {optimizer.optimizer} at {optimizer.learning_rate:g}{rule}, {seeds}"
+
+
+def _describe_means(runs: Sequence[PlottedRun], theme: Theme) -> str:
+    """Return what the curves and bands of runs with several seeds are."""
+    num_means = sum(len(completed(run.histories)) > 1 for run in runs)
+    if not num_means:
+        return ""
+    band = " and standard deviation" if num_means <= MOST_BANDS else ""
+    metric, scale = f"mean{band} of the seeds", "geometric mean and range of the scale"
+    panels = {*theme.options.panels}
+    return "; ".join([metric] * bool(panels - {"scale"}) + [scale] * ("scale" in panels))
 
 
 def _add_legend(figure: Figure, runs: Sequence[PlottedRun], heading: str, theme: Theme) -> None:
     """Add one legend for all panels, under the heading; the labels may hold any characters."""
-    width = figure.get_figwidth()
-    longest = max(len(run.label) for run in runs)
-    column_width = (longest * 0.62 + 5.5) * theme.tick / 72  # inches
-    num_columns = min(len(runs) + 1, max(1, int((width - 0.5) / column_width)))
+    width, height = figure.get_size_inches()
+    labels = [_legend_label(run, name) for run, name in zip(runs, row_names(runs), strict=True)]
+    labels += ["best epoch"] if {*theme.options.panels} - {"scale"} else []
+    longest = max(map(len, labels))
+    fontsize, num_columns = theme.tick, 1
+    for share in (1, 0.85, 0.7):  # a smaller font for more columns, if the legend is too high
+        fontsize = min(share * theme.tick, 72 * (width - 0.5) / (0.62 * longest + 5.5))
+        num_columns = max(1, int((width - 0.5) * 72 / (0.62 * longest + 5.5) / fontsize))
+        if -(-len(labels) // num_columns) * 1.6 * fontsize / 72 < 0.2 * height:
+            break
+    num_columns = min(len(labels), num_columns)
     line: Look = {"linewidth": 1.3 * theme.line}
     handles = [Line2D([], [], color=run.color, linestyle=run.linestyle, **line) for run in runs]
     handles.append(Line2D([], [], color=theme.muted, linestyle="none", **theme.best_marker))
-    labels = [*(run.label for run in runs), "lowest loss or highest accuracy"]
     look: Look = {"loc": "outside upper center", "frameon": False, "handlelength": 2.6}
     if heading:
         heading, size = fit_text(heading, width - 0.2, theme.heading)
         look |= {"title": heading, "title_fontsize": size}
-    fontsize = min(theme.tick, 72 * width / (0.62 * longest + 6))
-    legend = figure.legend(handles, labels, ncols=num_columns, fontsize=fontsize, **look)
+    legend = figure.legend(
+        handles[: len(labels)], labels, ncols=num_columns, fontsize=fontsize, **look
+    )
     for text in (legend.get_title(), *legend.get_texts()):
         text.set_parse_math(False)
     legend.get_title().set_multialignment("center")
     if not theme.has_fixed_size:
-        num_rows = -(-len(handles) // num_columns)
-        figure.set_figheight(figure.get_figheight() + theme.row * num_rows)
+        num_rows = -(-len(labels) // num_columns)
+        figure.set_figheight(height + theme.row * num_rows)
+
+
+def _legend_label(run: PlottedRun, row_name: str) -> str:
+    """Return the label of a run, after the name of its row of drops if that is another."""
+    num_seeds = len(completed(run.histories))
+    seeds = f" ({num_seeds} seeds)" if num_seeds > 1 else ""
+    return f"{row_name}: {run.label}{seeds}" if row_name != run.label else f"{run.label}{seeds}"
 
 
 def _make_panels(contents: Contents, theme: Theme) -> tuple[Figure, list[Axes]]:
@@ -147,54 +167,54 @@ def _choose_columns(num_panels: int, width: float, height: float) -> int:
     return min(range(1, num_panels + 1), key=penalty)
 
 
-def _draw_panels(panels: Sequence[Axes], contents: Contents, theme: Theme) -> None:
-    """Draw each panel, and its title above its legend; all titles are at one height."""
-    for panel, name in zip(panels, theme.options.panels, strict=True):
+def _draw_panels(figure: Figure, panels: Sequence[Axes], contents: Contents, theme: Theme) -> None:
+    """Draw each panel, and its title above its legends; the titles of a row are at one height."""
+    names = theme.options.panels
+    for panel, name in zip(panels, names, strict=True):
         _, draw = PANELS[name]
         draw(panel, contents, theme)
         panel.set_xlabel("epoch", fontsize=theme.label)
-    legends = [_add_panel_legend(panel, theme) for panel in panels]
-    pad = 6 + max(legends) * theme.row * 72
-    for panel, name in zip(panels, theme.options.panels, strict=True):
-        panel.set_title(PANELS[name][0], pad=pad, fontsize=theme.panel_title)
+    heights = [_add_panel_legends(figure, panel, theme) for panel in panels]
+    columns = theme.num_columns(panels[0])
+    for start in range(0, len(panels), columns):
+        highest = max(heights[start : start + columns])
+        for panel, name in list(zip(panels, names, strict=True))[start : start + columns]:
+            title, _ = PANELS[name]
+            panel.set_title(title, pad=6 + 72 * highest, fontsize=theme.panel_title)
+        if not theme.has_fixed_size:
+            figure.set_figheight(figure.get_figheight() + highest)
 
 
-def _add_panel_legend(panel: Axes, theme: Theme) -> int:
-    """Add the legends above a panel: one row for the rule, and one for each curve; count them."""
+def _add_panel_legends(figure: Figure, panel: Axes, theme: Theme) -> float:
+    """Add a row for the rule above a panel, and one for each curve; return their height in inches.
+
+    They are no wider than the panel.
+    """
     entries = list(zip(*panel.get_legend_handles_labels(), strict=True))
     rule = [entry for entry in entries if entry[1] in RULE_LABELS]
     curves = [entry for entry in entries if entry[1] not in RULE_LABELS]
-    layout: Any = panel.get_subplotspec()
-    width = layout.get_gridspec().figure.get_figwidth() / layout.get_gridspec().ncols - 0.4
-    num_rows = 0
-    for group, num_columns in ((rule, len(rule)), (curves, 1)):
-        if not group:
-            continue
-        num_characters = max(len(label) for _, label in group)
-        if num_columns > 1:
-            num_characters = sum(len(label) + 2 for _, label in group)
-        size = min(theme.tick, width * 72 / (0.56 * num_characters + 2.5 * num_columns))
-        look: Look = {"frameon": False, "borderpad": 0.1, "labelspacing": 0.2, "handlelength": 1.4}
-        look |= {"columnspacing": 1.0, "handletextpad": 0.5, "borderaxespad": 0.2}
-        above = ScaledTranslation(0, num_rows * theme.row, panel.figure.dpi_scale_trans)
-        look |= {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "fontsize": size}
-        handles, labels = zip(*group, strict=True)
-        legend = Legend(
-            panel,
-            handles,
-            labels,
-            ncols=num_columns,
-            bbox_transform=panel.transAxes + above,
-            **look,
-        )
+    height = 0.0
+    for row in ([rule] if rule else []) + [[entry] for entry in reversed(curves)]:
+        handles, labels = zip(*row, strict=True)
+        num_characters = sum(map(len, labels))
+        size = min(theme.tick, theme.panel_width(panel) / (0.58 * num_characters + 2.2 * len(row)))
+        look: Look = {"ncols": len(row), "frameon": False, "fontsize": size, "handlelength": 1.3}
+        look |= {"columnspacing": 1.0, "handletextpad": 0.4, "borderpad": 0, "borderaxespad": 0.3}
+        above = panel.transAxes + ScaledTranslation(0, height, figure.dpi_scale_trans)
+        look |= {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "bbox_transform": above}
+        legend = Legend(panel, handles, labels, **look)
+        for handle in legend.legend_handles:
+            if isinstance(handle, Line2D):
+                handle.set_markersize(max(handle.get_markersize(), 4 * theme.enlarged))
         panel.add_artist(legend)
-        num_rows += len(group) // num_columns
-    return num_rows
+        height += 1.5 * size / 72
+    return height
 
 
 class _Line(NamedTuple):
-    """A metric over the epochs, its best epoch, and how it is drawn."""
+    """A metric on a split over the epochs, its best epoch, and how it is drawn."""
 
+    split: str
     curve: Curve
     best_epoch: int
     label: str
@@ -210,11 +230,11 @@ class _Line(NamedTuple):
         best = int(curve.center.argmin() if metric == "loss" else curve.center.argmax())
         word = "lowest" if metric == "loss" else "highest"
         word += " mean" if len(histories) > 1 else ""
-        label = f"{split}: {word} {curve.center[best]:.4f} at epoch {epochs[best]}"
+        label = f"{word} {curve.center[best]:.4f} at epoch {epochs[best]}"
         color, line = run.color, run.linestyle
         if run.is_single:
             color, line = theme.split_colors[split], SPLIT_LINESTYLES[split]
-        return cls(curve, epochs[best], label, {"color": color, "linestyle": line})
+        return cls(split, curve, epochs[best], label, {"color": color, "linestyle": line})
 
 
 def draw_metric(
@@ -232,47 +252,29 @@ def draw_metric(
     lines = [_Line.of(run, name, metric, theme) for name in splits for run in runs]
     if sum(not np.array_equal(line.curve.low, line.curve.high) for line in lines) > MOST_BANDS:
         lines = [line._replace(curve=line.curve.without_band()) for line in lines]
-    for curve, best_epoch, label, look in lines:
+    for name, curve, best_epoch, label, look in lines:
         # The bands of several runs overlap.
         curve.draw(panel, theme, alpha=0.2 if is_single else 0.12, drawstyle="default", **look)
         best = curve.epochs == best_epoch
-        look |= {"label": label} if is_single else {}
+        if is_single:
+            look |= {"label": label if len(lines) == 1 else f"{name}: {label}"}
         panel.plot(curve.epochs[best], curve.center[best], **look, **theme.best_marker)
     rule = runs[0].settings.plateau
     is_watched = rule.metric == metric and rule.split in splits
-    if is_watched and (observations := Observations.of(runs)):
+    observations = Observations.of(runs) if is_watched else None
+    if observations:
         observations.draw(panel, theme, theme.split_colors[rule.split], contents.last_epoch)
     theme.finish(panel, [drop.position for drop in contents.drops], contents.last_epoch)
-    _show_trained(panel, [line.curve for line in lines], theme, is_loss=metric == "loss")
-
-
-def _show_trained(panel: Axes, curves: Sequence[Curve], theme: Theme, *, is_loss: bool) -> None:
-    """Limit the vertical axis to the trained epochs, if epoch 0 would flatten them.
-
-    The first 2 % of the epochs may leave the panel as well. The value of epoch 0 is written at the
-    edge that the curves leave through.
-    """
-    last_epoch = max(int(curve.epochs[-1]) for curve in curves)
-    first = max(1, last_epoch // 50)
-    values = [np.array(curve[1:4])[:, curve.epochs >= first] for curve in curves]
-    values += [curve.replicas[:, curve.epochs >= first] for curve in curves]
-    trained = np.concatenate([array.ravel() for array in values])
-    if last_epoch < 2:
-        return
-    least, most = float(np.nanmin(trained)), float(np.nanmax(trained))
-    start = [float(curve.center[0]) for curve in curves]
-    outside = max(start) > most if is_loss else min(start) < least
-    whole = max(start) - least if is_loss else most - min(start)
-    if not outside or most - least > LEAST_SHARE * whole:
-        return
-    margin = 0.07 * (most - least) or 0.01 * abs(most) or 0.01
-    panel.set_ylim(least - margin, most + margin)
-    low, high = (f"{value:.3g}" for value in (min(start), max(start)))
-    text = f"epoch 0: {low}" + (f" to {high}" if high != low else "")
-    arrow = "\N{UPWARDS ARROW}" if is_loss else "\N{DOWNWARDS ARROW}"
-    look: Look = {"transform": panel.transAxes, "fontsize": theme.tick * 0.9, "color": theme.muted}
-    look |= {"va": "top" if is_loss else "bottom", "zorder": 5}
-    panel.text(0.09, 0.985 if is_loss else 0.02, f"{arrow} {text}", **look)
+    theme.use_few_ticks(panel)
+    points = [(line.curve.epochs, row) for line in lines for row in line.curve.rows]
+    if observations is not None:
+        points += [(observations.epochs, row) for row in observations[1:3]]
+    best = [float(line.curve.center[line.best_epoch]) for line in lines]
+    start = Start("epoch 0", [float(line.curve.center[0]) for line in lines], best)
+    num_epochs = max(int(line.curve.epochs[-1]) for line in lines)
+    if num_epochs >= FEWEST_CUT:
+        firsts = list(range(1 + max(1, num_epochs // 10)))
+        cut_start(panel, points, firsts, start, theme, is_loss=metric == "loss")
 
 
 # The title of each panel, and the function that draws it.

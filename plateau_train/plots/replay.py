@@ -1,5 +1,6 @@
 """The figure of a replay: the values that the rule observed, above the scale."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -7,12 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from plateau_train.numerics.replay import Row
+from plateau_train.plots.curves import Start, cut_start
+from plateau_train.plots.rule import CAUSE, OBSERVED, TO_BEAT
 from plateau_train.plots.scale import use_scale_axis
 from plateau_train.plots.style import ABOVE, Look, Theme
 from plateau_train.run.series import Series
 
 # The largest number of observations that are drawn with dots, and of drops that are numbered.
 MOST_DOTS, MOST_NUMBERED = 120, 12
+FEWEST_CUT = 10  # observations whose first ones may leave the panel
 
 WIDTH, HEIGHT = 12, 6.4  # inches
 
@@ -48,7 +52,7 @@ def draw_replay(
         look: Look = {"transform": bottom.get_xaxis_transform(), "fontsize": theme.tick}
         bottom.text(end, 0.97, "counterfactual", ha="right", va="top", style="italic", **look)
     figure.align_ylabels()
-    theme.write_reasons(figure, reasons, " drops; --json prints all with their reasons")
+    theme.write_reasons(figure, reasons, "--json prints all drops with their reasons")
     return figure
 
 
@@ -61,37 +65,38 @@ def _draw_values(panel: Axes, series: Series, rows: Sequence[Row], theme: Theme)
     # Before the first observation it is infinite, and matplotlib leaves it out.
     threshold = [row.threshold for row in rows]
     look: Look = {"drawstyle": "steps-mid", "color": theme.ink, "linewidth": 0.7 * theme.line}
-    panel.plot(x, threshold, linestyle=(0, (4, 1.5)), zorder=1.5, label="to beat", **look)
+    panel.plot(x, threshold, linestyle=(0, (4, 1.5)), zorder=1.5, label=TO_BEAT, **look)
     panel.margins(y=0.1)
-    look = {"color": blue, "linewidth": theme.line}
+    panel.plot(x, observed, color=blue, linewidth=theme.line, label=OBSERVED)
+    places = [place for place, row in enumerate(rows) if row.is_drop]
     if len(rows) <= MOST_DOTS:
-        look |= {"marker": "o", "markersize": 3.5 * theme.enlarged}
-    panel.plot(x, observed, label="observed", **look)
-    is_drop = np.array([row.is_drop for row in rows], bool)
-    x, drops = x[is_drop], observed[is_drop]
-    mark: Look = {"color": vermilion, "markersize": 9 * theme.enlarged, "zorder": 4}
-    mark |= {"linestyle": "none", "markeredgecolor": theme.background}
-    panel.plot(x, drops, marker="v", label="drop of the scale", **mark)
+        is_cause = np.zeros(len(rows), bool)
+        for place in places:
+            is_cause[place + 1 - rows[place].wait : place + 1] = True
+        dots: Look = {"linestyle": "none", "marker": "o", "markersize": 4 * theme.enlarged}
+        panel.plot(x[~is_cause], observed[~is_cause], color=blue, **dots)
+        if places:
+            dots |= {"color": theme.ink, "label": CAUSE}
+            panel.plot(x[is_cause], observed[is_cause], zorder=3, **dots)
+    size = theme.enlarged * float(np.clip(200 / (1 + len(places)), 4, 9))
+    mark: Look = {"color": vermilion, "markersize": size, "zorder": 4, "linestyle": "none"}
+    mark |= {"markeredgecolor": theme.background, "markeredgewidth": size / 9}
+    panel.plot(x[places], observed[places], marker="v", label="drop of the scale", **mark)
     above: Look = {"xytext": (0, 7 * theme.enlarged), "textcoords": "offset points", "ha": "center"}
-    for number, place in enumerate(zip(x, drops, strict=True), start=1):
-        if number <= MOST_NUMBERED:
-            panel.annotate(f"{number}", place, fontsize=theme.tick, fontweight="bold", **above)
-    _zoom_past_start(panel, observed, theme)
-    panel.legend(ncols=3, frameon=False, fontsize=theme.tick, **ABOVE)
-
-
-def _zoom_past_start(panel: Axes, observed: np.ndarray, theme: Theme) -> None:
-    """Limit the axis to the later values if the first ones would flatten them; add a note."""
-    later = observed[max(1, len(observed) // 10) :]
-    if len(observed) < 10 or np.ptp(later) > 0.35 * np.ptp(observed):
-        return
-    margin = 0.15 * np.ptp(later) or 0.01
-    panel.set_ylim(later.min() - margin, later.max() + margin)
-    if observed[0] > later.max():
-        arrow = "\N{UPWARDS ARROW}"
-        text = f"{arrow} the first value is {observed[0]:.4g}"
-        look: Look = {"transform": panel.transAxes, "color": theme.muted}
-        panel.text(0.004, 0.97, text, va="top", fontsize=theme.tick * 0.9, **look)
+    last, space = -math.inf, 0.02 * theme.enlarged * (x[-1] - x[0])
+    for number, place in enumerate(places[:MOST_NUMBERED], start=1):
+        if x[place] - last > space:
+            last = x[place]
+            spot = last, observed[place]
+            panel.annotate(f"{number}", spot, fontsize=theme.tick, fontweight="bold", **above)
+    theme.use_few_ticks(panel)
+    if len(rows) >= FEWEST_CUT:
+        start = Start("first value", [observed[0]], [])
+        firsts = x[: 1 + len(x) // 10].tolist()
+        cut_start(
+            panel, [(x, observed), (x, np.array(threshold))], firsts, start, theme, is_loss=True
+        )
+    panel.legend(ncols=4, frameon=False, fontsize=theme.tick, **ABOVE)
 
 
 def _draw_scales(

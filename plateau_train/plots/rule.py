@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from plateau_train.plots import PlottedRun
 from plateau_train.plots.style import Look, Theme
 
-RULE_LABELS = OBSERVED, TO_BEAT, CAUSE = ("observed", "to beat", "drop follows")
+RULE_LABELS = OBSERVED, TO_BEAT, CAUSE = ("observed", "to beat", "before a drop")
 
 
 class Observations(NamedTuple):
@@ -62,11 +62,14 @@ class Observations(NamedTuple):
         x, y = [*self.epochs, max(last, self.epochs[-1])], [*self.thresholds, self.thresholds[-1]]
         panel.plot(x, y, drawstyle="steps-post", label=TO_BEAT, linestyle=(0, (4, 1.5)), **look)
         # Many dots are smaller, so that they stay apart.
-        size = theme.enlarged * float(np.clip(36 / len(self.values) ** 0.5, 1.6, 4.5))
+        space = theme.panel_width(panel) / len(self.values)
+        size = float(np.clip(1.5 * space, 1.6, 4.5 * theme.enlarged))
         dots: Look = {"linestyle": "none", "marker": "o", "markersize": size}
+        pale: Look = {"color": color, "alpha": 0.6 if theme.options.dark else 0.45, "zorder": 2}
+        strong: Look = {"color": theme.ink, "zorder": 3.6}
         for chosen, label, shade in (
-            (~self.is_cause, OBSERVED, {"color": color, "alpha": 0.45, "zorder": 2}),
-            (self.is_cause, CAUSE, {"color": theme.ink, "zorder": 3.6}),
+            (~self.is_cause, OBSERVED, pale),
+            (self.is_cause, CAUSE, strong),
         ):
             if chosen.any():
                 dots |= {"markeredgewidth": 0, "label": label}

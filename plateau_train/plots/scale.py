@@ -7,18 +7,21 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from plateau_train.plots import PlottedRun
-from plateau_train.plots.style import Contents, Curve, Look, Theme
+from plateau_train.plots.curves import Contents, Curve
+from plateau_train.plots.style import Look, Theme
 from plateau_train.run.history import History, completed
 from plateau_train.run.records import Drop
 
-LARGEST_SCALE = 1.5  # the upper limit of a logarithmic axis of the scale
+LONGEST_TICK = 6  # characters
 MOST_ROWS = 12  # of ticks
 LONGEST_NAME = 14  # characters of a run beside its row
 # How far below the drops of other runs the axis may go for the end of a cosine schedule.
 COSINE_ROOM = 8
+
+STEPPED = ("plateau", "step")  # the schedules whose scale changes in steps
 
 Steps = tuple[Sequence[float], Sequence[float]]  # epochs, and the scale from each of them on
 
@@ -42,40 +45,48 @@ def draw_scale(panel: Axes, contents: Contents, theme: Theme) -> None:
     steps = [[_steps(history) for history in completed(run.histories)] for run in runs]
     lowest = _lowest(runs, steps)
     for run, replicas in zip(runs, steps, strict=True):
-        _draw_run(panel, run, replicas, lowest / 1.5, theme)
-    panel.tick_params(labelsize=theme.tick)
-    if lowest < 1:
-        stepped = [run for run in runs if run.settings.optimizer.schedule in ("plateau", "step")]
-        plateau = (stepped or runs)[0].settings.plateau
-        use_scale_axis(panel, lowest, plateau.factor, plateau.min_scale, theme)
-    else:
-        panel.set_ylim(-0.03, 1.08)
-        panel.yaxis.set_major_locator(MaxNLocator(4))
+        _draw_run(panel, run, replicas, lowest / _margin(lowest), theme)
+    stepped = [run for run in runs if run.settings.optimizer.schedule in STEPPED]
+    plateau = (stepped or runs)[0].settings.plateau
+    use_scale_axis(panel, lowest, plateau.factor, plateau.min_scale, theme)
     theme.finish(panel, [drop.position for drop in drops], contents.last_epoch)
-    if drops and lowest < 1:
-        _number_drops(panel, drops, theme)
+    if len(runs) == 1 and len(runs[0].histories) == 1:
+        if lowest < 1:
+            _number_drops(panel, drops, theme)
     elif any(history.drops for run in runs for history in run.histories):
-        _draw_rows(panel, runs, lowest / 1.5, theme)
+        _draw_rows(panel, runs, theme)
 
 
 def use_scale_axis(
     panel: Axes, lowest: float, factor: float, min_scale: float, theme: Theme
 ) -> None:
-    """Make the vertical axis logarithmic, with ticks at scales that the rule can reach."""
+    """Make the vertical axis logarithmic, with ticks at scales that the rule can reach.
+
+    It is linear, from 0 to 1, if ``lowest`` is 1.
+    """
+    if lowest == 1:
+        panel.set_ylim(-0.03, 1.08)
+        panel.set_yticks([0, 0.5, 1] if theme.is_talk else [0, 0.25, 0.5, 0.75, 1])
+        return
     panel.set_yscale("log")
-    panel.set_ylim(lowest / 1.5, LARGEST_SCALE)
+    panel.set_ylim(lowest / _margin(lowest), _margin(lowest))
     ticks = scale_ticks(lowest, factor, min_scale, 4 if theme.is_talk else 9)
     panel.yaxis.set_major_locator(FixedLocator(list(ticks)))
     panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter(lambda value, _: ticks.get(value, ""))
 
 
+def _margin(lowest: float) -> float:
+    """Return the factor by which a logarithmic axis exceeds the scales at both ends."""
+    return min(1.5, lowest**-0.12)
+
+
 def scale_ticks(lowest: float, factor: float, min_scale: float, most: int) -> dict[float, str]:
     """Return scales between ``lowest`` and 1 that the rule can reach, and how they are written.
 
     These are powers of the factor, and the smallest scale allowed if it was reached. They are
-    written as decimal numbers as long as these are short, and as powers otherwise: the exponent is
-    the number of drops.
+    written as decimal numbers or as fractions if these are short, and otherwise as powers, whose
+    exponent is the number of drops.
     """
     num_drops = math.floor(math.log(lowest) / math.log(factor) + 1e-6)
     stride = next(
@@ -84,11 +95,13 @@ def scale_ticks(lowest: float, factor: float, min_scale: float, most: int) -> di
         if num_drops // stride < most
     )
     powers = range(0, num_drops + 1, stride)
-    exact = {power: f"{factor**power:.7g}" for power in powers}
-    if any(len(text) > 6 for text in exact.values()):
-        exact = {power: f"${factor:g}^{{{power}}}$" if power else "1" for power in powers}
-    ticks = {factor**power: text for power, text in exact.items()}
-    if min_scale > 0 and lowest < min_scale * 1.001:
+    texts = {power: f"{factor**power:.7g}" for power in powers}
+    if max(map(len, texts.values())) > LONGEST_TICK and (1 / factor).is_integer():
+        texts = {power: f"1/{round(1 / factor) ** power}" if power else "1" for power in powers}
+    if max(map(len, texts.values())) > LONGEST_TICK:
+        texts = {power: f"${factor:g}^{{{power}}}$" if power else "1" for power in powers}
+    ticks = {factor**power: text for power, text in texts.items()}
+    if math.isclose(lowest, min_scale, rel_tol=1e-3):
         room = factor ** (-stride / 2)
         ticks = {tick: text for tick, text in ticks.items() if tick > min_scale * room}
         ticks |= {min_scale: f"{min_scale:g}"}
@@ -100,15 +113,14 @@ def _lowest(runs: Sequence[PlottedRun], steps: Sequence[Sequence[Steps]]) -> flo
 
     The end of a cosine schedule is inside the axis, unless that would compress the other runs.
     """
-    falling = {"plateau": 1.0, "step": 1.0, "cosine": 1.0, "constant": 1.0}
+    lowest = {True: 1.0, False: 1.0}  # of the schedules that fall in steps, and of the others
     for run, replicas in zip(runs, steps, strict=True):
-        schedule = run.settings.optimizer.schedule
+        is_stepped = run.settings.optimizer.schedule in STEPPED
         positive = [scale for _, scales in replicas for scale in scales if scale > 0]
-        falling[schedule] = min(falling[schedule], *positive)
-    stepped = min(falling["plateau"], falling["step"])
-    if stepped == 1:
+        lowest[is_stepped] = min(lowest[is_stepped], *positive)
+    if lowest[True] == 1:
         return 1.0
-    return min(stepped, max(falling["cosine"], stepped / COSINE_ROOM))
+    return min(lowest[True], max(lowest[False], lowest[True] / COSINE_ROOM))
 
 
 def _steps(history: History) -> Steps:
@@ -126,7 +138,12 @@ def _draw_run(
     look: Look = {"color": run.color, "linestyle": run.linestyle, "alpha": 0.2}
     schedule = run.settings.optimizer.schedule
     if schedule != "plateau":  # a function of the step, the same for all replicas
-        curve = Curve.of(replicas[0][0], [replicas[0][1]], is_single=run.is_single)
+        epochs, scales = replicas[0]
+        if bottom < 1 and scales[-1] < bottom:  # the axis is logarithmic, and shows a part
+            marker: Look = {"marker": "v", "markersize": 6 * theme.enlarged, "zorder": 4}
+            panel.plot(epochs[-1], bottom, color=run.color, clip_on=False, **marker)
+            scales = np.maximum(scales, bottom)
+        curve = Curve.of(epochs, [scales], is_single=run.is_single)
         drawstyle = "steps-pre" if schedule == "step" else "default"
         curve.draw(panel, theme, drawstyle=drawstyle, **look)
         return
@@ -141,20 +158,26 @@ def _draw_run(
     curve.draw(panel, theme, drawstyle="steps-post", label=label, **look)
 
 
-def _draw_rows(panel: Axes, runs: Sequence[PlottedRun], bottom: float, theme: Theme) -> None:
+def _draw_rows(panel: Axes, runs: Sequence[PlottedRun], theme: Theme) -> None:
     """Draw a tick for each drop in a strip below the curves, in a named row for each replica."""
     rows = _rows(runs)
     height = min(0.055, 0.4 / len(rows))
     strip = height * len(rows) + 0.1
+    low, high = panel.get_ylim()
     if panel.get_yscale() == "log":
-        panel.set_ylim(bottom * (bottom / LARGEST_SCALE) ** (strip / (1 - strip)), LARGEST_SCALE)
+        low *= (low / high) ** (strip / (1 - strip))
     else:
-        panel.set_ylim(-1.08 * strip / (1 - strip), 1.08)
+        low -= (high - low) * strip / (1 - strip)
+    panel.set_ylim(low, high)
     for line in panel.lines:  # a cosine schedule would continue through the strip
         line.set_clip_path(Rectangle((0, strip), 1, 1 - strip, transform=panel.transAxes))
     look: Look = {"fontsize": theme.note, "transform": panel.transAxes, "va": "center"}
     panel.text(0.01, strip - 0.05, "drops", color=theme.muted, **look)
-    look |= {"fontsize": min(theme.note, 200 * height), "ha": "right", "parse_math": False}
+    look |= {
+        "fontsize": min(theme.note, height * theme.panel_height(panel)),
+        "ha": "right",
+        "parse_math": False,
+    }
     for number, (name, color, histories) in enumerate(rows):
         top = strip - 0.09 - number * height
         positions = [drop.position for history in histories for drop in history.drops]
@@ -165,12 +188,19 @@ def _draw_rows(panel: Axes, runs: Sequence[PlottedRun], bottom: float, theme: Th
         panel.text(-0.02, top - 0.4 * height, name, color=color, **look)
 
 
+def row_names(runs: Sequence[PlottedRun]) -> list[str]:
+    """Return the labels of the runs, or their numbers if the labels are long."""
+    if max(len(run.label) for run in runs) <= LONGEST_NAME:
+        return [run.label for run in runs]
+    return [f"run {number}" for number in range(1, 1 + len(runs))]
+
+
 def _rows(runs: Sequence[PlottedRun]) -> list[_Row]:
     """Return a row for each seed of a single run, or for each of several runs with drops."""
     if len(runs) > 1:
         return [
-            _Row(_shorten(run.label), run.color, run.histories)
-            for run in runs
+            _Row(name, run.color, run.histories)
+            for name, run in zip(row_names(runs), runs, strict=True)
             if any(history.drops for history in run.histories)
         ]
     (run,) = runs
@@ -179,21 +209,16 @@ def _rows(runs: Sequence[PlottedRun]) -> list[_Row]:
     return [_Row(f"seed {history.seed}", run.color, [history]) for history in run.histories]
 
 
-def _shorten(name: str) -> str:
-    return (
-        name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
-    )
-
-
 def _number_drops(panel: Axes, drops: Sequence[Drop], theme: Theme) -> None:
     """Write the number of each drop beside it, unless it would cover the number before."""
     to_shares = panel.transScale + panel.transLimits
-    look: Look = {"textcoords": "offset points", "va": "center", "in_layout": False}
+    # To the right of a drop, nothing is above the curve.
+    look: Look = {"textcoords": "offset points", "va": "bottom", "in_layout": False}
+    look |= {"xytext": (3 * theme.enlarged, 2 * theme.enlarged), "fontsize": theme.note}
     last = (-1.0, 2.0)
     for number, drop in enumerate(drops, start=1):
-        height = (drop.scale_before * max(drop.scale_after, panel.get_ylim()[0])) ** 0.5
-        place = drop.position, height
+        place = drop.position, max(drop.scale_after, panel.get_ylim()[0])
         x, y = to_shares.transform(place)
-        if x - last[0] > 0.06 * theme.enlarged or last[1] - y > 0.05 * theme.enlarged:
+        if x - last[0] > 0.06 * theme.enlarged or last[1] - y > 0.06 * theme.enlarged:
             last = (x, y)
-            panel.annotate(f"{number}", place, xytext=(3, 0), fontsize=theme.note, **look)
+            panel.annotate(f"{number}", place, **look)

@@ -6,23 +6,19 @@ import math
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Float, Num
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
 
 from plateau_train.config import FigureOptions
-from plateau_train.plots import PlottedRun, check_format, matplotlib_defaults
+from plateau_train.plots import check_format, matplotlib_defaults
 from plateau_train.run import storage
-from plateau_train.run.records import Drop
 
 # The palette of Okabe and Ito, for color-blind readers; line styles differ as well.
 BLACK, ORANGE, SKY_BLUE, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -38,7 +34,7 @@ ABOVE: Look = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}  # a legend 
 
 MOST_LISTED = 12  # reasons of drops below a figure
 TALK_SIZE = (13.333, 7.5)  # inches of a slide
-CHARACTER = 0.6  # the width of a character, as a share of the font size
+CHARACTER = 0.62  # the width of a character, as a share of the font size
 
 
 class NotebookFigure(Figure):
@@ -71,7 +67,7 @@ class Theme(NamedTuple):
     @classmethod
     def of(cls, options: FigureOptions) -> "Theme":
         """Return the theme of some options."""
-        size = options.font_size or (18 if options.style == "talk" else 11)
+        size = options.font_size or _default_font_size(options)
         sizes = (size, size * 12 / 11, size * 13 / 11, size * 14 / 11, size * 8.5 / 11)
         if options.dark:
             runs = (SKY_BLUE, ORANGE, GREEN, WHITE, PURPLE, VERMILION, YELLOW)
@@ -110,7 +106,7 @@ class Theme(NamedTuple):
     def applied(self) -> Iterator[None]:
         """Use the colors for what is drawn."""
         names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-        colors: Any = dict.fromkeys((*names, "axes.titlecolor", "hatch.color"), self.ink)
+        colors: Any = dict.fromkeys((*names, "axes.titlecolor"), self.ink)
         colors |= dict.fromkeys(("figure.facecolor", "axes.facecolor"), self.background)
         colors |= {"grid.color": self.muted, "legend.labelcolor": self.ink}
         with rc_context(colors):
@@ -138,6 +134,11 @@ class Theme(NamedTuple):
         """Whether the size does not follow from what is drawn."""
         return self.options.size is not None or self.is_talk
 
+    @property
+    def is_brief(self) -> bool:
+        """Whether there is no room for details: on a slide, and in a small figure."""
+        return self.is_talk or (self.options.size is not None and min(self.options.size) < 4)
+
     def write_heading(self, figure: Figure, description: str, largest: float = math.inf) -> None:
         """Write the title of the options or a description, no wider than the figure."""
         text = self.heading_text(description)
@@ -147,19 +148,21 @@ class Theme(NamedTuple):
         figure.suptitle(text, fontsize=fontsize, parse_math=False)
 
     def heading_text(self, description: str) -> str:
+        """Return the title of the options, or else a description."""
         title = self.options.title
-        return description if title is None else title
+        return description if title is None else title.strip()
 
-    def write_reasons(self, figure: Figure, reasons: Sequence[str], more: str = "") -> None:
-        """Add lines below the panels: the first reasons, numbered, and how many more there are.
+    def write_reasons(self, figure: Figure, reasons: Sequence[str], where: str) -> None:
+        """Add lines below the panels: the first reasons, numbered, and where all of them are.
 
-        A slide has none. They take at most a quarter of a figure whose size was given.
+        A slide and a small figure have none. They take at most a quarter of a figure whose size
+        was given.
         """
-        if self.is_talk or not reasons:
+        if self.is_brief or not reasons:
             return
         height = 1.52 * self.note / 72
         num_characters = int((figure.get_figwidth() - 0.3) * 72 / (0.54 * self.note))
-        most = 2 * MOST_LISTED  # lines
+        most = MOST_LISTED + 1  # lines
         if self.has_fixed_size:
             most = int(0.25 * figure.get_figheight() / height)
         lines: list[str] = []
@@ -174,111 +177,80 @@ class Theme(NamedTuple):
             lines += broken
             num_listed += 1
         if num_more := len(reasons) - num_listed:
-            lines.append(f"and {num_more:,} more{more}" if num_listed else f"{num_more:,}{more}")
+            lines.append(f"and {num_more:,} more: {where}" if num_listed else where)
         if not self.has_fixed_size:
             figure.set_figheight(figure.get_figheight() + height * len(lines))
         look: Look = {"fontsize": self.note, "parse_math": False}
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", **look)
 
+    def use_few_ticks(self, panel: Axes) -> None:
+        """Leave a slide few ticks on the vertical axis."""
+        if self.is_talk:
+            panel.yaxis.set_major_locator(MaxNLocator(4))
+
+    def num_columns(self, panel: Axes) -> int:
+        """Return the number of panels side by side."""
+        return _grid_of(panel).ncols
+
+    def panel_height(self, panel: Axes) -> float:
+        """Return about how high a panel will be in points, without its title and axis."""
+        grid = _grid_of(panel)
+        return 0.6 * 72 * grid.figure.get_figheight() / grid.nrows
+
+    def panel_width(self, panel: Axes) -> float:
+        """Return about how wide a panel will be in points, without its axis."""
+        grid = _grid_of(panel)
+        return 72 * (grid.figure.get_figwidth() / grid.ncols - 0.25) - 2.1 * self.tick
+
     def finish(self, panel: Axes, drops: Sequence[float], last: float) -> None:
         """Show the horizontal axis up to ``last``, with a line at each drop and a grid."""
         look: Look = {"color": self.muted, "linewidth": 0.8 * self.enlarged, "linestyle": ":"}
         for position in drops:
-            panel.axvline(position, zorder=0, alpha=min(1, max(0.25, 12 / len(drops))), **look)
+            panel.axvline(position, zorder=0, alpha=min(1, max(0.1, 12 / len(drops))), **look)
         margin = 0.03 * last or 0.1  # space for half a marker
         panel.set_xlim(-margin, last + margin)
         most = 4 if self.is_talk else "auto"
         panel.xaxis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]))
-        if self.is_talk and panel.get_yscale() == "linear":
-            panel.yaxis.set_major_locator(MaxNLocator(4))
         panel.tick_params(labelsize=self.tick, width=0.8 * self.enlarged)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         panel.spines[:].set_linewidth(0.8 * self.enlarged)
 
 
-class Contents(NamedTuple):
-    """What the panels of a figure show."""
-
-    runs: Sequence[PlottedRun]
-    drops: Sequence[Drop] = ()  # those of a single replica
-
-    @property
-    def last_epoch(self) -> int:
-        return max(history.last_epoch for run in self.runs for history in run.histories)
-
-    @property
-    def has_val(self) -> bool:
-        """Whether all runs held out images."""
-        return all(run.histories[0].records[0].val_loss is not None for run in self.runs)
+def _default_font_size(options: FigureOptions) -> float:
+    """Return the size of ticks that suits a figure; smaller figures have smaller ones."""
+    is_talk = options.style == "talk"
+    usual = 18 if is_talk else 11
+    if options.size is None:
+        return usual
+    width, height = options.size
+    side = (width * height / (1 if is_talk else len(options.panels))) ** 0.5
+    # Of a slide or, on paper, a panel that is about so many inches wide and high.
+    return max(6, usual * min(1, side / (10 if is_talk else 3.6)))
 
 
-class Curve(NamedTuple):
-    """The center of a value over replicas, and the band around it."""
-
-    epochs: Num[np.ndarray, " points"]
-    center: Float[np.ndarray, " points"]
-    low: Float[np.ndarray, " points"]
-    high: Float[np.ndarray, " points"]
-    replicas: Float[np.ndarray, "replicas points"]  # those that are drawn
-
-    @classmethod
-    def of(cls, epochs: ArrayLike, replicas: Sequence[Any], *, is_single: bool) -> "Curve":
-        """Return the mean of replicas, each up to its end, and one standard deviation around it.
-
-        Several replicas of a run that ``is_single`` are drawn as well.
-        """
-        values = np.array(list(zip_longest(*replicas, fillvalue=np.nan))).T
-        counts, mean = np.isfinite(values).sum(axis=0), np.nanmean(values, axis=0)
-        std = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / np.maximum(counts - 1, 1))
-        drawn = values if is_single and len(values) > 1 else values[:0]
-        return cls(np.array(epochs), mean, mean - std, mean + std, drawn)
-
-    @classmethod
-    def of_scales(cls, epochs: ArrayLike, replicas: Sequence[Any], *, is_single: bool) -> "Curve":
-        """Return the geometric mean of scales, and the range from the lowest to the highest.
-
-        The mean is 0 where the scale of a replica has underflowed to 0.
-        """
-        scales = np.array(replicas)
-        low, high = scales.min(axis=0), scales.max(axis=0)
-        with np.errstate(divide="ignore"):
-            mean = np.exp2(np.log2(scales).mean(axis=0))
-        drawn = scales if is_single and len(scales) > 1 else scales[:0]
-        return cls(np.array(epochs), np.clip(mean, low, high), low, high, drawn)  # it is rounded
-
-    def without_band(self) -> "Curve":
-        return self._replace(low=self.center, high=self.center)
-
-    def draw(
-        self, panel: Axes, theme: Theme, *, color: str, alpha: float, drawstyle: Any, **line: Any
-    ) -> None:
-        """Draw the center, the replicas as thin lines, and the band, whose opacity is ``alpha``."""
-        look: Look = {"color": color, "drawstyle": drawstyle}
-        panel.plot(self.epochs, self.center, linewidth=theme.line, zorder=3, **look, **line)
-        for replica in self.replicas:
-            panel.plot(self.epochs, replica, linewidth=0.4 * theme.line, alpha=0.35, **look)
-        if np.array_equal(self.low, self.high, equal_nan=True):
-            return
-        step: Any = "post" if drawstyle == "steps-post" else None
-        band: Look = {"color": color, "alpha": alpha, "linewidth": 0, "step": step}
-        panel.fill_between(self.epochs, self.low, self.high, **band)
+def _grid_of(panel: Axes) -> Any:
+    place: Any = panel.get_subplotspec()
+    return place.get_gridspec()
 
 
 def fit_text(text: str, width: float, largest: float) -> tuple[str, float]:
     """Return a text, and the font size in points at which it fits into so many inches.
 
-    A text that would become much smaller than ``largest`` is broken into lines, at most three.
+    A line that would become much smaller than ``largest`` is broken, into three at most.
     """
-    longest = max(map(len, text.splitlines()))
-    fitting = int(width * 72 / (CHARACTER * largest))  # characters at the largest size
-    if longest > 1.3 * fitting and "\n" not in text:
-        for lines in (2, 3):
-            broken = textwrap.wrap(text, max(fitting, -(-longest // lines) + 8))
-            if len(broken) <= lines:
-                text, longest = "\n".join(broken), max(map(len, broken))
-                break
-    return text, min(largest, width * 72 / (CHARACTER * longest))
+
+    def size_of(text: str) -> float:
+        return min(largest, width * 72 / (CHARACTER * max(map(len, text.splitlines()))))
+
+    broken, longest = text, max(map(len, text.splitlines()))
+    for num_lines in (2, 3):
+        if size_of(broken) >= 0.75 * largest:
+            break
+        limit = -(-longest // num_lines) + 8
+        lines = (textwrap.wrap(line, limit, break_on_hyphens=False) for line in text.splitlines())
+        broken = "\n".join(chain(*lines))
+    return broken, size_of(broken)
 
 
 def render(figure: Figure, kind: str) -> bytes:
