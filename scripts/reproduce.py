@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from plateau_train import config, data
 from plateau_train.commands import compare as comparing
 from plateau_train.commands.plot import plot
-from plateau_train.config import SETTINGS
+from plateau_train.config import SETTINGS, FigureOptions
 from plateau_train.config.toml import to_toml
 from plateau_train.data import garments
 from plateau_train.report.stats import difference
@@ -63,7 +63,7 @@ def main() -> None:
         (mode, seed): reference(arguments.runs_dir, mode, seed) for mode in MODES for seed in SEEDS
     }
     for mode in MODES:
-        plot(runs[mode, SEEDS[0]].path, DOCS / f"{mode}.png", None)
+        plot(runs[mode, SEEDS[0]].path, DOCS / f"{mode}.png", None, FigureOptions())
     rewrite(README, "results", results_table(runs))
     contact_sheet().savefig(DOCS / "garments.png")
     drawn = reference(arguments.runs_dir, "train-loss", 0, "--dataset", "garments")
@@ -73,7 +73,8 @@ def main() -> None:
         for name, flags in SCHEDULES.items()
     ]
     rewrite(DOCS / "results.md", "helps", helps_table(helps))
-    comparing.compare([run.path for run in helps], picture=DOCS / "helps.png")
+    paths = [run.path for run in helps]
+    comparing.compare(paths, None, DOCS / "helps.png", FigureOptions(), None)
 
 
 def reference(runs_dir: Path, mode: str, seed: int, *more: str) -> RunDirectory:

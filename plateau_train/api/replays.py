@@ -242,7 +242,12 @@ def _report_differences(
 
 
 def check_values(series: Series) -> None:
-    """Raise ``ConfigError`` for values beyond float32, and warn of values that optax misjudges."""
+    """Raise ``ConfigError`` for no values and for values beyond float32.
+
+    Warns of values that optax misjudges.
+    """
+    if not series.values:
+        raise ConfigError("there are no values", hint="give at least one")
     largest = float(np.finfo(np.float32).max) / series.rule.accumulation_size
     for number, value in enumerate(series.values, start=1):
         if abs(value) > largest:

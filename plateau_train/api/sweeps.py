@@ -21,7 +21,7 @@ from plateau_train.report.console import MISSING, Column, Table, look_up
 from plateau_train.report.notebook import make_report
 from plateau_train.report.rows import Columns, Row, to_columns, to_csv, to_html
 from plateau_train.run import storage
-from plateau_train.run.directory import SWEEP, RunDirectory, read_json
+from plateau_train.run.directory import SWEEP, RunDirectory, is_sweep, read_json
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run as StoredRun
 from plateau_train.run.records import MeanStd
@@ -192,8 +192,10 @@ def resume(
 
 
 def read(path: Path) -> Sweep:
-    """Read the results of a sweep."""
+    """Read the results of a sweep; raises ``RunError`` for another folder."""
     directory = RunDirectory.find(path)
+    if not is_sweep(directory.path):
+        raise RunError(f"{path} is not a sweep: it has no {SWEEP}", hint="load opens a run")
     return _read(directory, read_json(path / SWEEP, SweepPlan))
 
 
