@@ -463,7 +463,7 @@ def test_lines_after_the_last_checkpoint_are_not_shown(processes, run):
     folder = run.path.parents[1]
     assert " 2/7 " in processes.run(folder, "runs").stdout.splitlines()[1]
     ended = processes.run(folder, "schedule", run, "--mode=test-loss", "--json")
-    assert [json.loads(line)["epoch"] for line in ended.stdout.splitlines()] == [1, 2]
+    assert [row["epoch"] for row in json.loads(ended.stdout)] == [1, 2]
 
 
 @pytest.mark.parametrize(
