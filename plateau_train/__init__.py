@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from plateau_train import errors
     from plateau_train.api.python import (
         Comparison,
         Evaluation,
@@ -25,18 +26,24 @@ if TYPE_CHECKING:
     from plateau_train.numerics.plateau import reduce_on_plateau
     from plateau_train.report.explanation import explain
 
+    __version__: str
+
 __all__ = [
-    "Comparison", "Evaluation", "Replay", "Run", "Runs", "Sweep", "compare", "explain", "load",
-    "load_sweep", "reduce_on_plateau", "replay", "runs", "sweep", "train",
+    "Comparison", "Evaluation", "Replay", "Run", "Runs", "Sweep", "compare", "errors", "explain",
+    "load", "load_sweep", "reduce_on_plateau", "replay", "runs", "sweep", "train",
 ]  # fmt: skip
 _HOMES = {"explain": "report.explanation", "reduce_on_plateau": "numerics.plateau"}
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("plateau-train")
+    if name == "errors":
+        return import_module("plateau_train.errors")
     if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'api.python')}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__", "__doc__", "__file__", "__name__", "__path__"]

@@ -66,11 +66,16 @@ Json = Annotated[bool, _option("Print JSON on standard output, and nothing else"
 Csv = Annotated[bool, _option("Print CSV on standard output, and nothing else", None, "--csv")]
 
 
-def _form(json: bool, csv: bool) -> Any:
-    """Return the form of the output for other programs; None stands for tables."""
-    if json and csv:
-        raise ConfigError("--json and --csv are two forms of the same output", hint="leave out one")
-    return "json" if json else "csv" if csv else None
+def _form(**forms: bool) -> Any:
+    """Return the form of the output for other programs, "json" or "csv"; None stands for tables.
+
+    Raises ``ConfigError`` for more than one form.
+    """
+    flags = [f"--{name}" for name, is_given in forms.items() if is_given]
+    if len(flags) > 1:
+        problem = f"{' and '.join(flags)} are different forms of the same output"
+        raise ConfigError(problem, hint="leave out one")
+    return "json" if forms.get("json") else "csv" if forms.get("csv") else None
 
 
 EXAMPLES = _examples(
@@ -145,18 +150,6 @@ _data_command = functools.partial(data_app.command, cls=_Command)
 app.add_typer(data_app, name="data", help="Prepare and describe data sets.")
 
 
-# Hints for options that have another name here.
-OTHER_NAMES = {
-    "--seeds": "write several seeds as --seed 0-7",
-    "--lr": "write --learning-rate",
-    "--min-lr": "write --min-scale, a factor on --learning-rate",
-    "--threshold": "write --rtol for a relative threshold, --atol for an absolute one",
-    "--wd": "write --weight-decay",
-    "--val-split": "write --val-fraction",
-    "--output-dir": "write --runs-dir",
-}
-
-
 def main() -> int:
     """Run the command line and return its exit code."""
     try:
@@ -169,8 +162,8 @@ def main() -> int:
             option = getattr(error, "option_name", "")
             options = context.command.params if context else []
             flags = [flag for each in options for flag in each.opts]
-            hint = OTHER_NAMES.get(option, hint)
-            near = "" if option in OTHER_NAMES else config.did_you_mean(option, flags)
+            hint = config.OTHER_NAMES.get(option, hint)
+            near = "" if option in config.OTHER_NAMES else config.did_you_mean(option, flags)
             problem = f"there is no option {option}{near}"
         raise ConfigError(problem, hint=hint) from error
 
@@ -401,7 +394,7 @@ def sweep(
     """
     from plateau_train.commands import sweep
 
-    sweep.start(plan, metric, _form(json, csv))
+    sweep.start(plan, metric, _form(json=json, csv=csv))
 
 
 @_command(epilog=PLOT_EXAMPLES)
@@ -458,7 +451,7 @@ def compare_runs(
     from plateau_train.commands import compare
 
     paths = [_locate(run, resolved) for run in runs]
-    compare.compare(paths, level, plot, figure, _form(json, csv))
+    compare.compare(paths, level, plot, figure, _form(json=json, csv=csv))
 
 
 @_command()
@@ -485,7 +478,7 @@ def runs(
 
     runs_dir = config.expand_home(resolved.settings.run.runs_dir)
     path = _locate(folder, resolved) if folder else runs_dir
-    runs.print_runs(path, _form(json, csv))
+    runs.print_runs(path, _form(json=json, csv=csv))
 
 
 @_command()
@@ -511,7 +504,7 @@ def evaluate(
     """
     from plateau_train.commands import evaluate
 
-    path, form = _locate(run, resolved), _form(json, csv)
+    path, form = _locate(run, resolved), _form(json=json, csv=csv)
     evaluate.evaluate(path, resolved, checkpoint, replica, output, form)
 
 
@@ -584,7 +577,7 @@ def schedule(
     options = ScheduleOptions(
         source, values, column, mode, replica, compare, from_torch, from_keras, plot
     )
-    run_schedule(resolved, options, figure, _form(json, csv))
+    run_schedule(resolved, options, figure, _form(json=json, csv=csv))
 
 
 @_command("config")
@@ -603,10 +596,11 @@ def show_config(
     """Print the resolved settings as TOML, with their origins."""
     from plateau_train.commands.config import print_config, print_schema
 
+    form = _form(json=json, csv=csv, schema=schema, describe=describe)
     if schema:
         print_schema()
     else:
-        print_config(resolved, describe=describe, form=_form(json, csv))
+        print_config(resolved, describe=describe, form=form)
 
 
 @_data_command()

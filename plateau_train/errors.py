@@ -46,10 +46,9 @@ class PlateauTrainError(Exception):
         self.hint = hint
 
     def reword(self, replace: Callable[[str], str]) -> None:
-        """Replace words of the problems, and of the hints that are not command lines."""
+        """Replace words of the problems and of the hints, line by line."""
         self.problems = self.args = tuple(map(replace, self.problems))
-        lines = self.hint.split("\n")
-        self.hint = "\n".join(line if PROGRAM in line else replace(line) for line in lines)
+        self.hint = "\n".join(map(replace, self.hint.split("\n")))
 
     def __str__(self) -> str:
         """Return the problems and the hints, a line each, as a traceback shows them."""

@@ -16,9 +16,10 @@ from scripts import reproduce
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-# A line of a block of code, without its comment, or code in a sentence. Only a prompt has output.
+# A line of a block of code, without its comment or where its output goes, or code in a sentence.
+# Only a prompt has output.
 COMMAND = r"(?:scripts/)?plateau-train(?: (.*?))?"
-TYPED = re.compile(rf"^(?:\$ |.*--gpus-per-node 8 )?{COMMAND}(?:  +#.*)?$", re.MULTILINE)
+TYPED = re.compile(rf"^(?:\$ |.*--gpus-per-node 8 )?{COMMAND}(?:  +#.*| [|>] .*)?$", re.MULTILINE)
 QUOTED = re.compile(rf"`{COMMAND}`")
 EXAMPLE = re.compile(r"^\$ plateau-train (.*)\n((?:(?!\$ |```).*\n)+)", re.MULTILINE)
 BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -127,7 +128,7 @@ def test_every_example_with_its_output_prints_what_the_page_shows(page, capsys, 
 
 def test_every_test_and_file_that_a_page_names_exists():
     text = "".join(page.read_text() for page in PAGES)
-    named = set(re.findall(r"`(test_\w+)`", text))
+    named = set(re.findall(r"`(test_\w+_\w+)`", text))
     assert len(named) >= 8
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     assert named <= set(re.findall(r"^def (test_\w+)\(", tests, re.MULTILINE))

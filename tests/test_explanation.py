@@ -18,7 +18,7 @@ EXAMPLE = Path(__file__).parents[1] / "docs" / "nnx_loop.py"
 
 def explain_after(*values, **arguments):
     transform = pt.reduce_on_plateau(**arguments)
-    state = transform.init(None)
+    state = transform.init({})
     for value in values:
         _, state = transform.update((), state, value=value)
     return pt.explain(state).splitlines()
@@ -91,7 +91,7 @@ def test_values_that_do_not_fill_a_window_are_counted():
 
 def test_the_state_is_found_inside_that_of_any_optimizer():
     rule = pt.reduce_on_plateau()
-    expected = pt.explain(rule.init(None))
+    expected = pt.explain(rule.init({}))
     params = {"weight": jnp.ones(2)}
     nested = optax.MultiSteps(optax.chain(optax.adam(0.1), optax.chain(rule)), 2)
     assert pt.explain(nested.init(params)) == expected
@@ -103,14 +103,14 @@ def test_the_state_is_found_inside_that_of_any_optimizer():
 def test_a_state_that_cannot_be_explained_is_refused_with_the_way_out():
     rule = pt.reduce_on_plateau()
     foreign = optax.contrib.reduce_on_plateau().init(0.0)
-    for tree, number in ((foreign, 0), ((rule.init(None), rule.init(None)), 2)):
+    for tree, number in ((foreign, 0), ((rule.init({}), rule.init({})), 2)):
         with pytest.raises(ConfigError, match=f"there are {number} states of reduce_on_plateau"):
             pt.explain(tree)
     replicas = jax.vmap(rule.init)(jnp.arange(3))
     with pytest.raises(ConfigError, match=r"the shape of its scale is \(3,\)") as refused:
         pt.explain(replicas)
     assert "jax.tree.map(lambda x: x[0], state)" in refused.value.hint
-    assert pt.explain(jax.tree.map(lambda x: x[0], replicas)) == pt.explain(rule.init(None))
+    assert pt.explain(jax.tree.map(lambda x: x[0], replicas)) == pt.explain(rule.init({}))
 
 
 def test_the_example_of_a_loop_prints_the_reason_of_each_drop():

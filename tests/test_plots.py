@@ -318,8 +318,8 @@ def test_the_scale_of_another_schedule_is_read_from_the_records(
 
 def test_one_replica_of_a_run_can_be_drawn_alone(small_run, tmp_path):
     with pytest.raises(ConfigError, match="has no replica 1"):
-        plot(small_run, tmp_path / "plot.png", 1)
-    assert plot(small_run, tmp_path / "plot.svg", 0).stat().st_size > 0
+        plot(small_run, tmp_path / "plot.png", 1, config.FigureOptions())
+    assert plot(small_run, tmp_path / "plot.svg", 0, config.FigureOptions()).stat().st_size > 0
     two = config.Settings(run=config.RunSettings(seed=(10, 11)))
     figure: Any = draw_run(make_histories(5, 2, 2)[1:], two)
     assert "seed 11 (replica 1)" in figure._suptitle.get_text()

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plateau_train import plots
-from plateau_train.config import SETTINGS, FigureOptions, Settings, figure_options
+from plateau_train.api.options import PathLike, for_python
+from plateau_train.config import FIGURE_OPTIONS, SETTINGS, FigureOptions, Settings, figure_options
 from plateau_train.errors import PROGRAM, ConfigError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table, look_up
@@ -18,7 +19,7 @@ from plateau_train.run.directory import is_sweep, list_runs
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
 from plateau_train.run.records import MeanStd
-from plateau_train.run.results import ROUNDING, Results, describe_replica
+from plateau_train.run.results import ROUNDING, ReplicaResult, Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +34,7 @@ class ComparedRun(NamedTuple):
     """What a run achieved, and its differences from the first one."""
 
     name: str  # unique among the runs
+    folder: str
     settings: Settings
     histories: Sequence[History]  # of the replicas that did not diverge
     results: Results
@@ -45,15 +47,17 @@ class ComparedRun(NamedTuple):
     def num_drops(self) -> MeanStd | None:
         return self.results.drops_of(self.settings)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, level: float) -> Iterator[Row]:
         """Yield a row for each replica."""
-        settings = {BY_FLAG[flag].key: value for flag, value in self.differing.items()}
+        varied = (BY_FLAG[flag] for flag in self.differing)
+        settings = {each.key: each.effective_value(self.settings) for each in varied}
         for history, epoch in zip(self.histories, self.level_epochs, strict=True):
-            row = {"run": self.name} | settings | describe_replica(history, self.settings)
-            yield row | {"level_epoch": epoch, "run_seconds": self.seconds}
+            result = ReplicaResult.of(history, self.settings)._asdict()
+            row = {"run": self.name, "folder": self.folder} | settings | result
+            yield row | {"level": level, "level_epoch": epoch, "run_seconds": self.seconds}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """What runs achieved, and the test accuracy whose first epoch is reported."""
 
@@ -63,7 +67,7 @@ class Comparison:
 
     def result_rows(self) -> list[Row]:
         """Return a row for each replica of each run."""
-        return [row for run in self.runs for row in run.rows()]
+        return [row for run in self.runs for row in run.rows(self.level)]
 
     def difference_rows(self) -> list[Row]:
         """Return a row for each metric of each run after the first one."""
@@ -92,13 +96,20 @@ class Comparison:
         """The differences from the first run, as columns."""
         return to_columns(self.difference_rows())
 
-    def plot(self, **options: Any) -> "Figure":
-        """Draw the panels with all runs; ``Run.plot`` lists the options."""
-        return draw(self, figure_options(options))
+    @for_python(FIGURE_OPTIONS)
+    def plot(self, *, path: PathLike | None = None, **options: Any) -> "Figure":
+        """Draw the panels with all runs; also save them to ``path`` if given."""
+        figure = draw(self, figure_options(options))
+        if path is not None:
+            plots.save(Path(path), figure)
+        return figure
 
     def tables(self) -> tuple[Table, Table, Table]:
         """Return the tables of results, of differences, and of the settings that differ."""
         return _results_table(self), _differences_table(self.runs), _settings_table(self.runs)
+
+    def __repr__(self) -> str:
+        return f"Comparison({[run.name for run in self.runs]})"
 
     def _repr_html_(self) -> str:
         return "".join(to_html(table) for table in self.tables() if len(table.columns) > 1)
@@ -214,7 +225,7 @@ def _compare(runs: Mapping[str, Run], level: float) -> list[ComparedRun]:
             for history in run.completed
         ]
         facts = run.settings, run.completed, run.results, run.seconds, level_epochs, differing
-        compared.append(ComparedRun(name, *facts, differences))
+        compared.append(ComparedRun(name, str(run.directory.path), *facts, differences))
     return compared
 
 

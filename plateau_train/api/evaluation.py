@@ -62,9 +62,13 @@ class ClassResult(NamedTuple):
         return None if self.rival is None else f"{self.rival} ({self.rival_count:,})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """The scores of a checkpoint of a run on the run's own data."""
+    """The scores of a checkpoint of a run on the run's own data.
+
+    ``scores`` has the loss (in nats), the accuracy (a fraction) and the number of images of each
+    split. ``confusion`` counts the test images, true classes in rows, predicted ones in columns.
+    """
 
     run: Path
     epoch: int
@@ -110,6 +114,10 @@ class Evaluation:
         origin = {"run": self.run.resolve().name, "folder": str(self.run)}
         return origin | {"epoch": self.epoch, "replica": self.replica, "seed": self.seed}
 
+    def __repr__(self) -> str:
+        accuracy = self.scores["test"].accuracy
+        return f"Evaluation({str(self.run)!r}, {self.title}: test accuracy {accuracy:.4f})"
+
     def _repr_html_(self) -> str:
         scores = [
             Column("split", "split", is_number=False),
@@ -136,11 +144,7 @@ def evaluate(
     word or replica, ``RunError`` for a checkpoint that is not kept, and ``DataError`` for other
     data.
     """
-    if not re.fullmatch(r"best|last|[0-9]{1,9}", which):
-        raise ConfigError(
-            f"--checkpoint must be best, last or the number of an epoch, got {which}",
-            hint="leave it out to score the best one",
-        )
+    check_name(which)
     run = RunDirectory.find(path)
     run.refuse_sweep()
     weights = find_checkpoint(run, which)
@@ -164,6 +168,15 @@ def evaluate(
     where = run.path, manifest.epoch, number, seeds[number]
     facts = title, settings.title, dataset.source
     return Evaluation(*where, *facts, scores, classes, confusion)
+
+
+def check_name(which: str) -> None:
+    """Raise ``ConfigError`` for a word that names no checkpoint."""
+    if not re.fullmatch(r"best|last|[0-9]{1,9}", which):
+        raise ConfigError(
+            f"--checkpoint must be best, last or the number of an epoch, got {which}",
+            hint="leave it out for the best one",
+        )
 
 
 def find_checkpoint(run: RunDirectory, which: str) -> Checkpoint:
@@ -217,7 +230,7 @@ def choose_replica(
     if records and number not in {record.replica for record in records}:
         raise RunError(
             f"replica {number} (seed {seeds[number]}) had diverged by epoch {epoch}",
-            hint=f"give another --replica, such as {best}, the best one",
+            hint="leave --replica out to score the best one",
         )
     if len(seeds) == 1:
         return number, ""

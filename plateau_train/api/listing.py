@@ -13,7 +13,7 @@ from plateau_train.report.rows import Row
 from plateau_train.run.directory import LATEST, SWEEP, RunDirectory, is_sweep
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
-from plateau_train.run.results import Results, describe_replica
+from plateau_train.run.results import ReplicaResult, Results
 
 log = logging.getLogger("plateau_train")
 
@@ -30,6 +30,9 @@ COLUMNS = (
     Column("results.final_scale.geometric_mean", "scale", ".6g", omit=4),
     Column("state", "status", is_number=False),
 )
+
+# The names of the fields of each row.
+FIELDS = ("run", "folder", "status", "problems", "epochs", *ReplicaResult._fields)
 
 
 class ListedRun(NamedTuple):
@@ -54,12 +57,14 @@ class ListedRun(NamedTuple):
 
     def rows(self) -> list[Row]:
         """Return a row for each replica, or one for a run of which none can be read."""
-        planned = None if self.settings is None else self.settings.run.epochs
-        row = {"run": self.name, "folder": str(self.path), "status": self.state}
-        row |= {"planned_epochs": planned}
+        epochs = None if self.settings is None else self.settings.run.epochs
+        values = self.name, str(self.path), self.state, "; ".join(self.problems) or None, epochs
+        row = dict(zip(FIELDS, values, strict=False))
         if self.settings is None or not self.histories:
-            return [row]
-        return [row | describe_replica(history, self.settings) for history in self.histories]
+            return [dict.fromkeys(FIELDS) | row]
+        return [
+            row | ReplicaResult.of(history, self.settings)._asdict() for history in self.histories
+        ]
 
 
 def list_runs(runs_dir: Path) -> list[ListedRun]:

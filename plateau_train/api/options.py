@@ -1,13 +1,21 @@
-"""The types of the keyword arguments of ``train``, ``Run.resume`` and ``sweep``.
+"""The keyword arguments of functions in Python: their types, and their part of a signature.
 
 Defaults, ranges and meanings are those of the settings, in ``config`` and docs/settings.md.
 """
 
-from collections.abc import Iterable, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import Parameter
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, ParamSpec, TypedDict, TypeVar
 
-from plateau_train.config import Mode, OptimizerName, Precision, Schedule
+from plateau_train import config
+from plateau_train.config import Mode, OptimizerName, Precision, Schedule, Setting
+from plateau_train.errors import PlateauTrainError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PathLike = str | Path
 Seeds = int | Iterable[int] | str
@@ -81,3 +89,47 @@ class SweepOptions(TypedDict, total=False):
     threads: int | None
     devices: int | None
     quiet: bool
+
+
+def for_python(
+    settings: Sequence[Setting] = (),
+    types: Mapping[str, Any] | None = None,
+    *,
+    has_defaults: bool = True,
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make the errors of a function name arguments and not flags, and show its keywords.
+
+    ``settings`` stand in its signature, which help and completion show, for its ``**`` argument,
+    with the ``types`` of some of them if given. A default that is none, or follows from other
+    settings, is None, and so is each if a call without them leaves them as they are.
+    """
+    keywords = [
+        Parameter(
+            each.key,
+            Parameter.KEYWORD_ONLY,
+            default=None if each.may_be_unset or not has_defaults else each.field.default,
+            annotation=Parameter.empty if types is None else types[each.key],
+        )
+        for each in settings
+        if types is None or each.key in types
+    ]
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def call(*arguments: P.args, **options: P.kwargs) -> T:
+            try:
+                return function(*arguments, **options)
+            except PlateauTrainError as error:
+                error.reword(config.as_arguments)
+                raise
+
+        signature = inspect.signature(function)
+        own = [
+            each
+            for each in signature.parameters.values()
+            if not keywords or each.kind != Parameter.VAR_KEYWORD
+        ]
+        vars(call)["__signature__"] = signature.replace(parameters=[*own, *keywords])
+        return call
+
+    return decorate

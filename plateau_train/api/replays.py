@@ -7,12 +7,14 @@ settings.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from plateau_train import config, plots
-from plateau_train.config import SETTINGS, FigureOptions, RawValue
+from plateau_train.api.options import PathLike, for_python
+from plateau_train.config import FIGURE_OPTIONS, SETTINGS, FigureOptions, RawValue
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
 from plateau_train.numerics.replay import Row, as_losses
@@ -34,17 +36,17 @@ RULE = {each.key: each for each in SETTINGS if each.table == "plateau" and each.
 LIBRARIES = {"optax": "optax", "torch": "PyTorch", "keras": "Keras"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Replay:
-    """What each rule, the one of training first, makes of some values."""
+    """The plateau rule applied to values, and the rules of other libraries beside it."""
 
     series: Series
     rules: Mapping[str, Sequence[Row]]  # by the name of the rule, a row for each value
     notes: Mapping[str, str]  # the settings of the rules of other libraries
 
     @property
-    def values(self) -> Sequence[Row]:
-        """The rows of the rule of training."""
+    def own_rows(self) -> Sequence[Row]:
+        """The rows of the first rule."""
         return next(iter(self.rules.values()))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -59,22 +61,40 @@ class Replay:
     @property
     def drops(self) -> Columns:
         """The rows of the values that lowered the scale, as columns."""
-        return to_columns([row for row in self.rows() if row["reason"] is not None])
+        is_drop = np.array([row.is_drop for row in self.own_rows])
+        return {name: column[is_drop] for name, column in self.table.items()}
 
-    def plot(self, **options: Any) -> "Figure":
-        """Draw the values above the scale; see ``Run.plot`` for the options."""
-        return self.draw(config.figure_options(options))
+    @property
+    def counterfactual_from(self) -> int | None:
+        """The number of the first value whose drop differs from the run's; None if none does.
+
+        The run measured what follows it at other learning rates.
+        """
+        change = texts.find_change(self.series, self.own_rows)
+        return change and change.number
+
+    @for_python([each for each in FIGURE_OPTIONS if each.key != "panels"])
+    def plot(self, *, path: PathLike | None = None, **options: Any) -> "Figure":
+        """Draw the values above the scale; also save them to ``path`` if given."""
+        figure = self.draw(config.figure_options(options))
+        if path is not None:
+            plots.save(Path(path), figure)
+        return figure
 
     def draw(self, options: FigureOptions) -> "Figure":
         """Draw the values that the rule observed above the scale."""
         rule, reasons = (
             texts.describe_rule(self.series.rule),
-            texts.list_reasons(self.series, self.values),
+            texts.list_reasons(self.series, self.own_rows),
         )
-        change = texts.find_change(self.series, self.values)
+        change = texts.find_change(self.series, self.own_rows)
         return plots.draw_replay(
             self.series, self.rules, options, rule=rule, reasons=reasons, change=change
         )
+
+    def __repr__(self) -> str:
+        num_drops = sum(row.is_drop for row in self.own_rows)
+        return f"Replay({len(self.own_rows)} values, {num_drops} drops)"
 
     def _repr_html_(self) -> str:
         return to_html(texts.make_table(self.series, self.rules))
@@ -153,6 +173,29 @@ def read_run(
     return Series(title, observed, values, rule, *of_run)
 
 
+def as_names(libraries: str | Sequence[str]) -> Sequence[str]:
+    """Return the names of libraries, each once; one may be given alone."""
+    return list(dict.fromkeys([libraries] if isinstance(libraries, str) else libraries))
+
+
+def read_rule(
+    rule: Mapping[str, Any],
+    from_torch: Mapping[str, Any] | None,
+    from_keras: Mapping[str, Any] | None,
+    learning_rate: float,
+) -> dict[str, RawValue]:
+    """Return the settings of a rule, given or translated."""
+    overrides = config.read_arguments(rule, RULE)
+    given = {"torch": from_torch, "keras": from_keras}
+    translations = {name: value for name, value in given.items() if value is not None}
+    if len(translations) > 1:
+        raise ConfigError("from_torch and from_keras both set the rule", hint="leave out one")
+    for library, parameters in translations.items():
+        text = ",".join(f"{name}={value}" for name, value in parameters.items())
+        overrides |= translate_flags(library, text, overrides, learning_rate)
+    return overrides
+
+
 def translate_flags(
     library: str, text: str, overrides: dict[str, RawValue], learning_rate: float
 ) -> dict[str, RawValue]:
@@ -207,7 +250,9 @@ def _report_differences(
 
 
 def check_values(series: Series) -> None:
-    """Raise ``ConfigError`` for values beyond float32."""
+    """Raise ``ConfigError`` for no values and for values beyond float32."""
+    if not series.values:
+        raise ConfigError("there are no values", hint="give at least one")
     largest = float(np.finfo(np.float32).max) / series.rule.accumulation_size
     for number, value in enumerate(series.values, start=1):
         if abs(value) > largest:

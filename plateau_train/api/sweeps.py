@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from plateau_train import config, plots
+from plateau_train.api.options import for_python
+from plateau_train.api.runs import Run
 from plateau_train.config import Resolved, Setting, Settings
 from plateau_train.errors import ConfigError, NonFiniteLossError, RunError
+from plateau_train.process.jax_session import own_configuration
 from plateau_train.report.console import MISSING, Column, Table, look_up
+from plateau_train.report.notebook import make_report
 from plateau_train.report.rows import Columns, Row, to_columns, to_csv, to_html
 from plateau_train.run import storage
-from plateau_train.run.directory import SWEEP, RunDirectory, read_json
+from plateau_train.run.directory import SWEEP, RunDirectory, is_sweep, read_json
 from plateau_train.run.history import History
-from plateau_train.run.reader import Run
+from plateau_train.run.reader import Run as StoredRun
 from plateau_train.run.records import MeanStd
-from plateau_train.run.results import Results, describe_replica
+from plateau_train.run.results import ReplicaResult, Results
 from plateau_train.training import sweep
+from plateau_train.training.devices import use_process
 from plateau_train.training.loop import Callbacks
 from plateau_train.training.sweep import METRICS, LoadedDatasets, SweepPlan, SweepRun
 
@@ -62,8 +67,8 @@ class SweepResult(NamedTuple):
     name: str  # of its folder
     settings: Settings
     values: Mapping[str, str | None]  # of the settings that vary; None where it has no effect
-    histories: Sequence[History]  # of the seeds that finished all epochs
-    results: Results | None  # of these; None if there are none
+    histories: Sequence[History]  # of the seeds that have finished epoch 0
+    results: Results | None  # of those that finished all epochs; None if there are none
 
     @property
     def num_seeds(self) -> int:
@@ -87,31 +92,45 @@ class SweepResult(NamedTuple):
         return math.inf if final is None else sign * final.mean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sweep:
     """The results of a sweep, the best run first."""
 
     folder: Path
     metric: str  # that the runs are sorted by
     varied: Sequence[Setting]
-    runs: Sequence[SweepResult]
+    ranked: Sequence[SweepResult]
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs, the best first."""
+        return [Run.at(self.folder / each.name) for each in self.ranked]
 
     def rows(self) -> list[Row]:
-        """Return a row for each seed that finished all epochs."""
+        """Return a row for each seed of each run, also for those that diverged."""
         return [
-            {"run": run.name, "folder": str(self.folder / run.name)}
-            | dict(run.values)
-            | describe_replica(history, run.settings)
-            for run in self.runs
-            for history in run.histories
+            {"run": each.name, "folder": str(self.folder / each.name)}
+            | {setting.key: setting.effective_value(each.settings) for setting in self.varied}
+            | ReplicaResult.of(history, each.settings)._asdict()
+            for each in self.ranked
+            for history in each.histories
         ]
 
     @property
     def results(self) -> Columns:
-        """What each seed of each run achieved, as columns."""
+        """What each seed of each run achieved, as columns, the best run first."""
         return to_columns(self.rows())
 
-    def table(self) -> Table:
+    @for_python()
+    def resume(self, *, quiet: bool = False) -> "Sweep":
+        """Train what is left of a sweep that was stopped, and return the results of all runs."""
+        overrides = config.resolve(config.read_arguments({"quiet": quiet}))
+        report = make_report(is_quiet=quiet, is_sweep=True)
+        with own_configuration():
+            return resume(self.folder, overrides, use_process, report, lambda _: None)
+
+    def as_table(self) -> Table:
+        """Return a row for each run."""
         columns = [
             *(Column(f"values.{setting.key}", setting.flag) for setting in self.varied),
             Column(_path_of(self.metric), self.metric, ".4f"),
@@ -121,8 +140,9 @@ class Sweep:
             Column(lambda result: f"{result.num_finished}/{result.num_seeds}", "seeds"),
             Column("name", "run", is_number=False, omit=1),
         ]
-        return Table(self.runs, columns)
+        return Table(self.ranked, columns)
 
+    @for_python()
     def plot(self) -> "Figure":
         """Draw the metric over the two settings that vary; raises ``ConfigError`` for others."""
         if len(self.varied) != 2:
@@ -131,12 +151,16 @@ class Sweep:
                 f"{len(self.varied)}",
                 hint="compare draws the curves of any runs",
             )
-        grid, num_seeds = _make_grid(self), self.runs[0].num_seeds
+        grid, num_seeds = _make_grid(self), self.ranked[0].num_seeds
         seeds = f"mean and standard deviation of {num_seeds} seeds" if num_seeds > 1 else "one seed"
         return plots.draw_heat_map(grid, f"{grid.metric} after the last epoch, {seeds}")
 
+    def __repr__(self) -> str:
+        varied = ", ".join(setting.key for setting in self.varied)
+        return f"Sweep({str(self.folder)!r}, {len(self.ranked)} runs over {varied})"
+
     def _repr_html_(self) -> str:
-        return to_html(self.table())
+        return to_html(self.as_table())
 
 
 def start(
@@ -168,8 +192,10 @@ def resume(
 
 
 def read(path: Path) -> Sweep:
-    """Read the results of a sweep."""
+    """Read the results of a sweep; raises ``RunError`` for another folder."""
     directory = RunDirectory.find(path)
+    if not is_sweep(directory.path):
+        raise RunError(f"{path} is not a sweep: it has no {SWEEP}", hint="load opens a run")
     return _read(directory, read_json(path / SWEEP, SweepPlan))
 
 
@@ -192,11 +218,11 @@ def _train(
         directory, plan, programs, newest, datasets, callbacks, save_plot=plots.save_run_plot
     )
     results = _read(directory, plan)
-    if not any(result.num_finished for result in results.runs):
+    if not any(result.num_finished for result in results.ranked):
         raise NonFiniteLossError(
             f"all seeds of {directory} diverged", hint="train with smaller --learning-rate values"
         )
-    storage.write_text(table_path(directory.path), to_csv(_mean_rows(results.runs)))
+    storage.write_text(table_path(directory.path), to_csv(_mean_rows(results.ranked)))
     if len(results.varied) == 2:
         plots.save(picture_path(directory.path), results.plot())
     return results
@@ -242,22 +268,25 @@ def _read(directory: RunDirectory, plan: SweepPlan) -> Sweep:
 
 def _read_result(folder: Path, planned: SweepRun, varied: Sequence[Setting]) -> SweepResult:
     """Read a run of a sweep; warn if it is damaged. A run that was resumed may have more epochs."""
-    run, settings = Run(RunDirectory(folder / planned.folder)), planned.settings
-    finished, num_epochs = [], settings.run.epochs
+    run, settings = StoredRun(RunDirectory(folder / planned.folder)), planned.settings
+    histories, num_epochs = [], settings.run.epochs
     try:
-        finished = [
-            history.until(num_epochs)
-            for history in (run.histories if run.directory.metrics.exists() else ())
-            if history.last_epoch >= num_epochs or (history.ending and history.ending.is_complete)
-        ]
+        if run.directory.metrics.exists() and run.records:
+            histories = run.histories
     except RunError as error:
         log.warning("\n".join(error.problems))
     values = {
         each.key: config.as_text(each.value_in(settings)) if each.matters_in(settings) else None
         for each in varied
     }
+    finished = [
+        history.until(num_epochs)
+        for history in histories
+        if history.last_epoch >= num_epochs or (history.ending and history.ending.is_complete)
+    ]
     results = Results.of(finished) if finished else None
-    return SweepResult(planned.folder, settings, values, finished, results)
+    shown = [history.until(num_epochs) for history in histories]
+    return SweepResult(planned.folder, settings, values, shown, results)
 
 
 def _mean_rows(results: Sequence[SweepResult]) -> list[Row]:
@@ -275,7 +304,7 @@ def _mean_rows(results: Sequence[SweepResult]) -> list[Row]:
 
 def _make_grid(sweep: Sweep) -> plots.Grid:
     """Arrange a metric over the two settings that vary."""
-    results, varied, metric = sorted(sweep.runs, key=attrgetter("name")), sweep.varied, sweep.metric
+    results, varied = sorted(sweep.ranked, key=attrgetter("name")), sweep.varied
     rows, columns = (
         list(dict.fromkeys(result.values[setting.key] or MISSING for result in results))
         for setting in varied
@@ -286,8 +315,8 @@ def _make_grid(sweep: Sweep) -> plots.Grid:
         row, column = (value or MISSING for value in result.values.values())
         cell = rows.index(row), columns.index(column)
         num_diverged[cell] = result.num_seeds - result.num_finished
-        if final := result.final(metric):
+        if final := result.final(sweep.metric):
             means[cell] = final.mean
             stds[cell] = final.sd if final.num_replicas > 1 else np.nan
-    flags, name = [setting.flag for setting in varied], metric.replace("-", " ")
+    flags, name = [setting.flag for setting in varied], sweep.metric.replace("-", " ")
     return plots.Grid(flags[0], rows, flags[1], columns, means, stds, num_diverged, name)

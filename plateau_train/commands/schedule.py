@@ -100,7 +100,9 @@ def run_schedule(
         translated = translate_flags(library, text, overrides, optimizer.learning_rate)
         flags = as_flags(translated)
         if not options.has_values:
-            print(flags)
+            rule = config.resolve(translated).settings
+            row = {key: RULE[key].value_in(rule) for key in translated}
+            print(flags) if form is None else write_rows(form, [row])
             return
         log.info(f"as flags: {flags}")
         overrides |= translated
@@ -169,4 +171,4 @@ def print_replay(replayed: Replay, form: Form | None) -> None:
         print_rows(texts.describe_drops(series, rules))
         if rest := num_values % size:
             log.info(f"the last {rest:,} of {num_values:,} values do not fill a window of {size:,}")
-    texts.report_change(series, replayed.values)
+    texts.report_change(series, replayed.own_rows)

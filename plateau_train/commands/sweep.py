@@ -68,9 +68,9 @@ class _SweepReport(ProgramReport):
         elif self.is_quiet:
             print(console.printable(folder))
         else:
-            console.print_table(results.table())
+            console.print_table(results.as_table())
             heat_map = {"heat map": str(picture_path(folder))} if len(results.varied) == 2 else {}
-            best = RunDirectory(folder / results.runs[0].name)
+            best = RunDirectory(folder / results.ranked[0].name)
             console.print_rows(
                 {"results": str(table_path(folder))} | heat_map | {"next": f"{PROGRAM} plot {best}"}
             )

@@ -4,7 +4,7 @@ Imports errors only.
 """
 # pyright: reportUnusedImport=false
 
-from plateau_train.config.arguments import ARGUMENTS, read_arguments
+from plateau_train.config.arguments import ARGUMENTS, OTHER_NAMES, as_arguments, read_arguments
 from plateau_train.config.figures import (
     FIGURE_OPTIONS,
     PANEL_NAMES,
@@ -18,7 +18,6 @@ from plateau_train.config.resolve import (
     RawValue,
     Resolved,
     Sweep,
-    as_arguments,
     cluster_policy,
     merge,
     resolve,

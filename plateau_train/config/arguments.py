@@ -1,15 +1,47 @@
-"""Settings as the arguments of functions in Python."""
+"""Settings as the arguments of functions in Python, and the words of errors for them."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from plateau_train.config.resolve import ARGUMENT, BY_KEY, RawValue
 from plateau_train.config.settings import SETTINGS, Setting, as_text, did_you_mean
-from plateau_train.errors import ConfigError
+from plateau_train.errors import PROGRAM, ConfigError
 
 # A process joins a cluster once, before it uses a device, which is nothing for a function.
 ARGUMENTS = tuple(setting.key for setting in SETTINGS if setting.table != "cluster")
+
+# Hints for settings that have another name here.
+OTHER_NAMES = {
+    "--seeds": "write several seeds as --seed 0-7",
+    "--lr": "write --learning-rate",
+    "--min-lr": "write --min-scale, a factor on --learning-rate",
+    "--threshold": "write --rtol for a relative threshold, --atol for an absolute one",
+    "--wd": "write --weight-decay",
+    "--val-split": "write --val-fraction",
+    "--output-dir": "write --runs-dir",
+}
+
+# Arguments that are not named after their options.
+_RENAMED = {"replica": "seed", "config": "config_file"}
+
+_PROGRAM = re.escape(PROGRAM)
+_PATH = r"'?((?<=')[^']*|\S+)'?"  # in quotes if a shell needs them
+
+# Command lines in hints, and the calls that do the same. Other commands have none.
+_CALLS = {
+    r"--seed (\d+-\d+)": r"seed='\1'",
+    r"separate values by commas.*": "give a list of values, such as patience=[2, 5, 10]",
+    rf"{_PROGRAM} sweep .* trains": "sweep(...) with these lists trains",
+    rf"{_PROGRAM} train --help": "docs/settings.md",
+    rf"{_PROGRAM} resume {_PATH} continues the sweep": r"load_sweep('\1').resume() continues it",
+    rf"{_PROGRAM} (resume|plot) {_PATH}": r"load('\2').\1()",
+    rf"{_PROGRAM} (runs|compare) {_PATH}(?= lists| compares)": r"\1('\2')",
+    rf"{_PROGRAM} compare runs/ONE runs/TWO": "compare('runs/ONE', 'runs/TWO')",
+    rf"{_PROGRAM} runs": "runs()",
+    rf"{_PROGRAM} trains": "train() trains",
+}
 
 
 def read_arguments(
@@ -20,13 +52,12 @@ def read_arguments(
     An argument that is None has its default. Raises ``ConfigError`` for an unknown name.
     """
     known = tuple(known)
-    unknown = [
-        f"there is no setting {name}{did_you_mean(name, known)}"
-        for name in arguments
-        if name not in known
-    ]
-    if unknown:
-        raise ConfigError(*unknown, hint="docs/settings.md lists the settings")
+    if unknown := [name for name in arguments if name not in known]:
+        problems = (f"there is no setting {name}{did_you_mean(name, known)}" for name in unknown)
+        flag = f"--{unknown[0].replace('_', '-')}"
+        raise ConfigError(
+            *problems, hint=OTHER_NAMES.get(flag, "docs/settings.md lists the settings")
+        )
     variables = {key: os.environ.get(BY_KEY[key].variable or "") for key in known}
     given = {
         key: RawValue(text, BY_KEY[key].variable or "") for key, text in variables.items() if text
@@ -40,9 +71,25 @@ def read_arguments(
 
 def _as_text(setting: Setting, value: Any) -> str:
     """Write a value as a user would type it; a list, a range or an array as its items."""
-    if isinstance(value, str | os.PathLike) or not isinstance(value, Iterable):
+    is_scalar = getattr(value, "ndim", None) == 0  # of NumPy or JAX
+    if is_scalar or isinstance(value, str | os.PathLike) or not isinstance(value, Iterable):
         return as_text(value)
     items = list(value)
     is_nested = any(isinstance(item, Iterable) and not isinstance(item, str) for item in items)
     separator = setting.separator if is_nested else ","
     return separator.join(_as_text(setting, item) for item in items)
+
+
+def as_arguments(line: str) -> str:
+    """Replace options and command lines in a line of an error by arguments and calls."""
+    for command, call in _CALLS.items():
+        line = re.sub(command, call, line)
+    if f"{PROGRAM} " in line:  # a command without a counterpart keeps its options
+        return line
+    return re.sub(r"--(?:no-)?([a-z][a-z-]*)(?: (?=\d[\d.]*(?:e-?\d+)?(?![\w-])))?", _name, line)
+
+
+def _name(flag: re.Match[str]) -> str:
+    """Return the argument of a flag, with an equals sign before a number."""
+    name = _RENAMED.get(flag[1], flag[1].replace("-", "_"))
+    return f"{name}=" if flag[0].endswith(" ") else name

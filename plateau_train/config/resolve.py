@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
@@ -99,8 +98,7 @@ def resolve(given: Mapping[str, RawValue], *, file: Path | None = None) -> Resol
     origins |= {key: raw.origin for key, raw in given.items()}
     if not problems:
         settings = Settings.model_validate(merged)
-        is_call = any(raw.origin == ARGUMENT for raw in given.values())
-        problems += map(as_arguments, settings.problems()) if is_call else settings.problems()
+        problems += settings.problems()
         if not problems:
             return Resolved(settings, origins)
     hint = f"{PROGRAM} train --help explains each setting"
@@ -252,11 +250,6 @@ def _problems(
             name = names.get(given[setting.key].origin, setting.flag)
         near = did_you_mean(value, setting.choices)
         yield f"{name} must be {setting.expected}, got {shown}{near}"
-
-
-def as_arguments(text: str) -> str:
-    """Replace the flags in a sentence by the names of arguments."""
-    return re.sub(r"--(?:no-)?([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), text)
 
 
 def _misplaced(table: str, key: str | None) -> str:

@@ -89,6 +89,10 @@ class Setting(NamedTuple):
     def value_in(self, settings: "Settings") -> Any:
         return getattr(getattr(settings, self.table), self.key)
 
+    def effective_value(self, settings: "Settings") -> Any:
+        """Return the value, or None if the training does not depend on it."""
+        return self.value_in(settings) if self.matters_in(settings) else None
+
     @property
     def may_be_unset(self) -> bool:
         """Whether the default is no value, or one that follows from other settings."""

@@ -86,7 +86,8 @@ class PlateauRule(NamedTuple):
             config.resolve(given)
         except ConfigError as error:
             hint = "help(plateau_train.reduce_on_plateau) explains each argument"
-            raise ConfigError(*error.problems, hint=hint) from None
+            problems = map(config.as_arguments, error.problems)
+            raise ConfigError(*problems, hint=hint) from None
         return self._replace(**numbers)
 
     def init(self) -> PlateauState:

@@ -7,6 +7,7 @@ training uses.
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from plateau_train import config
 from plateau_train.numerics.replay import Row
@@ -88,17 +89,19 @@ def plain_rows(
 ) -> Iterator[dict[str, float | str | bool | None]]:
     """Yield a row of plain values per value; one that lowered no scale has no reason.
 
-    The rules after the first one add a scale and a reason each, such as ``torch_scale``.
+    Those of a run have its replica and position. The rules after the first one add a scale and a
+    reason each, such as ``torch_scale``.
     """
     (_, rows), *others = rules.items()
     for index, row in enumerate(rows):
-        position = series.positions[index]._asdict() if series.positions else {}
+        origin: dict[str, Any] = {}
+        if series.positions:
+            origin = {"replica": series.replica, "seed": series.seed}
+            origin |= series.positions[index]._asdict()
         has_best = math.isfinite(row.best)
         values = {
-            "replica": series.replica,
-            "seed": series.seed,
+            **origin,
             "number": row.number,
-            **position,
             "value": row.value,
             "observation": row.mean if row.is_complete else None,
             "best": row.best if has_best else None,

@@ -1,7 +1,7 @@
 """Results for other programs: rows of plain values by name, as JSON, CSV, columns or HTML.
 
 The names and their units are in docs/tables.md. A value that does not exist is None: null in JSON,
-an empty cell in CSV, NaN in a column of numbers.
+an empty cell in CSV, NaN in a column of numbers, None in a column of texts.
 """
 
 import csv
@@ -20,14 +20,17 @@ Row = Mapping[str, Any]
 Columns = dict[str, np.ndarray]
 Form = Literal["json", "csv"]
 
+DTYPES = {int: np.int64, str: np.str_}  # of the columns that are not numbers with a fraction
 
-def write_rows(form: Form, rows: Sequence[Row], **others: Any) -> None:
+
+def write_rows(form: Form, rows: Sequence[Row], names: Sequence[str] = (), **others: Any) -> None:
     """Print rows on standard output in a form, and nothing else.
 
-    In JSON they are an array, or, where there are ``others``, an object that has them as "results".
+    ``names`` are those of their fields, which CSV has also where there is no row. In JSON the rows
+    are an array, or, where there are ``others``, an object that has them as "results".
     """
     if form == "csv":
-        print(to_csv(rows), end="")
+        print(to_csv(rows, names), end="")
     else:
         print(to_json({"results": rows} | others if others else rows))
 
@@ -37,19 +40,26 @@ def to_json(content: Any) -> str:
     return json.dumps(_finite(content), indent=1, ensure_ascii=False, default=str)
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[Row], names: Sequence[str] = ()) -> str:
     """Write rows as CSV with a header; a list is written with spaces between its items."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, names_of(rows), lineterminator="\n")
+    writer = csv.DictWriter(text, names or names_of(rows), lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in _finite(row).items()})
     return text.getvalue()
 
 
-def to_columns(rows: Sequence[Row], names: Sequence[str] = ()) -> Columns:
-    """Return a NumPy array for each name, by default those of the rows, as pandas takes them."""
-    return {name: _column([row.get(name) for row in rows]) for name in names or names_of(rows)}
+def to_columns(rows: Sequence[Row], types: Mapping[str, Any] | None = None) -> Columns:
+    """Return a NumPy array for each name, as pandas takes them.
+
+    ``types`` has the names, by default those of the rows, and the types of columns without a row.
+    """
+    types = dict.fromkeys(names_of(rows)) if types is None else types
+    return {
+        name: _column([row.get(name) for row in rows]) if rows else np.array([], DTYPES.get(kind))
+        for name, kind in types.items()
+    }
 
 
 def to_html(table: Table) -> str:
@@ -83,12 +93,10 @@ def _cell(value: Any) -> Any:
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    """Return an array of numbers or texts; of objects if the values are lists."""
+    """Return an array of numbers or texts; of objects if the values are tuples."""
     present = [value for value in values if value is not None]
-    if any(isinstance(value, list | tuple) for value in present):
-        array = np.empty(len(values), object)
-        array[:] = values
-        return array
+    if any(isinstance(value, tuple) for value in present):
+        return np.fromiter(values, object, len(values))
     if all(isinstance(value, int | float) for value in present) and len(present) < len(values):
         return np.array([math.nan if value is None else value for value in values])
     return np.array(values, object if len(present) < len(values) else None)

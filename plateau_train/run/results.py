@@ -12,6 +12,8 @@ from plateau_train.run.records import EpochRecord, MeanScores, MeanStd, best_rec
 # Accuracies are fractions of the same number of images: a smaller difference is rounding.
 ROUNDING = 1e-6
 
+METRICS = ("loss", "accuracy")
+
 
 class ScaleRange(NamedTuple):
     """Geometric mean, lowest and highest value of a scale over replicas.
@@ -101,31 +103,59 @@ class Results(NamedTuple):
         )
 
 
-def describe_replica(history: History, settings: Settings) -> dict[str, Any]:
-    """Return what one replica achieved as plain values, by the names that docs/tables.md lists."""
-    last, best = history.records[-1], best_record(history.records)
-    follows_rule = settings.optimizer.schedule == "plateau"
-    return {
-        "schedule": settings.schedule_name,
-        "dataset": settings.data.dataset,
-        "replica": history.replica,
-        "seed": history.seed,
-        "epochs": last.epoch,
-        "ending": history.ending and history.ending.reason,
-        **_scores("final", last),
-        "final_scale": last.scale,
-        "final_learning_rate": last.learning_rate,
-        "best_by": f"{last.score_split}_accuracy",
-        "best_epoch": best.epoch,
-        **_scores("best", best),
-        "num_drops": len(history.drops) if follows_rule else None,
-        "drop_epochs": [drop.epoch for drop in history.drops] if follows_rule else None,
-    }
+class ReplicaResult(NamedTuple):
+    """What one replica achieved, by the names that docs/tables.md explains."""
+
+    schedule: str
+    mode: str | None  # None where the schedule does not depend on it
+    dataset: str
+    replica: int
+    seed: int
+    last_epoch: int
+    ending: str | None  # None while it can be continued
+    final_train_loss: float
+    final_train_accuracy: float
+    final_val_loss: float | None
+    final_val_accuracy: float | None
+    final_test_loss: float
+    final_test_accuracy: float
+    final_scale: float
+    final_learning_rate: float
+    best_by: str
+    best_epoch: int
+    best_train_loss: float
+    best_train_accuracy: float
+    best_val_loss: float | None
+    best_val_accuracy: float | None
+    best_test_loss: float
+    best_test_accuracy: float
+    num_drops: int | None  # of the plateau rule
+    drop_epochs: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, history: History, settings: Settings) -> "ReplicaResult":
+        last, best = history.records[-1], best_record(history.records)
+        follows_rule = settings.optimizer.schedule == "plateau"
+        epochs = tuple(drop.epoch for drop in history.drops) if follows_rule else None
+        return cls(
+            schedule=settings.optimizer.schedule,
+            mode=settings.plateau.mode if follows_rule else None,
+            dataset=settings.data.dataset,
+            replica=history.replica,
+            seed=history.seed,
+            last_epoch=last.epoch,
+            ending=history.ending and history.ending.reason,
+            **_scores("final", last),
+            final_scale=last.scale,
+            final_learning_rate=last.learning_rate,
+            best_by=f"{last.score_split}_accuracy",
+            best_epoch=best.epoch,
+            **_scores("best", best),
+            num_drops=None if epochs is None else len(epochs),
+            drop_epochs=epochs,
+        )
 
 
-def _scores(when: str, record: EpochRecord) -> dict[str, float]:
-    return {
-        f"{when}_{split}_{metric}": value
-        for split, *values in record.scores()
-        for metric, value in zip(("loss", "accuracy"), values, strict=True)
-    }
+def _scores(when: str, record: EpochRecord) -> dict[str, Any]:
+    names = (f"{split}_{metric}" for split in ("train", "val", "test") for metric in METRICS)
+    return {f"{when}_{name}": getattr(record, name) for name in names}

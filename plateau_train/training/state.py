@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plateau_train.errors import RunError
@@ -62,6 +63,6 @@ def _complete_rule(
         rule = spec.rule(hyperparams)
         return rule.init()._replace(threshold=rule.threshold(best))
 
-    rule = jax.vmap(init)(rows, arrays["plateau/best_value"])
+    rule = jax.vmap(init)(rows, jnp.asarray(arrays["plateau/best_value"]))
     missing = {f"plateau/{name}": array for name, array in name_arrays(rule).items()}
     return jax.device_get(missing) | dict(arrays)
