@@ -41,7 +41,7 @@ def __getattr__(name: str) -> object:
     if name == "errors":
         return import_module("plateau_train.errors")
     if name not in __all__:
-        raise AttributeError(f"module {__name__} has no attribute {name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'api.python')}"), name)
 
 
