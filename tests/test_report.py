@@ -171,11 +171,15 @@ def test_warnings_of_an_epoch_are_one_notice_with_their_seeds(capsys):
     )
 
 
-def test_what_takes_long_is_shown_on_a_terminal_only(terminal, capsys):
+def test_what_takes_long_is_shown_on_a_terminal_only(terminal, capsys, monkeypatch):
     with busy("loading"):
         pass
     assert capsys.readouterr() == ("", "")
     terminal(80)
+    with busy("loading"):  # FORCE_COLOR does not make a file a terminal
+        pass
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with busy("loading"):
         pass
     out, err = capsys.readouterr()

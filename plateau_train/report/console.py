@@ -61,7 +61,9 @@ def _console(*, to_stderr: bool = False) -> Iterator[Console]:
 def busy(text: str) -> Iterator[None]:
     """Show a spinner on a terminal while the block runs; messages appear above it."""
     console = make_console(to_stderr=True)
-    with console.status(text) if console.is_terminal else contextlib.nullcontext():
+    # A kernel sets FORCE_COLOR, with which Rich takes any file for a terminal.
+    is_terminal = console.is_terminal and sys.stderr.isatty()
+    with console.status(text) if is_terminal else contextlib.nullcontext():
         yield
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from plateau_train import config
 from plateau_train.report.console import Table, printable
 
 Row = Mapping[str, Any]
@@ -63,8 +64,9 @@ def to_columns(rows: Sequence[Row], types: Mapping[str, Any] | None = None) -> C
 
 
 def to_html(table: Table) -> str:
-    """Write a table for a notebook."""
-    heads = "".join(f"<th>{html.escape(printable(each.title))}</th>" for each in table.columns)
+    """Write a table for a notebook; the settings in its head are named as arguments."""
+    titles = [config.as_arguments(printable(each.title)) for each in table.columns]
+    heads = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
     lines = [
         "".join(f"<td>{html.escape(printable(each.text_of(row)))}</td>" for each in table.columns)
         for row in table.rows
