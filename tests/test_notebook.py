@@ -1,5 +1,6 @@
 """The functions of Python in a Jupyter kernel, and docs/plateau.ipynb."""
 
+import asyncio
 import json
 import re
 import tempfile
@@ -10,7 +11,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from jupyter_core.utils import run_sync
+from jupyter_core.utils import ensure_event_loop
 from nbclient import NotebookClient
 
 from plateau_train import config
@@ -130,6 +131,7 @@ def kernel(tmp_path_factory):
         manager.transport, manager.ip = "ipc", str(Path(runtime) / "kernel")
         with kernel.client.setup_kernel():
             yield kernel
+        ensure_event_loop().close()  # nothing else does
 
 
 def bar_of(outputs):
@@ -223,7 +225,7 @@ def test_an_interrupted_cell_is_continued_in_its_kernel_to_the_same_bytes(kernel
     def interrupt():
         while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
             time.sleep(0.01)
-        run_sync(kernel.client.km.interrupt_kernel)()
+        asyncio.run(kernel.client.km.interrupt_kernel())
 
     watcher = threading.Thread(target=interrupt, daemon=True)
     watcher.start()
