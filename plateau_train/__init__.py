@@ -16,9 +16,12 @@ if TYPE_CHECKING:
         Runs,
         Sweep,
         compare,
+        describe_data,
         load,
         load_sweep,
+        prepare_data,
         replay,
+        resolve_settings,
         runs,
         sweep,
         train,
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Comparison", "Evaluation", "Replay", "Run", "Runs", "Sweep", "compare", "errors", "explain",
-    "load", "load_sweep", "reduce_on_plateau", "replay", "runs", "sweep", "train",
+    "Comparison", "Evaluation", "Replay", "Run", "Runs", "Sweep", "compare", "describe_data",
+    "errors", "explain", "load", "load_sweep", "prepare_data", "reduce_on_plateau", "replay",
+    "resolve_settings", "runs", "sweep", "train",
 ]  # fmt: skip
 _HOMES = {"explain": "report.explanation", "reduce_on_plateau": "numerics.plateau"}
 

@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -454,6 +455,30 @@ def test_a_run_without_a_finished_epoch_can_be_opened(one, tmp_path):
     with pytest.raises(pt.errors.RunError) as refusal:
         run.summary  # noqa: B018
     assert refusal.value.hint == "restore the file from a copy"
+
+
+def test_the_settings_that_a_training_would_use_are_resolved(tmp_path):
+    (tmp_path / "rule.toml").write_text("[plateau]\npatience = 7\nfactor = 0.25\n")
+    settings = pt.resolve_settings(config_file=tmp_path / "rule.toml", factor=0.1, seed=range(3))
+    assert (settings["patience"], settings["factor"], settings["seed"]) == (7, 0.1, (0, 1, 2))
+    assert tuple(settings) == config.ARGUMENTS
+    with pytest.raises(pt.errors.ConfigError, match="factor must be"):
+        pt.resolve_settings(factor=2)
+
+
+def test_data_are_described_and_prepared(tmp_path):
+    assert pt.describe_data(dataset="garments")["classes"].startswith("10")
+    assert pt.prepare_data(dataset="garments") == "garments is built in and needs no preparation"
+    with pytest.raises(pt.errors.DataError):
+        pt.prepare_data(dataset="mnist", data_dir=tmp_path, originals=tmp_path / "nowhere")
+
+
+def test_a_run_is_checked_and_its_damage_is_named(one, tmp_path):
+    assert any("intact, epoch 4" in line for line in one.check())
+    shutil.copytree(one.path, tmp_path / "copy")
+    (tmp_path / "copy" / "metrics.jsonl").write_text("{}")
+    with pytest.raises(pt.errors.RunError, match=r"metrics.jsonl was cut"):
+        pt.load(tmp_path / "copy").check()
 
 
 def test_every_block_of_the_page_runs(tmp_path, monkeypatch, folder):

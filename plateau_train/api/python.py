@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from plateau_train import config
+from plateau_train import config, data
 from plateau_train.api import comparison, listing, replays, sweeps, training
 from plateau_train.api.comparison import Comparison
 from plateau_train.api.evaluation import Evaluation
@@ -25,9 +25,38 @@ from plateau_train.run.reader import Run as StoredRun
 from plateau_train.training.devices import require_threads
 
 __all__ = [
-    "Comparison", "Evaluation", "Replay", "Run", "Runs", "Sweep", "compare", "load", "load_sweep",
-    "replay", "runs", "sweep", "train",
+    "Comparison", "Evaluation", "Replay", "Run", "Runs", "Sweep", "compare", "describe_data",
+    "load", "load_sweep", "prepare_data", "replay", "resolve_settings", "runs", "sweep", "train",
 ]  # fmt: skip
+
+
+DATA = tuple(each for each in SETTINGS if each.key in ("dataset", "data_dir", "cache_dir"))
+
+
+@for_python(SETTINGS, SettingOptions.__annotations__)
+def resolve_settings(
+    *, config_file: PathLike | None = None, **settings: Unpack[SettingOptions]
+) -> dict[str, Any]:
+    """Return all settings that ``train`` would use, by name; raises ``ConfigError`` as it does."""
+    given = config.read_arguments(settings)
+    return config.by_name(config.resolve(given, file=_optional(config_file)).settings)
+
+
+@for_python(DATA, SettingOptions.__annotations__)
+def prepare_data(*, originals: PathLike | None = None, **settings: Any) -> str:
+    """Prepare a data set, and say what was done.
+
+    ``originals`` is the folder of its original files; without it they are downloaded. Raises
+    ``DataError`` where that is impossible or a file is damaged.
+    """
+    given = config.resolve(config.read_arguments(settings)).settings.data
+    return data.prepare(given, _optional(originals))
+
+
+@for_python(DATA, SettingOptions.__annotations__)
+def describe_data(**settings: Any) -> dict[str, str]:
+    """Describe a prepared data set: its images, classes and pixels; raises ``DataError``."""
+    return data.describe(config.resolve(config.read_arguments(settings)).settings.data)
 
 
 @for_python(SETTINGS, SettingOptions.__annotations__)

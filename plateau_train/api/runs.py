@@ -24,6 +24,7 @@ from plateau_train.run.directory import RunDirectory
 from plateau_train.run.info import summarize
 from plateau_train.run.reader import Run as StoredRun
 from plateau_train.run.records import Drop, EpochRecord, ObservedValue
+from plateau_train.training import setup
 from plateau_train.training.devices import use_process
 
 if TYPE_CHECKING:
@@ -59,10 +60,7 @@ class Run:
     @for_python()
     def settings(self) -> dict[str, Any]:
         """The resolved settings by name: ``train(**run.settings)`` trains the same again."""
-        settings = self._stored.settings
-        return {
-            each.key: each.value_in(settings) for each in SETTINGS if each.key in config.ARGUMENTS
-        }
+        return config.by_name(self._stored.settings)
 
     @property
     @for_python()
@@ -153,6 +151,14 @@ class Run:
         finally:
             self._stored = StoredRun(self._stored.directory)
         return self
+
+    @for_python()
+    def check(self) -> list[str]:
+        """Verify all files of the run, and say what is intact; nothing is changed.
+
+        Raises ``RunError`` with everything that is damaged.
+        """
+        return list(setup.check(self._stored.directory, config.resolve({})))
 
     @for_python(tuple(RULE.values()), has_defaults=False)
     def replay(

@@ -4,7 +4,13 @@ Imports errors only.
 """
 # pyright: reportUnusedImport=false
 
-from plateau_train.config.arguments import ARGUMENTS, OTHER_NAMES, as_arguments, read_arguments
+from plateau_train.config.arguments import (
+    ARGUMENTS,
+    OTHER_NAMES,
+    as_arguments,
+    by_name,
+    read_arguments,
+)
 from plateau_train.config.figures import (
     FIGURE_OPTIONS,
     PANEL_NAMES,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from plateau_train.config.resolve import ARGUMENT, BY_KEY, RawValue
-from plateau_train.config.settings import SETTINGS, Setting, as_text, did_you_mean
+from plateau_train.config.settings import SETTINGS, Setting, Settings, as_text, did_you_mean
 from plateau_train.errors import PROGRAM, ConfigError
 
 # A process joins a cluster once, before it uses a device, which is nothing for a function.
@@ -42,6 +42,11 @@ _CALLS = {
     rf"{_PROGRAM} runs": "runs()",
     rf"{_PROGRAM} trains": "train() trains",
 }
+
+
+def by_name(settings: Settings) -> dict[str, Any]:
+    """Return settings by their names, as the arguments that would give them."""
+    return {each.key: each.value_in(settings) for each in SETTINGS if each.key in ARGUMENTS}
 
 
 def read_arguments(
