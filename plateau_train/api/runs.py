@@ -30,6 +30,9 @@ from plateau_train.training.devices import use_process
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# The panels in rows that can be read at the width of a notebook.
+IN_NOTEBOOK: dict[str, Any] = {"size": (13, 8), "dpi": 100}
+
 
 class Run:
     """A run: its settings, what each of its seeds recorded, its weights and its figure.
@@ -225,7 +228,7 @@ class Run:
         shown = [(name, text) for name, text in rows.items() if name not in ("plot", "next")]
         columns = [Column(itemgetter(0), "", is_number=False)]
         columns += [Column(itemgetter(1), self._stored.settings.schedule_name, is_number=False)]
-        return show_figure(self.plot()) + to_html(Table(shown, columns))
+        return show_figure(self.plot(**IN_NOTEBOOK)) + to_html(Table(shown, columns))
 
 
 class Runs(Sequence[Run]):
