@@ -74,6 +74,14 @@ def no_plots(monkeypatch):
     monkeypatch.setattr(panels, "draw_run", lambda *_, **__: Figure(figsize=(1, 1)))
 
 
+@pytest.fixture(scope="module")
+def no_saved_plots():
+    """Save no plots in the tests of a file: a plot takes longer than a small training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plateau_train.plots.save_run_plot", lambda *_: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def default_logging():
     """Undo after each test how the command line configured the logger of the package."""

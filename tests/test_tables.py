@@ -43,12 +43,7 @@ def read_json(*words):
     return json.loads(call(*words, "--json"), parse_constant=refuse_constant)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_saved_plots():
-    """Do not draw a figure after each training, which takes longer than the training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("plateau_train.plots.save_run_plot", lambda *_: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_saved_plots")
 
 
 @pytest.fixture(scope="module")

@@ -111,8 +111,8 @@ def _read(run: Run) -> ListedRun | None:
         return None
     if problems:
         state = "damaged"
-    found = tuple(sorted(problems)), settings, results, histories
-    return ListedRun(files.path.name, files.path, state, *found)
+    facts = tuple(sorted(problems)), settings, results, histories
+    return ListedRun(files.path.name, files.path, state, *facts)
 
 
 @contextlib.contextmanager

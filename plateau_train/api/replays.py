@@ -83,10 +83,8 @@ class Replay:
 
     def draw(self, options: FigureOptions) -> "Figure":
         """Draw the values that the rule observed above the scale."""
-        rule, reasons = (
-            texts.describe_rule(self.series.rule),
-            texts.list_reasons(self.series, self.own_rows),
-        )
+        rule = texts.describe_rule(self.series.rule)
+        reasons = texts.list_reasons(self.series, self.own_rows)
         change = texts.find_change(self.series, self.own_rows)
         return plots.draw_replay(
             self.series, self.rules, options, rule=rule, reasons=reasons, change=change
@@ -174,7 +172,7 @@ def read_run(
 
 
 def as_names(libraries: str | Sequence[str]) -> Sequence[str]:
-    """Return the names of libraries, each once; one may be given alone."""
+    """Return the names of libraries, each once; a single one may be a text."""
     return list(dict.fromkeys([libraries] if isinstance(libraries, str) else libraries))
 
 

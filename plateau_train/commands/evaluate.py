@@ -29,7 +29,7 @@ def evaluate(
     output: Path | None,
     form: Form | None,
 ) -> None:
-    """Score a checkpoint, draw its confusion matrix, and print the scores; raises as the API.
+    """Score a checkpoint, draw its confusion matrix, and print the scores.
 
     ``output`` is the path of the picture, in the run folder by default.
     """

@@ -18,7 +18,7 @@ log = logging.getLogger("plateau_train")
 
 
 def resume(path: Path, overrides: Resolved) -> None:
-    """Continue a run, and print every epoch, or log that it is done; raises as ``continue_run``."""
+    """Continue a run, and print every epoch, or that it is done; raises as ``training.resume``."""
     is_quiet = overrides.settings.run.quiet
     configure_logging(is_quiet=is_quiet)
     with cluster.join(overrides.settings.cluster):

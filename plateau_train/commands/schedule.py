@@ -98,13 +98,10 @@ def run_schedule(
         if run is not None and not resolved.is_explicit("learning_rate"):
             optimizer = run.settings.optimizer
         translated = translate_flags(library, text, overrides, optimizer.learning_rate)
-        flags = as_flags(translated)
         if not options.has_values:
-            rule = config.resolve(translated).settings
-            row = {key: RULE[key].value_in(rule) for key in translated}
-            print(flags) if form is None else write_rows(form, [row])
+            _print_translation(translated, form)
             return
-        log.info(f"as flags: {flags}")
+        log.info(f"as flags: {as_flags(translated)}")
         overrides |= translated
     if run is not None:
         mode = resolved.settings.plateau.mode if resolved.is_explicit("mode") else None
@@ -117,6 +114,15 @@ def run_schedule(
         plots.save(options.plot, replayed.draw(figure))
         if form is None:
             print_rows({"plot": str(options.plot)})
+
+
+def _print_translation(translated: dict[str, RawValue], form: Form | None) -> None:
+    """Print a translated rule as flags or as a row."""
+    if form is None:
+        print(as_flags(translated))
+        return
+    rule = config.resolve(translated).settings
+    write_rows(form, [{key: RULE[key].value_in(rule) for key in translated}])
 
 
 def check_options(options: ScheduleOptions) -> None:

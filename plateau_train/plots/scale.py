@@ -102,8 +102,8 @@ def scale_ticks(lowest: float, factor: float, min_scale: float, most: int) -> di
         texts = {power: f"${factor:g}^{{{power}}}$" if power else "1" for power in powers}
     ticks = {factor**power: text for power, text in texts.items()}
     if math.isclose(lowest, min_scale, rel_tol=1e-3):
-        room = factor ** (-stride / 2)
-        ticks = {tick: text for tick, text in ticks.items() if tick > min_scale * room}
+        least = min_scale * factor ** (-stride / 2)
+        ticks = {tick: text for tick, text in ticks.items() if tick > least}
         ticks |= {min_scale: f"{min_scale:g}"}
     return ticks
 

@@ -136,7 +136,7 @@ class Theme(NamedTuple):
 
     @property
     def is_brief(self) -> bool:
-        """Whether there is no room for details: on a slide, and in a small figure."""
+        """Whether details are left out: on a slide, and in a small figure."""
         return self.is_talk or (self.options.size is not None and min(self.options.size) < 4)
 
     def write_heading(self, figure: Figure, description: str, largest: float = math.inf) -> None:

@@ -29,10 +29,10 @@ def own_configuration() -> Iterator[None]:
     """
     fixed = {name.lower(): text for name, text in VALUES.items()}
     before = {name: jax.config.values[name] for name in (*fixed, *CACHE, "jax_default_device")}
-    for name, text in fixed.items():
-        jax.config.update(name, _parse(text, before[name]))
-    jax.config.update("jax_default_device", None)
-    try:
+    try:  # an interruption may come between two of the updates
+        for name, text in fixed.items():
+            jax.config.update(name, _parse(text, before[name]))
+        jax.config.update("jax_default_device", None)
         with warnings.catch_warnings():
             yield
     finally:
