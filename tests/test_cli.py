@@ -61,7 +61,7 @@ BAD_TOML = {
         ("--factor 1.5", "--factor must be a number above 0 below 1, got 1.5"),
         ("--epochs -1", "--epochs must be a whole number from 1"),
         ("--learning-rate nan", "--learning-rate must be a number from 1e-30 to 1e+30, got nan"),
-        ("--dataset garments --batch-size 70000", "larger than the 60,000 training images"),
+        ("--dataset garments --train-examples 60 --batch-size 70", "larger than the 60 training"),
         ("--hidden-sizes 10,x", "--hidden-sizes must be whole numbers from 1"),
         ("--config unknown.toml", "did you mean patience?"),
         ("--config type.toml", "patience in [plateau] must be a whole number"),
@@ -132,9 +132,8 @@ def test_commands_take_the_latest_run_and_names_in_the_runs_folder(small_run, tm
     folder = run.parents[1]
     for words, output in (
         (["plot"], f"runs/{run.name}/plot.png\n"),
-        (["plot", "latest"], f"runs/{run.name}/plot.png\n"),
-        (["plot", run.name], f"runs/{run.name}/plot.png\n"),
-        (["schedule", "--json"], None),
+        (["schedule", "--json", "latest"], None),
+        (["schedule", "--json", run.name], None),
         (["resume", "--check"], None),
     ):
         shown = command(*words, cwd=folder)
@@ -284,10 +283,9 @@ def test_plot_needs_only_three_files_and_writes_to_the_given_path(small_run, tmp
         shutil.copy(small_run / name, copy / name)
     assert command("plot", copy, cwd=tmp_path).stdout == f"{copy / 'plot.png'}\n"
     assert (copy / "plot.png").read_bytes() == (small_run / "plot.png").read_bytes()
-    for ending, magic in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
-        output = tmp_path / f"out.{ending}"
-        assert command("plot", copy, "-o", output, cwd=tmp_path).returncode == 0
-        assert output.read_bytes().startswith(magic)
+    output = tmp_path / "out.svg"
+    assert command("plot", copy, "-o", output, cwd=tmp_path).returncode == 0
+    assert output.read_bytes().startswith(b"<?xml")
     assert "as out.gif" in refused(tmp_path, "plot", copy, "-o", "out.gif", code=2)
 
 
