@@ -50,9 +50,7 @@ def processes():
     """A server that forks new processes."""
     import faults  # its imports need the command line, which not all tests need
 
-    server = faults.Processes()
-    yield server
-    server.close()
+    return faults.shared()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -80,22 +81,33 @@ class Processes:
         fault: str | None = None,
         at: int | str = 0,
         kill_after: float | None = None,
+        draws: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> list[Finished]:
         """Run several commands, each a folder and arguments, all at the same time.
 
         ``fault`` strikes at the operation ``at``, SIGKILL after some seconds. ``at`` is the number
-        of the operation, or a text in the name of a file: its first one.
+        of the operation, or a text in the name of a file: its first one. ``draws`` draws the
+        panels of runs instead of an empty picture. ``environment`` is that of the processes
+        instead of that of the server, but for what JAX has read when it was imported.
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         words = [list(map(str, command)) for command in commands]
         task = {"commands": words, "fault": fault, "at": at, "kill_after": kill_after}
+        task |= {"draws": draws, "environment": environment and dict(environment)}
         self._server.stdin.write(json.dumps(task) + "\n")
         self._server.stdin.flush()
         return [Finished(**answer) for answer in json.loads(self._server.stdout.readline())]
 
     def close(self) -> None:
         self._server.communicate("")
+
+
+@cache
+def shared() -> Processes:
+    """Return the server that the tests of a process share; it ends when they do."""
+    return Processes()
 
 
 class FaultyOs:
@@ -429,6 +441,9 @@ def _become(task: dict[str, Any], command: list[str], place: Path) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         folder, *arguments = command
         sys.argv = ["plateau-train", *arguments]
+        if task["environment"] is not None:
+            os.environ.clear()
+            os.environ |= task["environment"]
         os.chdir(folder)
         log = (place / FILES[2]).open("w")
         from matplotlib.figure import Figure
@@ -437,8 +452,9 @@ def _become(task: dict[str, Any], command: list[str], place: Path) -> None:
         from plateau_train.plots import panels
         from plateau_train.run import storage
 
-        small = Figure(figsize=(1, 1))  # as many files, in a tenth of the time
-        panels.draw_run = lambda *_, **__: small
+        if not task["draws"]:  # as many files, in a tenth of the time
+            small = Figure(figsize=(1, 1))
+            panels.draw_run = lambda *_, **__: small
         storage.os = FaultyOs(task["fault"], task["at"], log)  # pyright: ignore[reportAttributeAccessIssue]
         main()
     except SystemExit as ended:

@@ -243,6 +243,58 @@ def test_an_interrupted_cell_is_continued_in_its_kernel_to_the_same_bytes(kernel
     assert kernel.text("metrics(run) == metrics(whole), run.status") == "(True, 'done')"
 
 
+INTERRUPTED = """
+import sys, jax, numpy
+from plateau_train import config
+from plateau_train.numerics.replicas import Replicas, make_mesh
+from plateau_train.numerics.spec import Hyperparams, Spec
+
+settings = config.resolve(config.read_arguments(FEW)).settings
+equal = [
+    Replicas(
+        Spec.from_settings(settings, num_classes=10, num_examples=60),
+        Hyperparams.from_settings([settings]),
+        make_mesh(jax.devices()[:1], 1),
+    )
+    for _ in range(2)
+]
+params = equal[0].init((28, 28, 1)).params
+images = equal[0].put_split((numpy.zeros((30, 28, 28, 1), numpy.uint8), numpy.zeros(30, int)))
+for each in equal:
+    each.evaluate(params, images)
+moment, others, interrupted = 0, [], True
+while interrupted:
+    moment += 1
+    interrupted, left = False, moment
+
+    def interrupt(frame, event, _):
+        global interrupted, left
+        left -= event == "call"
+        if left == 0:
+            interrupted = True
+            raise KeyboardInterrupt
+
+    try:
+        sys.setprofile(interrupt)
+        equal[1].evaluate(params, images)
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        others.append(repr(error))
+    finally:
+        sys.setprofile(None)
+print(moment, others)
+"""
+
+
+def test_an_interruption_at_any_moment_of_a_compiled_call_arrives_as_one(kernel):
+    """It comes to each call of Python in turn, where an equal program is compiled already."""
+    kernel.start("moments")
+    moments, others = kernel.text(INTERRUPTED).strip().split(" ", 1)
+    assert others == "[]"
+    assert int(moments) > 10
+
+
 def test_a_training_leaves_the_process_as_it_was_and_does_not_depend_on_it(kernel):
     kernel.start("state", saves_plots=True)
     kernel.run(STATE)

@@ -39,6 +39,7 @@ from plateau_train.errors import ConfigError, NonFiniteLossError
 from plateau_train.numerics import replicas as numerics
 from plateau_train.numerics.replicas import estimate_memory
 from plateau_train.numerics.spec import Hyperparams, Spec
+from plateau_train.numerics.step import train_steps
 from plateau_train.report.progress import RunReport
 from plateau_train.run import checkpoint, environment
 from plateau_train.run.directory import RunDirectory
@@ -92,13 +93,14 @@ def test_traced_hyperparameters_differ_in_one_compiled_program():
             [(0.01, 1, 0, 0.0), (0.02, 2, 1, 0.3)]
         )
     ]  # fmt: skip
-    run_compiled: Any = numerics._run
     split, results, num_compiled = make_examples(80), [], set()
     for together in (runs, runs[::-1]):
         replicas = make_replicas(*together)
         _, records = take_epoch(replicas, replicas.init(IMAGE_SHAPE), split, 1)
         results.append(records)
-        num_compiled.add(run_compiled._cache_size())
+        static = (replicas.spec,), replicas.mesh, (numerics.REPLICA_AXIS,)
+        steps = numerics.compiled(train_steps, *static)
+        num_compiled.add((numerics.compiled.cache_info().currsize, steps._cache_size()))
     assert len(num_compiled) == 1
     records, swapped = results
     seen = records.observation

@@ -7,7 +7,7 @@ seeds a ``vmap``, is purejaxrl's (Lu et al. 2022).
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -139,7 +139,6 @@ def _round_up(number: int, multiple: int) -> int:
     return math.ceil(number / multiple) * multiple
 
 
-@partial(jax.jit, static_argnames=("function", "static", "mesh", "axes"), donate_argnames="donated")
 def _run(
     function: Callable[..., Any],
     static: tuple[Any, ...],
@@ -153,17 +152,37 @@ def _run(
     """Apply a function of one training to each replica; ``axes`` are those of the results.
 
     The function gets the static arguments; then its replica of ``leading``, ``donated`` and
-    ``mapped``, which have a replica axis; then ``unmapped``. An axis of length 1 is squeezed: with
-    it, XLA's matrix products on the CPU are slower.
+    ``mapped``, which have a replica axis; then ``unmapped``. ``donated`` is donated.
+    """
+    return compiled(function, static, mesh, axes)(leading, donated, mapped, unmapped)
+
+
+@cache
+def compiled(
+    function: Callable[..., Any],
+    static: tuple[Any, ...],
+    mesh: Mesh,
+    axes: tuple[str | None, ...],
+) -> Any:
+    """Return the compiled form of a function; see ``_run``.
+
+    What is static is no argument of ``jit``: JAX would compare it at each call, and turn a
+    KeyboardInterrupt that comes meanwhile into a ValueError.
     """
 
-    def apply(*replica: Any) -> Any:
-        return function(*static, *replica, *unmapped)
+    def _run(
+        leading: Any, donated: tuple[Any, ...], mapped: tuple[Any, ...], unmapped: tuple[Any, ...]
+    ) -> Any:
+        def apply(*replica: Any) -> Any:
+            return function(*static, *replica, *unmapped)
 
-    arguments = (leading, *donated, *mapped)
-    if len(jax.tree.leaves(leading)[0]) > 1:
-        results = jax.vmap(apply, spmd_axis_name=REPLICA_AXIS)(*arguments)
-    else:
-        only = jax.tree.map(lambda array: array[0], arguments)
-        results = jax.tree.map(lambda array: array[None], apply(*only))
-    return lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec(*axes)))
+        arguments = (leading, *donated, *mapped)
+        # An axis of length 1 is squeezed: with it, XLA's matrix products on the CPU are slower.
+        if len(jax.tree.leaves(leading)[0]) > 1:
+            results = jax.vmap(apply, spmd_axis_name=REPLICA_AXIS)(*arguments)
+        else:
+            only = jax.tree.map(lambda array: array[0], arguments)
+            results = jax.tree.map(lambda array: array[None], apply(*only))
+        return lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return jax.jit(_run, donate_argnums=1)
