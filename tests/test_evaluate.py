@@ -87,7 +87,9 @@ def test_the_confusion_matrix_counts_every_image_once(monkeypatch, num_examples)
     confusions = np.asarray(replicas.count_confusion(params, split))
     for replica, confusion in enumerate(confusions):
         own = jax.tree.map(lambda rows, replica=replica: rows[replica], params)
-        predicted = np.asarray(single.predict(replicas.spec, own, split.images)).argmax(axis=1)
+        predicted = np.asarray(single.predict(replicas.spec.model, own, split.images)).argmax(
+            axis=1
+        )
         expected = np.zeros((3, 3), np.int32)
         np.add.at(expected, (np.asarray(split.labels), predicted), 1)
         np.testing.assert_array_equal(confusion, expected)

@@ -9,10 +9,10 @@ import shutil
 import faults
 import pytest
 
-# A crash strikes every tenth operation here, and a refusal every tenth one, but others. An epoch
+# A crash strikes every 13th operation here, and a refusal every 13th one, but others. An epoch
 # has 17 operations, so these are not the same ones of each epoch. scripts/torture strikes all of
 # them in all ways, and kills runs more often.
-EVERY = 10
+EVERY = 13
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_write_that_is_torn_loses_no_epoch(processes, tmp_path, unbroken):
 
 
 def test_a_loss_of_power_loses_no_epoch_that_was_printed(processes, tmp_path, unbroken):
-    operations = range(len(unbroken[1]), 0, -15)
+    operations = range(len(unbroken[1]), 0, -19)
     strike_each(processes, tmp_path, unbroken, lambda _: "power", operations)
 
 

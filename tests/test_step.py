@@ -193,7 +193,7 @@ def test_parameters_depend_on_the_seed_and_on_nothing_else():
 def test_pixels_are_divided_by_255():
     spec, hyperparams = make_training(hidden_sizes=())
     params = init(spec, hyperparams).params
-    logits = numerics.predict(spec, params, jnp.full((1, *IMAGE_SHAPE), 255, jnp.uint8))
+    logits = numerics.predict(spec.model, params, jnp.full((1, *IMAGE_SHAPE), 255, jnp.uint8))
     np.testing.assert_allclose(logits[0], params["Dense_0"]["kernel"].sum(axis=0), rtol=1e-5)
 
 
@@ -297,7 +297,7 @@ def test_bfloat16_products_leave_everything_else_float32():
     loss, rough_loss = float(record.metrics.loss), float(rough_record.metrics.loss)
     assert rough_loss == pytest.approx(loss, rel=0.02)
     assert rough_loss != loss
-    assert numerics.predict(rough, state.params, split.images).dtype == jnp.float32
+    assert numerics.predict(rough.model, state.params, split.images).dtype == jnp.float32
 
 
 def test_float32_products_have_the_highest_precision_and_tf32_a_lower_one():

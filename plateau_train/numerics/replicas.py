@@ -94,13 +94,13 @@ class Replicas(NamedTuple):
         self, params: Params, split: Examples, losses: Losses = single.evaluation_losses
     ) -> Metrics:
         """Score every image of a split once."""
-        return self._score(single.evaluate, (self.spec, losses), params, split)
+        return self._score(single.evaluate, (self.spec.model, losses), params, split)
 
     def count_confusion(
         self, params: Params, split: Examples
     ) -> Int32[Array, "replicas classes classes"]:
         """Count the images of each true class (rows) by predicted class (columns)."""
-        return self._score(single.count_confusion, (self.spec,), params, split)
+        return self._score(single.count_confusion, (self.spec.model,), params, split)
 
     def observe(self, state: TrainState, metrics: Metrics, step: int) -> TrainState:
         """Give each rule its evaluation after an epoch; ``state`` is donated."""

@@ -14,7 +14,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, Key, PyTree, UInt8
 
-from plateau_train.numerics.model import Params
+from plateau_train.numerics.model import MLP, Params
 from plateau_train.numerics.plateau import Observation, PlateauState, as_loss
 from plateau_train.numerics.spec import Hyperparams, Spec
 
@@ -90,10 +90,10 @@ def epoch_order(
 
 
 def predict(
-    spec: Spec, params: Params, images: UInt8[Array, "n height width channel"]
+    model: MLP, params: Params, images: UInt8[Array, "n height width channel"]
 ) -> Float[Array, "n classes"]:
     """Return the logits of images."""
-    return jnp.asarray(spec.model.apply({"params": params}, images))
+    return jnp.asarray(model.apply({"params": params}, images))
 
 
 def training_losses(
@@ -111,10 +111,10 @@ def evaluation_losses(
 
 
 def score(
-    spec: Spec, losses: Losses, params: Params, examples: Examples
+    model: MLP, losses: Losses, params: Params, examples: Examples
 ) -> tuple[Float32[Array, " n"], Bool[Array, " n"]]:
     """Return the loss of each image, and whether its class has the largest logit."""
-    logits = predict(spec, params, examples.images)
+    logits = predict(model, params, examples.images)
     return losses(logits, examples.labels), logits.argmax(axis=-1) == examples.labels
 
 
@@ -128,7 +128,7 @@ def train_step(
     """
 
     def mean_loss(params: Any) -> tuple[Array, Array]:
-        losses, hits = score(spec, training_losses, params, batch)
+        losses, hits = score(spec.model, training_losses, params, batch)
         return losses.mean(), hits
 
     (loss, hits), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
@@ -212,7 +212,7 @@ def sum_batches(
 
 
 def evaluate(
-    spec: Spec,
+    model: MLP,
     losses: Losses,
     params: Params,
     split: Examples,
@@ -221,7 +221,7 @@ def evaluate(
     """Score every image of a split once: sums under a mask, one division at the end."""
 
     def tally(batch: Examples, mask: Array) -> tuple[Array, Array]:
-        values, hits = score(spec, losses, params, batch)
+        values, hits = score(model, losses, params, batch)
         return jnp.where(mask, values, 0).sum(), (hits & mask).sum()
 
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
@@ -230,13 +230,13 @@ def evaluate(
 
 
 def count_confusion(
-    spec: Spec, params: Params, split: Examples, batches: Int32[Array, "batches batch"]
+    model: MLP, params: Params, split: Examples, batches: Int32[Array, "batches batch"]
 ) -> Int32[Array, "classes classes"]:
     """Count the images of each true class (rows) by predicted class (columns)."""
 
     def tally(batch: Examples, mask: Array) -> Array:
-        predicted = predict(spec, params, batch.images).argmax(axis=-1)
+        predicted = predict(model, params, batch.images).argmax(axis=-1)
         return zeros.at[batch.labels, predicted].add(mask.astype(jnp.int32))
 
-    zeros = jnp.zeros((spec.model.num_classes,) * 2, jnp.int32)
+    zeros = jnp.zeros((model.num_classes,) * 2, jnp.int32)
     return sum_batches(split, batches, zeros, tally)
