@@ -248,8 +248,9 @@ import sys
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+import plateau_train
 from plateau_train import config
-from plateau_train.errors import ClusterError, DataError
+from plateau_train.errors import ClusterError, ConfigError, DataError
 from plateau_train.process import cluster
 
 
@@ -292,6 +293,13 @@ with cluster.join(settings):
     except ClusterError as error:
         (problem,) = error.problems
         assert problem.endswith(f"differ in their data: set {number} in process {number} of 2")
+    else:
+        raise AssertionError("nothing was raised")
+
+    try:
+        plateau_train.train(dataset="garments", runs_dir="/nowhere")
+    except ConfigError as error:
+        assert "this process is one of a cluster" in str(error)
     else:
         raise AssertionError("nothing was raised")
 """

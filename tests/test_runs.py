@@ -145,7 +145,7 @@ def test_a_torn_last_line_is_not_damage(tmp_path, capsys):
         ("metrics.jsonl", b'{"format": 2}\n', "is of another version", "rule"),
     ],
 )
-def test_a_damaged_run_is_listed_with_the_reason(tmp_path, capsys, file, content, said, known):
+def test_a_run_that_is_not_usable_has_the_reason(tmp_path, capsys, file, content, said, known):
     run = make_run(tmp_path, "b", done=True)
     (run.path / file).unlink()
     if content is not None:
@@ -153,7 +153,8 @@ def test_a_damaged_run_is_listed_with_the_reason(tmp_path, capsys, file, content
     for name in ("a", "c"):
         make_run(tmp_path, name, done=True)
     rows, notices = listed(tmp_path, capsys)
-    assert [row["status"] for row in rows] == ["done", "damaged", "done"]
+    status = "unreadable" if "another version" in said else "damaged"
+    assert [row["status"] for row in rows] == ["done", status, "done"]
     assert rows[1][known] != "-", "what can be read is shown"
     assert said in notices
     assert "/b/" in notices
@@ -189,7 +190,7 @@ def test_a_run_with_a_checkpoint_of_another_version_is_listed_with_the_reason(tm
     manifest = found.manifest.model_copy(update={"format": checkpoint.FORMAT + 1})
     checkpoint.save_checkpoint(run.directory.checkpoints, Checkpoint(manifest, found.arrays))
     ((row,), notices) = listed(tmp_path, capsys)
-    assert (row["rule"], row["epochs"]) == ("train-loss", "-")
+    assert (row["rule"], row["epochs"], row["status"]) == ("train-loss", "-", "unreadable")
     assert "is of another version" in notices
     assert "is damaged" not in notices
 

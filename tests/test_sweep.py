@@ -295,6 +295,8 @@ def test_the_limit_of_open_files_is_raised_for_the_runs_of_a_sweep(monkeypatch):
     num_files = 400
     resource.setrlimit(resource.RLIMIT_NOFILE, (500, limits[1]))
     try:
+        with pytest.raises(ConfigError, match=r"400 runs need 6\d\d open files, .* permits 500"):
+            environment.require_open_files(num_files)  # as the functions of Python do
         environment.allow_open_files(num_files)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= num_files + 200
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from plateau_train.config import Settings
-from plateau_train.errors import PROGRAM, RunError
+from plateau_train.errors import PROGRAM, ForeignRunError, RunError
 from plateau_train.report.console import Column
 from plateau_train.report.rows import Row
 from plateau_train.run.directory import LATEST, SWEEP, RunDirectory, is_sweep
@@ -16,6 +16,8 @@ from plateau_train.run.reader import Run
 from plateau_train.run.results import ReplicaResult, Results
 
 log = logging.getLogger("plateau_train")
+
+Problem = Literal["damaged", "unreadable"]
 
 COLUMNS = (
     Column("name", "name", is_number=False),
@@ -36,14 +38,14 @@ FIELDS = ("run", "folder", "status", "problems", "epochs", *ReplicaResult._field
 
 
 class ListedRun(NamedTuple):
-    """What can be read of a run; None stands for what is missing or damaged.
+    """What can be read of a run; None stands for what is missing, damaged or of another version.
 
-    ``problems`` say what is damaged.
+    ``problems`` say what is.
     """
 
     name: str
     path: Path
-    state: Literal["running", "done", "failed", "stopped", "damaged"]
+    state: Literal["running", "done", "failed", "stopped", "damaged", "unreadable"]
     problems: tuple[str, ...]
     settings: Settings | None
     results: Results | None
@@ -96,7 +98,7 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
 
 def _read(run: Run) -> ListedRun | None:
     """Read as much of a run as possible; return None for a folder that is not a run."""
-    files, problems = run.directory, set[str]()
+    files, problems = run.directory, dict[str, Problem]()
     settings, results, histories, state = None, None, [], "damaged"
     with _collect(problems, run):
         if not any(part.exists() for part in (files.config, files.metrics, files.checkpoints)):
@@ -110,17 +112,18 @@ def _read(run: Run) -> ListedRun | None:
     if not files.path.exists():  # it was just removed
         return None
     if problems:
-        state = "damaged"
+        state = "damaged" if "damaged" in problems.values() else "unreadable"
     facts = tuple(sorted(problems)), settings, results, histories
     return ListedRun(files.path.name, files.path, state, *facts)
 
 
 @contextlib.contextmanager
-def _collect(problems: set[str], run: Run) -> Iterator[None]:
+def _collect(problems: dict[str, Problem], run: Run) -> Iterator[None]:
     """Record why the block could not read a file, and continue after the block."""
     try:
         yield
     except RunError as error:
-        problems.update(error.problems)
+        kind = "unreadable" if isinstance(error, ForeignRunError) else "damaged"
+        problems |= dict.fromkeys(error.problems, kind)
     except OSError as error:  # a folder without permission, or one that was just removed
-        problems.add(f"{run.directory.path} cannot be read: {error.strerror}")
+        problems[f"{run.directory.path} cannot be read: {error.strerror}"] = "damaged"

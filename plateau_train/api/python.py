@@ -21,6 +21,7 @@ from plateau_train.config import SETTINGS
 from plateau_train.data.csv_files import parse_number
 from plateau_train.process.jax_session import own_configuration
 from plateau_train.report.notebook import make_report
+from plateau_train.run.environment import require_open_files
 from plateau_train.run.reader import Run as StoredRun
 from plateau_train.training.devices import require_threads
 
@@ -73,7 +74,7 @@ def train(*, config_file: PathLike | None = None, **settings: Unpack[SettingOpti
     report = make_report(is_quiet=resolved.settings.run.quiet)
     with own_configuration():
         folder = training.train(resolved, require_threads, report)
-    assert folder is not None  # in a single process
+    assert folder is not None  # in the only process
     return Run(StoredRun(folder))
 
 
@@ -118,6 +119,7 @@ def sweep(
     report = make_report(is_quiet=own.quiet, is_sweep=True)
     with own_configuration():
         require_threads(own.threads)
+        require_open_files(len(cells.cells))
         return sweeps.start(cells, metric, report, lambda _: None)
 
 

@@ -22,6 +22,7 @@ from plateau_train.report.notebook import make_report
 from plateau_train.report.rows import Columns, Row, to_columns, to_csv, to_html
 from plateau_train.run import storage
 from plateau_train.run.directory import SWEEP, RunDirectory, is_sweep, read_json
+from plateau_train.run.environment import require_open_files
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run as StoredRun
 from plateau_train.run.records import MeanStd
@@ -127,7 +128,7 @@ class Sweep:
         overrides = config.resolve(config.read_arguments({"quiet": quiet}))
         report = make_report(is_quiet=quiet, is_sweep=True)
         with own_configuration():
-            return resume(self.folder, overrides, use_process, report, lambda _: None)
+            return resume(self.folder, overrides, _prepare, report, lambda _: None)
 
     def as_table(self) -> Table:
         """Return a row for each run."""
@@ -161,6 +162,11 @@ class Sweep:
 
     def _repr_html_(self) -> str:
         return to_html(self.as_table())
+
+
+def _prepare(_: int | None, num_runs: int) -> None:
+    use_process()
+    require_open_files(num_runs)
 
 
 def start(

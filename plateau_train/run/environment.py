@@ -124,21 +124,27 @@ def pin_threads(num_threads: int | None) -> None:
     os.environ[THREADS_VARIABLE] = str(num_threads or available_cores())
 
 
-def allow_open_files(num_files: int) -> None:
-    """Raise this process's limit of open files if needed; each run is locked by an open file.
+def allow_open_files(num_runs: int) -> None:
+    """Raise this process's limit of open files if needed; raises as ``require_open_files``."""
+    needed, (soft, hard) = num_runs + OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        highest = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+    require_open_files(num_runs)
 
-    Raises ``ConfigError`` where the system does not permit as many.
+
+def require_open_files(num_runs: int) -> None:
+    """Raise ``ConfigError`` where this process may not open as many files as runs need.
+
+    Each run is locked by an open file.
     """
-    needed, (soft, hard) = num_files + OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or needed <= soft:
-        return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    except (OSError, ValueError) as error:
+    needed, (limit, _) = num_runs + OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and needed > limit:
         raise ConfigError(
-            f"{num_files:,} runs need {needed:,} open files, and the system permits {hard:,}",
-            hint="split the sweep, or raise the limit: ulimit -Hn",
-        ) from error
+            f"{num_runs:,} runs need {needed:,} open files, and the system permits {limit:,}",
+            hint="split the sweep, or raise the limit with ulimit before the start",
+        )
 
 
 def describe_processor() -> str:

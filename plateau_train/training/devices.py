@@ -3,7 +3,7 @@
 import jax
 
 from plateau_train.errors import ConfigError
-from plateau_train.process import memory
+from plateau_train.process import cluster, memory
 from plateau_train.run import environment
 
 PLATFORMS = ("jax_platforms", "jax_platform_name")  # the settings that choose the devices
@@ -16,7 +16,7 @@ def start_devices(num_threads: int | None) -> None:
     ``OutOfMemoryError`` where the memory is too small.
     """
     environment.pin_threads(num_threads)
-    use_process()
+    _start()
 
 
 def require_threads(num_threads: int | None) -> None:
@@ -34,7 +34,19 @@ def require_threads(num_threads: int | None) -> None:
 
 
 def use_process(*_: object) -> None:
-    """Start the devices with the number of threads that this process has; raises as above."""
+    """Start the devices with the number of threads that this process of a user has.
+
+    Raises as ``start_devices``, and ``ConfigError`` in a process of a cluster.
+    """
+    if cluster.is_multiprocess():
+        raise ConfigError(
+            "this process is one of a cluster, and the functions of Python train in one process",
+            hint="train in a cluster from the command line: see docs/devices.md",
+        )
+    _start()
+
+
+def _start() -> None:
     memory.require_address_space(environment.num_threads())
     try:
         jax.local_devices()
