@@ -255,7 +255,7 @@ def test_an_error_keeps_no_view_that_crashes_the_garbage_collection(tmp_path):
     """Python 3.12.1 crashes when it collects a view of a BytesIO in a cycle."""
     for write in (
         lambda: save_checkpoint(tmp_path / "none", Checkpoint(manifest(7), ARRAYS)),
-        lambda: save_figure(tmp_path / "none" / "a.png", Figure(figsize=(1, 1))),
+        lambda: save_figure(tmp_path / "none" / "a.png", "png", Figure(figsize=(1, 1))),
     ):
         with pytest.raises((OSError, StorageError)) as failed:
             write()

@@ -446,19 +446,21 @@ from plateau_train import plots
 with plots.matplotlib_defaults():
     import matplotlib.figure
     print(matplotlib.rcParams["lines.linewidth"])
-print(matplotlib.rcParams["lines.linewidth"])
+print(*(dict.__getitem__(matplotlib.rcParams, name) for name in ("lines.linewidth", "timezone")))
+print(matplotlib.get_backend(auto_select=False))
 """
 
 
 @pytest.mark.parametrize(
-    ("content", "backend", "width"),
+    ("content", "backend", "expected"),
     [
-        (b"lines.linewidth: 9\ntext.usetex: perhaps\n", "nonsense", 9.0),
-        (b"\xff\xfe\x00", "", 1.5),
-        (b"lines.linewidth: 9\n", "svg", 9.0),
+        (b"lines.linewidth: 9\ntext.usetex: perhaps\n", "nonsense", "9.0 UTC\nNone"),
+        (b"\xff\xfe\x00", "", "1.5 UTC\nNone"),
+        (b"lines.linewidth: 9\n", "svg", "9.0 UTC\nsvg"),
+        (b"backend: pdf\ntimezone: Europe/Paris\n", "", "1.5 Europe/Paris\npdf"),
     ],
 )
-def test_matplotlib_is_imported_whatever_its_configuration(tmp_path, content, backend, width):
+def test_matplotlib_is_imported_whatever_its_configuration(tmp_path, content, backend, expected):
     file = tmp_path / "matplotlibrc"
     file.write_bytes(content)
     variables = {"MATPLOTLIBRC": str(file), "MPLBACKEND": backend, "MPLCONFIGDIR": "/dev/null/x"}
@@ -466,7 +468,7 @@ def test_matplotlib_is_imported_whatever_its_configuration(tmp_path, content, ba
         [sys.executable, "-c", PRINT_LINE_WIDTHS],
         env=os.environ | variables, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.stdout, done.stderr) == (f"1.5\n{width}\n", "")
+    assert (done.stdout, done.stderr) == (f"1.5\n{expected}\n", "")
 
 
 # The options of figures
@@ -588,7 +590,7 @@ def luminance(color):
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_colors_of_lines_are_for_the_color_blind_and_stand_out(dark):
-    theme = Theme.of(figure_options({"dark": dark}))
+    theme = Theme.of(figure_options({"dark": dark}), num_panels=5)
     lines = {*theme.run_colors, *theme.split_colors.values()}
     for color in (*lines, theme.muted, theme.ink):
         low, high = sorted((luminance(color), luminance(theme.background)))

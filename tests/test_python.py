@@ -1,5 +1,6 @@
 """``import plateau_train``: what the functions return, and the words of their errors."""
 
+import contextlib
 import inspect
 import os
 import re
@@ -17,9 +18,11 @@ from helpers import SMALL
 
 import plateau_train as pt
 from plateau_train import config
+from plateau_train.api import evaluation
 from plateau_train.api.options import SettingOptions, SweepOptions
 from plateau_train.config import SETTINGS
 from plateau_train.run.directory import RunDirectory
+from plateau_train.run.reader import Run
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "python.md"
@@ -210,11 +213,31 @@ def test_environment_variables_count_as_on_the_command_line(monkeypatch, tmp_pat
     assert config.resolve(config.read_arguments({"threads": 2})).settings.run.threads == 2
 
 
-def test_a_training_leaves_the_process_as_it_was(one, folder):
-    """``one`` has imported what a training imports."""
-    before = dict(os.environ), dict(jax.config.values), sys.stdout, sys.stderr
-    pt.train(**SMALL_ARGUMENTS, epochs=1, runs_dir=folder / "runs", name="quiet")
-    assert (dict(os.environ), dict(jax.config.values), sys.stdout, sys.stderr) == before
+def test_a_training_is_refused_inside_of_a_context_that_changes_results(tmp_path):
+    for context, name in (
+        (jax.enable_x64(True), "jax_enable_x64"),
+        (jax.default_matmul_precision("bfloat16"), None),  # the programs name their precision
+        (jax.default_device(jax.devices()[0]), "jax_default_device"),
+        (jax.disable_jit(), "jax_disable_jit"),
+    ):
+        with context, contextlib.ExitStack() as stack:
+            if name is not None:
+                problem = f"a context manager of JAX sets {name} to "
+                stack.enter_context(pytest.raises(pt.errors.ConfigError, match=problem))
+            pt.train(**SMALL_ARGUMENTS, epochs=1, runs_dir=tmp_path / "runs")
+    assert len(pt.runs(tmp_path / "runs")) == 1
+
+
+def test_a_sweep_prints_a_line_for_each_run(folder, capsys):
+    values = SMALL_ARGUMENTS | {"epochs": 1, "patience": [1, 2], "runs_dir": folder / "sweeps"}
+    pt.sweep(**values | {"quiet": False})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": test accuracy")[0] for line in lines] == [
+        "001-patience=1",
+        "002-patience=2",
+    ]
+    pt.sweep(**values)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_quiet_training_prints_nothing_and_another_a_line_an_epoch(folder, capsys):
@@ -253,6 +276,10 @@ BAD_CALLS = [
     (lambda: api.replay([1e39]), "^value 1 is 1e.39, too large", ""),
     (lambda: api.replay([1], compare="tensorflow"), "^compare has no rule tensorflow", "keras"),
     (lambda: api.replay([1], mode="x"), "^there is no setting mode", ""),
+    (lambda: api.replay([1, 2], accumulation_size=5).plot(), "^2 values fill no window of 5", ""),
+    (lambda: api.replay([1]).plot(panels="scale"), "^this figure has no option panels", "size"),
+    (lambda: api.compare([1, 2]), "^compare takes runs, sweeps and paths, got list", r"\(\*runs"),
+    (lambda: api.describe_data(dataset="garments", patience=3), "^there is no setting pat", ""),
     (lambda: api.replay([1], patience=3, from_torch={}), "^from_torch and patience both", ""),
     (lambda: api.replay([1], from_torch={}, from_keras={}), "^from_torch and from_keras both", ""),
     (lambda: api.replay([1], from_torch={"mode": "max"}), "^from_torch mode=max has no", ""),
@@ -284,7 +311,7 @@ def test_the_errors_of_a_run_name_arguments_and_calls(one, several, sweep, tmp_p
         (lambda: one.params(checkpoint="first"), "^checkpoint must be best, last", ""),
         (lambda: one.params(checkpoint=0), "has no intact checkpoint of epoch 0", "checkpoint"),
         (lambda: one.evaluate(checkpoint=-1), "^checkpoint must be best, last", ""),
-        (lambda: one.plot(panel="scale"), r"^a figure has no option panel \(did you", "panels"),
+        (lambda: one.plot(panel="scale"), r"^this figure has no option panel \(did you", "panels"),
         (lambda: one.plot(path=tmp_path / "a.gif"), "cannot be written as", ""),
         (lambda: one.replay(mode="val-loss"), "held out no images", "^mode test-loss"),
         (lambda: one.replay(accumulation_size=9), "means of 4 steps", "accumulation_size=9$"),
@@ -292,6 +319,7 @@ def test_the_errors_of_a_run_name_arguments_and_calls(one, several, sweep, tmp_p
         (lambda: pt.load_sweep(one.path), "is not a sweep", "^load opens a run"),
         (lambda: pt.compare(one, one), "are the same run", ""),
         (lambda: pt.compare(one, several, level=87), "^level must be an accuracy", "0.87"),
+        (lambda: api.compare(one, several, level="0.9"), "^level must .* got '0.9'", "0.87"),
         (sweep.plot, "a heat map needs two settings", ""),
         (lambda: pt.train(**one.settings | {"learning_rate": 1e30}), "loss is nan", "^train with"),
     ):
@@ -358,6 +386,13 @@ def test_params_are_those_of_the_checkpoint(one, several):
     ]
 
 
+def test_the_params_of_a_seed_that_had_diverged_are_refused(several, monkeypatch):
+    records = [record for record in Run.open(several.path).records if record.seed == 5]
+    monkeypatch.setattr(evaluation, "read_records", lambda *_: records)
+    assert several.params(seed=5)
+    refuse(lambda: several.params(seed=3), "replica 0 .seed 3. had diverged by", "^leave seed out")
+
+
 def test_an_evaluation_has_the_recorded_scores(one, several):
     for run, seed in ((one, 0), (several, 3), (several, 5)):
         evaluation = run.evaluate(seed=seed, checkpoint="last")
@@ -405,11 +440,15 @@ def test_figures_are_drawn_and_saved(one, several, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert several.plot(seed=5, panels="val-loss").axes
     assert pt.compare(one, several).plot(panels="test-loss").axes
-    assert one.evaluate().plot().axes
+    matrix = one.evaluate().plot(size=(5, 4), dark=True, path=tmp_path / "matrix.svg")
+    assert (matrix.get_figwidth(), matrix.get_facecolor()) == (5, figure.get_facecolor())
+    assert (tmp_path / "matrix.svg").exists()
 
 
 def test_runs_and_sweeps_are_sequences_of_runs(one, several, sweep):
     runs = pt.runs(one.path.parent)
+    assert runs[runs.index(one)] == one != several
+    assert len({one, pt.load(one.path)}) == 1
     names = [run.path.name for run in runs]
     assert names == sorted(names)
     assert {one.path, several.path} <= {run.path for run in runs}
@@ -435,7 +474,7 @@ def test_everything_has_a_short_text_and_html(one, several, sweep):
         assert len(repr(each)) < 250
         assert "<table>" in each._repr_html_()
     assert "<table>" in pt.runs(one.path.parent)._repr_html_()
-    assert repr(replay) == "Replay(1000 values, 1 drops)"
+    assert repr(replay) == "Replay(1000 values, 1 drop)"
 
 
 def test_a_run_without_a_finished_epoch_can_be_opened(one, tmp_path):

@@ -10,6 +10,7 @@ import faults
 import pytest
 from helpers import epochs_printed
 
+import plateau_train
 from plateau_train import config
 from plateau_train.config import RawValue
 from plateau_train.errors import BusyRunError, ConfigError, RunError
@@ -288,6 +289,19 @@ def test_an_edited_plan_is_refused_when_it_is_read(unbroken, tmp_path, place, va
     (tmp_path / SWEEP).write_text(json.dumps(plan))
     with pytest.raises(RunError, match=problem):
         read_json(tmp_path / SWEEP, SweepPlan)
+
+
+def test_a_sweep_that_was_stopped_is_drawn_without_what_is_missing(unbroken, tmp_path):
+    copy = shutil.copytree(unbroken[0], tmp_path / "sweep")
+    shutil.rmtree(copy / NAMES[3])
+    sweep = plateau_train.load_sweep(copy)
+    texts = [text.get_text() for text in sweep.plot(path=copy / "own.svg").axes[0].texts]
+    assert len(texts) == 3
+    assert not any("diverged" in text for text in texts)
+    for name in NAMES[:3]:
+        shutil.rmtree(copy / name)
+    with pytest.raises(RunError, match=r"no seed of .* has finished"):
+        plateau_train.load_sweep(copy).plot()
 
 
 def test_the_limit_of_open_files_is_raised_for_the_runs_of_a_sweep(monkeypatch):

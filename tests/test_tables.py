@@ -18,6 +18,7 @@ import plateau_train as pt
 from plateau_train import cli
 from plateau_train.config import SETTINGS
 from plateau_train.errors import ConfigError
+from plateau_train.report import rows as rows_module
 from plateau_train.report.rows import to_columns, to_csv, to_json
 from plateau_train.run.directory import RunDirectory
 
@@ -292,3 +293,6 @@ def test_the_page_has_every_field_and_no_other(tables, one):
     listed = [field for cell in cells for field in re.findall(r"`(\w+)`", cell)]
     assert len(set(listed)) == len(listed), "a field is listed twice"
     assert set(listed) == used - {"val_fraction"}, "the setting that differs between the runs"
+    texts = re.findall(r"^\| (`.*?) \| (?:text|path) \|", text[0], re.MULTILINE)
+    fields = {field for cell in texts for field in re.findall(r"`(\w+)`", cell)}
+    assert fields == rows_module.TEXTS | {"table", "key", "origin"}, "of config"

@@ -4,12 +4,15 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plateau_train import plots
 from plateau_train.api.options import PathLike, for_python
-from plateau_train.config import FIGURE_OPTIONS, SETTINGS, FigureOptions, Settings, figure_options
+from plateau_train.api.pictures import draw_into
+from plateau_train.config import FIGURE_OPTIONS, SETTINGS, FigureOptions, Settings
 from plateau_train.errors import PROGRAM, ConfigError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table, look_up
@@ -99,10 +102,7 @@ class Comparison:
     @for_python(FIGURE_OPTIONS)
     def plot(self, *, path: PathLike | None = None, **options: Any) -> "Figure":
         """Draw the panels with all runs; also save them to ``path`` if given."""
-        figure = draw(self, figure_options(options))
-        if path is not None:
-            plots.save(Path(path), figure)
-        return figure
+        return draw_into(path, partial(draw, self), options)
 
     def tables(self) -> tuple[Table, Table, Table]:
         """Return the tables of results, of differences, and of the settings that differ."""
@@ -122,9 +122,10 @@ def compare(paths: Sequence[Path], *, level: float | None = None) -> Comparison:
     highest that every replica reaches. Raises ``ConfigError`` for fewer than two different runs and
     for a level that is not an accuracy, ``RunError`` for a folder that is not a run or is damaged.
     """
-    if level is not None and not 0 < level <= 1:
+    if level is not None and not (isinstance(level, Real) and 0 < level <= 1):
+        shown = f"{level:g}" if isinstance(level, Real) else repr(level)
         raise ConfigError(
-            f"--level must be an accuracy above 0 and at most 1, got {level:g}",
+            f"--level must be an accuracy above 0 and at most 1, got {shown}",
             hint="write 87 % as 0.87",
         )
     runs = _read_runs(paths)

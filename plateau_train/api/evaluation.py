@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from plateau_train import plots
-from plateau_train.config import Resolved
+from plateau_train.api.options import PathLike, for_python
+from plateau_train.api.pictures import draw_into
+from plateau_train.api.training import StartDevices
+from plateau_train.config import FIXED_PANELS_OPTIONS, FigureOptions, Resolved
 from plateau_train.errors import ConfigError, RunError
-from plateau_train.report import console
 from plateau_train.report.console import Column, Table, printable
 from plateau_train.report.rows import Columns, Row, to_columns, to_html
 from plateau_train.run import checkpoint
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("plateau_train")
 
-StartDevices = Callable[[int | None], None]  # with a number of threads
+Loading = Callable[[], AbstractContextManager[object]]
 
 CLASS_COLUMNS = (
     Column("name", "class", is_number=False),
@@ -103,12 +106,16 @@ class Evaluation:
         """How often the images of each class are recognized, as columns."""
         return to_columns(self.class_rows())
 
-    def plot(self) -> "Figure":
-        """Draw the confusion matrix."""
+    @for_python(FIXED_PANELS_OPTIONS)
+    def plot(self, *, path: PathLike | None = None, **options: Any) -> "Figure":
+        """Draw the confusion matrix; also save it to ``path`` if given."""
+        return draw_into(path, self._draw, options, FIXED_PANELS_OPTIONS)
+
+    def _draw(self, options: FigureOptions) -> "Figure":
         accuracy = f"test accuracy {self.scores['test'].accuracy:.4f} on {self.dataset}"
         heading = f"{printable(self.run.resolve().name)}\n{self.title}: {accuracy}"
         names = [each.name for each in self.classes]
-        return plots.draw_confusion(self.confusion, names, heading)
+        return plots.draw_confusion(self.confusion, names, heading, options)
 
     def _origin(self) -> dict[str, Any]:
         origin = {"run": self.run.resolve().name, "folder": str(self.run)}
@@ -136,8 +143,9 @@ def evaluate(
     *,
     which: str = "best",
     replica: int | None = None,
+    loading: Loading = nullcontext,
 ) -> Evaluation:
-    """Score a checkpoint on its run's own data.
+    """Score a checkpoint on its run's own data, which is loaded inside of ``loading()``.
 
     ``which`` is best, last or the number of an epoch. Of several replicas the default is the best
     one. Only the folders of the data in ``folders`` are used. Raises ``ConfigError`` for any other
@@ -157,7 +165,7 @@ def evaluate(
     settings = manifest.settings.data.model_copy(update=update)
     start_devices(manifest.environment.threads)
     every_setting = manifest.settings.model_copy(update={"data": settings})
-    with console.busy("loading the data"):
+    with loading():
         dataset, _ = setup.load_data(every_setting, run, manifest.environment.dataset)
     scores, confusion = score(weights, dataset, number)
     for record in records:

@@ -10,7 +10,7 @@ from plateau_train.config import Settings
 from plateau_train.errors import PROGRAM, ForeignRunError, RunError
 from plateau_train.report.console import Column
 from plateau_train.report.rows import Row
-from plateau_train.run.directory import LATEST, SWEEP, RunDirectory, is_sweep
+from plateau_train.run.directory import LATEST, RunDirectory, is_sweep
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
 from plateau_train.run.results import ReplicaResult, Results
@@ -85,7 +85,7 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
         ) from error
     visible = [path for path in paths if path.name != LATEST and not path.name.startswith(".")]
     runs = [run for path in visible if (run := _read(Run(RunDirectory(path))))]
-    sweeps = [RunDirectory(plan.parent) for plan in sorted(runs_dir.glob(f"*/{SWEEP}"))]
+    sweeps = [RunDirectory(path) for path in visible if is_sweep(path)]
     for sweep in sweeps:
         log.info(f"{sweep} is a sweep: {PROGRAM} runs {sweep} lists its runs")
     if not runs and is_sweep(runs_dir):

@@ -1,14 +1,39 @@
-"""The picture of a run."""
+"""Figures in Python: drawn with options, and saved where a path is given."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from plateau_train import plots
-from plateau_train.config import FigureOptions
+from plateau_train import config, plots
+from plateau_train.api.options import PathLike
+from plateau_train.config import FIGURE_OPTIONS, FigureOptions, Setting
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Draw = Callable[[FigureOptions], "Figure"]
+
+
+def draw_into(
+    path: PathLike | None,
+    draw: Draw,
+    options: Mapping[str, Any],
+    known: Sequence[Setting] = FIGURE_OPTIONS,
+) -> "Figure":
+    """Draw with keyword arguments as options, and also save to ``path`` if given.
+
+    Raises ``ConfigError`` for options that are not known and for an unknown format, before anything
+    is drawn.
+    """
+    place = None if path is None else config.expand_home(Path(path))
+    if place is not None:
+        plots.check_format(place)
+    figure = draw(config.figure_options(options, known))
+    if place is not None:
+        plots.save(place, figure)
+    return figure
 
 
 def draw_run(run: Run, replica: int | None, options: FigureOptions) -> "Figure":

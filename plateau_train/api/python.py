@@ -19,6 +19,7 @@ from plateau_train.api.runs import Run, Runs
 from plateau_train.api.sweeps import Sweep
 from plateau_train.config import SETTINGS
 from plateau_train.data.csv_files import parse_number
+from plateau_train.errors import ConfigError
 from plateau_train.process.jax_session import own_configuration
 from plateau_train.report.notebook import make_report
 from plateau_train.run.environment import require_open_files
@@ -50,14 +51,13 @@ def prepare_data(*, originals: PathLike | None = None, **settings: Any) -> str:
     ``originals`` is the folder of its original files; without it they are downloaded. Raises
     ``DataError`` where that is impossible or a file is damaged.
     """
-    given = config.resolve(config.read_arguments(settings)).settings.data
-    return data.prepare(given, _optional(originals))
+    return data.prepare(_data_settings(settings), _optional(originals))
 
 
 @for_python(DATA, SettingOptions.__annotations__)
 def describe_data(**settings: Any) -> dict[str, str]:
     """Describe a prepared data set: its images, classes and pixels; raises ``DataError``."""
-    return data.describe(config.resolve(config.read_arguments(settings)).settings.data)
+    return data.describe(_data_settings(settings))
 
 
 @for_python(SETTINGS, SettingOptions.__annotations__)
@@ -155,6 +155,11 @@ def replay(
     return replays.replay(series, replays.as_names(compare))
 
 
+def _data_settings(settings: Mapping[str, Any]) -> config.DataSettings:
+    known = [each.key for each in DATA]
+    return config.resolve(config.read_arguments(settings, known)).settings.data
+
+
 def _path(path: PathLike) -> Path:
     return config.expand_home(Path(path))
 
@@ -164,6 +169,11 @@ def _optional(path: PathLike | None) -> Path | None:
 
 
 def _path_of(run: Run | Sweep | PathLike) -> Path:
+    if not isinstance(run, Run | Sweep | str | Path):
+        raise ConfigError(
+            f"compare takes runs, sweeps and paths, got {type(run).__name__}",
+            hint="write compare(*runs) for a list of runs",
+        )
     if isinstance(run, Run):
         return run.path
     return run.folder if isinstance(run, Sweep) else _path(run)

@@ -7,14 +7,14 @@ settings.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from plateau_train import config, plots
 from plateau_train.api.options import PathLike, for_python
-from plateau_train.config import FIGURE_OPTIONS, SETTINGS, FigureOptions, RawValue
+from plateau_train.api.pictures import draw_into
+from plateau_train.config import FIXED_PANELS_OPTIONS, SETTINGS, FigureOptions, RawValue
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
 from plateau_train.numerics.replay import Row, as_losses
@@ -73,16 +73,22 @@ class Replay:
         change = texts.find_change(self.series, self.own_rows)
         return change and change.number
 
-    @for_python([each for each in FIGURE_OPTIONS if each.key != "panels"])
+    @for_python(FIXED_PANELS_OPTIONS)
     def plot(self, *, path: PathLike | None = None, **options: Any) -> "Figure":
         """Draw the values above the scale; also save them to ``path`` if given."""
-        figure = self.draw(config.figure_options(options))
-        if path is not None:
-            plots.save(Path(path), figure)
-        return figure
+        return draw_into(path, self.draw, options, FIXED_PANELS_OPTIONS)
 
     def draw(self, options: FigureOptions) -> "Figure":
-        """Draw the values that the rule observed above the scale."""
+        """Draw the values that the rule observed above the scale.
+
+        Raises ``ConfigError`` where the values do not fill a window.
+        """
+        if not any(row.is_complete for row in self.own_rows):
+            raise ConfigError(
+                f"{len(self.own_rows):,} values fill no window of "
+                f"{self.series.rule.accumulation_size:,}: there is nothing to draw",
+                hint="give more values, or a smaller --accumulation-size",
+            )
         rule = texts.describe_rule(self.series.rule)
         reasons = texts.list_reasons(self.series, self.own_rows)
         change = texts.find_change(self.series, self.own_rows)
@@ -92,7 +98,8 @@ class Replay:
 
     def __repr__(self) -> str:
         num_drops = sum(row.is_drop for row in self.own_rows)
-        return f"Replay({len(self.own_rows)} values, {num_drops} drops)"
+        values = f"{len(self.own_rows)} value{'s' * (len(self.own_rows) != 1)}"
+        return f"Replay({values}, {num_drops} drop{'s' * (num_drops != 1)})"
 
     def _repr_html_(self) -> str:
         return to_html(texts.make_table(self.series, self.rules))

@@ -1,17 +1,18 @@
 """The class ``Run``: what Python does with one run, and the list of the runs of a folder."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from pydantic import BaseModel
 
-from plateau_train import config, plots
+from plateau_train import config
 from plateau_train.api import evaluation, listing, replays, training
 from plateau_train.api.evaluation import Evaluation
 from plateau_train.api.options import PathLike, SettingOptions, for_python
-from plateau_train.api.pictures import draw_run
+from plateau_train.api.pictures import draw_into, draw_run
 from plateau_train.api.replays import RULE, Replay
 from plateau_train.config import FIGURE_OPTIONS, SETTINGS
 from plateau_train.errors import ConfigError
@@ -105,12 +106,15 @@ class Run:
         """Return the parameters of one seed as nested dictionaries of NumPy arrays.
 
         ``checkpoint`` is "best", "last" or an epoch whose checkpoint is kept. ``seed`` is needed
-        where there are several. Raises ``RunError`` where there is no such checkpoint, and
-        ``ConfigError`` for a seed that the run does not have.
+        where there are several. Raises ``RunError`` where there is no such checkpoint or the seed
+        had diverged, and ``ConfigError`` for a seed that the run does not have.
         """
         replica = self._only_replica(seed)
         evaluation.check_name(str(checkpoint))
         weights = evaluation.find_checkpoint(self._stored.directory, str(checkpoint))
+        seeds, epoch = self._stored.settings.run.seeds, weights.manifest.epoch
+        records = evaluation.read_records(self._stored.directory, epoch)
+        evaluation.choose_replica(records, seeds, replica, epoch)
         state: dict[str, Any] = {}
         for name, array in weights.arrays.items():
             *path, leaf = name.split("/")
@@ -143,8 +147,8 @@ class Run:
     def resume(self, **settings: Unpack[SettingOptions]) -> "Run":
         """Continue the run where it stopped, or for more ``epochs``; return the run itself.
 
-        A setting that is not given stays as it is. A run that is done is left as it is. Raises
-        ``ChangedSettingsError`` for settings that a run cannot change.
+        A setting that is not given stays as it is, but for ``quiet``. A run that is done is left as
+        it is. Raises ``ChangedSettingsError`` for settings that a run cannot change.
         """
         overrides = config.resolve(config.read_arguments(settings))
         report = make_report(is_quiet=overrides.settings.run.quiet)
@@ -193,10 +197,8 @@ class Run:
         The options are those of ``plateau-train plot``, such as ``size=(12, 4)`` in inches. Raises
         ``ConfigError`` for others.
         """
-        figure = draw_run(self._stored, self._replica(seed), config.figure_options(options))
-        if path is not None:
-            plots.save(Path(path), figure)
-        return figure
+        draw = partial(draw_run, self._stored, self._replica(seed))
+        return draw_into(path, draw, options)
 
     def _replica(self, seed: int | None) -> int | None:
         """Return the replica of a seed."""
@@ -215,6 +217,12 @@ class Run:
 
     def _seeds(self) -> str:
         return f"one of its seeds, {self._stored.settings.run.seed}, as seed"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and self.path.resolve() == other.path.resolve()
+
+    def __hash__(self) -> int:
+        return hash(self.path.resolve())
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from plateau_train import config, plots
-from plateau_train.api.options import for_python
+from plateau_train.api.options import PathLike, for_python
+from plateau_train.api.pictures import draw_into
 from plateau_train.api.runs import Run
-from plateau_train.config import Resolved, Setting, Settings
+from plateau_train.config import FIXED_PANELS_OPTIONS, FigureOptions, Resolved, Setting, Settings
 from plateau_train.errors import ConfigError, NonFiniteLossError, RunError
 from plateau_train.process.jax_session import own_configuration
 from plateau_train.report.console import MISSING, Column, Table, look_up
@@ -143,18 +144,30 @@ class Sweep:
         ]
         return Table(self.ranked, columns)
 
-    @for_python()
-    def plot(self) -> "Figure":
-        """Draw the metric over the two settings that vary; raises ``ConfigError`` for others."""
+    @for_python(FIXED_PANELS_OPTIONS)
+    def plot(self, *, path: PathLike | None = None, **options: Any) -> "Figure":
+        """Draw the metric over the two settings that vary; also save it to ``path`` if given.
+
+        Raises ``ConfigError`` for a sweep over more or fewer settings, and ``RunError`` where no
+        seed has finished.
+        """
+        return draw_into(path, self._draw, options, FIXED_PANELS_OPTIONS)
+
+    def _draw(self, options: FigureOptions) -> "Figure":
         if len(self.varied) != 2:
             raise ConfigError(
                 f"a heat map needs two settings that vary, and {self.folder} has "
                 f"{len(self.varied)}",
                 hint="compare draws the curves of any runs",
             )
+        if not any(result.num_finished for result in self.ranked):
+            raise RunError(
+                f"no seed of {self.folder} has finished", hint="resume trains what is left"
+            )
         grid, num_seeds = _make_grid(self), self.ranked[0].num_seeds
         seeds = f"mean and standard deviation of {num_seeds} seeds" if num_seeds > 1 else "one seed"
-        return plots.draw_heat_map(grid, f"{grid.metric} after the last epoch, {seeds}")
+        heading = f"{grid.metric} after the last epoch, {seeds}"
+        return plots.draw_heat_map(grid, heading, options)
 
     def __repr__(self) -> str:
         varied = ", ".join(setting.key for setting in self.varied)
@@ -320,7 +333,7 @@ def _make_grid(sweep: Sweep) -> plots.Grid:
     for result in results:
         row, column = (value or MISSING for value in result.values.values())
         cell = rows.index(row), columns.index(column)
-        num_diverged[cell] = result.num_seeds - result.num_finished
+        num_diverged[cell] = sum(history.has_diverged for history in result.histories)
         if final := result.final(sweep.metric):
             means[cell] = final.mean
             stds[cell] = final.sd if final.num_replicas > 1 else np.nan

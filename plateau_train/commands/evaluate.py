@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -35,7 +36,10 @@ def evaluate(
     """
     if output is not None:
         plots.check_format(output)
-    evaluation = score_checkpoint(path, folders, start_devices, which=which, replica=replica)
+    loading = partial(console.busy, "loading the data")
+    evaluation = score_checkpoint(
+        path, folders, start_devices, which=which, replica=replica, loading=loading
+    )
     path = RunDirectory(evaluation.run).confusion
     picture = plots.place(path, output, evaluation.plot())
     if form is None:

@@ -13,6 +13,7 @@ from plateau_train.config.arguments import (
 )
 from plateau_train.config.figures import (
     FIGURE_OPTIONS,
+    FIXED_PANELS_OPTIONS,
     PANEL_NAMES,
     FigureOptions,
     PanelName,

@@ -4,7 +4,7 @@ A field of ``FigureOptions`` is at once an option such as ``--font-size``, and a
 such as ``font_size``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -104,23 +104,28 @@ FIGURE_OPTIONS = tuple(
     Setting("figure", key, field, **cast(dict[str, Any], field.json_schema_extra))
     for key, field in FigureOptions.model_fields.items()
 )
+# Those of a figure whose panels cannot be chosen.
+FIXED_PANELS_OPTIONS = tuple(option for option in FIGURE_OPTIONS if option.key != "panels")
 BY_KEY = {option.key: option for option in FIGURE_OPTIONS}
 
 
-def figure_options(arguments: Mapping[str, Any]) -> FigureOptions:
+def figure_options(
+    arguments: Mapping[str, Any], known: Sequence[Setting] = FIGURE_OPTIONS
+) -> FigureOptions:
     """Validate keyword arguments such as ``{"panels": ["scale"], "size": (12, 4)}``.
 
     An argument that is None has its default. Raises ``ConfigError`` that names each argument that
     is unknown or has a wrong value.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
+    names = [option.key for option in known]
     unknown = [
-        f"a figure has no option {name}{did_you_mean(name, BY_KEY)}"
+        f"this figure has no option {name}{did_you_mean(name, names)}"
         for name in given
-        if name not in BY_KEY
+        if name not in names
     ]
     if unknown:
-        raise ConfigError(*unknown, hint=f"the options are {', '.join(BY_KEY)}")
+        raise ConfigError(*unknown, hint=f"the options are {', '.join(names)}")
     return _validate(FigureOptions.model_validate, given, lambda option: option.key)
 
 

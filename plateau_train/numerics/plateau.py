@@ -82,12 +82,16 @@ class PlateauRule(NamedTuple):
             for name, number in numbers.items()
             if name != "maximize"
         }
+        if {"rtol", "atol"} - given.keys():  # one that is not checked may be above 0
+            given.setdefault("atol", config.RawValue("1", config.ARGUMENT))
         try:
             config.resolve(given)
         except ConfigError as error:
             hint = "help(plateau_train.reduce_on_plateau) explains each argument"
             problems = map(config.as_arguments, error.problems)
             raise ConfigError(*problems, hint=hint) from None
+        if "maximize" in numbers:
+            numbers["maximize"] = bool(numbers["maximize"])
         return self._replace(**numbers)
 
     def init(self) -> PlateauState:

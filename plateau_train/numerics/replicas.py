@@ -7,7 +7,7 @@ seeds a ``vmap``, is purejaxrl's (Lu et al. 2022).
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -25,6 +25,9 @@ REPLICA_AXIS, BATCH_AXIS = "replica", "batch"
 
 # Images scored at a time. Larger products than those of a step are faster, up to a limit.
 EVALUATION_BATCH = 1000
+
+# Functions that stay compiled in a process that trains many different programs.
+MOST_COMPILED = 256
 
 Tree = TypeVar("Tree")
 
@@ -87,8 +90,10 @@ class Replicas(NamedTuple):
         epoch: int,
     ) -> tuple[TrainState, StepRecord]:
         """Take some steps of an epoch; ``state`` and ``records`` are donated."""
-        run = partial(_run, single.train_steps, (self.spec,), self.mesh, self.hyperparams)
-        return run((state, records), (order,), (split, start, stop, epoch))
+        return _run(
+            single.train_steps, (self.spec,), self.mesh, self.hyperparams,
+            donated=(state, records), mapped=(order,), unmapped=(split, start, stop, epoch),
+        )  # fmt: skip
 
     def evaluate(
         self, params: Params, split: Examples, losses: Losses = single.evaluation_losses
@@ -104,8 +109,10 @@ class Replicas(NamedTuple):
 
     def observe(self, state: TrainState, metrics: Metrics, step: int) -> TrainState:
         """Give each rule its evaluation after an epoch; ``state`` is donated."""
-        run = partial(_run, single.observe, (self.spec,), self.mesh, self.hyperparams)
-        return run((state,), (metrics,), (step,))
+        return _run(
+            single.observe, (self.spec,), self.mesh, self.hyperparams,
+            donated=(state,), mapped=(metrics,), unmapped=(step,),
+        )  # fmt: skip
 
     def _score(
         self, function: Callable[..., Any], static: tuple[Any, ...], params: Params, split: Examples
@@ -157,7 +164,7 @@ def _run(
     return compiled(function, static, mesh, axes)(leading, donated, mapped, unmapped)
 
 
-@cache
+@lru_cache(MOST_COMPILED)
 def compiled(
     function: Callable[..., Any],
     static: tuple[Any, ...],

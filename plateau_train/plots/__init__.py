@@ -96,7 +96,7 @@ def draw_replay(
     change: "Row | None",
 ) -> "Figure":
     """Draw the values of a replay above the scale of each rule."""
-    with _drawing(options) as theme:
+    with _drawing(options, num_panels=2) as theme:
         return _module("replay").draw_replay(
             series, rules, theme, rule=rule, reasons=reasons, change=change
         )
@@ -109,13 +109,13 @@ def draw_confusion(
     options: FigureOptions | None = None,
 ) -> "Figure":
     """Draw how often each class, a row each, is predicted as each class, a column each."""
-    with _drawing(options) as theme:
+    with _drawing(options, num_panels=1) as theme:
         return _module("heatmaps").draw_confusion(confusion, class_names, heading, theme)
 
 
 def draw_heat_map(grid: Grid, heading: str, options: FigureOptions | None = None) -> "Figure":
     """Draw a metric over two settings that vary."""
-    with _drawing(options) as theme:
+    with _drawing(options, num_panels=1) as theme:
         return _module("heatmaps").draw_heat_map(grid, heading, theme)
 
 
@@ -125,9 +125,9 @@ def save(path: Path, figure: "Figure") -> None:
     Equal figures give equal files. Raises ``ConfigError`` for another suffix, and ``StorageError``
     if the file cannot be written.
     """
-    check_format(path)
+    kind = check_format(path)
     with matplotlib_defaults():
-        _module("style").save_figure(path, figure)
+        _module("style").save_figure(path, kind, figure)
 
 
 def save_run_plot(path: Path, histories: Sequence[History], settings: Settings) -> None:
@@ -158,11 +158,15 @@ def _module(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _drawing(options: FigureOptions | None) -> "Iterator[Theme]":
-    """Draw with the theme of some options; an error of the system is a ``StorageError``."""
+def _drawing(options: FigureOptions | None, *, num_panels: int | None = None) -> "Iterator[Theme]":
+    """Draw with the theme of some options; an error of the system is a ``StorageError``.
+
+    The panels are those of the options, or as many as are given.
+    """
+    options = options or FigureOptions()
     try:
         with matplotlib_defaults():
-            theme = _module("style").Theme.of(options or FigureOptions())
+            theme = _module("style").Theme.of(options, num_panels or len(options.panels))
             with theme.applied():
                 yield theme
     except OSError as error:  # such as no folder for temporary files, while fonts are searched
@@ -198,15 +202,22 @@ def _import_matplotlib() -> Any:
     """
     if matplotlib := sys.modules.get("matplotlib"):
         return matplotlib
-    before = dict(os.environ)
-    os.environ |= {"MPLBACKEND": "", "MATPLOTLIBRC": os.devnull}
+    neutral = {"MPLBACKEND": "", "MATPLOTLIBRC": os.devnull}
+    before = {name: os.environ.get(name) for name in neutral}
+    os.environ |= neutral
     try:
-        matplotlib = import_module("matplotlib")
+        matplotlib: Any = import_module("matplotlib")
     finally:
-        os.environ.clear()
-        os.environ |= before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
     with contextlib.suppress(ValueError, OSError):
-        matplotlib.rc_file(matplotlib.matplotlib_fname())
+        # As its import does: all that can be used, without starting the back end.
+        params = matplotlib.rc_params_from_file(matplotlib.matplotlib_fname())
+        for current in (matplotlib.rcParams, matplotlib.rcParamsOrig):
+            dict.update(current, params)
         if backend := os.environ.get("MPLBACKEND"):
             matplotlib.rcParams["backend"] = backend
     return matplotlib

@@ -230,11 +230,11 @@ class _Line(NamedTuple):
         best = int(curve.center.argmin() if metric == "loss" else curve.center.argmax())
         word = "lowest" if metric == "loss" else "highest"
         word += " mean" if len(histories) > 1 else ""
-        label = f"{word} {curve.center[best]:.4f} at epoch {epochs[best]}"
+        label = f"{word} {curve.center[best]:.4f} at epoch {best}"
         color, line = run.color, run.linestyle
         if run.is_single:
             color, line = theme.split_colors[split], SPLIT_LINESTYLES[split]
-        return cls(split, curve, epochs[best], label, {"color": color, "linestyle": line})
+        return cls(split, curve, best, label, {"color": color, "linestyle": line})
 
 
 def draw_metric(

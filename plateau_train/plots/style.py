@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from plateau_train.config import FigureOptions
-from plateau_train.plots import check_format, matplotlib_defaults
+from plateau_train.plots import matplotlib_defaults
 from plateau_train.run import storage
 
 # The palette of Okabe and Ito, for color-blind readers; line styles differ as well.
@@ -65,9 +65,9 @@ class Theme(NamedTuple):
     note: float  # and reasons and notes
 
     @classmethod
-    def of(cls, options: FigureOptions) -> "Theme":
-        """Return the theme of some options."""
-        size = options.font_size or _default_font_size(options)
+    def of(cls, options: FigureOptions, num_panels: int) -> "Theme":
+        """Return the theme of some options, for a figure with so many panels."""
+        size = options.font_size or _default_font_size(options, num_panels)
         sizes = (size, size * 12 / 11, size * 13 / 11, size * 14 / 11, size * 8.5 / 11)
         if options.dark:
             runs = (SKY_BLUE, ORANGE, GREEN, WHITE, PURPLE, VERMILION, YELLOW)
@@ -217,14 +217,14 @@ class Theme(NamedTuple):
         panel.spines[:].set_linewidth(0.8 * self.enlarged)
 
 
-def _default_font_size(options: FigureOptions) -> float:
+def _default_font_size(options: FigureOptions, num_panels: int) -> float:
     """Return the size of ticks that suits a figure; smaller figures have smaller ones."""
     is_talk = options.style == "talk"
     usual = 18 if is_talk else 11
     if options.size is None:
         return usual
     width, height = options.size
-    side = (width * height / (1 if is_talk else len(options.panels))) ** 0.5
+    side = (width * height / (1 if is_talk else num_panels)) ** 0.5
     # Of a slide or, on paper, a panel that is about so many inches wide and high.
     return max(6, usual * min(1, side / (10 if is_talk else 3.6)))
 
@@ -264,12 +264,8 @@ def render(figure: Figure, kind: str) -> bytes:
     return content.getvalue()
 
 
-def save_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, SVG or PDF, by the suffix of the path.
-
-    Raises ``ConfigError`` for another suffix and ``StorageError`` if the file cannot be written.
-    """
-    kind = check_format(path)
+def save_figure(path: Path, kind: str, figure: Figure) -> None:
+    """Write a figure; raises ``StorageError`` if the file cannot be written."""
     with storage.as_storage_error(path):  # matplotlib may need a folder for temporary files
         content = render(figure, kind)
     storage.write_bytes(path, content)

@@ -6,11 +6,13 @@ The command line fixes it once, by environment variables; see ``jax_variables``.
 import contextlib
 import enum
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from plateau_train.errors import ConfigError
 from plateau_train.process.jax_variables import VALUES
 
 CACHE = (
@@ -27,19 +29,45 @@ def own_configuration() -> Iterator[None]:
 
     Both are the user's again after it, and so are the filters of warnings.
     """
-    fixed = {name.lower(): text for name, text in VALUES.items()}
-    before = {name: jax.config.values[name] for name in (*fixed, *CACHE, "jax_default_device")}
+    texts = {name.lower(): text for name, text in VALUES.items()}
+    names = (*texts, *CACHE, "jax_default_device")
+    with ThreadPoolExecutor(1) as other_thread:  # where no context manager of the caller applies
+        before = other_thread.submit(_read, names).result()
+    fixed = {name: _parse(text, before[name]) for name, text in texts.items()}
+    fixed["jax_default_device"] = None
+    _refuse_contexts(before, fixed)
     try:  # an interruption may come between two of the updates
-        for name, text in fixed.items():
-            jax.config.update(name, _parse(text, before[name]))
-        jax.config.update("jax_default_device", None)
+        for name, value in fixed.items():
+            jax.config.update(name, value)
         with warnings.catch_warnings():
             yield
     finally:
         for name, value in before.items():
-            jax.config.update(name, value.value if isinstance(value, enum.Enum) else value)
+            jax.config.update(name, value)
         if before[CACHE[0]] is None:  # JAX reads the name of its folder once
             compilation_cache.reset_cache()
+
+
+def _read(names: Iterable[str]) -> dict[str, object]:
+    """Return values of the configuration that ``jax.config.update`` accepts."""
+    values = {name: jax.config.values[name] for name in names}
+    return {
+        name: value.value if isinstance(value, enum.Enum) else value
+        for name, value in values.items()
+    }
+
+
+def _refuse_contexts(before: Mapping[str, object], fixed: Mapping[str, object]) -> None:
+    """Raise ``ConfigError`` where a context manager outranks a value that is fixed.
+
+    Such as ``with jax.enable_x64(True):``.
+    """
+    for name, value in _read(fixed).items():
+        if value not in (before[name], fixed[name]):
+            raise ConfigError(
+                f"a context manager of JAX sets {name} to {value}, and results depend on it",
+                hint="call this outside of the context",
+            )
 
 
 def _parse(text: str, value: object) -> object:

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import html
-import io
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from plateau_train.config import Settings
-from plateau_train.report.console import make_console
+from plateau_train.report.console import make_console, printable
 from plateau_train.report.progress import ProgramReport, RunReport, show_range
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
@@ -25,7 +24,7 @@ def make_report(*, is_quiet: bool, is_sweep: bool = False) -> RunReport:
     """Return the report of a training that was started from Python."""
     if is_in_notebook() and not is_quiet:
         return NotebookReport()
-    return ProgramReport(is_quiet=True) if is_sweep else PlainReport(is_quiet=is_quiet)
+    return (PlainSweepReport if is_sweep else PlainReport)(is_quiet=is_quiet)
 
 
 def is_in_notebook() -> bool:
@@ -36,7 +35,7 @@ def is_in_notebook() -> bool:
 
 
 class PlainReport(RunReport):
-    """Print the training of a run without a bar or a color; if quiet, nothing but warnings."""
+    """Print each epoch of a run as a plain line; if quiet, nothing but warnings."""
 
     def __init__(self, *, is_quiet: bool) -> None:
         super().__init__(is_quiet=is_quiet)
@@ -49,6 +48,21 @@ class PlainReport(RunReport):
         """Print how the run ended."""
         if not self.is_quiet:
             super().on_finish(run, seconds)
+
+
+class PlainSweepReport(ProgramReport):
+    """Print each run of a sweep as a plain line when it is done; if quiet, only warnings."""
+
+    def __init__(self, *, is_quiet: bool) -> None:
+        super().__init__(is_quiet=is_quiet)
+        self._console = make_console(is_plain=True)
+
+    def loading(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def _show(self, line: str) -> None:
+        if not self.is_quiet:
+            self._console.print(printable(line))
 
 
 class NotebookReport(RunReport):
@@ -106,16 +120,17 @@ class NotebookReport(RunReport):
 
     def close(self) -> None:
         """Show where a training stopped that did not finish."""
-        self._names.clear()
         if self._is_running:
             self._update(f"stopped, {self._metrics}, {self._folder}")
+        self._names.clear()
+        self._metrics, self._is_running = "", False
 
     def _update(self, text: str) -> None:
         """Draw the bar again, or for the first time."""
         display = import_module("IPython.display")
         self._updated = time.monotonic()
         line = f"epoch {self._epoch}/{self._num_epochs}: {text}"
-        trained = max(0, self._epoch - 1) + self._share if self._epoch else 0
+        trained = self._epoch - 1 + self._share if self._epoch else 0
         bar = f'<progress value="{trained:.3f}" max="{self._num_epochs}"></progress>'
         content = {"text/plain": line, "text/html": f"{bar} {html.escape(line)}"}
         if self._display is None:
@@ -126,7 +141,5 @@ class NotebookReport(RunReport):
 
 def show_figure(figure: Any) -> str:
     """Return a figure as the source of an HTML image."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    encoded = base64.b64encode(content.getvalue()).decode()
+    encoded = base64.b64encode(figure._repr_png_()).decode()
     return f'<img src="data:image/png;base64,{encoded}" style="max-width: 100%">'

@@ -175,7 +175,10 @@ class ProgramReport(RunReport):
         name, results = run.directory.path.name, run.results
         accuracy = f"{results.split} accuracy {results.final_score:.4f}"
         drops = results.drops_of(run.settings)
-        log.info("%s: %s%s", name, accuracy, "" if drops is None else f", drops {drops}")
+        self._show(f"{name}: {accuracy}{'' if drops is None else f', drops {drops}'}")
+
+    def _show(self, line: str) -> None:
+        log.info("%s", line)
 
     def close(self) -> None:
         super().close()

@@ -21,7 +21,12 @@ Row = Mapping[str, Any]
 Columns = dict[str, np.ndarray]
 Form = Literal["json", "csv"]
 
-DTYPES = {int: np.int64, str: np.str_}  # of the columns that are not numbers with a fraction
+# The fields that are texts, also where none of them has a value.
+TEXTS = {
+    "run", "folder", "status", "problems", "schedule", "mode", "dataset", "ending", "best_by",
+    "baseline", "metric", "method", "class", "most_wrong_class", "split", "observed", "reason",
+    "torch_reason", "keras_reason", "optax_reason",
+}  # fmt: skip
 
 
 def write_rows(form: Form, rows: Sequence[Row], names: Sequence[str] = (), **others: Any) -> None:
@@ -58,7 +63,7 @@ def to_columns(rows: Sequence[Row], types: Mapping[str, Any] | None = None) -> C
     """
     types = dict.fromkeys(names_of(rows)) if types is None else types
     return {
-        name: _column([row.get(name) for row in rows]) if rows else np.array([], DTYPES.get(kind))
+        name: _column([row.get(name) for row in rows], kind=str if name in TEXTS else kind)
         for name, kind in types.items()
     }
 
@@ -94,11 +99,14 @@ def _cell(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _column(values: list[Any]) -> np.ndarray:
-    """Return an array of numbers or texts; of objects if the values are tuples."""
+def _column(values: list[Any], kind: Any) -> np.ndarray:
+    """Return an array of numbers or texts; of objects if a text is missing or for tuples."""
+    if not values:
+        return np.array([], kind if kind in (int, str) else None)
     present = [value for value in values if value is not None]
     if any(isinstance(value, tuple) for value in present):
         return np.fromiter(values, object, len(values))
-    if all(isinstance(value, int | float) for value in present) and len(present) < len(values):
+    is_partial = len(present) < len(values)
+    if kind is not str and all(isinstance(value, int | float) for value in present) and is_partial:
         return np.array([math.nan if value is None else value for value in values])
-    return np.array(values, object if len(present) < len(values) else None)
+    return np.array(values, object if is_partial else None)
