@@ -10,14 +10,10 @@ from typing import NoReturn
 from plateau_train.errors import ClusterError, InterruptedRunError, PlateauTrainError
 from plateau_train.process import jax_variables, memory, signals, stdio
 
-# Number of allocations between two garbage collections. The default of Python suits programs that
-# make reference cycles; the imports here make few, and their objects stay alive.
-GARBAGE_THRESHOLD = 100_000
-
 
 def main() -> NoReturn:
     """Run the command line and exit with its exit code."""
-    gc.set_threshold(GARBAGE_THRESHOLD)
+    gc.set_threshold(memory.GARBAGE_THRESHOLD)
     jax_variables.fix()
     stdio.install()
     signals.install()

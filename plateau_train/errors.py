@@ -74,7 +74,10 @@ class ChangedSettingsError(ConfigError):
     def reword(self, replace: Callable[[str], str]) -> None:
         super().reword(replace)
         (_, *rows) = self.table
-        changes = (": ".join((replace(name), ", ".join(cells))) for name, *cells in rows)
+        changes = (
+            f"{replace(name)}: the run has {begun}, not {given}, and {replace(why)}"
+            for name, begun, given, why in rows
+        )
         self.problems = self.args = (*self.problems, *changes)
 
 

@@ -5,6 +5,7 @@ everything and done nothing: a process as new as one started by Python, in a fra
 With JAX_COMPILATION_CACHE_DIR set, the processes share compiled programs.
 """
 
+import atexit
 import errno
 import importlib
 import json
@@ -107,7 +108,9 @@ class Processes:
 @cache
 def shared() -> Processes:
     """Return the server that the tests of a process share; it ends when they do."""
-    return Processes()
+    server = Processes()
+    atexit.register(server.close)
+    return server
 
 
 class FaultyOs:

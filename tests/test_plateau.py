@@ -339,6 +339,7 @@ def test_a_stored_state_continues_with_the_same_bits():
         ({"rtol": 1.0}, "rtol must be a number from 0 below 1, got 1.0"),
         ({"atol": np.inf}, "atol must be a number from 0 to 1,000,000, got inf"),
         ({"min_scale": 1.5}, "min_scale must be a number from 0 below 1, got 1.5"),
+        ({"maximize": 0.5}, "maximize must be true or false, got 0.5"),
         ({"rtol": 0}, "rtol and atol are both 0: one of them must be above 0"),
     ],
 )  # fmt: skip
@@ -348,6 +349,25 @@ def test_an_argument_out_of_its_range_is_refused_by_its_name(arguments, problem)
     (said,) = refused.value.problems
     assert said.startswith(problem)
     assert refused.value.hint == "help(plateau_train.reduce_on_plateau) explains each argument"
+
+
+@pytest.mark.parametrize(("known", "traced"), [("rtol", "atol"), ("atol", "rtol")])
+def test_a_traced_argument_is_no_part_of_the_check(known, traced):
+    """Which of them are 0 is not known while they are traced."""
+
+    @jax.jit
+    def first_threshold(value):
+        rule = reduce_on_plateau(**{known: 0.0, traced: value})
+        state = rule.update((), rule.init(()), value=jnp.float32(1))[1]
+        return state.threshold
+
+    assert first_threshold(0.25) == 0.75
+
+
+def test_maximize_is_true_or_false_whatever_its_number():
+    for value in (2, np.bool_(True)):
+        rule = reduce_on_plateau(rtol=0, atol=0.25, maximize=value)
+        assert rule.update((), rule.init(()), value=jnp.float32(1))[1].threshold == 1.25
 
 
 def test_the_defaults_and_the_order_of_the_arguments_are_those_of_optax():

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from itertools import chain
 from typing import Any
 
@@ -605,6 +606,12 @@ def test_a_notebook_shows_a_figure_as_it_is_saved(tmp_path):
     shown, saved = (draw(panels="scale", size="3x2", dpi=50) for _ in range(2))
     save(tmp_path / "a.png", saved)
     assert shown._repr_png_() == (tmp_path / "a.png").read_bytes()
+
+
+def test_a_figure_that_is_too_small_for_its_texts_is_saved_without_a_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(tmp_path / "a.png", draw(size="1x1"))
 
 
 def test_the_command_line_passes_the_options_on(small_run, tmp_path, monkeypatch):

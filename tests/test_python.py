@@ -277,6 +277,14 @@ BAD_CALLS = [
     (lambda: api.replay([1], compare="tensorflow"), "^compare has no rule tensorflow", "keras"),
     (lambda: api.replay([1], mode="x"), "^there is no setting mode", ""),
     (lambda: api.replay([1, 2], accumulation_size=5).plot(), "^2 values fill no window of 5", ""),
+    (lambda: api.load(None), "^a path must be text, got None", "pathlib"),
+    (lambda: api.train(config_file=3), "^a path must be text, got 3", "pathlib"),
+    (lambda: api.train(name=b"x"), "^name must be .* got b'x'$", "not bytes"),
+    (lambda: api.resolve_settings(seed=range(10**12)), "^seed must .* than 100,000 items$", ""),
+    (lambda: api.replay(None), "^values must be numbers, got None", ""),
+    (lambda: api.replay([1], compare=3), "^compare must be names of libraries, got 3", "keras"),
+    (lambda: api.replay([1], from_torch="patience=1"), "^from_torch must be a dict", r'\{"pat'),
+    (lambda: api.replay([1]).plot(title="a\x00"), "^the title has a control character", ""),
     (lambda: api.replay([1]).plot(panels="scale"), "^this figure has no option panels", "size"),
     (lambda: api.compare([1, 2]), "^compare takes runs, sweeps and paths, got list", r"\(\*runs"),
     (lambda: api.describe_data(dataset="garments", patience=3), "^there is no setting pat", ""),
@@ -303,7 +311,7 @@ def refuse(call, problem, hint=""):
 
 def test_the_errors_of_a_run_name_arguments_and_calls(one, several, sweep, tmp_path):
     for call, problem, hint in (
-        (several.params, "has several seeds", "^give one of its seeds, 3,5, as seed$"),
+        (several.params, "has several seeds", "^give one of its seeds, 3,5, as the number seed$"),
         (several.replay, "has several seeds", "^give one of its seeds"),
         (lambda: several.params(seed=0), "has no seed 0", "3,5"),
         (lambda: several.evaluate(seed=4), "has no seed 4", "3,5"),
@@ -315,7 +323,7 @@ def test_the_errors_of_a_run_name_arguments_and_calls(one, several, sweep, tmp_p
         (lambda: one.plot(path=tmp_path / "a.gif"), "cannot be written as", ""),
         (lambda: one.replay(mode="val-loss"), "held out no images", "^mode test-loss"),
         (lambda: one.replay(accumulation_size=9), "means of 4 steps", "accumulation_size=9$"),
-        (lambda: pt.load(sweep.folder), "is a sweep", r"^runs\('.*'\) lists its runs, compare\("),
+        (lambda: pt.load(sweep.path), "is a sweep", r"^runs\('.*'\) lists its runs, compare\("),
         (lambda: pt.load_sweep(one.path), "is not a sweep", "^load opens a run"),
         (lambda: pt.compare(one, one), "are the same run", ""),
         (lambda: pt.compare(one, several, level=87), "^level must be an accuracy", "0.87"),
@@ -331,8 +339,8 @@ def test_settings_that_cannot_change_are_listed(one):
         one.resume(patience=3, epochs=2)
     _, *changes = refusal.value.problems
     assert changes == [
-        "patience: 2, 3, it would change the results",
-        "epochs: 4, 2, it can only grow",
+        "patience: the run has 2, not 3, and it would change the results",
+        "epochs: the run has 4, not 2, and it can only grow",
     ]
 
 
@@ -445,6 +453,33 @@ def test_figures_are_drawn_and_saved(one, several, tmp_path):
     assert (tmp_path / "matrix.svg").exists()
 
 
+def test_options_of_figures_may_be_values_of_numpy(one):
+    figure = one.plot(dpi=np.int64(72), dark=np.bool_(True), panels=np.array(["scale"]))
+    assert (figure.dpi, len(figure.axes)) == (72, 1)
+
+
+def test_a_run_whose_folder_was_removed_says_so(one, tmp_path):
+    copy = tmp_path / "copy"
+    members = [
+        lambda run: run.status, lambda run: run.metrics, lambda run: run.drops,
+        lambda run: run.observations, lambda run: run.settings, lambda run: run.summary,
+        lambda run: run.params(), lambda run: run.evaluate(), lambda run: run.resume(),
+        lambda run: run.check(), lambda run: run.plot(), lambda run: run.replay(),
+    ]  # fmt: skip
+    runs = [pt.load(shutil.copytree(one.path, copy, dirs_exist_ok=True)) for _ in members]
+    shutil.rmtree(copy)
+    for member, run in zip(members, runs, strict=True):
+        with pytest.raises(pt.errors.RunError):
+            member(run)
+
+
+def test_a_library_that_is_compared_has_its_columns_whatever_the_values():
+    for value in (1.0, -1.0):
+        table = pt.replay([value] * 3, patience=1, compare=["optax", "torch"]).table
+        assert {"optax_scale", "optax_reason", "torch_scale", "torch_reason"} <= table.keys()
+        assert table["reason"][0] is None
+
+
 def test_runs_and_sweeps_are_sequences_of_runs(one, several, sweep):
     runs = pt.runs(one.path.parent)
     assert runs[runs.index(one)] == one != several
@@ -460,7 +495,7 @@ def test_runs_and_sweeps_are_sequences_of_runs(one, several, sweep):
     assert sweep.results["ending"].tolist() == ["epochs"] * 2 + ["diverged"] * 2
     assert sweep.results["learning_rate"].tolist() == [0.03, 0.03, 1e30, 1e30]
     assert sweep.results["last_epoch"].tolist() == [1, 1, 0, 0]
-    again = pt.load_sweep(sweep.folder).resume(quiet=True)
+    again = pt.load_sweep(sweep.path).resume(quiet=True)
     for name, column in again.results.items():
         np.testing.assert_array_equal(column, sweep.results[name])
 

@@ -18,7 +18,7 @@ from plateau_train.errors import RunError
 from plateau_train.report.console import configure_logging
 from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint
-from plateau_train.run.directory import RunDirectory
+from plateau_train.run.directory import SWEEP, RunDirectory
 from plateau_train.run.records import Notice
 from plateau_train.training import setup
 
@@ -61,6 +61,16 @@ def test_a_row_has_the_progress_and_the_accuracies_of_a_run(tmp_path, capsys):
         "status": "done",
     }  # fmt: skip
     assert notices == ""
+
+
+def test_hidden_folders_are_not_listed(tmp_path, capsys):
+    for folder in (".trash", "visible"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / SWEEP).write_text("{}")
+    show_runs(tmp_path)
+    notices = capsys.readouterr().err
+    assert "visible is a sweep" in notices
+    assert ".trash" not in notices
 
 
 def test_accuracies_are_those_of_the_held_out_images_if_there_are_any(tmp_path, capsys):

@@ -5,6 +5,7 @@ Nothing of the process is changed: not its signals, streams, environment variabl
 configuration.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -65,10 +66,10 @@ def train(*, config_file: PathLike | None = None, **settings: Unpack[SettingOpti
     """Train a network with reduce-on-plateau in a new run folder, and return the run.
 
     The settings are those of docs/settings.md; None stands for the default. They outrank those of a
-    TOML file. In a notebook a bar shows the progress; elsewhere each epoch is one line, and nothing
-    is printed with ``quiet=True``. After an interruption ``load().resume()`` continues the run.
-    Raises ``ConfigError`` for settings that cannot be used, ``DataError`` for data that cannot, and
-    ``NonFiniteLossError`` when no seed is finite any more.
+    TOML file. In a notebook a bar shows the progress; elsewhere each epoch is one line. With
+    ``quiet=True`` only warnings are shown. After an interruption ``load().resume()`` continues the
+    run. Raises ``ConfigError`` for settings that cannot be used, ``DataError`` for data that
+    cannot, and ``NonFiniteLossError`` when no seed is finite any more.
     """
     resolved = config.resolve(config.read_arguments(settings), file=_optional(config_file))
     report = make_report(is_quiet=resolved.settings.run.quiet)
@@ -86,7 +87,7 @@ def load(path: PathLike = "runs/latest") -> Run:
 
 @for_python()
 def runs(folder: PathLike = "runs") -> Runs:
-    """List the runs of a folder, or of a sweep."""
+    """List the runs of a folder, or of a sweep; there are none where there is no such folder."""
     return Runs(listing.list_runs(_path(folder)))
 
 
@@ -147,6 +148,8 @@ def replay(
     "optax", "torch", "keras". ``accumulation_size`` is 1 by default. Raises ``ConfigError`` for a
     value that is not a finite number.
     """
+    if not isinstance(values, Iterable):
+        raise ConfigError(f"values must be numbers, got {values!r}", hint="give a list of numbers")
     given = config.read_arguments({"learning_rate": learning_rate})
     rate = config.resolve(given).settings.optimizer.learning_rate
     overrides = replays.read_rule(rule, from_torch, from_keras, rate)
@@ -161,6 +164,8 @@ def _data_settings(settings: Mapping[str, Any]) -> config.DataSettings:
 
 
 def _path(path: PathLike) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"a path must be text, got {path!r}", hint="give text or a pathlib.Path")
     return config.expand_home(Path(path))
 
 
@@ -174,6 +179,4 @@ def _path_of(run: Run | Sweep | PathLike) -> Path:
             f"compare takes runs, sweeps and paths, got {type(run).__name__}",
             hint="write compare(*runs) for a list of runs",
         )
-    if isinstance(run, Run):
-        return run.path
-    return run.folder if isinstance(run, Sweep) else _path(run)
+    return run.path if isinstance(run, Run | Sweep) else _path(run)

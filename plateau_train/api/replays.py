@@ -178,9 +178,18 @@ def read_run(
     return Series(title, observed, values, rule, *of_run)
 
 
-def as_names(libraries: str | Sequence[str]) -> Sequence[str]:
-    """Return the names of libraries, each once; a single one may be a text."""
-    return list(dict.fromkeys([libraries] if isinstance(libraries, str) else libraries))
+def as_names(libraries: str | Sequence[str] | None) -> Sequence[str]:
+    """Return the names of libraries, each once; a single one may be a text.
+
+    Raises ``ConfigError`` for anything else.
+    """
+    names = [libraries] if isinstance(libraries, str) else libraries or ()
+    if not isinstance(names, Sequence):
+        raise ConfigError(
+            f"compare must be names of libraries, got {libraries!r}",
+            hint=f"give a list of {', '.join(LIBRARIES)}",
+        )
+    return list(dict.fromkeys(names))
 
 
 def read_rule(
@@ -196,6 +205,11 @@ def read_rule(
     if len(translations) > 1:
         raise ConfigError("from_torch and from_keras both set the rule", hint="leave out one")
     for library, parameters in translations.items():
+        if not isinstance(parameters, Mapping):
+            raise ConfigError(
+                f"from_{library} must be a dictionary, got {parameters!r}",
+                hint=f'write from_{library}={{"patience": 10}}',
+            )
         text = ",".join(f"{name}={value}" for name, value in parameters.items())
         overrides |= translate_flags(library, text, overrides, learning_rate)
     return overrides

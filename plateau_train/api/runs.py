@@ -216,7 +216,7 @@ class Run:
         return self._replica(seed) or 0
 
     def _seeds(self) -> str:
-        return f"one of its seeds, {self._stored.settings.run.seed}, as seed"
+        return f"one of its seeds, {self._stored.settings.run.seed}, as the number seed"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and self.path.resolve() == other.path.resolve()

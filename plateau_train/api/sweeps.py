@@ -98,7 +98,7 @@ class SweepResult(NamedTuple):
 class Sweep:
     """The results of a sweep, the best run first."""
 
-    folder: Path
+    path: Path  # the folder
     metric: str  # that the runs are sorted by
     varied: Sequence[Setting]
     ranked: Sequence[SweepResult]
@@ -106,12 +106,12 @@ class Sweep:
     @property
     def runs(self) -> list[Run]:
         """The runs, the best first."""
-        return [Run.at(self.folder / each.name) for each in self.ranked]
+        return [Run.at(self.path / each.name) for each in self.ranked]
 
     def rows(self) -> list[Row]:
         """Return a row for each seed of each run, also for those that diverged."""
         return [
-            {"run": each.name, "folder": str(self.folder / each.name)}
+            {"run": each.name, "folder": str(self.path / each.name)}
             | {setting.key: setting.effective_value(each.settings) for setting in self.varied}
             | ReplicaResult.of(history, each.settings)._asdict()
             for each in self.ranked
@@ -129,7 +129,7 @@ class Sweep:
         overrides = config.resolve(config.read_arguments({"quiet": quiet}))
         report = make_report(is_quiet=quiet, is_sweep=True)
         with own_configuration():
-            return resume(self.folder, overrides, _prepare, report, lambda _: None)
+            return resume(self.path, overrides, _prepare, report, lambda _: None)
 
     def as_table(self) -> Table:
         """Return a row for each run."""
@@ -156,13 +156,12 @@ class Sweep:
     def _draw(self, options: FigureOptions) -> "Figure":
         if len(self.varied) != 2:
             raise ConfigError(
-                f"a heat map needs two settings that vary, and {self.folder} has "
-                f"{len(self.varied)}",
+                f"a heat map needs two settings that vary, and {self.path} has {len(self.varied)}",
                 hint="compare draws the curves of any runs",
             )
         if not any(result.num_finished for result in self.ranked):
             raise RunError(
-                f"no seed of {self.folder} has finished", hint="resume trains what is left"
+                f"no seed of {self.path} has finished", hint="resume trains what is left"
             )
         grid, num_seeds = _make_grid(self), self.ranked[0].num_seeds
         seeds = f"mean and standard deviation of {num_seeds} seeds" if num_seeds > 1 else "one seed"
@@ -171,7 +170,7 @@ class Sweep:
 
     def __repr__(self) -> str:
         varied = ", ".join(setting.key for setting in self.varied)
-        return f"Sweep({str(self.folder)!r}, {len(self.ranked)} runs over {varied})"
+        return f"Sweep({str(self.path)!r}, {len(self.ranked)} runs over {varied})"
 
     def _repr_html_(self) -> str:
         return to_html(self.as_table())

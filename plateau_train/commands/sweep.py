@@ -62,7 +62,7 @@ class _SweepReport(ProgramReport):
 
     def print_results(self, results: Sweep, form: Form | None) -> None:
         """Print the results, the best first; if quiet, only the folder of the sweep."""
-        folder = results.folder
+        folder = results.path
         if form is not None:
             write_rows(form, results.rows())
         elif self.is_quiet:

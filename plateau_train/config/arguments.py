@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from plateau_train.config.resolve import ARGUMENT, BY_KEY, RawValue
@@ -22,6 +23,8 @@ OTHER_NAMES = {
     "--val-split": "write --val-fraction",
     "--output-dir": "write --runs-dir",
 }
+
+MOST_ITEMS = 100_000  # of a list
 
 # Arguments that are not named after their options.
 _RENAMED = {"replica": "seed", "config": "config_file"}
@@ -75,11 +78,23 @@ def read_arguments(
 
 
 def _as_text(setting: Setting, value: Any) -> str:
-    """Write a value as a user would type it; a list, a range or an array as its items."""
+    """Write a value as a user would type it; a list, a range or an array as its items.
+
+    Raises ``ConfigError`` for bytes, and for more items than any setting has.
+    """
+    if isinstance(value, bytes | bytearray):
+        raise ConfigError(
+            f"{setting.key} must be {setting.expected}, got {value!r}", hint="give text, not bytes"
+        )
     is_scalar = getattr(value, "ndim", None) == 0  # of NumPy or JAX
     if is_scalar or isinstance(value, str | os.PathLike) or not isinstance(value, Iterable):
         return as_text(value)
-    items = list(value)
+    items = list(islice(value, MOST_ITEMS + 1))
+    if len(items) > MOST_ITEMS:
+        raise ConfigError(
+            f"{setting.key} must be {setting.expected}, got more than {MOST_ITEMS:,} items",
+            hint="give fewer",
+        )
     is_nested = any(isinstance(item, Iterable) and not isinstance(item, str) for item in items)
     separator = setting.separator if is_nested else ","
     return separator.join(_as_text(setting, item) for item in items)

@@ -4,6 +4,7 @@ A field of ``FigureOptions`` is at once an option such as ``--font-size``, and a
 such as ``font_size``.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -90,6 +91,8 @@ class FigureOptions(Table):
 
     def problems(self) -> Iterator[str]:
         """Yield one sentence per combination of valid options that cannot be used."""
+        if any(unicodedata.category(each) == "Cc" and each != "\n" for each in self.title or ""):
+            yield f"the title has a control character: {self.title!r}"
         if self.size is not None:
             width, height = self.size
             pixels = round(width * self.dpi) * round(height * self.dpi)
@@ -117,7 +120,11 @@ def figure_options(
     An argument that is None has its default. Raises ``ConfigError`` that names each argument that
     is unknown or has a wrong value.
     """
-    given = {name: value for name, value in arguments.items() if value is not None}
+    given = {
+        name: value.tolist() if hasattr(value, "tolist") else value  # of NumPy
+        for name, value in arguments.items()
+        if value is not None
+    }
     names = [option.key for option in known]
     unknown = [
         f"this figure has no option {name}{did_you_mean(name, names)}"
@@ -152,8 +159,8 @@ def _validate(
             near = near or did_you_mean(problem["input"], BY_KEY[key].choices)
             problems.setdefault(key, _describe(BY_KEY[key], values[key], name_of) + near)
         raise ConfigError(*problems.values(), hint="leave it out for the default") from None
-    if too_large := list(options.problems()):
-        raise ConfigError(*too_large, hint="give a smaller size, or fewer pixels per inch")
+    if unusable := list(options.problems()):
+        raise ConfigError(*unusable, hint="give a title in plain text, a smaller size, or less dpi")
     return options
 
 

@@ -84,13 +84,17 @@ class PlateauRule(NamedTuple):
         }
         if {"rtol", "atol"} - given.keys():  # one that is not checked may be above 0
             given.setdefault("atol", config.RawValue("1", config.ARGUMENT))
+        hint = "help(plateau_train.reduce_on_plateau) explains each argument"
         try:
             config.resolve(given)
         except ConfigError as error:
-            hint = "help(plateau_train.reduce_on_plateau) explains each argument"
             problems = map(config.as_arguments, error.problems)
             raise ConfigError(*problems, hint=hint) from None
         if "maximize" in numbers:
+            if not isinstance(numbers["maximize"], bool | int):
+                raise ConfigError(
+                    f"maximize must be true or false, got {numbers['maximize']!r}", hint=hint
+                )
             numbers["maximize"] = bool(numbers["maximize"])
         return self._replace(**numbers)
 

@@ -75,7 +75,7 @@ def title(histories: Sequence[History], settings: Settings, *, is_short: bool = 
         "cosine": f", down to a scale of {plateau.min_scale:g}",
         "step": f", factor {plateau.factor:g} every {optimizer.step_epochs} epochs",
     }[optimizer.schedule]
-    seeds = f"seed {histories[0].seed}"
+    seeds = f"seed {histories[0].seed}" + ", diverged" * histories[0].has_diverged
     if len(histories) > 1:
         num_finished = len(completed(histories))
         of = f" of the {num_finished} that finished" if num_finished < len(histories) else ""

@@ -50,7 +50,9 @@ def draw_replay(
             panel.axvspan(_x(series, change), end, color=theme.muted, alpha=0.12, zorder=-1, lw=0)
     if change is not None:
         look: Look = {"transform": bottom.get_xaxis_transform(), "fontsize": theme.tick}
-        bottom.text(end, 0.97, "counterfactual", ha="right", va="top", style="italic", **look)
+        look |= {"bbox": {"facecolor": theme.background, "linewidth": 0, "pad": 1.5}, "zorder": 5}
+        height, va = (0.04, "bottom") if bottom.get_yscale() == "linear" else (0.97, "top")
+        bottom.text(end, height, "counterfactual", ha="right", va=va, style="italic", **look)
     figure.align_ylabels()
     theme.write_reasons(figure, reasons, "--json prints all drops with their reasons")
     return figure
@@ -81,7 +83,8 @@ def _draw_values(panel: Axes, series: Series, rows: Sequence[Row], theme: Theme)
     size = theme.enlarged * float(np.clip(200 / (1 + len(places)), 4, 9))
     mark: Look = {"color": vermilion, "markersize": size, "zorder": 4, "linestyle": "none"}
     mark |= {"markeredgecolor": theme.background, "markeredgewidth": size / 9}
-    panel.plot(x[places], observed[places], marker="v", label="drop of the scale", **mark)
+    if places:
+        panel.plot(x[places], observed[places], marker="v", label="drop of the scale", **mark)
     above: Look = {"xytext": (0, 7 * theme.enlarged), "textcoords": "offset points", "ha": "center"}
     last, space = -math.inf, 0.02 * theme.enlarged * (x[-1] - x[0])
     for number, place in enumerate(places[:MOST_NUMBERED], start=1):

@@ -221,4 +221,8 @@ def _number_drops(panel: Axes, drops: Sequence[Drop], theme: Theme) -> None:
         x, y = to_shares.transform(place)
         if x - last[0] > 0.06 * theme.enlarged or last[1] - y > 0.06 * theme.enlarged:
             last = (x, y)
+            if x > 1 - 0.03 * theme.enlarged:  # nothing is below the curve to the left
+                offset = (-3 * theme.enlarged, 2 * theme.enlarged)
+                panel.annotate(f"{number}", place, **look | {"xytext": offset, "ha": "right"})
+                continue
             panel.annotate(f"{number}", place, **look)

@@ -260,6 +260,8 @@ def render(figure: Figure, kind: str) -> bytes:
     with rc_context({"svg.hashsalt": "plateau-train"}), warnings.catch_warnings():
         # Characters that the font lacks, in the name of a class or run, are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        # Nor does everything fit into the smallest figures.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
         figure.savefig(content, format=kind, dpi="figure", metadata=metadata[kind])
     return content.getvalue()
 

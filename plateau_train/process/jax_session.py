@@ -5,6 +5,7 @@ The command line fixes it once, by environment variables; see ``jax_variables``.
 
 import contextlib
 import enum
+import gc
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from plateau_train.errors import ConfigError
 from plateau_train.process.jax_variables import VALUES
+from plateau_train.process.memory import GARBAGE_THRESHOLD
 
 CACHE = (
     "jax_compilation_cache_dir",
@@ -27,7 +29,8 @@ CACHE = (
 def own_configuration() -> Iterator[None]:
     """Fix the configuration of JAX for the block, and its cache of compiled programs.
 
-    Both are the user's again after it, and so are the filters of warnings.
+    Both are the user's again after it, and so are the filters of warnings. Garbage is collected
+    less often: JAX is called at each collection, where Python ignores an interruption.
     """
     texts = {name.lower(): text for name, text in VALUES.items()}
     names = (*texts, *CACHE, "jax_default_device")
@@ -36,12 +39,15 @@ def own_configuration() -> Iterator[None]:
     fixed = {name: _parse(text, before[name]) for name, text in texts.items()}
     fixed["jax_default_device"] = None
     _refuse_contexts(before, fixed)
+    thresholds = gc.get_threshold()
     try:  # an interruption may come between two of the updates
+        gc.set_threshold(max(GARBAGE_THRESHOLD, thresholds[0]), *thresholds[1:])
         for name, value in fixed.items():
             jax.config.update(name, value)
         with warnings.catch_warnings():
             yield
     finally:
+        gc.set_threshold(*thresholds)
         for name, value in before.items():
             jax.config.update(name, value)
         if before[CACHE[0]] is None:  # JAX reads the name of its folder once

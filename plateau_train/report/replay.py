@@ -89,10 +89,11 @@ def plain_rows(
 ) -> Iterator[dict[str, float | str | bool | None]]:
     """Yield a row of plain values per value; one that lowered no scale has no reason.
 
-    Those of a run have its replica and position. The rules after the first one add a scale and a
-    reason each, such as ``torch_scale``.
+    Those of a run have its replica and position. The rules of libraries add a scale and a reason
+    each, such as ``torch_scale``.
     """
-    (_, rows), *others = rules.items()
+    rows = next(iter(rules.values()))
+    others = [(name, table) for name, table in rules.items() if name != "scale"]
     for index, row in enumerate(rows):
         origin: dict[str, Any] = {}
         if series.positions:

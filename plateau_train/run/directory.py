@@ -175,9 +175,10 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Lock the run until the block or the process ends.
 
-        Raises ``BusyRunError`` where another process has locked it. On a file system without locks,
-        this does nothing.
+        Raises ``BusyRunError`` where another process has locked it, and as ``require``. On a file
+        system without locks, this does nothing.
         """
+        self.require()
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             end = time.monotonic() + LOCK_SECONDS
@@ -191,6 +192,11 @@ class RunDirectory:
             yield
         finally:
             os.close(descriptor)
+
+    def require(self) -> None:
+        """Raise ``RunError`` where the folder was removed."""
+        if not self.path.exists():
+            raise RunError(f"{self.path} does not exist any more", hint=FIND_HINT)
 
     def is_locked(self) -> bool:
         """Return whether another process has locked this run."""

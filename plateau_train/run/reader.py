@@ -3,7 +3,7 @@
 import logging
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from plateau_train.config import Settings
 from plateau_train.errors import PROGRAM, RunError
@@ -69,15 +69,19 @@ class Run:
 
     @cached_property
     def records(self) -> list[EpochRecord]:
-        return journal.read_lines(self.directory.metrics, self.manifest)
+        return self._read_lines(self.directory.metrics)
 
     @cached_property
     def events(self) -> list[Event]:
-        return journal.read_lines(self.directory.events, self.manifest)
+        return self._read_lines(self.directory.events)
 
     @cached_property
     def timings(self) -> list[Timing]:
-        return journal.read_lines(self.directory.timings, self.manifest)
+        return self._read_lines(self.directory.timings)
+
+    def _read_lines(self, path: Path) -> list[Any]:
+        self.directory.require()
+        return journal.read_lines(path, self.manifest)
 
     @cached_property
     def histories(self) -> list[History]:
@@ -112,6 +116,7 @@ class Run:
     @property
     def state(self) -> State:
         """Whether the run is running, done, failed or stopped."""
+        self.directory.require()
         if self.directory.is_locked():
             return "running"
         if self.directory.summary.exists():
