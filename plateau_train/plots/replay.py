@@ -11,7 +11,7 @@ from plateau_train.numerics.replay import Row
 from plateau_train.plots.curves import Start, cut_start
 from plateau_train.plots.rule import CAUSE, OBSERVED, TO_BEAT
 from plateau_train.plots.scale import use_scale_axis
-from plateau_train.plots.style import ABOVE, Look, Theme
+from plateau_train.plots.style import ABOVE, CHARACTER, Look, Theme
 from plateau_train.run.series import Series
 
 # The largest number of observations that are drawn with dots, and of drops that are numbered.
@@ -60,7 +60,10 @@ def draw_replay(
 
 def _draw_values(panel: Axes, series: Series, rows: Sequence[Row], theme: Theme) -> None:
     """Draw the observations, the values that they were compared with, and the drops."""
-    panel.set_ylabel(series.observed, fontsize=theme.label, parse_math=False)
+    label = series.observed
+    if CHARACTER * len(label) * theme.label > 1.2 * theme.panel_height(panel):
+        label = label.replace(", ", ",\n")
+    panel.set_ylabel(label, fontsize=theme.label, parse_math=False)
     x = np.array([_x(series, row) for row in rows])
     observed = np.array([row.mean for row in rows])
     blue, vermilion = theme.run_colors[:2]
