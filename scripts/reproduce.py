@@ -63,7 +63,7 @@ def main() -> None:
         (mode, seed): reference(arguments.runs_dir, mode, seed) for mode in MODES for seed in SEEDS
     }
     for mode in MODES:
-        pt.load(runs[mode, SEEDS[0]].path).plot().savefig(DOCS / f"{mode}.png")
+        pt.load(runs[mode, SEEDS[0]].path).plot(path=DOCS / f"{mode}.png")
     rewrite(README, "results", results_table(runs))
     contact_sheet().savefig(DOCS / "garments.png")
     drawn = reference(arguments.runs_dir, "train-loss", 0, "--dataset", "garments")
@@ -73,7 +73,7 @@ def main() -> None:
         for name, flags in SCHEDULES.items()
     ]
     rewrite(DOCS / "results.md", "helps", helps_table(helps))
-    pt.compare(*(run.path for run in helps)).plot().savefig(DOCS / "helps.png")
+    pt.compare(*(run.path for run in helps[:2])).plot(path=DOCS / "helps.png")
 
 
 def reference(runs_dir: Path, mode: str, seed: int, *more: str) -> RunDirectory:
