@@ -34,8 +34,8 @@ def is_in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-class PlainReport(RunReport):
-    """Print each epoch of a run as a plain line; if quiet, nothing but warnings."""
+class _Plain(RunReport):
+    """What is printed in plain lines, without a bar."""
 
     def __init__(self, *, is_quiet: bool) -> None:
         super().__init__(is_quiet=is_quiet)
@@ -43,6 +43,10 @@ class PlainReport(RunReport):
 
     def loading(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
+
+
+class PlainReport(_Plain):
+    """Print each epoch of a run as a plain line; if quiet, nothing but warnings."""
 
     def on_finish(self, run: Run, seconds: float) -> None:
         """Print how the run ended."""
@@ -50,15 +54,8 @@ class PlainReport(RunReport):
             super().on_finish(run, seconds)
 
 
-class PlainSweepReport(ProgramReport):
+class PlainSweepReport(_Plain, ProgramReport):
     """Print each run of a sweep as a plain line when it is done; if quiet, only warnings."""
-
-    def __init__(self, *, is_quiet: bool) -> None:
-        super().__init__(is_quiet=is_quiet)
-        self._console = make_console(is_plain=True)
-
-    def loading(self) -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext()
 
     def _show(self, line: str) -> None:
         if not self.is_quiet:
