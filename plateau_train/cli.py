@@ -162,8 +162,11 @@ def main() -> int:
             option = getattr(error, "option_name", "")
             options = context.command.params if context else []
             flags = [flag for each in options for flag in each.opts]
-            hint = config.OTHER_NAMES.get(option, hint)
-            near = "" if option in config.OTHER_NAMES else config.did_you_mean(option, flags)
+            names = config.OTHER_NAMES
+            if "--replica" in flags:
+                names = names | {"--seed": "write --replica, the place of the seed, from 0"}
+            hint = names.get(option, hint)
+            near = "" if option in names else config.did_you_mean(option, flags)
             problem = f"there is no option {option}{near}"
         raise ConfigError(problem, hint=hint) from error
 

@@ -94,6 +94,7 @@ def test_an_option_that_was_renamed_is_refused_with_its_new_name(tmp_path):
         (["--seeds", "0-7"], "write several seeds as --seed 0-7"),
         (["sweep", "--seeds=0-7"], "write several seeds as --seed 0-7"),
         (["--lr", "0.1"], "write --learning-rate"),
+        (["plot", "--seed=0"], "write --replica, the place of the seed, from 0"),
         (["--patience=2,5"], "plateau-train sweep --patience 2,5 trains a run for each value"),
     ):
         finished = command(*words, cwd=tmp_path)
