@@ -1,6 +1,6 @@
 """Train neural networks with reduce-on-plateau, and see when, why, and whether it helps.
 
-The names below are imported when one of them is first used: jax alone takes a second.
+The names below are imported when one of them is first used: the import of jax takes a second.
 """
 
 from importlib import import_module

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from plateau_train import config
 from plateau_train.config import (
     FIGURE_OPTIONS,
+    FIXED_PANELS_OPTIONS,
     SETTINGS,
     FigureOptions,
     RawValue,
@@ -205,13 +206,12 @@ def _takes(
 
 
 def _draws(
-    *, into: str | None = None, without: tuple[str, ...] = ()
+    options: Sequence[Setting] = FIGURE_OPTIONS, *, into: str | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of figures, and call it with them as its argument ``figure``.
+    """Give a command options of figures, and call it with them as its argument ``figure``.
 
     ``into`` is the argument with the path of the figure, if nothing is drawn without it.
     """
-    options = [option for option in FIGURE_OPTIONS if option.key not in without]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
@@ -522,7 +522,7 @@ SCHEDULE_EXAMPLES = _examples(
 @_command(epilog=SCHEDULE_EXAMPLES)
 # The mode is checked together with the run's other settings.
 @_takes(*(PLATEAU - {"mode"} | {"learning_rate", "runs_dir"}))
-@_draws(into="plot", without=("panels",))
+@_draws(FIXED_PANELS_OPTIONS, into="plot")
 def schedule(
     resolved: Resolved,
     figure: FigureOptions,

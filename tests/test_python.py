@@ -278,6 +278,7 @@ BAD_CALLS = [
     (lambda: api.replay([1], mode="x"), "^there is no setting mode", ""),
     (lambda: api.replay([1, 2], accumulation_size=5).plot(), "^2 values fill no window of 5", ""),
     (lambda: api.load(None), "^a path must be text, got None", "pathlib"),
+    (lambda: api.replay([1]).plot(path=3), "^a path must be text, got 3", "pathlib"),
     (lambda: api.train(config_file=3), "^a path must be text, got 3", "pathlib"),
     (lambda: api.train(name=b"x"), "^name must be .* got b'x'$", "not bytes"),
     (lambda: api.resolve_settings(seed=range(10**12)), "^seed must .* than 100,000 items$", ""),

@@ -5,6 +5,7 @@ Defaults, ranges and meanings are those of the settings, in ``config`` and docs/
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter
 from pathlib import Path
@@ -12,13 +13,20 @@ from typing import Any, ParamSpec, TypedDict, TypeVar
 
 from plateau_train import config
 from plateau_train.config import Mode, OptimizerName, Precision, Schedule, Setting
-from plateau_train.errors import PlateauTrainError
+from plateau_train.errors import ConfigError, PlateauTrainError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 PathLike = str | Path
 Seeds = int | Iterable[int] | str
+
+
+def as_path(path: PathLike) -> Path:
+    """Return a path with the home folder for ``~``; raises ``ConfigError`` for what is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"a path must be text, got {path!r}", hint="give text or a pathlib.Path")
+    return config.expand_home(Path(path))
 
 
 class SettingOptions(TypedDict, total=False):

@@ -1,11 +1,10 @@
 """Figures in Python: drawn with options, and saved where a path is given."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plateau_train import config, plots
-from plateau_train.api.options import PathLike
+from plateau_train.api.options import PathLike, as_path
 from plateau_train.config import FIGURE_OPTIONS, FigureOptions, Setting
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
@@ -27,7 +26,7 @@ def draw_into(
     Raises ``ConfigError`` for options that are not known and for an unknown format, before anything
     is drawn.
     """
-    place = None if path is None else config.expand_home(Path(path))
+    place = None if path is None else as_path(path)
     if place is not None:
         plots.check_format(place)
     figure = draw(config.figure_options(options, known))

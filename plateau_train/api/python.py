@@ -5,7 +5,6 @@ Nothing of the process is changed: not its signals, streams, environment variabl
 configuration.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -14,7 +13,7 @@ from plateau_train import config, data
 from plateau_train.api import comparison, listing, replays, sweeps, training
 from plateau_train.api.comparison import Comparison
 from plateau_train.api.evaluation import Evaluation
-from plateau_train.api.options import PathLike, SettingOptions, SweepOptions, for_python
+from plateau_train.api.options import PathLike, SettingOptions, SweepOptions, as_path, for_python
 from plateau_train.api.replays import RULE, Replay
 from plateau_train.api.runs import Run, Runs
 from plateau_train.api.sweeps import Sweep
@@ -82,13 +81,13 @@ def train(*, config_file: PathLike | None = None, **settings: Unpack[SettingOpti
 @for_python()
 def load(path: PathLike = "runs/latest") -> Run:
     """Open a run folder; raises ``RunError`` for one that is not a run."""
-    return Run(StoredRun.open(_path(path)))
+    return Run(StoredRun.open(as_path(path)))
 
 
 @for_python()
 def runs(folder: PathLike = "runs") -> Runs:
     """List the runs of a folder, or of a sweep; there are none where there is no such folder."""
-    return Runs(listing.list_runs(_path(folder)))
+    return Runs(listing.list_runs(as_path(folder)))
 
 
 @for_python()
@@ -127,7 +126,7 @@ def sweep(
 @for_python()
 def load_sweep(path: PathLike) -> Sweep:
     """Open the folder of a sweep; raises ``RunError`` for another folder."""
-    return sweeps.read(_path(path))
+    return sweeps.read(as_path(path))
 
 
 @for_python(tuple(RULE.values()))
@@ -163,14 +162,8 @@ def _data_settings(settings: Mapping[str, Any]) -> config.DataSettings:
     return config.resolve(config.read_arguments(settings, known)).settings.data
 
 
-def _path(path: PathLike) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise ConfigError(f"a path must be text, got {path!r}", hint="give text or a pathlib.Path")
-    return config.expand_home(Path(path))
-
-
 def _optional(path: PathLike | None) -> Path | None:
-    return None if path is None else _path(path)
+    return None if path is None else as_path(path)
 
 
 def _path_of(run: Run | Sweep | PathLike) -> Path:
@@ -179,4 +172,4 @@ def _path_of(run: Run | Sweep | PathLike) -> Path:
             f"compare takes runs, sweeps and paths, got {type(run).__name__}",
             hint="write compare(*runs) for a list of runs",
         )
-    return run.path if isinstance(run, Run | Sweep) else _path(run)
+    return run.path if isinstance(run, Run | Sweep) else as_path(run)

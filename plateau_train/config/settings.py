@@ -212,7 +212,7 @@ def expand_home(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError as error:
         raise ConfigError(
-            f"{path} cannot be found: this user has no home folder",
+            f"this user has no home folder, which {path} is in",
             hint="set HOME, or give --data-dir and --cache-dir without ~",
         ) from error
 

@@ -1,4 +1,4 @@
-"""The plateau rule as a transformation of Optax; its state alone is enough to explain it.
+"""The plateau rule as a transformation of Optax, whose state is enough to explain it.
 
 On finite values that are not negative it is ``optax.contrib.reduce_on_plateau``, bit for bit.
 docs/rule.md lists where it differs, on purpose.

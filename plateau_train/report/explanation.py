@@ -10,7 +10,7 @@ from plateau_train.run.records import drop_reason
 
 
 def explain(state: Any) -> str:
-    """Explain a plateau rule from its state alone: what it saw last, and what comes next.
+    """Explain a plateau rule from its state: what it saw last, and what comes next.
 
     ``state`` is the state of ``reduce_on_plateau``, or any pytree with exactly one, such as the
     state of ``optax.chain``. Raises ``ConfigError`` for a pytree without one or with several, and
