@@ -153,6 +153,7 @@ def evaluate(
     data.
     """
     check_name(which)
+    folders = setup.absolute_paths(folders)
     run = RunDirectory.find(path)
     run.refuse_sweep()
     weights = find_checkpoint(run, which)
@@ -164,10 +165,12 @@ def evaluate(
         update["data_dir"] = folders.settings.data.data_dir
     settings = manifest.settings.data.model_copy(update=update)
     start_devices(manifest.environment.threads)
+    model = setup.find_model(manifest.settings, folders)
+    setup.permit_model(run, manifest.environment, model, folders)
     every_setting = manifest.settings.model_copy(update={"data": settings})
     with loading():
         dataset, _ = setup.load_data(every_setting, run, manifest.environment.dataset)
-    scores, confusion = score(weights, dataset, number)
+    scores, confusion = score(weights, model, dataset, number)
     for record in records:
         if record.replica == number:
             compare_scores(record, scores)

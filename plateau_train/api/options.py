@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
 from plateau_train import config
-from plateau_train.config import Mode, OptimizerName, Precision, Schedule, Setting
+from plateau_train.config import Augmentation, Mode, OptimizerName, Precision, Schedule, Setting
 from plateau_train.errors import ConfigError, PlateauTrainError
 
 P = ParamSpec("P")
@@ -39,6 +39,9 @@ class SettingOptions(TypedDict, total=False):
     val_fraction: float
     train_examples: int | None
     test_examples: int | None
+    augment: Augmentation
+    model: str
+    model_args: Mapping[str, Any] | str
     hidden_sizes: Sequence[int]
     precision: Precision
     optimizer: OptimizerName
@@ -74,6 +77,9 @@ class SweepOptions(TypedDict, total=False):
     val_fraction: float | Sequence[float]
     train_examples: int | Sequence[int] | None
     test_examples: int | Sequence[int] | None
+    augment: Augmentation | Sequence[Augmentation]
+    model: str | Sequence[str]
+    model_args: Mapping[str, Any] | str | Sequence[Mapping[str, Any]]
     hidden_sizes: Sequence[int] | Sequence[Sequence[int]]
     precision: Precision | Sequence[Precision]
     optimizer: OptimizerName | Sequence[OptimizerName]

@@ -9,7 +9,7 @@ from plateau_train.config import Resolved
 from plateau_train.process import cluster
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.journal import RunTask
-from plateau_train.training import setup
+from plateau_train.training import models, setup
 from plateau_train.training.loop import Callbacks
 
 StartDevices = Callable[[int | None], None]  # with a number of threads
@@ -28,6 +28,8 @@ def train(
         start_devices(own.settings.run.threads)
         adopted = setup.adopt(own, own)
         assert adopted is not None
+        with cluster.fail_together():
+            models.permit(own.settings.model, own.settings.data.cache_dir, is_named=True)
         return setup.train_run(adopted, None, callbacks, plots.save_run_plot, stack)
 
 
@@ -40,7 +42,7 @@ def resume(
     ``setup.open_run``, and ``DataError`` for other data.
     """
     with contextlib.ExitStack() as stack:
-        overrides = overrides.without_cluster()
+        overrides = setup.absolute_paths(overrides.without_cluster())
         task: RunTask | None = None
         with cluster.fail_together():
             if cluster.is_leader():
@@ -52,5 +54,8 @@ def resume(
         resolved = setup.adopt(overrides, None if task is None or is_over else task.resolved)
         if resolved is None:
             return task
+        with cluster.fail_together():
+            cache_dir, is_named = overrides.settings.data.cache_dir, overrides.is_explicit("model")
+            models.permit(resolved.settings.model, cache_dir, is_named=is_named)
         setup.train_run(resolved, task, callbacks, plots.save_run_plot, stack)
     return None

@@ -1,10 +1,11 @@
 """Settings as the arguments of functions in Python, and the words of errors for them."""
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, get_origin
 
 from plateau_train.config.resolve import ARGUMENT, BY_KEY, RawValue
 from plateau_train.config.settings import SETTINGS, Setting, Settings, as_text, did_you_mean
@@ -86,6 +87,8 @@ def _as_text(setting: Setting, value: Any) -> str:
         raise ConfigError(
             f"{setting.key} must be {setting.expected}, got {value!r}", hint="give text, not bytes"
         )
+    if isinstance(value, Mapping):
+        return _as_json(setting, value)
     is_scalar = getattr(value, "ndim", None) == 0  # of NumPy or JAX
     if is_scalar or isinstance(value, str | os.PathLike) or not isinstance(value, Iterable):
         return as_text(value)
@@ -96,8 +99,17 @@ def _as_text(setting: Setting, value: Any) -> str:
             hint="give fewer",
         )
     is_nested = any(isinstance(item, Iterable) and not isinstance(item, str) for item in items)
-    separator = setting.separator if is_nested else ","
+    is_one_value = get_origin(setting.field.annotation) is tuple and not is_nested
+    separator = "," if is_one_value else setting.separator
     return separator.join(_as_text(setting, item) for item in items)
+
+
+def _as_json(setting: Setting, value: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(value))
+    except (TypeError, ValueError) as error:
+        problem = f"{setting.key} must be {setting.expected}, and {error}"
+        raise ConfigError(problem, hint="give numbers, text and lists") from error
 
 
 def as_arguments(line: str) -> str:

@@ -6,6 +6,7 @@ A field of a table below is at once a flag (``--patience``), a TOML key (``patie
 
 import contextlib
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,7 @@ Mode = Literal[
     "train-loss", "test-loss", "val-loss", "train-accuracy", "test-accuracy", "val-accuracy"
 ]
 Precision = Literal["float32", "tf32", "bfloat16"]
+Augmentation = Literal["none", "shift", "flip,shift"]
 Schedule = Literal["plateau", "constant", "cosine", "step"]
 OptimizerName = Literal[
     "adam", "adamw", "sgd", "rmsprop", "nadam", "nadamw", "radam", "adabelief", "adagrad",
@@ -57,17 +59,14 @@ class Setting(NamedTuple):
     affects_results: bool = True
     per_process: bool = False  # each process of a cluster has its own value
     is_traced: bool = False  # a traced value, one per replica: it shares a compiled program
+    separator: str = ","  # of the values of a sweep; a semicolon where a value can have commas
     schedules: tuple[Schedule, ...] = ()  # those whose training depends on it; none stands for all
+    models: tuple[str, ...] = ()  # the same for the built-in networks
 
     @property
     def can_vary(self) -> bool:
         """Whether a sweep can go over several values."""
         return self.affects_results and self.key != "seed"
-
-    @property
-    def separator(self) -> str:
-        """What separates the values of a sweep; commas separate the items of a value."""
-        return ";" if get_origin(self.field.annotation) is tuple else ","
 
     @property
     def flag(self) -> str:
@@ -84,7 +83,8 @@ class Setting(NamedTuple):
 
     def matters_in(self, settings: "Settings") -> bool:
         """Return whether the training depends on it, and not only what the rule records."""
-        return not self.schedules or settings.optimizer.schedule in self.schedules
+        has_schedule = not self.schedules or settings.optimizer.schedule in self.schedules
+        return has_schedule and (not self.models or settings.model.model in self.models)
 
     def value_in(self, settings: "Settings") -> Any:
         return getattr(getattr(settings, self.table), self.key)
@@ -158,6 +158,15 @@ class Seeds(tuple[int, ...]):
             f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 2 else ",".join(map(str, seeds))
             for seeds in ranges
         )
+
+
+def _as_json(value: object) -> object:
+    """Write a JSON object, or a table of TOML, with sorted keys; return anything else as it is."""
+    with contextlib.suppress(ValueError, TypeError):
+        content = json.loads(value) if isinstance(value, str) else value
+        if isinstance(content, dict):
+            return json.dumps(content, sort_keys=True, allow_nan=False)
+    raise PydanticCustomError("json", "no JSON object")
 
 
 def _as_sizes(value: object) -> object:
@@ -237,6 +246,10 @@ OptionalCount = Annotated[int | None, Field(ge=1, le=LARGEST_COUNT)]
 LayerSizes = Annotated[
     tuple[Annotated[int, Field(ge=1, le=100_000)], ...], BeforeValidator(_as_sizes)
 ]
+JsonObject = Annotated[str, BeforeValidator(_as_json), AfterValidator(_printable)]
+NetworkName = Annotated[
+    str, Field(pattern=r"^(mlp|cnn|[^:]+:[A-Za-z_]\w*(\.\w+)*)$"), AfterValidator(_printable)
+]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 SeedTuple = Annotated[
     tuple[Seed, ...],
@@ -292,6 +305,12 @@ class DataSettings(Table):
     test_examples: OptionalCount = declare(
         None, "Use only the first N test images", default_text="all"
     )
+    augment: Augmentation = declare(
+        "none",
+        "Random changes of each training image: shift moves it by up to an eighth of its size, "
+        "flip mirrors it left to right",
+        separator=";",
+    )
 
     @property
     def title(self) -> str:
@@ -300,17 +319,48 @@ class DataSettings(Table):
         return self.dataset + " (built-in drawings, not Fashion-MNIST)" * is_drawn
 
 
+BUILT_IN_MODELS = ("mlp", "cnn")
+
+
 class ModelSettings(Table):
+    model: NetworkName = declare(
+        "mlp",
+        "Network: mlp (dense layers, those of the experiment), cnn (two convolutions and two dense "
+        "layers), or your own Flax module as FILE.py:NAME or package.module:NAME",
+        values_text="mlp, cnn, FILE.py:NAME or package.module:NAME",
+    )
+    model_args: JsonObject = declare(
+        "{}",
+        'Arguments of the network as JSON, such as {"features": [32, 64]} for cnn',
+        values_text='a JSON object such as {"width": 64}',
+        separator=";",
+    )
     hidden_sizes: LayerSizes = declare(
         (1000, 1000),
-        "Units of each hidden layer; an empty list makes a linear model",
+        "Units of each hidden layer of mlp; an empty list makes a linear model",
         values_text="whole numbers from 1 to 100,000, separated by commas",
+        separator=";",
+        models=("mlp",),
     )
     precision: Precision = declare(
         "float32",
         "Precision of the matrix products, if the device supports it (tf32 is float32 on a CPU); "
         "parameters, optimizer, loss and rule stay float32",
     )
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The file or the module of the user's own network, and its name there; else empty."""
+        where, _, name = self.model.rpartition(":")
+        return where, name if where else ""
+
+    @property
+    def is_file(self) -> bool:
+        return self.place[0].endswith(".py")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return json.loads(self.model_args)
 
 
 class OptimizerSettings(Table):
@@ -511,6 +561,11 @@ class Settings(Table):
             yield "--rtol and --atol are both 0: one of them must be above 0"
         if self.plateau.split == "val" and self.data.val_fraction == 0:
             yield f"--mode {self.plateau.mode} needs held-out images: add --val-fraction 0.1"
+        model = self.model
+        if model.model == "mlp" and model.arguments:
+            yield f"--model-args {model.model_args} is not for mlp: it takes --hidden-sizes"
+        if model.model != "mlp" and model.hidden_sizes != ModelSettings().hidden_sizes:
+            yield f"--hidden-sizes is for mlp: --model {model.model} takes --model-args"
         yield from self.cluster.problems()
         optimizer = self.optimizer
         for flag, value, takers in (

@@ -1,81 +1,156 @@
-"""The multi-layer perceptron, and the description and the size of a model."""
+"""What a network is for a training: pure functions of its variables. Its size and its FLOPs."""
 
 import math
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
 from jaxtyping import Array, Float, Float32, Key, PyTree, UInt8
 
 from plateau_train import config
-
-# The type of the matrix products, and their precision where that type is float32: JAX's own
-# default on an accelerator is less than float32.
-DTYPES = {
-    "float32": (jnp.float32, Precision.HIGHEST),
-    "tf32": (jnp.float32, Precision.HIGH),
-    "bfloat16": (jnp.bfloat16, Precision.DEFAULT),
-}
+from plateau_train.errors import ConfigError
 
 Params = PyTree[Float[Array, "..."]]
+Images = Float32[Array, "batch height width channel"]  # from 0 to 1
+Logits = Float[Array, "batch classes"]
+
+# The type that parameters and images are cast to, and the precision of products of float32: JAX's
+# own default on an accelerator is less than float32.
+PRECISIONS: dict[config.Precision, tuple[Any, str]] = {
+    "float32": (jnp.float32, "highest"),
+    "tf32": (jnp.float32, "high"),
+    "bfloat16": (jnp.bfloat16, "default"),
+}
 
 
-class MLP(nn.Module):
-    """Dense layers with relu between them, over the flattened pixels of an image.
+class Variables(NamedTuple):
+    """The arrays of a network: what the optimizer trains, and what its own steps replace.
 
-    The parameters are initialized as Flax does it: LeCun-normal kernels and zero biases. Parameters
-    and logits are float32 at every precision.
+    ``model_state`` has, for example, running averages; it is empty for most networks.
     """
 
-    hidden_sizes: tuple[int, ...]
+    params: Params
+    model_state: PyTree[Array]
+
+
+class Network(NamedTuple):
+    """A network as pure functions. It is static, so two are equal only if all functions are.
+
+    A key stands for training: random numbers are derived from it, and the second result is the new
+    ``model_state``. None stands for evaluation, which is deterministic and changes nothing.
+    """
+
+    title: str
     num_classes: int
-    precision: config.Precision = "float32"
+    precision: config.Precision
+    init: Callable[[Key[Array, ""], Images], Variables]
+    forward: Callable[[Variables, Images, Key[Array, ""] | None], tuple[Logits, PyTree[Array]]]
+    tabulate: Callable[[Images, int], str]  # the layers, in some columns of text
 
-    @nn.compact
-    def __call__(
-        self, images: UInt8[Array, "batch height width channel"]
-    ) -> Float32[Array, "batch num_classes"]:
-        dtype, precision = DTYPES[self.precision]
-        dense = partial(nn.Dense, dtype=dtype, precision=precision)
-        activations = images.reshape(images.shape[0], -1).astype(jnp.float32) / 255
-        for size in self.hidden_sizes:
-            activations = nn.relu(dense(size)(activations))
-        return dense(self.num_classes)(activations).astype(jnp.float32)
+    def apply(
+        self,
+        variables: Variables,
+        images: UInt8[Array, "batch height width channel"],
+        key: Key[Array, ""] | None,
+    ) -> tuple[Float32[Array, "batch classes"], PyTree[Array]]:
+        """Return the logits of images with 8 bits per value, and the new ``model_state``.
 
-    def describe(self, image_shape: tuple[int, int, int]) -> str:
-        sizes = (math.prod(image_shape), *self.hidden_sizes, self.num_classes)
-        return f"MLP {'-'.join(map(str, sizes))}"
+        Logits are float32 at every precision; so are the parameters that the optimizer has.
+        """
+        dtype, precision = PRECISIONS[self.precision]
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), variables.params)
+        pixels = (images.astype(jnp.float32) / 255).astype(dtype)
+        with jax.default_matmul_precision(precision):
+            logits, model_state = self.forward(variables._replace(params=params), pixels, key)
+        return logits.astype(jnp.float32), model_state
 
 
 class ModelSize(NamedTuple):
-    """The number of parameters, and the bytes of the activations of one image."""
+    """The number of parameters, and the bytes that the gradient needs of one image."""
 
     num_params: int
     activation_bytes: int
 
 
-def _is_layer_output(module: nn.Module, method: str) -> bool:
-    """Return whether a method computes the output of a layer; the model's is that of its last."""
-    return method == "__call__" and module.name is not None
+def measure(network: Network, image_shape: tuple[int, int, int]) -> ModelSize:
+    """Measure a network from the shapes of its arrays, without computing any."""
+    variables = init_shapes(network, image_shape)
+    small, large = (_count_residuals(network, variables, (n, *image_shape)) for n in (1, 2))
+    return ModelSize(count_values(variables.params), large - small)
 
 
-def measure(model: MLP, image_shape: tuple[int, int, int]) -> ModelSize:
-    """Measure a model from the shapes of its arrays, without computing any."""
+def init_shapes(network: Network, image_shape: tuple[int, int, int]) -> Variables:
+    """Return the shapes and types of the variables."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), images)
 
-    def apply(key: Key[Array, ""]) -> tuple[Params, PyTree[Array]]:
-        images = jnp.zeros((1, *image_shape), jnp.uint8)
-        variables = model.init(key, images)
-        _, outputs = model.apply(variables, images, capture_intermediates=_is_layer_output)
-        return variables["params"], outputs
 
-    params, outputs = jax.eval_shape(apply, jax.random.key(0))
-    pixels = math.prod(image_shape) * 4  # float32
-    return ModelSize(
-        sum(leaf.size for leaf in jax.tree.leaves(params)), pixels + count_bytes(outputs)
-    )
+def _count_residuals(network: Network, variables: Variables, shape: tuple[int, ...]) -> int:
+    """Return the bytes that the backward pass keeps of the forward pass."""
+
+    def residuals(
+        variables: Variables, images: UInt8[Array, "..."], key: Key[Array, ""]
+    ) -> PyTree[Array]:
+        def logits(params: Params) -> tuple[Array, PyTree[Array]]:
+            return network.apply(variables._replace(params=params), images, key)
+
+        return jax.vjp(logits, variables.params, has_aux=True)[1]
+
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    return count_bytes(jax.eval_shape(residuals, variables, images, jax.random.key(0)))
+
+
+def check_network(network: Network, image_shape: tuple[int, int, int]) -> None:
+    """Raise ``ConfigError`` unless a network has the form of one that can be trained."""
+    variables = init_shapes(network, image_shape)
+    leaves = jax.tree.leaves(variables.params)
+    if not leaves:
+        raise ConfigError(
+            f"{network.title} has no parameters", hint="make its layers when it is initialized"
+        )
+    if types := sorted({str(leaf.dtype) for leaf in leaves} - {"float32"}):
+        raise ConfigError(
+            f"{network.title} has parameters of type {', '.join(types)}",
+            hint="leave the parameters float32; --precision casts them for the products",
+        )
+    num_images = 3  # neither an axis of length 1, which hides errors, nor a usual size of another
+    images = jax.ShapeDtypeStruct((num_images, *image_shape), jnp.uint8)
+    for purpose, key in (("training", jax.random.key(0)), ("evaluation", None)):
+        logits, model_state = jax.eval_shape(network.apply, variables, images, key)
+        expected = (num_images, network.num_classes)
+        if logits.shape != expected:
+            raise ConfigError(
+                f"{network.title} returns logits of shape {logits.shape} for {num_images} images "
+                f"in {purpose}, expected {expected}",
+                hint=f"return one row per image with {network.num_classes} values, one per class; "
+                "an argument num_classes gets their number",
+            )
+        before, after = map(_describe, (variables.model_state, model_state))
+        if before != after:
+            changed = sorted({*before.items()} ^ {*after.items()}, key=str)[0][0]
+            raise ConfigError(
+                f"{network.title} changes the form of its state in {purpose}: {changed} is "
+                f"{before.get(changed, 'missing')} before and {after.get(changed, 'missing')} "
+                "after",
+                hint="make every variable when the network is initialized, with its final shape",
+            )
+
+
+def _describe(tree: PyTree[Array]) -> dict[str, str]:
+    """Return the type and shape of each array of a tree by its path."""
+    return {name: str(leaf.dtype) + str(leaf.shape) for name, leaf in name_arrays(tree).items()}
+
+
+def name_arrays(tree: PyTree[Any]) -> dict[str, Any]:
+    """Name every array of a tree by its path, such as params/Dense_0/kernel."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def count_values(tree: PyTree[Array | jax.ShapeDtypeStruct]) -> int:
+    """Return how many numbers the arrays of a tree have."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def count_bytes(tree: PyTree[Array | jax.ShapeDtypeStruct]) -> int:

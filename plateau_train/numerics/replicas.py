@@ -17,7 +17,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32
 
 from plateau_train.numerics import step as single
-from plateau_train.numerics.model import Params, count_bytes, measure
+from plateau_train.numerics.model import (
+    Network,
+    Variables,
+    count_bytes,
+    init_shapes,
+    measure,
+)
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Examples, Losses, Metrics, StepRecord, TrainState
 
@@ -89,23 +95,33 @@ class Replicas(NamedTuple):
         stop: int,
         epoch: int,
     ) -> tuple[TrainState, StepRecord]:
-        """Take some steps of an epoch; ``state`` and ``records`` are donated."""
-        return _run(
-            single.train_steps, (self.spec,), self.mesh, self.hyperparams,
-            donated=(state, records), mapped=(order,), unmapped=(split, start, stop, epoch),
-        )  # fmt: skip
+        """Take some steps of an epoch; ``state`` and ``records`` are donated.
+
+        On a CPU, convolutions of XLA take ten times as long inside a loop: the steps of a network
+        that has some are calls from the host.
+        """
+        function, calls = single.train_steps, [(start, stop)]
+        is_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        if is_cpu and has_convolutions(self.spec.network, split.images.shape[1:]):
+            function, calls = single.take_step, [(index,) for index in range(start, stop)]
+        for position in calls:
+            state, records = _run(
+                function, (self.spec,), self.mesh, self.hyperparams,
+                donated=(state, records), mapped=(order,), unmapped=(split, *position, epoch),
+            )  # fmt: skip
+        return state, records
 
     def evaluate(
-        self, params: Params, split: Examples, losses: Losses = single.evaluation_losses
+        self, variables: Variables, split: Examples, losses: Losses = single.evaluation_losses
     ) -> Metrics:
         """Score every image of a split once."""
-        return self._score(single.evaluate, (self.spec.model, losses), params, split)
+        return self._score(single.evaluate, (self.spec.network, losses), variables, split)
 
     def count_confusion(
-        self, params: Params, split: Examples
+        self, variables: Variables, split: Examples
     ) -> Int32[Array, "replicas classes classes"]:
         """Count the images of each true class (rows) by predicted class (columns)."""
-        return self._score(single.count_confusion, (self.spec.model,), params, split)
+        return self._score(single.count_confusion, (self.spec.network,), variables, split)
 
     def observe(self, state: TrainState, metrics: Metrics, step: int) -> TrainState:
         """Give each rule its evaluation after an epoch; ``state`` is donated."""
@@ -115,7 +131,11 @@ class Replicas(NamedTuple):
         )  # fmt: skip
 
     def _score(
-        self, function: Callable[..., Any], static: tuple[Any, ...], params: Params, split: Examples
+        self,
+        function: Callable[..., Any],
+        static: tuple[Any, ...],
+        variables: Variables,
+        split: Examples,
     ) -> Any:
         """Apply a function to batches of indices that the devices divide evenly.
 
@@ -125,7 +145,7 @@ class Replicas(NamedTuple):
         batch_size = _round_up(min(EVALUATION_BATCH, num_examples), num_devices)
         indices = np.arange(_round_up(num_examples, batch_size), dtype=np.int32)
         batches = self.put(indices.reshape(-1, batch_size), (None, BATCH_AXIS))
-        return _run(function, static, self.mesh, params, unmapped=(split, batches))
+        return _run(function, static, self.mesh, variables, unmapped=(split, batches))
 
 
 def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -138,8 +158,17 @@ def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int,
     state = jax.eval_shape(partial(single.init_state, spec, image_shape), Hyperparams(*zeros))
     state_bytes = count_bytes(state)
     num_rows = max(2 * spec.batch_size, EVALUATION_BATCH)
-    activations = num_rows * measure(spec.model, image_shape).activation_bytes
+    activations = num_rows * measure(spec.network, image_shape).activation_bytes
     return state_bytes + 2 * count_bytes(state.params) + activations, state_bytes
+
+
+@lru_cache(MOST_COMPILED)
+def has_convolutions(network: Network, image_shape: tuple[int, int, int]) -> bool:
+    """Return whether a network calls XLA's convolutions."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
+    variables = init_shapes(network, image_shape)
+    apply = partial(network.apply, key=None)
+    return "conv_general_dilated" in str(jax.make_jaxpr(apply)(variables, images))
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -8,7 +8,8 @@ import optax
 from jaxtyping import Array, Float32, Int32, UInt32
 
 from plateau_train import config
-from plateau_train.numerics.model import MLP
+from plateau_train.numerics.augmentation import Augmentation
+from plateau_train.numerics.model import Network
 from plateau_train.numerics.plateau import PlateauRule
 from plateau_train.numerics.schedules import Schedule, make_schedule
 
@@ -65,29 +66,31 @@ class Optimizer(NamedTuple):
 class Spec(NamedTuple):
     """Everything that is static when a training is compiled."""
 
-    model: MLP
+    network: Network
     optimizer: Optimizer
     schedule: Schedule
     static_rule: PlateauRule  # with 0 in place of the arguments that are traced
     metric: config.Metric  # of an observation
     split: config.Split  # that the rule observes: the steps of train, or evaluations
     batch_size: int  # over all devices
+    augment: Augmentation  # of the training images
 
     @classmethod
     def from_settings(
-        cls, settings: config.Settings, *, num_classes: int, num_examples: int
+        cls, settings: config.Settings, network: Network, *, num_examples: int
     ) -> "Spec":
         """Return what is static in a training on ``num_examples`` training images."""
-        model, plateau, batch_size = settings.model, settings.plateau, settings.data.batch_size
+        plateau, batch_size = settings.plateau, settings.data.batch_size
         rule = PlateauRule.from_settings(plateau)
         return cls(
-            model=MLP(model.hidden_sizes, num_classes, model.precision),
+            network=network,
             optimizer=Optimizer.from_settings(settings.optimizer),
             schedule=make_schedule(settings, num_examples // batch_size),
             static_rule=rule._replace(patience=0, cooldown=0, min_scale=0.0),
             metric=plateau.metric,
             split=plateau.split,
             batch_size=batch_size,
+            augment=settings.data.augment,
         )
 
     @property

@@ -14,14 +14,18 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, Key, PyTree, UInt8
 
-from plateau_train.numerics.model import MLP, Params
+from plateau_train.numerics.augmentation import augment
+from plateau_train.numerics.model import Network, Params, Variables
 from plateau_train.numerics.plateau import Observation, PlateauState, as_loss
 from plateau_train.numerics.spec import Hyperparams, Spec
 
 # Streams of random numbers. Nothing random is carried from epoch to epoch: each key is derived
-# from (seed, stream, epoch), so any epoch can be repeated. Never renumber them.
+# from (seed, stream, epoch) and, for what differs between steps, the step in the epoch, so any
+# epoch can be repeated. Never renumber them.
 INIT_STREAM = 0
 SHUFFLE_STREAM = 1
+NETWORK_STREAM = 2  # dropout
+AUGMENT_STREAM = 3
 
 KEY_TYPE = "threefry2x32"  # whatever the default is: another type gives other numbers
 
@@ -60,6 +64,12 @@ class TrainState(NamedTuple):
     # The scale of the last step; before the first step, or after an evaluation that lowered it, the
     # scale of the next one.
     scale: Float32[Array, ""]
+    # What the network itself changes in a step, such as running averages; empty for most networks.
+    model_state: PyTree[Array]
+
+    @property
+    def variables(self) -> Variables:
+        return Variables(self.params, self.model_state)
 
 
 def derive_key(seed: Seed, stream: int, epoch: Step) -> Key[Array, ""]:
@@ -73,11 +83,11 @@ def init_state(
 ) -> TrainState:
     """Return the state before the first step."""
     key = derive_key(hyperparams.seed, INIT_STREAM, 0)
-    params = spec.model.init(key, jnp.zeros((1, *image_shape), jnp.uint8))["params"]
+    params, model_state = spec.network.init(key, jnp.zeros((1, *image_shape), jnp.float32))
     opt_state = spec.optimizer.make(hyperparams.learning_rate).init(params)
     plateau, first_step = spec.rule(hyperparams).init(), jnp.zeros((), jnp.int32)
     scale = spec.schedule.scale(first_step, plateau.scale, hyperparams.min_scale)
-    return TrainState(params, opt_state, plateau, scale)
+    return TrainState(params, opt_state, plateau, scale, model_state)
 
 
 def epoch_order(
@@ -90,10 +100,11 @@ def epoch_order(
 
 
 def predict(
-    model: MLP, params: Params, images: UInt8[Array, "n height width channel"]
-) -> Float[Array, "n classes"]:
-    """Return the logits of images."""
-    return jnp.asarray(model.apply({"params": params}, images))
+    network: Network, variables: Variables, images: UInt8[Array, "n height width channel"]
+) -> Float32[Array, "n classes"]:
+    """Return the logits of images in evaluation."""
+    logits, _ = network.apply(variables, images, None)
+    return logits
 
 
 def training_losses(
@@ -111,34 +122,41 @@ def evaluation_losses(
 
 
 def score(
-    model: MLP, losses: Losses, params: Params, examples: Examples
+    losses: Losses, logits: Float[Array, "n classes"], labels: Int32[Array, " n"]
 ) -> tuple[Float32[Array, " n"], Bool[Array, " n"]]:
     """Return the loss of each image, and whether its class has the largest logit."""
-    logits = predict(model, params, examples.images)
-    return losses(logits, examples.labels), logits.argmax(axis=-1) == examples.labels
+    return losses(logits, labels), logits.argmax(axis=-1) == labels
 
 
 def train_step(
-    spec: Spec, hyperparams: Hyperparams, state: TrainState, batch: Examples, step: Step
+    spec: Spec,
+    hyperparams: Hyperparams,
+    state: TrainState,
+    batch: Examples,
+    step: Step,
+    key: Key[Array, ""],
 ) -> tuple[TrainState, StepRecord]:
     """Take one optimizer step at the learning rate times the scale.
 
     In the train modes the rule observes the metric of the step first, and a new scale already acts
-    on the step that completes the window, as in ``optax.chain(adam, reduce_on_plateau)``.
+    on the step that completes the window, as in ``optax.chain(adam, reduce_on_plateau)``. ``key``
+    is for the network, such as its dropout.
     """
 
-    def mean_loss(params: Any) -> tuple[Array, Array]:
-        losses, hits = score(spec.model, training_losses, params, batch)
-        return losses.mean(), hits
+    def mean_loss(params: Any) -> tuple[Array, tuple[Array, PyTree[Array]]]:
+        variables = Variables(params, state.model_state)
+        logits, model_state = spec.network.apply(variables, batch.images, key)
+        losses, hits = score(training_losses, logits, batch.labels)
+        return losses.mean(), (hits, model_state)
 
-    (loss, hits), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    (loss, (hits, model_state)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     metrics = Metrics(loss, hits.mean())
     observed = metrics if spec.observes_steps else None
     state = observe(spec, hyperparams, state, observed, step)
     optimizer = spec.optimizer.make(state.scale * hyperparams.learning_rate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    state = state._replace(params=params, opt_state=opt_state)
+    state = state._replace(params=params, opt_state=opt_state, model_state=model_state)
     observation = state.plateau.observation if spec.observes_steps else None
     return state, StepRecord(metrics, observation)
 
@@ -177,16 +195,33 @@ def train_steps(
     The bounds are traced: one compilation serves every chunk of an epoch, and chunks leave the
     bits unchanged. ``records`` gets the rows of these steps.
     """
-    num_steps = len(order)
 
     def body(index: Array, carry: tuple[TrainState, StepRecord]) -> tuple[TrainState, StepRecord]:
-        state, records = carry
-        batch = take(split, order[index])
-        step = (epoch - 1) * num_steps + index
-        state, record = train_step(spec, hyperparams, state, batch, step)
-        return state, jax.tree.map(lambda rows, row: rows.at[index].set(row), records, record)
+        return take_step(spec, hyperparams, *carry, order, split, index, epoch)
 
     return lax.fori_loop(start, stop, body, (state, records))
+
+
+def take_step(
+    spec: Spec,
+    hyperparams: Hyperparams,
+    state: TrainState,
+    records: StepRecord,
+    order: Int32[Array, "steps batch"],
+    split: Examples,
+    index: Step,
+    epoch: Step,
+) -> tuple[TrainState, StepRecord]:
+    """Take one step of an epoch; ``records`` gets its row."""
+    batch = take(split, order[index])
+    network_key, augment_key = (
+        jax.random.fold_in(derive_key(hyperparams.seed, stream, epoch), index)
+        for stream in (NETWORK_STREAM, AUGMENT_STREAM)
+    )
+    batch = batch._replace(images=augment(spec.augment, augment_key, batch.images))
+    step = (epoch - 1) * len(order) + index
+    state, record = train_step(spec, hyperparams, state, batch, step, network_key)
+    return state, jax.tree.map(lambda rows, row: rows.at[index].set(row), records, record)
 
 
 def take(split: Examples, indices: Int32[Array, " batch"]) -> Examples:
@@ -212,16 +247,16 @@ def sum_batches(
 
 
 def evaluate(
-    model: MLP,
+    network: Network,
     losses: Losses,
-    params: Params,
+    variables: Variables,
     split: Examples,
     batches: Int32[Array, "batches batch"],
 ) -> Metrics:
     """Score every image of a split once: sums under a mask, one division at the end."""
 
     def tally(batch: Examples, mask: Array) -> tuple[Array, Array]:
-        values, hits = score(model, losses, params, batch)
+        values, hits = score(losses, predict(network, variables, batch.images), batch.labels)
         return jnp.where(mask, values, 0).sum(), (hits & mask).sum()
 
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
@@ -230,13 +265,16 @@ def evaluate(
 
 
 def count_confusion(
-    model: MLP, params: Params, split: Examples, batches: Int32[Array, "batches batch"]
+    network: Network,
+    variables: Variables,
+    split: Examples,
+    batches: Int32[Array, "batches batch"],
 ) -> Int32[Array, "classes classes"]:
     """Count the images of each true class (rows) by predicted class (columns)."""
 
     def tally(batch: Examples, mask: Array) -> Array:
-        predicted = predict(model, params, batch.images).argmax(axis=-1)
+        predicted = predict(network, variables, batch.images).argmax(axis=-1)
         return zeros.at[batch.labels, predicted].add(mask.astype(jnp.int32))
 
-    zeros = jnp.zeros((model.num_classes,) * 2, jnp.int32)
+    zeros = jnp.zeros((network.num_classes,) * 2, jnp.int32)
     return sum_batches(split, batches, zeros, tally)

@@ -104,6 +104,7 @@ class RunDirectory:
 
     config = _File("config.toml")
     environment = _File("environment.json")
+    model = _File("model.py")  # a copy of the code of a user's network; never executed
     metrics = _File("metrics.jsonl")
     events = _File("events.jsonl")
     timings = _File("timings.jsonl")

@@ -39,6 +39,16 @@ class DatasetFacts(BaseModel):
     class_names: tuple[str, ...]
 
 
+class ModelFacts(BaseModel):
+    """The code of a user's network, which a resumed run verifies."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    sha256: str
+    version: str  # of its package, or empty
+
+
 class Environment(BaseModel):
     """What is needed to repeat a run."""
 
@@ -54,6 +64,7 @@ class Environment(BaseModel):
     devices: list[str]
     git_commit: str | None
     dataset: DatasetFacts
+    model: ModelFacts | None = None  # None for a built-in network
 
     def differences(self, other: "Environment") -> Iterator[str]:
         """Yield each difference from another environment that can change a result's last bits."""
@@ -68,8 +79,10 @@ class Environment(BaseModel):
                 yield f"{name} {before.get(name)} -> {after.get(name)}"
 
 
-def describe_environment(devices: list[str], dataset: DatasetFacts) -> Environment:
-    """Describe this process and the data that it works on."""
+def describe_environment(
+    devices: list[str], dataset: DatasetFacts, model: ModelFacts | None
+) -> Environment:
+    """Describe this process, the data that it works on, and the code of its network."""
     return Environment(
         # JSON cannot have a name that is not UTF-8.
         command_line=[word.encode("utf-8", "backslashreplace").decode() for word in sys.argv],
@@ -82,6 +95,7 @@ def describe_environment(devices: list[str], dataset: DatasetFacts) -> Environme
         devices=devices,
         git_commit=_git_commit(),
         dataset=dataset,
+        model=model,
     )
 
 

@@ -19,7 +19,7 @@ from plateau_train.errors import (
     PlateauTrainError,
     StorageError,
 )
-from plateau_train.numerics.model import measure
+from plateau_train.numerics.model import measure, name_arrays
 from plateau_train.numerics.step import TrainState
 from plateau_train.process import cluster, memory, signals
 from plateau_train.run import storage
@@ -29,9 +29,10 @@ from plateau_train.run.info import TrainingInfo, summarize
 from plateau_train.run.journal import EpochLines, Journal, RunTask
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Ending, Notice, RunWarning
+from plateau_train.training.models import find_source
 from plateau_train.training.program import EpochArrays, Program
 from plateau_train.training.records import make_lines
-from plateau_train.training.state import name_arrays, restore
+from plateau_train.training.state import restore
 
 log = logging.getLogger("plateau_train")
 
@@ -81,7 +82,8 @@ def fit(
     replica is finite any more.
     """
     started = time.perf_counter()
-    environment = describe_environment(program.device_names(), facts)
+    source = find_source(program.runs[0].model)
+    environment = describe_environment(program.device_names(), facts, source and source.facts)
     with cluster.fail_together():
         journals = [_open_journal(task, environment) for task in tasks]
         for task in tasks:
@@ -147,13 +149,13 @@ def _open_journal(task: RunTask, environment: Environment) -> Journal:
 
 def _describe(task: RunTask, program: Program) -> TrainingInfo:
     shape, spec = program.dataset.image_shape, program.replicas.spec
-    num_params = measure(spec.model, shape).num_params
+    num_params = measure(spec.network, shape).num_params
     return TrainingInfo(
         settings=task.resolved.settings,
         directory=task.directory,
         data=program.dataset.describe(),
-        model=f"{spec.model.describe(shape)}, {num_params:,} parameters",
-        devices=f"{program.describe_devices()}, {spec.model.precision}, jax {jax.__version__}",
+        model=f"{spec.network.title}, {num_params:,} parameters",
+        devices=f"{program.describe_devices()}, {spec.network.precision}, jax {jax.__version__}",
         memory=program.memory,
         steps_per_epoch=program.steps_per_epoch,
         last_epoch=task.last_epoch,
@@ -171,7 +173,8 @@ def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainStat
     state, is_active = program.empty_state(), np.ones(len(program.members), bool)
     if tasks:
         checkpoints = [task.previous for task in tasks if task.previous]
-        states = [restore(previous) for previous in checkpoints]
+        model = program.runs[0].model
+        states = [restore(previous, model) for previous in checkpoints]
         state = jax.tree.map(lambda *rows: np.concatenate(rows), *states)
         runs = [
             Run(task.directory, previous.manifest)

@@ -25,6 +25,7 @@ from plateau_train.process import cluster, signals
 from plateau_train.run.environment import identify_code
 from plateau_train.training.endings import Endings, Member
 from plateau_train.training.memory import check_memory
+from plateau_train.training.models import load_network
 from plateau_train.training.stalls import Stalls
 
 # An epoch is cut into chunks of about this duration: after each the progress is reported, losses
@@ -60,8 +61,8 @@ class Program:
         ]
         self.endings = Endings(self.members)
         self.steps_per_epoch = num_examples // first.data.batch_size
-        num_classes = len(dataset.class_names)
-        spec = Spec.from_settings(first, num_classes=num_classes, num_examples=num_examples)
+        network = load_network(first.model, len(dataset.class_names), dataset.image_shape)
+        spec = Spec.from_settings(first, network, num_examples=num_examples)
         mesh = find_mesh(first, len(self.members))
         self.memory = check_memory(spec, len(self.members), mesh, dataset.image_shape)
         self.stalls = Stalls(self.members, follows_rule=spec.schedule.follows_rule)
@@ -91,7 +92,8 @@ class Program:
         train, self._chunk, self._untrained = self._splits["train"], 1, None
         if state is None:
             self._state = self.replicas.init(self.dataset.image_shape)
-            self._untrained = self.replicas.evaluate(self._state.params, train, training_losses)
+            variables = self._state.variables
+            self._untrained = self.replicas.evaluate(variables, train, training_losses)
         else:
             self._state = self.replicas.put(state)
         # Filled again in each epoch, in the same memory.
@@ -113,7 +115,7 @@ class Program:
             observation = records.observation
         trained = time.perf_counter()
         scores = {
-            name: self.replicas.evaluate(self._state.params, split)
+            name: self.replicas.evaluate(self._state.variables, split)
             for name, split in self._splits.items()
             if name != "train"
         }

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 from jaxtyping import Int32
 
+from plateau_train.config import ModelSettings
 from plateau_train.data.splits import Dataset
 from plateau_train.numerics.replicas import Replicas, make_mesh
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.run.checkpoint import Checkpoint
+from plateau_train.training.models import load_network
 from plateau_train.training.state import restore
 
 Confusion = Int32[np.ndarray, "classes classes"]
@@ -24,23 +26,23 @@ class Score(NamedTuple):
 
 
 def score(
-    checkpoint: Checkpoint, dataset: Dataset, replica: int
+    checkpoint: Checkpoint, model: ModelSettings, dataset: Dataset, replica: int
 ) -> tuple[dict[str, Score], Confusion]:
     """Score the held-out images, if there are any, and the test images.
 
     All replicas are scored together, as during training, so that the sums have the same order.
     """
     settings = checkpoint.manifest.settings
-    num_classes, num_examples = len(dataset.class_names), len(dataset.train.labels)
-    spec = Spec.from_settings(settings, num_classes=num_classes, num_examples=num_examples)
+    network = load_network(model, len(dataset.class_names), dataset.image_shape)
+    spec = Spec.from_settings(settings, network, num_examples=len(dataset.train.labels))
     rows = Hyperparams.from_settings([settings])
     replicas = Replicas(spec, rows, make_mesh(jax.devices()[:1], len(rows.seed)))
-    params = replicas.put(restore(checkpoint).params)
+    variables = replicas.put(restore(checkpoint, model).variables)
     scores = {}
     for name, split in (("val", dataset.val), ("test", dataset.test)):
         if split is not None:
-            metrics = replicas.evaluate(params, replicas.put_split(split))
+            metrics = replicas.evaluate(variables, replicas.put_split(split))
             loss, accuracy = (float(values[replica]) for values in metrics)
             scores[name] = Score(loss, accuracy, len(split.labels))
-    confusions = replicas.count_confusion(params, replicas.put_split(dataset.test))
+    confusions = replicas.count_confusion(variables, replicas.put_split(dataset.test))
     return scores, np.asarray(confusions[replica])

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from plateau_train import config, data
@@ -20,6 +21,7 @@ from plateau_train.config.toml import to_toml
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import (
     PROGRAM,
+    ConfigError,
     DataError,
     DataUnavailableError,
     ForeignRunError,
@@ -34,7 +36,7 @@ from plateau_train.run.directory import FIND_HINT, RunDirectory, is_sweep, read_
 from plateau_train.run.environment import DatasetFacts, Environment
 from plateau_train.run.journal import RunTask
 from plateau_train.run.reader import Run
-from plateau_train.training import state
+from plateau_train.training import models, state
 from plateau_train.training.loop import Callbacks, NoCallbacks, SavePlot, fit
 from plateau_train.training.program import Program, enable_compilation_cache
 
@@ -46,10 +48,19 @@ def localize(resolved: Resolved) -> Resolved:
     if resolved.settings.run.threads is None:
         cores = environment.available_cores()
         resolved = resolved.replace("threads", cores, "the available cores")
+    return absolute_paths(resolved).without_cluster()
+
+
+def absolute_paths(resolved: Resolved) -> Resolved:
+    """Make the paths of data and code absolute: a resume may start in another folder."""
     data_dir = config.expand_home(resolved.settings.data.data_dir)
-    if not data_dir.is_absolute():  # a resume may start in another folder
+    if not data_dir.is_absolute():
         resolved = resolved.replace("data_dir", data_dir.absolute(), resolved.origin("data_dir"))
-    return resolved.without_cluster()
+    if (model := resolved.settings.model).is_file:
+        file, name = model.place
+        path = config.expand_home(Path(file)).absolute()
+        resolved = resolved.replace("model", f"{path}:{name}", resolved.origin("model"))
+    return resolved
 
 
 def adopt(own: Resolved, leader: Resolved | None) -> Resolved | None:
@@ -157,11 +168,36 @@ def open_run(directory: RunDirectory, overrides: Resolved, stack: contextlib.Exi
     previous, problems = checkpoint.read_newest(directory.checkpoints)
     refuse_lost_run(directory, previous, problems)
     task = RunTask(merge_settings(directory, overrides, previous), directory, previous)
+    permit_model(directory, known_environment(task), task.resolved.settings.model, overrides)
     refuse_damaged_run(task)
     if problems:
         where = f"The run continues from epoch {task.last_epoch}."
         log.warning("%s", "\n".join((*problems, where)))
     return task
+
+
+def permit_model(
+    directory: RunDirectory,
+    begun: Environment | None,
+    model: config.ModelSettings,
+    overrides: Resolved,
+) -> None:
+    """Permit the code of a run's network where the user named it, now or before.
+
+    Raises ``RunError`` for code that the run was not trained with, and ``ConfigError`` for code
+    that the user has not named.
+    """
+    models.refuse_other_source(directory, begun and begun.model, models.find_source(model))
+    # The folder of the cache is that of this user, and never one that a run names.
+    cache_dir = overrides.settings.data.cache_dir
+    models.permit(model, cache_dir, is_named=overrides.is_explicit("model"))
+
+
+def find_model(begun: Settings, overrides: Resolved) -> config.ModelSettings:
+    """Return the network of a run, in the file or module that the user names for it now."""
+    if not overrides.is_explicit("model"):
+        return begun.model
+    return begun.model.model_copy(update={"model": overrides.settings.model.model})
 
 
 def refuse_damaged_run(task: RunTask) -> None:
@@ -170,16 +206,22 @@ def refuse_damaged_run(task: RunTask) -> None:
         return
     if damage := list(journal.verify(task.directory, task.previous.manifest)):
         raise RunError(*damage, hint=journal.RESTORE_HINT)
-    state.restore(task.previous)
+    state.restore(task.previous, task.resolved.settings.model)
+
+
+def known_environment(task: RunTask) -> Environment | None:
+    """Return what is known of the data and the network that a run began with."""
+    if task.previous is not None:
+        return task.previous.manifest.environment
+    with contextlib.suppress(RunError):  # nothing was trained yet: nothing is lost
+        return read_json(task.directory.environment, Environment)
+    return None
 
 
 def known_data(task: RunTask) -> DatasetFacts | None:
     """Return what is known of the data that a run began with."""
-    if task.previous is not None:
-        return task.previous.manifest.environment.dataset
-    with contextlib.suppress(RunError):  # nothing was trained yet: nothing is lost
-        return read_json(task.directory.environment, Environment).dataset
-    return None
+    environment = known_environment(task)
+    return environment and environment.dataset
 
 
 def is_done(task: RunTask) -> bool:
@@ -197,6 +239,7 @@ def unreadable_files(task: RunTask) -> Iterator[str]:
     reads: list[Callable[[], object]] = [task.directory.settings]
     if task.previous is not None:  # before the first epoch it may not exist yet
         reads.append(partial(read_json, task.directory.environment, Environment))
+        reads.append(partial(models.require_copy, task.directory, known_environment(task)))
     for read in reads:
         try:
             read()
@@ -263,10 +306,16 @@ def merge_settings(
 
 
 def write_settings(directory: RunDirectory, resolved: Resolved) -> None:
-    """Write ``config.toml`` unless it has the same settings, whatever their origins."""
+    """Write ``config.toml`` unless it has the same settings, whatever their origins.
+
+    Also write the code of a user's network beside it.
+    """
     written = read_settings(directory)
     if written is None or written.settings != resolved.settings:
         storage.write_text(directory.config, to_toml(*resolved))
+    source = models.find_source(resolved.settings.model)
+    if source is not None and not models.is_copy(directory.model, source.facts):
+        storage.write_bytes(directory.model, source.code)
 
 
 def read_settings(directory: RunDirectory) -> Resolved | None:
@@ -290,11 +339,15 @@ def check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]:
     """
     problems: list[str] = []
     newest: Checkpoint | None = None
+    overrides = absolute_paths(overrides)
     with directory.locked():
+        yield from _permit_check(directory, overrides)
         for file in checkpoint.candidates(directory.checkpoints):
             try:
                 intact = checkpoint.read_checkpoint(file)
-                state.restore(intact)
+                model = find_model(intact.manifest.settings, overrides)
+                if models.is_permitted(model):
+                    state.restore(intact, model)
             except ForeignRunError:
                 raise
             except RunError as error:
@@ -323,6 +376,18 @@ def check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]:
     if problems:
         raise RunError(*problems, hint=after)
     yield after
+
+
+def _permit_check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]:
+    """Permit the code of a run's network, or yield that it is not used."""
+    newest, _ = checkpoint.read_newest(directory.checkpoints, checkpoint.read_manifest)
+    if newest is None:
+        return
+    model = find_model(newest.settings, overrides)
+    try:
+        permit_model(directory, newest.environment, model, overrides)
+    except ConfigError as error:
+        yield f"arrays are not compared with the network: {error.problems[0]}"
 
 
 def _next_step(task: RunTask, *, has_damage: bool, has_problems: bool) -> str:
@@ -402,8 +467,7 @@ def train_run(
                 name += f"-{dataset.name}" if dataset.fallback else ""
                 text = to_toml(*resolved)
                 directory = create_folder(resolved.settings.run, name, "config.toml", text, stack)
-            else:
-                write_settings(directory, resolved)
+            write_settings(directory, resolved)
             tasks.append(RunTask(resolved, directory, opened and opened.previous))
             try:
                 directory.make_latest()

@@ -2,36 +2,32 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plateau_train.config import ModelSettings
 from plateau_train.errors import RunError
+from plateau_train.numerics.model import name_arrays
 from plateau_train.numerics.plateau import PlateauState
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import TrainState, init_state
 from plateau_train.run.checkpoint import FORMAT, Checkpoint
+from plateau_train.training.models import load_network
 
 
-def name_arrays(tree: Any) -> dict[str, Any]:
-    """Name every array of a state by its path, such as params/Dense_0/kernel."""
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def restore(checkpoint: Checkpoint) -> TrainState:
+def restore(checkpoint: Checkpoint, model: ModelSettings) -> TrainState:
     """Return the state of a checkpoint on the host, with its replica axis.
 
-    Raises ``RunError`` unless the names, shapes and types are those of the state that its settings
-    describe.
+    ``model`` is its network, which may be in another place than before. Raises ``RunError`` unless
+    the names, shapes and types are those of the state that its settings describe.
     """
     settings = checkpoint.manifest.settings
     dataset = checkpoint.manifest.environment.dataset
     # Only the schedule depends on the number of images, and it has no state: one batch is enough.
-    num_classes, num_examples = len(dataset.class_names), settings.data.batch_size
-    spec = Spec.from_settings(settings, num_classes=num_classes, num_examples=num_examples)
+    network = load_network(model, len(dataset.class_names), dataset.image_shape)
+    spec = Spec.from_settings(settings, network, num_examples=settings.data.batch_size)
     rows = Hyperparams.from_settings([settings])
     init = jax.vmap(partial(init_state, spec, dataset.image_shape))
     state = jax.eval_shape(init, rows)

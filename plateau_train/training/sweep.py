@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -31,7 +31,7 @@ from plateau_train.run.directory import SWEEP, RunDirectory
 from plateau_train.run.journal import RunTask
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Ending
-from plateau_train.training import setup
+from plateau_train.training import models, setup
 from plateau_train.training.loop import Callbacks, SavePlot, fit
 from plateau_train.training.program import Program
 
@@ -128,6 +128,7 @@ def make_plan(sweep: config.Sweep, metric: str, datasets: LoadedDatasets) -> Swe
     runs: list[SweepRun] = []
     programs: dict[Any, list[Settings]] = {}
     for number, cell in enumerate(map(setup.localize, sweep.cells), start=1):
+        models.permit(cell.settings.model, cell.settings.data.cache_dir, is_named=True)
         dataset = datasets.load(cell.settings)
         named = setup.name_dataset(cell, dataset)
         together = programs.setdefault(_program_key(named.settings), [])
@@ -156,8 +157,11 @@ def create_sweep(plan: SweepPlan, stack: contextlib.ExitStack) -> RunDirectory:
 
 
 def merge_settings(plan: SweepPlan, overrides: Resolved, directory: RunDirectory) -> SweepPlan:
-    """Merge the settings of all runs with overrides; raises as ``config.merge``."""
-    runs = []
+    """Merge the settings of all runs with overrides; raises as ``config.merge``.
+
+    Also permit the code of their networks; raises as ``setup.permit_model``.
+    """
+    runs, overrides = [], setup.absolute_paths(overrides)
     for run in plan.runs:
         merged = config.merge(
             run.resolved,
@@ -166,6 +170,9 @@ def merge_settings(plan: SweepPlan, overrides: Resolved, directory: RunDirectory
             hint="leave these out; each of its runs can be resumed by itself, with more --epochs",
             policy=config.sweep_policy,
         )
+        task = RunTask(merged, RunDirectory(directory.path / run.folder), None)
+        begun, model = setup.known_environment(task), merged.settings.model
+        setup.permit_model(task.directory, begun, model, overrides)
         update = {"settings": merged.settings, "origins": merged.origins}
         runs.append(run.model_copy(update=update))
     return plan.model_copy(update={"runs": tuple(runs)})
@@ -297,8 +304,9 @@ def has_begun(run: RunDirectory) -> bool:
 
 def _program_key(settings: Settings) -> Any:
     """Return what the runs of one program have in common: all but the traced settings."""
-    # Epochs of one step keep different schedules apart.
-    spec = Spec.from_settings(settings, num_classes=0, num_examples=settings.data.batch_size)
+    # Epochs of one step keep different schedules apart. The settings stand for the network.
+    network, batch_size = cast(Any, settings.model), settings.data.batch_size
+    spec = Spec.from_settings(settings, network, num_examples=batch_size)
     return spec, settings.data, settings.run.epochs
 
 

@@ -1,0 +1,178 @@
+"""Flax Linen modules, Flax NNX modules and pairs of functions as ``Network``."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Key, PyTree
+
+from plateau_train.config import Precision
+from plateau_train.numerics.model import Images, Logits, Network, Variables, name_arrays
+
+# The arguments that tell a network whether it is trained, and their values in training.
+TRAINING_ARGUMENTS = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+
+DROPOUT = "dropout"  # the stream of random numbers that Linen's Dropout takes
+
+PARAMS = "params"  # the collection of Linen with the parameters
+
+
+def training_arguments(function: Callable[..., Any], *, is_training: bool) -> dict[str, Any]:
+    """Return the arguments of a network's function that say whether it is trained."""
+    names = inspect.signature(function).parameters
+    return {
+        name: value == is_training for name, value in TRAINING_ARGUMENTS.items() if name in names
+    }
+
+
+def from_linen(module: nn.Module, *, title: str, num_classes: int, precision: Precision) -> Network:
+    """Adapt a Flax Linen module.
+
+    Its other collections, such as the running averages of BatchNorm, are the state.
+    """
+
+    def arguments(*, is_training: bool) -> dict[str, Any]:
+        return training_arguments(type(module).__call__, is_training=is_training)
+
+    def init(key: Key[Array, ""], images: Images) -> Variables:
+        # A key of its own, for modules that drop values also when they are initialized.
+        keys = {PARAMS: key, DROPOUT: jax.random.fold_in(key, 1)}
+        collections = dict(module.init(keys, images, **arguments(is_training=False)))
+        collections.pop("intermediates", None)  # what a module sows is no state
+        return Variables(collections.pop(PARAMS, {}), collections)
+
+    def forward(
+        variables: Variables, images: Images, key: Key[Array, ""] | None
+    ) -> tuple[Logits, PyTree[Array]]:
+        collections = {PARAMS: variables.params, **variables.model_state}
+        options = arguments(is_training=key is not None)
+        if key is None:
+            return jnp.asarray(module.apply(collections, images, **options)), variables.model_state
+        logits, model_state = module.apply(
+            collections,
+            images,
+            **options,
+            rngs={DROPOUT: key},
+            mutable=list(variables.model_state),
+        )
+        return logits, dict(model_state)
+
+    def tabulate(images: Images, width: int) -> str:
+        options: Any = {"console_kwargs": {"width": width, "force_terminal": False}}
+        keys = {PARAMS: jax.random.key(0), DROPOUT: jax.random.key(1)}
+        return module.tabulate(keys, images, **options, **arguments(is_training=False))
+
+    return Network(title, num_classes, precision, init, forward, tabulate)
+
+
+def from_nnx(
+    make: Callable[..., nnx.Module], *, title: str, num_classes: int, precision: Precision
+) -> Network:
+    """Adapt a function that makes a Flax NNX module from ``rngs``.
+
+    Each call of the network splits the module and merges it again. Its variables other than
+    parameters are the state, but for random numbers, which are made again from the key of a step.
+    """
+
+    def split(module: nnx.Module) -> tuple[Any, list[Any]]:
+        nnx.pop(module, nnx.Intermediate)  # what a module sows is no state
+        graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        return graph, [nnx.to_pure_dict(state) for state in states]
+
+    def make_and_split(key: Key[Array, ""]) -> list[Any]:
+        return split(make(rngs=nnx.Rngs(key)))[1]
+
+    def init(key: Key[Array, ""], _: Images) -> Variables:
+        params, _, model_state = make_and_split(key)
+        return Variables(params, model_state)
+
+    # Everything about the module that is no array, and the shapes of its random numbers.
+    abstract = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(jax.random.key(0))))
+    graph, (_, random_numbers, _) = split(abstract)
+
+    def forward(
+        variables: Variables, images: Images, key: Key[Array, ""] | None
+    ) -> tuple[Logits, PyTree[Array]]:
+        random_state = _make_random_state(random_numbers, key)
+        states = (variables.params, random_state, variables.model_state)
+        module = nnx.merge(graph, *map(nnx.State, states))
+        is_training = key is not None
+        module.train() if is_training else module.eval()
+        options = training_arguments(type(module).__call__, is_training=is_training)
+        logits = module(images, **options)  # pyright: ignore[reportCallIssue]
+        _, (_, _, model_state) = split(module)
+        return logits, model_state if is_training else variables.model_state
+
+    def tabulate(images: Images, width: int) -> str:
+        options: Any = {"console_kwargs": {"width": width, "force_terminal": False}}
+        module = make(rngs=nnx.Rngs(0))
+        module.eval()
+        arguments = training_arguments(type(module).__call__, is_training=False)
+        return nnx.tabulate(module, images, **options, **arguments)
+
+    return Network(title, num_classes, precision, init, forward, tabulate)
+
+
+def _make_random_state(shapes: PyTree[Any], key: Key[Array, ""] | None) -> PyTree[Array]:
+    """Return the keys and counters of an NNX module, each key derived from one key."""
+    base = jax.random.key(0) if key is None else key
+    leaves, structure = jax.tree.flatten(shapes)
+    return jax.tree.unflatten(
+        structure,
+        [
+            jax.random.fold_in(base, number)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else jnp.zeros(leaf.shape, leaf.dtype)
+            for number, leaf in enumerate(leaves)
+        ],
+    )
+
+
+def from_functions(
+    functions: Any,
+    *,
+    title: str,
+    num_classes: int,
+    precision: Precision,
+    image_shape: tuple[int, int, int],
+) -> Network:
+    """Adapt an object with ``init(key, images)`` and ``apply(variables, images)``.
+
+    As in Flax, ``params`` of a mapping are trained and the rest is constant; anything else is
+    trained as a whole.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = jax.eval_shape(functions.init, jax.random.key(0), images)
+    has_collections = isinstance(shapes, Mapping) and PARAMS in shapes
+
+    def init(key: Key[Array, ""], images: Images) -> Variables:
+        variables = functions.init(key, images)
+        if not has_collections:
+            return Variables(variables, {})
+        others = {name: each for name, each in variables.items() if name != PARAMS}
+        return Variables(variables[PARAMS], others)
+
+    def forward(
+        variables: Variables, images: Images, _: Key[Array, ""] | None
+    ) -> tuple[Logits, PyTree[Array]]:
+        params, model_state = variables
+        whole = {PARAMS: params, **model_state} if has_collections else params
+        return functions.apply(whole, images), model_state
+
+    def tabulate(_: Images, width: int) -> str:
+        arrays = name_arrays(shapes)
+        return "\n".join(
+            f"{name:<{width // 2}} {leaf.dtype}{leaf.shape}" for name, leaf in arrays.items()
+        )
+
+    return Network(title, num_classes, precision, init, forward, tabulate)
