@@ -63,6 +63,14 @@ RunArgument = Annotated[
     ),
 ]
 
+DryRun = Annotated[
+    bool,
+    _option(
+        "Take one step and evaluate once; print layers, memory and FLOPs, and write no run",
+        None,
+        "--dry-run",
+    ),
+]
 Json = Annotated[bool, _option("Print JSON on standard output, and nothing else", None, "--json")]
 Csv = Annotated[bool, _option("Print CSV on standard output, and nothing else", None, "--csv")]
 
@@ -311,13 +319,14 @@ def bare(
         bool,
         _option("Print the version", None, "--version", callback=_print_version, is_eager=True),
     ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a network with reduce-on-plateau, and show when the rate drops and why.
 
     Without a command it trains, like the command train. The help of train lists all settings.
     """
     del version
-    _train(resolved)
+    _train(resolved, dry_run=dry_run)
 
 
 @_command("help")
@@ -333,15 +342,15 @@ def show_help(
 
 @_command(epilog=EXAMPLES)
 @_takes(*ALL)
-def train(resolved: Resolved) -> None:
+def train(resolved: Resolved, dry_run: DryRun = False) -> None:
     """Train a network, print every epoch, and write a run folder."""
-    _train(resolved)
+    _train(resolved, dry_run=dry_run)
 
 
-def _train(resolved: Resolved) -> None:
-    from plateau_train.commands.train import train
+def _train(resolved: Resolved, *, dry_run: bool) -> None:
+    from plateau_train.commands import train
 
-    train(resolved)
+    (train.dry_run if dry_run else train.train)(resolved)
 
 
 @_command()
@@ -485,7 +494,7 @@ def runs(
 
 
 @_command()
-@_takes("data_dir", "cache_dir", "runs_dir")
+@_takes("data_dir", "cache_dir", "runs_dir", "model")
 def evaluate(
     resolved: Resolved,
     run: RunArgument = None,

@@ -2,15 +2,22 @@
 
 import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
 
 from plateau_train import plots
 from plateau_train.config import Resolved
+from plateau_train.numerics.model import ModelSize, measure
 from plateau_train.process import cluster
 from plateau_train.run.directory import RunDirectory
+from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import RunTask
 from plateau_train.training import models, setup
-from plateau_train.training.loop import Callbacks
+from plateau_train.training.loop import Callbacks, describe_training
+from plateau_train.training.program import Program, Trial
 
 StartDevices = Callable[[int | None], None]  # with a number of threads
 
@@ -31,6 +38,43 @@ def train(
         with cluster.fail_together():
             models.permit(own.settings.model, own.settings.data.cache_dir, is_named=True)
         return setup.train_run(adopted, None, callbacks, plots.save_run_plot, stack)
+
+
+class DryRun(NamedTuple):
+    """What would be trained, its layers, and what a step and an evaluation take."""
+
+    info: TrainingInfo
+    layers: str  # as Flax shows them
+    size: ModelSize
+    flops: float | None  # of a step on each device, as XLA counts them in the compiled program
+    trial: Trial
+
+
+def dry_run(
+    resolved: Resolved,
+    start_devices: StartDevices,
+    *,
+    width: int,
+    loading: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> DryRun:
+    """Take one step and evaluate once, and write no run; ``width`` is that of the text.
+
+    Raises as ``train`` does before its folder is made.
+    """
+    own = setup.localize(resolved)
+    start_devices(own.settings.run.threads)
+    models.permit(own.settings.model, own.settings.data.cache_dir, is_named=True)
+    with loading():
+        dataset, _ = setup.load_data(own.settings)
+    own = setup.name_dataset(own, dataset)
+    program = Program([own.settings], dataset)
+    network, shape = program.replicas.spec.network, dataset.image_shape
+    with models.explained(own.settings.model):
+        trial, flops = program.try_step(), program.count_flops()
+        layers = network.tabulate(jnp.zeros((1, *shape), jnp.float32), width)
+    folder = RunDirectory(own.settings.run.runs_dir)  # which a run would be in
+    info = describe_training(own.settings, folder, -1, program)
+    return DryRun(info, layers, measure(network, shape), flops, trial)
 
 
 def resume(

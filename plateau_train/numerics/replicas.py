@@ -111,6 +111,21 @@ class Replicas(NamedTuple):
             )  # fmt: skip
         return state, records
 
+    def count_flops(
+        self,
+        state: TrainState,
+        records: StepRecord,
+        order: Int32[Array, "replicas steps batch"],
+        split: Examples,
+    ) -> float | None:
+        """Return the floating point operations of a step on each device, as XLA counts them.
+
+        They are those of the compiled program. Returns None for a device without such a count.
+        """
+        function = compiled(single.take_step, (self.spec,), self.mesh, (REPLICA_AXIS,))
+        lowered = function.lower(self.hyperparams, (state, records), (order,), (split, 0, 1))
+        return (lowered.compile().cost_analysis() or {}).get("flops")
+
     def evaluate(
         self, variables: Variables, split: Examples, losses: Losses = single.evaluation_losses
     ) -> Metrics:

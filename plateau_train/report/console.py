@@ -120,6 +120,12 @@ def print_rows(rows: Mapping[str, str], *, to_stderr: bool = False) -> None:
         console.print(grid)
 
 
+def print_text(text: str) -> None:
+    """Print lines as they are, without their control characters."""
+    for line in text.rstrip().split("\n"):
+        print(printable(line.rstrip()))
+
+
 def look_up(row: Any, path: str) -> Any:
     """Follow the names of fields and keys, joined by dots; return None where one leads to None."""
     for name in path.split("."):

@@ -240,6 +240,15 @@ def _epoch_columns(
 
 
 def describe_header(info: TrainingInfo) -> dict[str, str]:
+    """Return what is about to be trained, and where."""
+    rows = describe_training(info)
+    rows["run"] = str(info.directory.path)
+    if info.last_epoch >= 0:
+        rows["resumed"] = f"after epoch {info.last_epoch} of {info.settings.run.epochs}"
+    return rows
+
+
+def describe_training(info: TrainingInfo) -> dict[str, str]:
     """Return what is about to be trained, and the patience in epochs."""
     settings, optimizer = info.settings, info.settings.optimizer
     seeds = settings.run.seeds
@@ -255,9 +264,6 @@ def describe_header(info: TrainingInfo) -> dict[str, str]:
     }
     if len(seeds) > 1:
         rows["replicas"] = f"{len(seeds)} seeds in one program; {info.memory}"
-    rows["run"] = str(info.directory.path)
-    if info.last_epoch >= 0:
-        rows["resumed"] = f"after epoch {info.last_epoch} of {settings.run.epochs}"
     return rows
 
 

@@ -23,6 +23,7 @@ from plateau_train.numerics.model import measure, name_arrays
 from plateau_train.numerics.step import TrainState
 from plateau_train.process import cluster, memory, signals
 from plateau_train.run import storage
+from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import DatasetFacts, Environment, describe_environment
 from plateau_train.run.history import History
 from plateau_train.run.info import TrainingInfo, summarize
@@ -87,7 +88,9 @@ def fit(
     with cluster.fail_together():
         journals = [_open_journal(task, environment) for task in tasks]
         for task in tasks:
-            callbacks.on_start(_describe(task, program))
+            settings = task.resolved.settings
+            info = describe_training(settings, task.directory, task.last_epoch, program)
+            callbacks.on_start(info)
     first_epoch, state = _restore(tasks, program)
     try:
         with memory.report_exhaustion(), signals.graceful_shutdown(cluster.grace_seconds()):
@@ -147,18 +150,21 @@ def _open_journal(task: RunTask, environment: Environment) -> Journal:
     return journal
 
 
-def _describe(task: RunTask, program: Program) -> TrainingInfo:
+def describe_training(
+    settings: Settings, directory: RunDirectory, last_epoch: int, program: Program
+) -> TrainingInfo:
+    """Describe a training of a program; ``last_epoch`` is that of its checkpoint, or -1."""
     shape, spec = program.dataset.image_shape, program.replicas.spec
     num_params = measure(spec.network, shape).num_params
     return TrainingInfo(
-        settings=task.resolved.settings,
-        directory=task.directory,
+        settings=settings,
+        directory=directory,
         data=program.dataset.describe(),
         model=f"{spec.network.title}, {num_params:,} parameters",
         devices=f"{program.describe_devices()}, {spec.network.precision}, jax {jax.__version__}",
         memory=program.memory,
         steps_per_epoch=program.steps_per_epoch,
-        last_epoch=task.last_epoch,
+        last_epoch=last_epoch,
     )
 
 

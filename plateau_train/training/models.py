@@ -253,7 +253,7 @@ def _adapt(
     make: Callable[..., Any] = lambda: found  # noqa: E731
     if not is_made:
         make = _bind(found, settings, given | settings.arguments)
-    if not is_made and _takes(found, "rngs"):
+    if not is_made and "rngs" in _parameters(found):
         return from_nnx(make, **adapted)
     made = make()
     if isinstance(made, nn.Module):
@@ -271,8 +271,12 @@ def _describe(value: object) -> str:
     return f"a function that returns {kind}" if callable(value) else f"of type {kind}"
 
 
-def _takes(function: Callable[..., Any], name: str) -> bool:
-    return name in inspect.signature(function).parameters
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a function or of a class by name."""
+    if isinstance(function, type) and issubclass(function, nnx.Module):
+        function = function.__init__  # the class itself is called by its metaclass
+    parameters = inspect.signature(function).parameters
+    return {name: each for name, each in parameters.items() if name != "self"}
 
 
 def _bind(
@@ -282,9 +286,14 @@ def _bind(
 
     Raises ``ConfigError`` for an argument that it does not have, and for one that is missing.
     """
-    parameters = inspect.signature(function).parameters
+    parameters = _parameters(function)
     takes_any = any(each.kind == each.VAR_KEYWORD for each in parameters.values())
-    own = [name for name in parameters if name not in ("rngs", "parent", "name")]
+    own = [
+        name
+        for name, each in parameters.items()
+        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+        if name not in ("rngs", "parent", "name")  # those of Flax
+    ]
     unknown = [name for name in settings.arguments if name not in own]
     name = settings.place[1] or settings.model
     if unknown and not takes_any:
@@ -293,10 +302,9 @@ def _bind(
             hint=f"its arguments are {', '.join(own) or 'none'}",
         )
     missing = [
-        each.name
-        for each in parameters.values()
-        if each.name in own and each.name not in arguments and each.default is each.empty
-        if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+        name
+        for name in own
+        if name not in arguments and parameters[name].default is inspect.Parameter.empty
     ]
     if missing:
         raise ConfigError(

@@ -47,6 +47,15 @@ class EpochArrays(NamedTuple):
     evaluate_seconds: float
 
 
+class Trial(NamedTuple):
+    """A step and an evaluation of each replica, and how long they took once they were compiled."""
+
+    loss: list[float]
+    test_loss: list[float]
+    step_seconds: float
+    evaluate_seconds: float
+
+
 class Program:
     """The replicas of runs that share a ``Spec`` and a data set, on the devices of a mesh."""
 
@@ -99,6 +108,37 @@ class Program:
         # Filled again in each epoch, in the same memory.
         self._records: StepRecord = self.replicas.empty_records(self.steps_per_epoch)
         self._take_steps(self.replicas.epoch_order(1, len(train.labels)), 0, 0, 1)
+
+    def try_step(self) -> "Trial":
+        """Take the first step and evaluate, each twice, to time them once they are compiled.
+
+        Raises ``ConfigError`` where the first loss is not finite.
+        """
+        self.load(None)
+        order = self.replicas.epoch_order(1, len(self._splits["train"].labels))
+        *_, trial = (self._try_once(order) for _ in range(2))
+        return trial
+
+    def _try_once(self, order: jax.Array) -> "Trial":
+        began = time.perf_counter()
+        self._take_steps(order, 0, 1, 1)
+        losses = cluster.gather(self._records.metrics.loss)[:, 0]
+        trained = time.perf_counter()
+        if not np.isfinite(losses).all():
+            raise ConfigError(
+                f"the loss of {self.replicas.spec.network.title} is {losses.max()} in the first "
+                "step",
+                hint="return finite logits, without a softmax; small initial values help",
+            )
+        scores = self.replicas.evaluate(self._state.variables, self._splits["test"])
+        test_losses = cluster.gather(scores.loss).tolist()
+        seconds = trained - began, time.perf_counter() - trained
+        return Trial(losses.tolist(), test_losses, *seconds)
+
+    def count_flops(self) -> float | None:
+        """Return the floating point operations of a step on each device; see ``Replicas``."""
+        order = self.replicas.epoch_order(1, len(self._splits["train"].labels))
+        return self.replicas.count_flops(self._state, self._records, order, self._splits["train"])
 
     def run_epoch(self, epoch: int, on_chunk: Callable[[int, float], None]) -> EpochArrays:
         """Train an epoch (none as epoch 0), evaluate, and give the rule the evaluation.

@@ -441,6 +441,14 @@ def resume_in_hints(directory: RunDirectory | None) -> Iterator[None]:
         raise
 
 
+def try_network(program: Program) -> None:
+    """Take a step with a user's network; raises ``ConfigError`` where that fails."""
+    model = program.runs[0].model
+    if models.find_source(model) is not None:  # the built-in ones are tested
+        with models.explained(model):
+            Program(program.runs, program.dataset).try_step()  # its arrays are freed at once
+
+
 def train_run(
     resolved: Resolved,
     opened: RunTask | None,
@@ -459,6 +467,8 @@ def train_run(
     resolved = name_dataset(resolved, dataset)
     with cluster.fail_together():
         program = Program([resolved.settings], dataset)
+    if opened is None:
+        try_network(program)
     tasks: list[RunTask] = []
     with cluster.fail_together():
         if cluster.is_leader():

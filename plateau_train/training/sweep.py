@@ -133,7 +133,9 @@ def make_plan(sweep: config.Sweep, metric: str, datasets: LoadedDatasets) -> Swe
         named = setup.name_dataset(cell, dataset)
         together = programs.setdefault(_program_key(named.settings), [])
         together.append(named.settings)
-        Program(together, dataset)  # raises where devices or memory do not suffice
+        program = Program(together, dataset)  # raises where devices or memory do not suffice
+        if len(together) == 1:
+            setup.try_network(program)
         runs.append(
             SweepRun(
                 folder=_name_folder(number, named, sweep.varied),
