@@ -25,6 +25,7 @@ ENVIRONMENT = describe_environment(
     DatasetFacts(
         name="garments", fallback="", sha256="0" * 64, image_shape=(28, 28, 1), class_names=("a",)
     ),
+    None,
 )
 
 

@@ -28,6 +28,7 @@ from plateau_train.run.history import History
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Drop, Ending, EpochRecord, ObservedValue, RunWarning
 from plateau_train.training import loop
+from plateau_train.training.models import load_network
 from plateau_train.training.program import EpochArrays, Program
 
 # A run of seconds on the built-in data; tests add to it.
@@ -47,6 +48,7 @@ ONE_IMAGE = 1.001 / 300  # of the test images of a small run, as a fraction
 
 IMAGE_SHAPE = (4, 4, 1)
 NUM_CLASSES = 3
+KEY = jax.random.key(0)  # for networks that draw nothing
 
 
 def command(
@@ -178,8 +180,21 @@ def make_settings(
     )
 
 
-def make_spec(settings: Settings) -> Spec:
-    return Spec.from_settings(settings, num_classes=NUM_CLASSES, num_examples=80)
+def make_spec(
+    settings: Settings,
+    *,
+    num_classes: int = NUM_CLASSES,
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE,
+    num_examples: int = 80,
+) -> Spec:
+    network = load_network(settings.model, num_classes, image_shape)
+    return Spec.from_settings(settings, network, num_examples=num_examples)
+
+
+def make_garments_spec(settings: Settings, num_examples: int = 600) -> Spec:
+    """Return what is static in a training on the built-in images, or on Fashion-MNIST."""
+    shape = (28, 28, 1)
+    return make_spec(settings, num_classes=10, image_shape=shape, num_examples=num_examples)
 
 
 def make_training(**settings: Any) -> tuple[Spec, Hyperparams]:

@@ -33,8 +33,8 @@ def train(num_devices: int, num_replicas: int) -> dict[str, Any]:
     for epoch in (1, 2):
         state, records = take_epoch(replicas, state, split, epoch)
         losses.append(np.asarray(records.metrics.loss))
-    metrics = replicas.evaluate(state.params, test)
-    confusion = replicas.count_confusion(state.params, test)
+    metrics = replicas.evaluate(state.variables, test)
+    confusion = replicas.count_confusion(state.variables, test)
     state = replicas.observe(state, metrics, 19)
     return {
         "mesh": [mesh.shape["replica"], mesh.shape["batch"]],

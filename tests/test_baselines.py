@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from helpers import (
     IMAGE_SHAPE,
+    KEY,
     SMALL_STEPS,
     iterate_epochs,
     make_examples,
+    make_garments_spec,
     make_replicas,
     make_settings,
     make_spec,
@@ -28,7 +30,6 @@ from plateau_train import config, data
 from plateau_train.errors import ChangedSettingsError
 from plateau_train.numerics import step as numerics
 from plateau_train.numerics.schedules import make_schedule
-from plateau_train.numerics.spec import Spec
 from plateau_train.training.program import Program
 
 EAGER = {"patience": "1", "rtol": "0.3"}
@@ -103,7 +104,7 @@ def test_half_the_scale_is_half_the_update():
     state, split = numerics.init_state(spec, IMAGE_SHAPE, hyperparams), make_examples(8)
     moved = []
     for step, scale in ((0, 1), (10, 0.5)):  # 10 steps per epoch
-        after, _ = numerics.train_step(spec, hyperparams, state, split, step)
+        after, _ = numerics.train_step(spec, hyperparams, state, split, step, KEY)
         assert after.scale == scale
         moved.append(jax.tree.map(lambda new, old: new - old, after.params, state.params))
     for whole, half in zip(*map(jax.tree.leaves, moved), strict=True):
@@ -138,7 +139,7 @@ def test_a_schedule_that_does_not_observe_a_step_keeps_the_rule_as_it_is(monkeyp
     state, split = numerics.init_state(spec, IMAGE_SHAPE, hyperparams), make_examples(8)
     seen = []
     for step in range(4):
-        state, record = numerics.train_step(spec, hyperparams, state, split, step)
+        state, record = numerics.train_step(spec, hyperparams, state, split, step, KEY)
         assert record.observation is not None
         seen.append((int(record.observation.number), float(state.scale)))
     assert seen == [(0, 1), (0, 1), (1, 1), (2, 0.5)]
@@ -252,7 +253,5 @@ def test_a_config_without_a_schedule_is_that_of_the_plateau_rule(train):
 
 def test_the_schedule_is_a_part_of_the_spec():
     settings = resolve_small(schedule="cosine").settings
-    few, many = (
-        Spec.from_settings(settings, num_classes=10, num_examples=size) for size in (600, 650)
-    )
+    few, many = (make_garments_spec(settings, size) for size in (600, 650))
     assert few != many

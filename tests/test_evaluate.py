@@ -80,20 +80,20 @@ def test_the_confusion_matrix_counts_every_image_once(monkeypatch, num_examples)
     monkeypatch.setattr(numerics, "EVALUATION_BATCH", 8)
     replicas = make_replicas(make_settings(hidden_sizes=(), seed=(0, 1)))
     # Without a mean the weights do not predict the same class for all of these random images.
-    params = jax.tree.map(
-        lambda leaf: leaf - leaf.mean(axis=1, keepdims=True), replicas.init(IMAGE_SHAPE).params
+    variables = jax.tree.map(
+        lambda leaf: leaf - leaf.mean(axis=1, keepdims=True), replicas.init(IMAGE_SHAPE).variables
     )
     split = make_examples(num_examples)
-    confusions = np.asarray(replicas.count_confusion(params, split))
+    confusions = np.asarray(replicas.count_confusion(variables, split))
     for replica, confusion in enumerate(confusions):
-        own = jax.tree.map(lambda rows, replica=replica: rows[replica], params)
-        predicted = np.asarray(single.predict(replicas.spec.model, own, split.images)).argmax(
+        own = jax.tree.map(lambda rows, replica=replica: rows[replica], variables)
+        predicted = np.asarray(single.predict(replicas.spec.network, own, split.images)).argmax(
             axis=1
         )
         expected = np.zeros((3, 3), np.int32)
         np.add.at(expected, (np.asarray(split.labels), predicted), 1)
         np.testing.assert_array_equal(confusion, expected)
-        accuracy = replicas.evaluate(params, split).accuracy[replica]
+        accuracy = replicas.evaluate(variables, split).accuracy[replica]
         assert confusion.trace() / num_examples == pytest.approx(float(accuracy), abs=1e-6)
         assert len(set(predicted)) > 1, "one class does not distinguish rows and columns"
 

@@ -248,20 +248,22 @@ import sys, jax, numpy
 from plateau_train import config
 from plateau_train.numerics.replicas import Replicas, make_mesh
 from plateau_train.numerics.spec import Hyperparams, Spec
+from plateau_train.training.models import load_network
 
 settings = config.resolve(config.read_arguments(FEW)).settings
+network = load_network(settings.model, 10, (28, 28, 1))
 equal = [
     Replicas(
-        Spec.from_settings(settings, num_classes=10, num_examples=60),
+        Spec.from_settings(settings, network, num_examples=60),
         Hyperparams.from_settings([settings]),
         make_mesh(jax.devices()[:1], 1),
     )
     for _ in range(2)
 ]
-params = equal[0].init((28, 28, 1)).params
+variables = equal[0].init((28, 28, 1)).variables
 images = equal[0].put_split((numpy.zeros((30, 28, 28, 1), numpy.uint8), numpy.zeros(30, int)))
 for each in equal:
-    each.evaluate(params, images)
+    each.evaluate(variables, images)
 moment, others, interrupted = 0, [], True
 while interrupted:
     moment += 1
@@ -276,7 +278,7 @@ while interrupted:
 
     try:
         sys.setprofile(interrupt)
-        equal[1].evaluate(params, images)
+        equal[1].evaluate(variables, images)
     except KeyboardInterrupt:
         pass
     except Exception as error:

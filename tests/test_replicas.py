@@ -23,6 +23,7 @@ from helpers import (
     command,
     histories_of,
     make_examples,
+    make_garments_spec,
     make_replicas,
     make_settings,
     make_spec,
@@ -160,14 +161,14 @@ def test_an_epoch_in_chunks_is_traced_once_and_has_the_bits_of_a_whole_one(monke
 def test_evaluation_scores_every_image_once(monkeypatch, num_examples, num_replicas):
     monkeypatch.setattr(numerics, "EVALUATION_BATCH", 8)
     replicas = make_replicas(make_settings(seed=tuple(range(num_replicas))))
-    params, split = replicas.init(IMAGE_SHAPE).params, make_examples(num_examples)
-    metrics = replicas.evaluate(params, split)
-    confusion = replicas.count_confusion(params, split)
+    variables, split = replicas.init(IMAGE_SHAPE).variables, make_examples(num_examples)
+    metrics = replicas.evaluate(variables, split)
+    confusion = replicas.count_confusion(variables, split)
     labels = np.asarray(split.labels)
     for row in range(num_replicas):
-        own = jax.tree.map(lambda rows, row=row: rows[row], params)
+        own = jax.tree.map(lambda rows, row=row: rows[row], variables)
         logits = np.asarray(
-            numerics.single.predict(replicas.spec.model, own, split.images), np.float64
+            numerics.single.predict(replicas.spec.network, own, split.images), np.float64
         )
         shifted = logits - logits.max(axis=1, keepdims=True)
         losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(num_examples), labels]
@@ -234,7 +235,7 @@ def needed_memory(num_replicas: float) -> int:
 
 
 def small_spec() -> Spec:
-    return Spec.from_settings(resolve_small().settings, num_classes=10, num_examples=600)
+    return make_garments_spec(resolve_small().settings)
 
 
 @pytest.mark.parametrize(

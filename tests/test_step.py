@@ -13,20 +13,24 @@ import optax
 import pytest
 from helpers import (
     IMAGE_SHAPE,
+    KEY,
     NUM_CLASSES,
     first_row,
     make_examples,
+    make_garments_spec,
     make_replicas,
     make_settings,
+    make_spec,
     make_training,
     take_epoch,
 )
 
 from plateau_train import config
 from plateau_train.numerics import step as numerics
-from plateau_train.numerics.model import MLP, measure
+from plateau_train.numerics.model import Variables, measure
 from plateau_train.numerics.spec import Hyperparams, Optimizer, Spec
 from plateau_train.numerics.step import Examples
+from plateau_train.training.models import load_network
 
 GOLDEN_ORDER = [4680, 17049, 1343, 10394]
 GOLDEN_KERNEL = [-0.02064866, 0.03974656, 0.02842904]
@@ -46,7 +50,7 @@ def plain_optax_loop(
     opt_state = optimizer.init(params)
 
     def loss_of(params, batch):
-        logits: Any = spec.model.apply({"params": params}, batch.images)
+        logits = numerics.predict(spec.network, Variables(params, {}), batch.images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
 
     @maybe_jit
@@ -78,7 +82,7 @@ def test_steps_agree_with_a_chain_of_adam_and_reduce_on_plateau(is_jitted, num_s
     take_step = maybe_jit(partial(numerics.train_step, spec, hyperparams))
     losses, scales = [], []
     for number, batch in enumerate(batches):
-        state, record = take_step(state, batch, number)
+        state, record = take_step(state, batch, number, KEY)
         losses.append(record.metrics.loss)
         scales.append(record.observation.scale)
         assert state.scale == record.observation.scale
@@ -98,10 +102,10 @@ def test_a_new_scale_already_acts_on_the_step_that_completes_the_window():
     )
     split = make_examples(8)
     state = init(spec, hyperparams)
-    state, _ = numerics.train_step(spec, hyperparams, state, split, 0)  # improves on infinity
-    dropped, record = numerics.train_step(spec, hyperparams, state, split, 1)
+    state, _ = numerics.train_step(spec, hyperparams, state, split, 0, KEY)  # improves on infinity
+    dropped, record = numerics.train_step(spec, hyperparams, state, split, 1, KEY)
     patient = hyperparams._replace(patience=jnp.int32(99))
-    kept, _ = numerics.train_step(spec, patient, state, split, 1)
+    kept, _ = numerics.train_step(spec, patient, state, split, 1, KEY)
     assert record.observation is not None
     assert (record.observation.scale, dropped.scale, kept.scale) == (0.5, 0.5, 1)
     for before, half, whole in zip(
@@ -113,7 +117,7 @@ def test_a_new_scale_already_acts_on_the_step_that_completes_the_window():
 def test_in_train_accuracy_mode_the_rule_observes_one_minus_the_accuracy():
     spec, hyperparams = make_training(mode="train-accuracy", accumulation_size=1)
     take_step = jax.jit(partial(numerics.train_step, spec))
-    _, record = take_step(hyperparams, init(spec, hyperparams), make_examples(8), 0)
+    _, record = take_step(hyperparams, init(spec, hyperparams), make_examples(8), 0, KEY)
     assert record.observation.value == 1 - record.metrics.accuracy
     assert record.observation.value != record.metrics.loss
 
@@ -147,11 +151,12 @@ def test_the_streams_of_random_numbers_are_those_of_published_runs():
 
     They may only be updated with an entry under Numerics in CHANGELOG.md.
     """
-    assert numerics.INIT_STREAM != numerics.SHUFFLE_STREAM
+    streams = ("INIT", "SHUFFLE", "NETWORK", "AUGMENT")
+    assert [getattr(numerics, f"{name}_STREAM") for name in streams] == [0, 1, 2, 3]
     order = numerics.epoch_order(60_000, 128, seed=0, epoch=1)
     assert order[0, :4].tolist() == GOLDEN_ORDER
     settings = config.Settings()
-    spec = Spec.from_settings(settings, num_classes=10, num_examples=60_000)
+    spec = make_garments_spec(settings, 60_000)
     hyperparams = first_row(Hyperparams.from_settings([settings]))
     params: Any = numerics.init_state(spec, (28, 28, 1), hyperparams).params
     np.testing.assert_allclose(params["Dense_0"]["kernel"][0, :3], GOLDEN_KERNEL, rtol=1e-5)
@@ -192,26 +197,30 @@ def test_parameters_depend_on_the_seed_and_on_nothing_else():
 
 def test_pixels_are_divided_by_255():
     spec, hyperparams = make_training(hidden_sizes=())
-    params = init(spec, hyperparams).params
-    logits = numerics.predict(spec.model, params, jnp.full((1, *IMAGE_SHAPE), 255, jnp.uint8))
-    np.testing.assert_allclose(logits[0], params["Dense_0"]["kernel"].sum(axis=0), rtol=1e-5)
+    variables = init(spec, hyperparams).variables
+    logits = numerics.predict(spec.network, variables, jnp.full((1, *IMAGE_SHAPE), 255, jnp.uint8))
+    np.testing.assert_allclose(
+        logits[0], variables.params["Dense_0"]["kernel"].sum(axis=0), rtol=1e-5
+    )
 
 
 def test_the_default_model_has_two_hidden_layers_of_1000_units():
-    model = Spec.from_settings(config.Settings(), num_classes=10, num_examples=60_000).model
-    assert model.describe((28, 28, 1)) == "MLP 784-1000-1000-10"
-    assert measure(model, (28, 28, 1)).num_params == 785 * 1000 + 1001 * 1000 + 1001 * 10
+    network = load_network(config.ModelSettings(), 10, (28, 28, 1))
+    assert network.title == "MLP 784-1000-1000-10"
+    assert measure(network, (28, 28, 1)).num_params == 785 * 1000 + 1001 * 1000 + 1001 * 10
 
 
 @pytest.mark.parametrize("hidden_sizes", [(), (5,), (5, 7)])
 def test_a_model_describes_itself_as_counted_by_hand(hidden_sizes):
-    model = MLP(hidden_sizes, NUM_CLASSES)
+    network = make_spec(make_settings(hidden_sizes=hidden_sizes)).network
     sizes = (math.prod(IMAGE_SHAPE), *hidden_sizes, NUM_CLASSES)
     layers = list(itertools.pairwise(sizes))
-    assert model.describe(IMAGE_SHAPE) == "MLP " + "-".join(map(str, sizes))
-    num_params, activation_bytes = measure(model, IMAGE_SHAPE)
+    assert network.title == "MLP " + "-".join(map(str, sizes))
+    num_params, activation_bytes = measure(network, IMAGE_SHAPE)
     assert num_params == sum(inputs * outputs + outputs for inputs, outputs in layers)
-    assert activation_bytes == 4 * sum(sizes)  # float32
+    # The gradient needs the pixels and, of each hidden unit, its value before and after relu in
+    # float32 and its sign.
+    assert activation_bytes == 4 * sizes[0] + (4 + 4 + 1) * sum(hidden_sizes)
 
 
 def test_an_epoch_has_each_image_at_most_once_and_whole_batches():
@@ -253,7 +262,7 @@ def test_outside_the_train_modes_only_an_evaluation_reaches_the_rule():
     state, records = take_epoch(replicas, replicas.init(IMAGE_SHAPE), split, 1)
     assert records.observation is None
     assert (state.plateau.best_value, state.plateau.count) == (np.inf, 0)
-    metrics = replicas.evaluate(state.params, split)
+    metrics = replicas.evaluate(state.variables, split)
     expected = np.float32(1 - metrics.accuracy)
     state = replicas.observe(state, metrics, 9)
     assert state.plateau.observation.value == expected
@@ -268,7 +277,9 @@ def test_bfloat16_parameters_stay_bfloat16_and_the_rule_stays_float32():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.params)
     opt_state = spec.optimizer.make(hyperparams.learning_rate).init(params)
     state = state._replace(params=params, opt_state=opt_state)
-    state, _ = jax.jit(partial(numerics.train_step, spec))(hyperparams, state, make_examples(8), 0)
+    state, _ = jax.jit(partial(numerics.train_step, spec))(
+        hyperparams, state, make_examples(8), 0, KEY
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
     assert state.plateau.best_value.dtype == jnp.float32
 
@@ -280,24 +291,24 @@ def test_every_optimizer_on_offer_trains(name):
     )
     replicas, split = make_replicas(settings), make_examples(80)
     state = replicas.init(IMAGE_SHAPE)
-    before = replicas.evaluate(state.params, split).loss
+    before = replicas.evaluate(state.variables, split).loss
     for epoch in range(1, 9):
         state, _ = take_epoch(replicas, state, split, epoch)
-    assert replicas.evaluate(state.params, split).loss < before
+    assert replicas.evaluate(state.variables, split).loss < before
 
 
 def test_bfloat16_products_leave_everything_else_float32():
     exact, hyperparams = make_training(hidden_sizes=(64,))
-    rough = exact._replace(model=exact.model.clone(precision="bfloat16"))
+    rough = exact._replace(network=exact.network._replace(precision="bfloat16"))
     split, state = make_examples(8), init(exact, hyperparams)
-    expected, record = numerics.train_step(exact, hyperparams, state, split, 0)
-    actual, rough_record = numerics.train_step(rough, hyperparams, state, split, 0)
+    expected, record = numerics.train_step(exact, hyperparams, state, split, 0, KEY)
+    actual, rough_record = numerics.train_step(rough, hyperparams, state, split, 0, KEY)
     dtypes = jax.tree.map(lambda leaf: leaf.dtype, (expected, record))
     assert jax.tree.map(lambda leaf: leaf.dtype, (actual, rough_record)) == dtypes
     loss, rough_loss = float(record.metrics.loss), float(rough_record.metrics.loss)
     assert rough_loss == pytest.approx(loss, rel=0.02)
     assert rough_loss != loss
-    assert numerics.predict(rough.model, state.params, split.images).dtype == jnp.float32
+    assert numerics.predict(rough.network, state.variables, split.images).dtype == jnp.float32
 
 
 def test_float32_products_have_the_highest_precision_and_tf32_a_lower_one():
@@ -305,9 +316,9 @@ def test_float32_products_have_the_highest_precision_and_tf32_a_lower_one():
     state = init(spec, hyperparams)
     precisions = {}
     for precision in ("float32", "tf32"):
-        changed = spec._replace(model=spec.model.clone(precision=precision))
+        changed = spec._replace(network=spec.network._replace(precision=precision))
         lowered = jax.jit(numerics.train_step, static_argnums=0).lower(
-            changed, hyperparams, state, make_examples(8), 0
+            changed, hyperparams, state, make_examples(8), 0, KEY
         )
         precisions[precision] = {
             line.split("precision = [")[1].split(",")[0]

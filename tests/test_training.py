@@ -16,7 +16,7 @@ from plateau_train.commands.train import train
 from plateau_train.config import resolve
 from plateau_train.errors import ConfigError, NonFiniteLossError, PictureError, StorageError
 from plateau_train.numerics import step as single
-from plateau_train.numerics.model import MLP
+from plateau_train.numerics.architectures import MLP
 from plateau_train.numerics.replicas import Replicas
 from plateau_train.run.checkpoint import read_checkpoint
 from plateau_train.run.directory import RunDirectory
@@ -44,7 +44,8 @@ def exact_scores(result: Any, split: Any) -> tuple[float, float]:
     """Score every image of a split with the parameters of an epoch, in float64 NumPy."""
     model: Any = MLP(resolve_small().settings.model.hidden_sizes, 10)
     params = jax.tree.map(lambda rows: rows[0], result.arrays.state.params)
-    logits = np.asarray(model.apply({"params": params}, jnp.asarray(split.images)), np.float64)
+    pixels = jnp.asarray(split.images, jnp.float32) / 255
+    logits = np.asarray(model.apply({"params": params}, pixels), np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(logits)), split.labels]
     return losses.mean(), (logits.argmax(axis=1) == split.labels).mean()

@@ -26,6 +26,7 @@ from plateau_train.data.splits import Split
 from plateau_train.numerics.replicas import Replicas
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.run.environment import available_cores
+from plateau_train.training.models import load_network
 from plateau_train.training.program import find_mesh
 
 # The threads of a library wait for more work, busily at first, after what they were given.
@@ -76,7 +77,8 @@ def repeat(step: Work, times: int) -> None:
 def our_epoch(settings: config.Settings, train: Split) -> Work:
     """Train one epoch after the other as a run does, but all steps of it in one call."""
     num_examples = len(train.labels)
-    spec = Spec.from_settings(settings, num_classes=10, num_examples=num_examples)
+    network = load_network(settings.model, 10, (28, 28, 1))
+    spec = Spec.from_settings(settings, network, num_examples=num_examples)
     replicas = Replicas(spec, Hyperparams.from_settings([settings]), find_mesh(settings, 1))
     split, order = replicas.put_split(train), replicas.epoch_order(1, num_examples)
     num_steps = num_examples // spec.batch_size
