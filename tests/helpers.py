@@ -48,7 +48,6 @@ ONE_IMAGE = 1.001 / 300  # of the test images of a small run, as a fraction
 
 IMAGE_SHAPE = (4, 4, 1)
 NUM_CLASSES = 3
-KEY = jax.random.key(0)  # for networks that draw nothing
 
 
 def command(
@@ -202,6 +201,11 @@ def make_training(**settings: Any) -> tuple[Spec, Hyperparams]:
     made = make_settings(**settings)
     hyperparams = Hyperparams.from_settings([made])
     return make_spec(made), first_row(hyperparams)
+
+
+def any_key() -> Any:
+    """Return the key of a step of a network that draws no random numbers."""
+    return jax.random.key(0)
 
 
 def first_row(hyperparams: Hyperparams) -> Hyperparams:

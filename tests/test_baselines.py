@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from helpers import (
     IMAGE_SHAPE,
-    KEY,
     SMALL_STEPS,
+    any_key,
     iterate_epochs,
     make_examples,
     make_garments_spec,
@@ -104,7 +104,7 @@ def test_half_the_scale_is_half_the_update():
     state, split = numerics.init_state(spec, IMAGE_SHAPE, hyperparams), make_examples(8)
     moved = []
     for step, scale in ((0, 1), (10, 0.5)):  # 10 steps per epoch
-        after, _ = numerics.train_step(spec, hyperparams, state, split, step, KEY)
+        after, _ = numerics.train_step(spec, hyperparams, state, split, step, any_key())
         assert after.scale == scale
         moved.append(jax.tree.map(lambda new, old: new - old, after.params, state.params))
     for whole, half in zip(*map(jax.tree.leaves, moved), strict=True):
@@ -139,7 +139,7 @@ def test_a_schedule_that_does_not_observe_a_step_keeps_the_rule_as_it_is(monkeyp
     state, split = numerics.init_state(spec, IMAGE_SHAPE, hyperparams), make_examples(8)
     seen = []
     for step in range(4):
-        state, record = numerics.train_step(spec, hyperparams, state, split, step, KEY)
+        state, record = numerics.train_step(spec, hyperparams, state, split, step, any_key())
         assert record.observation is not None
         seen.append((int(record.observation.number), float(state.scale)))
     assert seen == [(0, 1), (0, 1), (1, 1), (2, 0.5)]

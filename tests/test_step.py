@@ -13,8 +13,8 @@ import optax
 import pytest
 from helpers import (
     IMAGE_SHAPE,
-    KEY,
     NUM_CLASSES,
+    any_key,
     first_row,
     make_examples,
     make_garments_spec,
@@ -82,7 +82,7 @@ def test_steps_agree_with_a_chain_of_adam_and_reduce_on_plateau(is_jitted, num_s
     take_step = maybe_jit(partial(numerics.train_step, spec, hyperparams))
     losses, scales = [], []
     for number, batch in enumerate(batches):
-        state, record = take_step(state, batch, number, KEY)
+        state, record = take_step(state, batch, number, any_key())
         losses.append(record.metrics.loss)
         scales.append(record.observation.scale)
         assert state.scale == record.observation.scale
@@ -102,10 +102,12 @@ def test_a_new_scale_already_acts_on_the_step_that_completes_the_window():
     )
     split = make_examples(8)
     state = init(spec, hyperparams)
-    state, _ = numerics.train_step(spec, hyperparams, state, split, 0, KEY)  # improves on infinity
-    dropped, record = numerics.train_step(spec, hyperparams, state, split, 1, KEY)
+    state, _ = numerics.train_step(
+        spec, hyperparams, state, split, 0, any_key()
+    )  # improves on infinity
+    dropped, record = numerics.train_step(spec, hyperparams, state, split, 1, any_key())
     patient = hyperparams._replace(patience=jnp.int32(99))
-    kept, _ = numerics.train_step(spec, patient, state, split, 1, KEY)
+    kept, _ = numerics.train_step(spec, patient, state, split, 1, any_key())
     assert record.observation is not None
     assert (record.observation.scale, dropped.scale, kept.scale) == (0.5, 0.5, 1)
     for before, half, whole in zip(
@@ -117,7 +119,7 @@ def test_a_new_scale_already_acts_on_the_step_that_completes_the_window():
 def test_in_train_accuracy_mode_the_rule_observes_one_minus_the_accuracy():
     spec, hyperparams = make_training(mode="train-accuracy", accumulation_size=1)
     take_step = jax.jit(partial(numerics.train_step, spec))
-    _, record = take_step(hyperparams, init(spec, hyperparams), make_examples(8), 0, KEY)
+    _, record = take_step(hyperparams, init(spec, hyperparams), make_examples(8), 0, any_key())
     assert record.observation.value == 1 - record.metrics.accuracy
     assert record.observation.value != record.metrics.loss
 
@@ -278,7 +280,7 @@ def test_bfloat16_parameters_stay_bfloat16_and_the_rule_stays_float32():
     opt_state = spec.optimizer.make(hyperparams.learning_rate).init(params)
     state = state._replace(params=params, opt_state=opt_state)
     state, _ = jax.jit(partial(numerics.train_step, spec))(
-        hyperparams, state, make_examples(8), 0, KEY
+        hyperparams, state, make_examples(8), 0, any_key()
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
     assert state.plateau.best_value.dtype == jnp.float32
@@ -301,8 +303,8 @@ def test_bfloat16_products_leave_everything_else_float32():
     exact, hyperparams = make_training(hidden_sizes=(64,))
     rough = exact._replace(network=exact.network._replace(precision="bfloat16"))
     split, state = make_examples(8), init(exact, hyperparams)
-    expected, record = numerics.train_step(exact, hyperparams, state, split, 0, KEY)
-    actual, rough_record = numerics.train_step(rough, hyperparams, state, split, 0, KEY)
+    expected, record = numerics.train_step(exact, hyperparams, state, split, 0, any_key())
+    actual, rough_record = numerics.train_step(rough, hyperparams, state, split, 0, any_key())
     dtypes = jax.tree.map(lambda leaf: leaf.dtype, (expected, record))
     assert jax.tree.map(lambda leaf: leaf.dtype, (actual, rough_record)) == dtypes
     loss, rough_loss = float(record.metrics.loss), float(rough_record.metrics.loss)
@@ -318,7 +320,7 @@ def test_float32_products_have_the_highest_precision_and_tf32_a_lower_one():
     for precision in ("float32", "tf32"):
         changed = spec._replace(network=spec.network._replace(precision=precision))
         lowered = jax.jit(numerics.train_step, static_argnums=0).lower(
-            changed, hyperparams, state, make_examples(8), 0, KEY
+            changed, hyperparams, state, make_examples(8), 0, any_key()
         )
         precisions[precision] = {
             line.split("precision = [")[1].split(",")[0]

@@ -12,7 +12,7 @@ from plateau_train import config
 from plateau_train.errors import ConfigError
 
 Params = PyTree[Float[Array, "..."]]
-Images = Float32[Array, "batch height width channel"]  # from 0 to 1
+Images = Float[Array, "batch height width channel"]  # from 0 to 1
 Logits = Float[Array, "batch classes"]
 
 # The type that parameters and images are cast to, and the precision of products of float32: JAX's
