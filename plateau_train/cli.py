@@ -63,6 +63,13 @@ RunArgument = Annotated[
     ),
 ]
 
+Checkpoint = Annotated[
+    str,
+    _option(
+        "Checkpoint: best, last (the newest intact one), or the number of an epoch", "best|last|N"
+    ),
+]
+
 Json = Annotated[bool, _option("Print JSON on standard output, and nothing else", None, "--json")]
 Csv = Annotated[bool, _option("Print CSV on standard output, and nothing else", None, "--csv")]
 
@@ -489,13 +496,7 @@ def runs(
 def evaluate(
     resolved: Resolved,
     run: RunArgument = None,
-    checkpoint: Annotated[
-        str,
-        _option(
-            "Checkpoint: best, last (the newest intact one), or the number of an epoch",
-            "best|last|N",
-        ),
-    ] = "best",
+    checkpoint: Checkpoint = "best",
     replica: Annotated[int | None, _replica("the best is scored")] = None,
     output: Annotated[Path | None, _picture("confusion.png")] = None,
     json: Json = False,
@@ -509,6 +510,50 @@ def evaluate(
 
     path, form = _locate(run, resolved), _form(json=json, csv=csv)
     evaluate.evaluate(path, resolved, checkpoint, replica, output, form)
+
+
+EXPORT_EXAMPLES = _examples(
+    "export runs/latest --format safetensors -o weights",
+    "export runs/latest --format stablehlo --checkpoint last -o network.stablehlo",
+    "export runs/latest --format csv -o metrics.csv",
+    "export runs/latest --format tensorboard -o logs/one",
+)
+
+
+@_command(epilog=EXPORT_EXAMPLES)
+@_takes("runs_dir")
+def export(
+    resolved: Resolved,
+    format_: Annotated[
+        str,
+        _option(
+            "safetensors: the weights and what describes the network; stablehlo: the network with "
+            "its weights; csv and tensorboard: the metrics of all seeds",
+            "safetensors|stablehlo|csv|tensorboard",
+            "--format",
+        ),
+    ],
+    run: RunArgument = None,
+    checkpoint: Checkpoint = "best",
+    replica: Annotated[int | None, _replica("the best is exported")] = None,
+    output: Annotated[
+        Path | None,
+        _option(
+            "File, or folder for safetensors and tensorboard; without it a new one in export/ in "
+            "the run folder",
+            "PATH",
+            "--output",
+            "-o",
+        ),
+    ] = None,
+) -> None:
+    """Write the weights, the network or the metrics of a run for other programs.
+
+    Prints the path of what it wrote. An earlier export is replaced; no other file is.
+    """
+    from plateau_train.commands import export
+
+    export.print_export(_locate(run, resolved), format_, checkpoint, replica, output)
 
 
 SCHEDULE_EXAMPLES = _examples(
