@@ -6,6 +6,8 @@ called. Imports numerics, run, config and errors.
 """
 
 import contextlib
+import shlex
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -59,7 +61,7 @@ def export_events(run: Run) -> Export:
             raise
         raise ConfigError(
             "event files of TensorBoard need tensorboardX, which is not installed",
-            hint="pip install tensorboardX",
+            hint=f"{shlex.quote(sys.executable)} -m pip install tensorboardX",
         ) from error
     return Export(module.export(run), module.MARK)
 

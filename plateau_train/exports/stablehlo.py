@@ -1,5 +1,9 @@
 """The network as a StableHLO program, which JAX runs without this package."""
 
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import export as jax_export
@@ -11,6 +15,11 @@ from plateau_train.numerics.step import predict
 from plateau_train.run.environment import DatasetFacts
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+# Of JAX: otherwise the file would have the paths of the source on this machine.
+WITHOUT_PATHS = {
+    "jax_include_full_tracebacks_in_locations": True,
+    "jax_traceback_in_locations_limit": 0,
+}
 MARK = b"plateau_train_logits"  # the name of the program
 
 
@@ -22,12 +31,26 @@ def export(settings: Settings, dataset: DatasetFacts, params: Params, replica: i
     # Only the schedule depends on the number of images.
     num_classes, num_examples = len(dataset.class_names), settings.data.batch_size
     spec = Spec.from_settings(settings, num_classes=num_classes, num_examples=num_examples)
-    own = jax.tree.map(lambda rows: rows[replica], params)
+    own = jax.tree.map(lambda rows: jnp.asarray(rows[replica]), params)
 
     def plateau_train_logits(images: jax.Array) -> jax.Array:
         return predict(spec.model, own, images)
 
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *dataset.image_shape), jnp.uint8)
-    program = jax_export.export(jax.jit(plateau_train_logits), platforms=PLATFORMS)(images)
+    with _configured(WITHOUT_PATHS):
+        program = jax_export.export(jax.jit(plateau_train_logits), platforms=PLATFORMS)(images)
     return bytes(program.serialize())
+
+
+@contextlib.contextmanager
+def _configured(values: Mapping[str, Any]) -> Iterator[None]:
+    """Change the configuration of JAX for the block."""
+    before = {name: jax.config.values[name] for name in values}
+    try:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
