@@ -527,9 +527,9 @@ def export(
     format_: Annotated[
         str,
         _option(
-            "safetensors: the weights and what describes the network; stablehlo: the network with "
-            "its weights; csv and tensorboard: the metrics of all seeds",
-            "safetensors|stablehlo|csv|tensorboard",
+            "safetensors (the weights, and what describes their network), stablehlo (the network "
+            "with its weights), csv or tensorboard (the metrics of all seeds)",
+            "FORMAT",
             "--format",
         ),
     ],
@@ -547,9 +547,10 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write the weights, the network or the metrics of a run for other programs.
+    """Write a run for other programs.
 
-    Prints the path of what it wrote. An earlier export is replaced; no other file is.
+    The weights and the network are those of a checkpoint, the metrics those of all seeds. Prints
+    the path of what it wrote. An earlier export is replaced; no other file is.
     """
     from plateau_train.commands import export
 

@@ -48,7 +48,7 @@ def export(
     epochs and replicas. Raises ``ConfigError`` for another format, for a choice that a format does
     not have, and for a file that is there and is not an earlier export.
     """
-    if export_format not in NAMES:
+    if export_format not in [*NAMES]:  # in Python it may be anything
         raise ConfigError(
             f"--format must be one of {', '.join(NAMES)}, got "
             f"{export_format}{did_you_mean(export_format, NAMES)}",
