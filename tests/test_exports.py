@@ -143,7 +143,7 @@ def test_the_state_of_a_model_is_exported_and_the_optimizer_is_not(run, monkeypa
     assert {name.partition("/")[0] for name in weights} == {"params", "model_state"}
 
 
-def test_the_description_rebuilds_the_network(run, tmp_path, images):
+def test_the_description_has_the_model_the_images_and_the_origin(run, tmp_path, images):
     path = run.export("safetensors", path=tmp_path, seed=5, checkpoint="last")
     described = json.loads((path / "config.json").read_text())
     content = (path / "model.safetensors").read_bytes()
