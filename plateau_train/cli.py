@@ -71,6 +71,14 @@ DryRun = Annotated[
         "--dry-run",
     ),
 ]
+
+Checkpoint = Annotated[
+    str,
+    _option(
+        "Checkpoint: best, last (the newest intact one), or the number of an epoch", "best|last|N"
+    ),
+]
+
 Json = Annotated[bool, _option("Print JSON on standard output, and nothing else", None, "--json")]
 Csv = Annotated[bool, _option("Print CSV on standard output, and nothing else", None, "--csv")]
 
@@ -498,13 +506,7 @@ def runs(
 def evaluate(
     resolved: Resolved,
     run: RunArgument = None,
-    checkpoint: Annotated[
-        str,
-        _option(
-            "Checkpoint: best, last (the newest intact one), or the number of an epoch",
-            "best|last|N",
-        ),
-    ] = "best",
+    checkpoint: Checkpoint = "best",
     replica: Annotated[int | None, _replica("the best is scored")] = None,
     output: Annotated[Path | None, _picture("confusion.png")] = None,
     json: Json = False,
@@ -518,6 +520,52 @@ def evaluate(
 
     path, form = _locate(run, resolved), _form(json=json, csv=csv)
     evaluate.evaluate(path, resolved, checkpoint, replica, output, form)
+
+
+EXPORT_EXAMPLES = _examples(
+    "export runs/latest --format safetensors -o weights",
+    "export runs/latest --format stablehlo --checkpoint last -o network.stablehlo",
+    "export runs/latest --format csv -o metrics.csv",
+    "export runs/latest --format tensorboard -o logs/one",
+)
+
+
+@_command(epilog=EXPORT_EXAMPLES)
+@_takes("cache_dir", "runs_dir", "model")
+def export(
+    resolved: Resolved,
+    format_: Annotated[
+        str,
+        _option(
+            "safetensors (the weights, and what describes their network), stablehlo (the network "
+            "with its weights), csv or tensorboard (the metrics of all seeds)",
+            "FORMAT",
+            "--format",
+        ),
+    ],
+    run: RunArgument = None,
+    checkpoint: Checkpoint = "best",
+    replica: Annotated[int | None, _replica("the best is exported")] = None,
+    output: Annotated[
+        Path | None,
+        _option(
+            "File, or folder for safetensors and tensorboard; without it a new one in export/ in "
+            "the run folder",
+            "PATH",
+            "--output",
+            "-o",
+        ),
+    ] = None,
+) -> None:
+    """Write a run for other programs.
+
+    The weights and the network are those of a checkpoint, the metrics those of all seeds. Prints
+    the path of what it wrote. An earlier export is replaced; no other file is.
+    """
+    from plateau_train.commands import export
+
+    path = _locate(run, resolved)
+    export.print_export(path, resolved, format_, checkpoint, replica, output)
 
 
 SCHEDULE_EXAMPLES = _examples(

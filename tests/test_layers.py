@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "plateau_train"
-HEAVY = {"jax", "flax", "optax", "tensorflow", "tensorflow_datasets", "matplotlib"}
+HEAVY = {
+    "jax", "flax", "optax", "tensorflow", "tensorflow_datasets", "matplotlib", "safetensors",
+    "tensorboardX",
+}  # fmt: skip
 
 # Each layer may import from itself and from the layers after it.
 LAYERS = (
@@ -17,20 +20,22 @@ LAYERS = (
     {"cli"},
     {"commands"},
     {"api"},
-    {"training", "report", "plots"},
+    {"training", "report", "plots", "exports"},
     {"numerics", "data", "run"},
     {"process"},
     {"config"},
     {"errors"},
 )
-# Which folders may import a library that is slow to import.
+# Which folders may import a library that is slow to import, or that one of them needs alone.
 HOMES = {
-    "jax": {"numerics", "training", "process", "commands"},
+    "jax": {"numerics", "training", "process", "commands", "exports"},
     "flax": {"numerics"},
     "optax": {"numerics"},
     "tensorflow": {"data"},
     "tensorflow_datasets": {"data"},
     "matplotlib": {"plots", "api"},  # api: as a type only
+    "safetensors": {"exports"},
+    "tensorboardX": {"exports"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -117,6 +122,7 @@ def test_numerics_touch_no_file_clock_or_terminal():
         ("from plateau_train import data", HEAVY),
         ("from plateau_train.data import garments", HEAVY),
         ("from plateau_train.numerics import replicas", {"tensorflow", "matplotlib"}),
+        ("from plateau_train import exports", HEAVY),
     ],
 )
 def test_importing_one_part_does_not_load_what_it_does_not_need(code, unwanted):

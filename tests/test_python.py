@@ -466,6 +466,7 @@ def test_a_run_whose_folder_was_removed_says_so(one, tmp_path):
         lambda run: run.observations, lambda run: run.settings, lambda run: run.summary,
         lambda run: run.params(), lambda run: run.evaluate(), lambda run: run.resume(),
         lambda run: run.check(), lambda run: run.plot(), lambda run: run.replay(),
+        lambda run: run.export("csv"),
     ]  # fmt: skip
     runs = [pt.load(shutil.copytree(one.path, copy, dirs_exist_ok=True)) for _ in members]
     shutil.rmtree(copy)

@@ -65,6 +65,15 @@ class ClassResult(NamedTuple):
         return None if self.rival is None else f"{self.rival} ({self.rival_count:,})"
 
 
+class Weights(NamedTuple):
+    """One replica of a checkpoint; ``records`` are those of its epoch, of the finite replicas."""
+
+    checkpoint: Checkpoint
+    records: Sequence[EpochRecord]
+    replica: int
+    title: str  # describes the replica and the checkpoint
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """The scores of a checkpoint of a run on the run's own data.
@@ -152,21 +161,16 @@ def evaluate(
     word or replica, ``RunError`` for a checkpoint that is not kept, and ``DataError`` for other
     data.
     """
-    check_name(which)
     folders = setup.absolute_paths(folders)
     run = RunDirectory.find(path)
-    run.refuse_sweep()
-    weights = find_checkpoint(run, which)
+    weights, records, number, title = choose_weights(run, which, replica)
     manifest = weights.manifest
-    records, seeds = read_records(run, manifest.epoch), manifest.settings.run.seeds
-    number, chosen = choose_replica(records, seeds, replica, manifest.epoch)
     update = {"cache_dir": folders.settings.data.cache_dir}
     if folders.is_explicit("data_dir"):
         update["data_dir"] = folders.settings.data.data_dir
     settings = manifest.settings.data.model_copy(update=update)
     start_devices(manifest.environment.threads)
-    model = setup.find_model(manifest.settings, folders)
-    setup.permit_model(run, manifest.environment, model, folders)
+    model = setup.permit_network(run, manifest, folders)
     every_setting = manifest.settings.model_copy(update={"data": settings})
     with loading():
         dataset, _ = setup.load_data(every_setting, run, manifest.environment.dataset)
@@ -175,10 +179,21 @@ def evaluate(
         if record.replica == number:
             compare_scores(record, scores)
     classes = score_classes(confusion, [printable(name) for name in dataset.class_names])
-    title = f"{chosen}{'' if which.isdecimal() else f'{which} checkpoint, '}epoch {manifest.epoch}"
-    where = run.path, manifest.epoch, number, seeds[number]
+    where = run.path, manifest.epoch, number, manifest.settings.run.seeds[number]
     facts = title, settings.title, dataset.source
     return Evaluation(*where, *facts, scores, classes, confusion)
+
+
+def choose_weights(run: RunDirectory, which: str, replica: int | None) -> Weights:
+    """Read a checkpoint and choose a replica of it; raises as ``evaluate``."""
+    check_name(which)
+    run.refuse_sweep()
+    weights = find_checkpoint(run, which)
+    epoch = weights.manifest.epoch
+    records, seeds = read_records(run, epoch), weights.manifest.settings.run.seeds
+    number, chosen = choose_replica(records, seeds, replica, epoch)
+    title = f"{chosen}{'' if which.isdecimal() else f'{which} checkpoint, '}epoch {epoch}"
+    return Weights(weights, records, number, title)
 
 
 def check_name(which: str) -> None:
@@ -234,14 +249,14 @@ def choose_replica(
     if replica is not None and replica >= len(seeds):
         raise ConfigError(
             f"there is no replica {replica}: the run has {len(seeds)}, counted from 0",
-            hint="leave --replica out to score the best one",
+            hint="leave --replica out for the best one",
         )
     best = best_record(records).replica if records else 0
     number = best if replica is None else replica
     if records and number not in {record.replica for record in records}:
         raise RunError(
             f"replica {number} (seed {seeds[number]}) had diverged by epoch {epoch}",
-            hint="leave --replica out to score the best one",
+            hint="leave --replica out for the best one",
         )
     if len(seeds) == 1:
         return number, ""

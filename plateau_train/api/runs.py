@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 from pydantic import BaseModel
 
 from plateau_train import config
-from plateau_train.api import evaluation, listing, replays, training
+from plateau_train.api import evaluation, exports, listing, replays, training
 from plateau_train.api.evaluation import Evaluation
-from plateau_train.api.options import PathLike, SettingOptions, for_python
+from plateau_train.api.options import PathLike, SettingOptions, as_path, for_python
 from plateau_train.api.pictures import draw_into, draw_run
 from plateau_train.api.replays import RULE, Replay
 from plateau_train.config import FIGURE_OPTIONS, SETTINGS
@@ -141,6 +141,30 @@ class Run:
         with own_configuration():
             return evaluation.evaluate(
                 self.path, folders, use_process, which=str(checkpoint), replica=replica
+            )
+
+    @for_python()
+    def export(
+        self,
+        format: str,  # noqa: A002
+        *,
+        path: PathLike | None = None,
+        checkpoint: str | int = "best",
+        seed: int | None = None,
+        model: str | None = None,
+    ) -> Path:
+        """Write the run for other programs, by default into its folder; return the path.
+
+        ``format`` is "safetensors" or "stablehlo" for the weights of a checkpoint, by default of
+        the seed that is best there, or "csv" or "tensorboard" for the metrics of all seeds. Raises
+        as ``params``, and ``ConfigError`` for a file that is there and is not an earlier export.
+        """
+        place = None if path is None else as_path(path)
+        folders = config.resolve(config.read_arguments({"model": model}))
+        which, replica = str(checkpoint), self._replica(seed)
+        with own_configuration():
+            return exports.export(
+                self.path, format, folders, use_process, place, which=which, replica=replica
             )
 
     @for_python(SETTINGS, SettingOptions.__annotations__, has_defaults=False)

@@ -28,7 +28,7 @@ OTHER_NAMES = {
 MOST_ITEMS = 100_000  # of a list
 
 # Arguments that are not named after their options.
-_RENAMED = {"replica": "seed", "config": "config_file"}
+_RENAMED = {"replica": "seed", "config": "config_file", "output": "path"}
 
 _PROGRAM = re.escape(PROGRAM)
 _PATH = r"'?((?<=')[^']*|\S+)'?"  # in quotes if a shell needs them

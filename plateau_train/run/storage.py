@@ -163,5 +163,7 @@ def as_storage_error(path: Path, *, needed: int = 0) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 free = f", {shutil.disk_usage(path.parent).free:,} free"
             reason += f" ({needed:,} bytes needed{free})"
-        hint = "use a writable folder with free space (--runs-dir, or -o for a picture)"
+        hint = (
+            "use a writable folder with free space (--runs-dir, or -o for a picture or an export)"
+        )
         raise StorageError(f"{path} cannot be written: {reason}", hint=hint) from error

@@ -11,8 +11,7 @@ from plateau_train.data.splits import Dataset
 from plateau_train.numerics.replicas import Replicas, make_mesh
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.run.checkpoint import Checkpoint
-from plateau_train.training.models import load_network
-from plateau_train.training.state import restore
+from plateau_train.training.state import restore_network
 
 Confusion = Int32[np.ndarray, "classes classes"]
 
@@ -33,11 +32,11 @@ def score(
     All replicas are scored together, as during training, so that the sums have the same order.
     """
     settings = checkpoint.manifest.settings
-    network = load_network(model, len(dataset.class_names), dataset.image_shape)
+    network, state = restore_network(checkpoint, model)
     spec = Spec.from_settings(settings, network, num_examples=len(dataset.train.labels))
     rows = Hyperparams.from_settings([settings])
     replicas = Replicas(spec, rows, make_mesh(jax.devices()[:1], len(rows.seed)))
-    variables = replicas.put(restore(checkpoint, model).variables)
+    variables = replicas.put(state.variables)
     scores = {}
     for name, split in (("val", dataset.val), ("test", dataset.test)):
         if split is not None:

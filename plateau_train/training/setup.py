@@ -31,7 +31,7 @@ from plateau_train.errors import (
 )
 from plateau_train.process import cluster, signals
 from plateau_train.run import checkpoint, environment, journal, storage
-from plateau_train.run.checkpoint import Checkpoint
+from plateau_train.run.checkpoint import Checkpoint, Manifest
 from plateau_train.run.directory import FIND_HINT, RunDirectory, is_sweep, read_json
 from plateau_train.run.environment import DatasetFacts, Environment
 from plateau_train.run.journal import RunTask
@@ -198,6 +198,18 @@ def find_model(begun: Settings, overrides: Resolved) -> config.ModelSettings:
     if not overrides.is_explicit("model"):
         return begun.model
     return begun.model.model_copy(update={"model": overrides.settings.model.model})
+
+
+def permit_network(
+    directory: RunDirectory, manifest: Manifest, overrides: Resolved
+) -> config.ModelSettings:
+    """Return the network of a checkpoint, whose code this process may execute.
+
+    Raises as ``permit_model``.
+    """
+    model = find_model(manifest.settings, overrides)
+    permit_model(directory, manifest.environment, model, overrides)
+    return model
 
 
 def refuse_damaged_run(task: RunTask) -> None:
@@ -383,9 +395,8 @@ def _permit_check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]
     newest, _ = checkpoint.read_newest(directory.checkpoints, checkpoint.read_manifest)
     if newest is None:
         return
-    model = find_model(newest.settings, overrides)
     try:
-        permit_model(directory, newest.environment, model, overrides)
+        permit_network(directory, newest, overrides)
     except ConfigError as error:
         yield f"arrays are not compared with the network: {error.problems[0]}"
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from plateau_train.config import ModelSettings
 from plateau_train.errors import RunError
-from plateau_train.numerics.model import name_arrays
+from plateau_train.numerics.model import Network, name_arrays
 from plateau_train.numerics.plateau import PlateauState
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import TrainState, init_state
@@ -23,6 +23,11 @@ def restore(checkpoint: Checkpoint, model: ModelSettings) -> TrainState:
     ``model`` is its network, which may be in another place than before. Raises ``RunError`` unless
     the names, shapes and types are those of the state that its settings describe.
     """
+    return restore_network(checkpoint, model)[1]
+
+
+def restore_network(checkpoint: Checkpoint, model: ModelSettings) -> tuple[Network, TrainState]:
+    """Return the network of a checkpoint, and its state; see ``restore``."""
     settings = checkpoint.manifest.settings
     dataset = checkpoint.manifest.environment.dataset
     # Only the schedule depends on the number of images, and it has no state: one batch is enough.
@@ -44,7 +49,8 @@ def restore(checkpoint: Checkpoint, model: ModelSettings) -> TrainState:
                 f"{expected.get(name)}",
                 hint="install the versions that environment.json names",
             )
-    return jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in expected])
+    leaves = [arrays[name] for name in expected]
+    return network, jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
 def _complete_rule(

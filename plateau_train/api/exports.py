@@ -1,0 +1,98 @@
+"""Write a run for other programs: its weights, its network or its metrics."""
+
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from plateau_train.api.evaluation import choose_weights
+from plateau_train.api.training import StartDevices
+from plateau_train.config import Resolved, did_you_mean
+from plateau_train.errors import ConfigError
+from plateau_train.exports import Export, export_events, export_network, export_weights, place
+from plateau_train.report.rows import to_csv
+from plateau_train.run.checkpoint import Checkpoint
+from plateau_train.run.directory import RunDirectory
+from plateau_train.run.reader import Run
+from plateau_train.run.records import EpochRecord
+from plateau_train.training import setup
+from plateau_train.training.state import restore_network
+
+log = logging.getLogger("plateau_train")
+
+# The name of each export in its folder of a run.
+NAMES = {
+    "safetensors": "safetensors",
+    "stablehlo": "model.stablehlo",
+    "csv": "metrics.csv",
+    "tensorboard": "tensorboard",
+}
+FOLDER = "export"
+
+ORIGIN = ("step", "epoch", "seed", "replica")
+FIELDS = (
+    *ORIGIN,
+    *(name for name in EpochRecord.model_fields if name not in (*ORIGIN, "format", "observations")),
+)
+CSV_MARK = ",".join(ORIGIN).encode()
+
+
+def export(
+    path: Path,
+    export_format: str,
+    folders: Resolved,
+    start_devices: StartDevices,
+    output: Path | None = None,
+    *,
+    which: str = "best",
+    replica: int | None = None,
+) -> Path:
+    """Write a run in a format of ``NAMES``, to ``output`` or into the run; return the path.
+
+    ``folders`` has the folder of the cache, and the place of the network's code if it was moved.
+    ``which`` and ``replica`` choose the weights, as in ``evaluate``; the metrics are those of all
+    epochs and replicas. Raises ``ConfigError`` for another format, for a choice that a format does
+    not have, and for a file that is there and is not an earlier export.
+    """
+    if export_format not in [*NAMES]:  # in Python it may be anything
+        raise ConfigError(
+            f"--format must be one of {', '.join(NAMES)}, got "
+            f"{export_format}{did_you_mean(export_format, NAMES)}",
+            hint="safetensors has the weights, stablehlo the network, the others the metrics",
+        )
+    directory = RunDirectory.find(path)
+    if export_format in ("csv", "tensorboard"):
+        if which != "best" or replica is not None:
+            raise ConfigError(
+                f"{export_format} has every epoch of every seed, without --checkpoint or --replica",
+                hint="leave them out, or use --format safetensors or stablehlo",
+            )
+        run = Run.open(path)
+        content = _export_csv(run) if export_format == "csv" else export_events(run)
+    else:
+        checkpoint, _, number, title = choose_weights(directory, which, replica)
+        log.info(f"{directory}, {title}")
+        if export_format == "safetensors":
+            content = export_weights(directory.path.resolve().name, checkpoint, number)
+        else:
+            start_devices(None)
+            content = _export_network(directory, checkpoint, number, folders)
+    return place(directory.path / FOLDER / NAMES[export_format], output, content)
+
+
+def _export_network(
+    run: RunDirectory, checkpoint: Checkpoint, replica: int, folders: Resolved
+) -> Export:
+    model = setup.permit_network(run, checkpoint.manifest, setup.absolute_paths(folders))
+    network, state = restore_network(checkpoint, model)
+    own = jax.tree.map(lambda rows: jnp.asarray(rows[replica]), state.variables)
+    return export_network(network, own, checkpoint.manifest.environment.dataset.image_shape)
+
+
+def _export_csv(run: Run) -> Export:
+    """Return a row for each epoch of each replica; raises as ``Run.histories``."""
+    records = [record for history in run.histories for record in history.records]
+    records.sort(key=lambda record: (record.epoch, record.replica))
+    text = to_csv([record.model_dump(include={*FIELDS}) for record in records], FIELDS)
+    return Export({"": text.encode()}, CSV_MARK)
