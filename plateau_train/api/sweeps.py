@@ -189,10 +189,9 @@ def start(
     Everything that can be refused is refused before the folder is made: settings, data, devices.
     Raises ``NonFiniteLossError`` where every replica of every run diverged.
     """
-    metric = choose_metric(metric, [cell.settings for cell in cells.cells])
     datasets = LoadedDatasets()
-    with callbacks.loading():
-        plan = sweep.make_plan(cells, metric, datasets)
+    with callbacks.loading() as progress:
+        plan = sweep.make_plan(cells, metric, datasets, progress)
     with contextlib.ExitStack() as stack:
         directory = sweep.create_sweep(plan, stack)
         return _train(directory, plan, datasets, callbacks, announce)
@@ -254,27 +253,6 @@ def table_path(folder: Path) -> Path:
 def picture_path(folder: Path) -> Path:
     """Return the path of the heat map, which a sweep over two settings has."""
     return folder / "heat_map.png"
-
-
-def choose_metric(metric: str | None, runs: Sequence[Settings]) -> str:
-    """Return the metric to sort by; the default is the accuracy on the validation or test images.
-
-    Raises ``ConfigError`` for an unknown metric, and for one that not all runs have.
-    """
-    available = sweep.available_metrics(runs)
-    if metric is None:
-        return "val-accuracy" if "val-accuracy" in available else "test-accuracy"
-    if metric not in METRICS:
-        raise ConfigError(
-            f"--metric must be one of {', '.join(METRICS)}, got {metric}"
-            f"{config.did_you_mean(metric, METRICS)}",
-            hint="leave it out to sort by accuracy",
-        )
-    if metric not in available:
-        raise ConfigError(
-            f"--metric {metric} needs held-out images in every run", hint="add --val-fraction 0.1"
-        )
-    return metric
 
 
 def _read(directory: RunDirectory, plan: SweepPlan) -> Sweep:
