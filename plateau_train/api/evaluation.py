@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from plateau_train import plots
+from plateau_train import config, plots
 from plateau_train.api.options import PathLike, for_python
 from plateau_train.api.pictures import draw_into
 from plateau_train.api.training import StartDevices
 from plateau_train.config import FIXED_PANELS_OPTIONS, FigureOptions, Resolved
+from plateau_train.data.splits import Progress
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.report.console import Column, Table, printable
 from plateau_train.report.rows import Columns, Row, to_columns, to_html
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("plateau_train")
 
-Loading = Callable[[], AbstractContextManager[object]]
+Loading = Callable[[], AbstractContextManager[Progress | None]]
+
+# The settings that say where the data are.
+PLACES = ("dataset", "data_dir", "cache_dir")
 
 CLASS_COLUMNS = (
     Column("name", "class", is_number=False),
@@ -138,7 +142,7 @@ class Evaluation:
 
 def evaluate(
     path: Path,
-    folders: Resolved,
+    places: Resolved,
     start_devices: StartDevices,
     *,
     which: str = "best",
@@ -148,9 +152,9 @@ def evaluate(
     """Score a checkpoint on its run's own data, which is loaded inside of ``loading()``.
 
     ``which`` is best, last or the number of an epoch. Of several replicas the default is the best
-    one. Only the folders of the data in ``folders`` are used. Raises ``ConfigError`` for any other
-    word or replica, ``RunError`` for a checkpoint that is not kept, and ``DataError`` for other
-    data.
+    one. Only the places of the data in ``places`` are used. Raises ``ConfigError`` for any other
+    word, replica or data set, ``RunError`` for a checkpoint that is not kept, and ``DataError`` for
+    other data.
     """
     check_name(which)
     run = RunDirectory.find(path)
@@ -159,14 +163,16 @@ def evaluate(
     manifest = weights.manifest
     records, seeds = read_records(run, manifest.epoch), manifest.settings.run.seeds
     number, chosen = choose_replica(records, seeds, replica, manifest.epoch)
-    update = {"cache_dir": folders.settings.data.cache_dir}
-    if folders.is_explicit("data_dir"):
-        update["data_dir"] = folders.settings.data.data_dir
-    settings = manifest.settings.data.model_copy(update=update)
+    settings = config.merge(
+        Resolved(manifest.settings, manifest.origins),
+        Resolved(places.settings, {key: places.origin(key) for key in PLACES}),
+        problem=f"{run.path} is scored on its own data",
+        hint="leave --dataset out, or give the path that they have now",
+    ).settings
     start_devices(manifest.environment.threads)
-    every_setting = manifest.settings.model_copy(update={"data": settings})
-    with loading():
-        dataset, _ = setup.load_data(every_setting, run, manifest.environment.dataset)
+    with loading() as progress:
+        known = manifest.environment.dataset
+        dataset, _ = setup.load_data(settings, run, known, progress=progress)
     scores, confusion = score(weights, dataset, number)
     for record in records:
         if record.replica == number:
@@ -174,7 +180,7 @@ def evaluate(
     classes = score_classes(confusion, [printable(name) for name in dataset.class_names])
     title = f"{chosen}{'' if which.isdecimal() else f'{which} checkpoint, '}epoch {manifest.epoch}"
     where = run.path, manifest.epoch, number, seeds[number]
-    facts = title, settings.title, dataset.source
+    facts = title, settings.data.title, dataset.source
     return Evaluation(*where, *facts, scores, classes, confusion)
 
 
