@@ -21,7 +21,7 @@ T = TypeVar("T")
 PathLike = str | Path
 # NumPy arrays, or what becomes one: uint8 images and one label per image, as (x_train, y_train,
 # x_test, y_test) or (x_train, y_train, x_val, y_val, x_test, y_test).
-Arrays = tuple[Any, Any, Any, Any] | tuple[Any, Any, Any, Any, Any, Any]
+Arrays = tuple[Any, ...]
 Seeds = int | Iterable[int] | str
 
 

@@ -189,6 +189,9 @@ def start(
     Everything that can be refused is refused before the folder is made: settings, data, devices.
     Raises ``NonFiniteLossError`` where every replica of every run diverged.
     """
+    # Before the data are loaded, which decide.
+    may_have_val = all(cell.settings.data.may_have_val for cell in cells.cells)
+    sweep.choose_metric(metric, has_val=may_have_val)
     datasets = LoadedDatasets()
     with callbacks.loading() as progress:
         plan = sweep.make_plan(cells, metric, datasets, progress)

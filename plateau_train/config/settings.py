@@ -329,6 +329,11 @@ class DataSettings(Table):
         return self.path is not None or self.dataset.startswith("arrays-")
 
     @property
+    def may_have_val(self) -> bool:
+        """Whether images may be held out; the data decide for the user's own."""
+        return self.val_fraction > 0 or self.is_custom
+
+    @property
     def name(self) -> str:
         """The name of the data set; that of a path is its last part."""
         if self.path is None:
@@ -551,8 +556,7 @@ class Settings(Table):
         """Yield one sentence per combination of valid settings that cannot be used."""
         if self.plateau.rtol == 0 and self.plateau.atol == 0:
             yield "--rtol and --atol are both 0: one of them must be above 0"
-        may_have_val = self.data.val_fraction > 0 or self.data.is_custom
-        if self.plateau.split == "val" and not may_have_val:
+        if self.plateau.split == "val" and not self.data.may_have_val:
             yield f"--mode {self.plateau.mode} needs held-out images: add --val-fraction 0.1"
         if self.data.test_fraction > 0 and not self.data.is_custom:
             problem = f"--test-fraction {self.data.test_fraction:g} has no meaning for"

@@ -39,7 +39,14 @@ def load(settings: config.DataSettings, progress: Progress | None = None) -> Dat
         if settings.dataset != AUTO:
             raise
         dataset = replace(_load_built_in(settings), fallback="; ".join(error.problems))
-    return split_dataset(dataset, settings)
+    dataset = split_dataset(dataset, settings)
+    num_missing = len(dataset.class_names) - len(np.unique(dataset.train.labels))
+    if settings.is_custom and num_missing:
+        log.warning(
+            f"{num_missing} of {len(dataset.class_names)} classes have no training image: "
+            "--train-examples takes the first ones, and those of a folder are sorted by class."
+        )
+    return dataset
 
 
 def prepare(settings: config.DataSettings, manual_dir: Path | None = None) -> str:

@@ -84,7 +84,7 @@ class SweepPlan(BaseModel):
         folders = [run.folder for run in self.runs]
         if unknown := set(self.varied) - {setting.key for setting in SETTINGS}:
             raise ValueError(f"there is no setting {', '.join(sorted(unknown))}")
-        if self.metric not in available_metrics(self.runs):
+        if self.metric not in available_metrics(has_val=all(run.has_val for run in self.runs)):
             raise ValueError(f"not all runs have the metric {self.metric}")
         if len(set(folders)) < len(folders):
             raise ValueError("two runs have the same folder")
@@ -108,18 +108,19 @@ class SweepPlan(BaseModel):
         return f"{len(self.runs)} runs, {' x '.join(grid)}" if grid else "1 run"
 
 
-def available_metrics(runs: Sequence[SweepRun]) -> list[str]:
+def available_metrics(*, has_val: bool) -> list[str]:
     """Return the metrics that all runs have: those on held-out images need some."""
-    has_val = all(run.has_val for run in runs)
     return [metric for metric in METRICS if has_val or not metric.startswith("val")]
 
 
-def choose_metric(metric: str | None, runs: Sequence[SweepRun]) -> str:
+def choose_metric(metric: str | None, *, has_val: bool) -> str:
     """Return the metric to sort by; the default is the accuracy on the validation or test images.
+
+    ``has_val`` says whether all runs have held-out images.
 
     Raises ``ConfigError`` for an unknown metric, and for one that not all runs have.
     """
-    available = available_metrics(runs)
+    available = available_metrics(has_val=has_val)
     if metric is None:
         return "val-accuracy" if "val-accuracy" in available else "test-accuracy"
     if metric not in METRICS:
@@ -179,7 +180,8 @@ def make_plan(
             )
         )
     varied = tuple(setting.key for setting in sweep.varied)
-    return SweepPlan(varied=varied, metric=choose_metric(metric, runs), runs=tuple(runs))
+    metric = choose_metric(metric, has_val=all(run.has_val for run in runs))
+    return SweepPlan(varied=varied, metric=metric, runs=tuple(runs))
 
 
 def create_sweep(plan: SweepPlan, stack: contextlib.ExitStack) -> RunDirectory:
