@@ -65,9 +65,9 @@ def prepare(settings: config.DataSettings, manual_dir: Path | None = None) -> st
 
 def keep_arrays(arrays: Sequence[Any]) -> str:
     """Keep arrays in memory, and return the name that loads them; raises ``DataError``."""
-    from plateau_train.data import images
+    from plateau_train.data import arrays as own
 
-    return images.keep_arrays(arrays)
+    return own.keep_arrays(arrays)
 
 
 def describe(settings: config.DataSettings, progress: Progress | None = None) -> dict[str, str]:
