@@ -277,8 +277,8 @@ class DataSettings(Table):
         "auto",
         "Data set: the name of an image classification set of tensorflow-datasets (fashion_mnist, "
         "mnist, kmnist, cifar10, ...), garments (built in, needs no network), auto "
-        "(Fashion-MNIST if it is available, else garments), or the path of your own images: an "
-        ".npz file, or a folder with a folder of PNG or JPEG files for each class",
+        "(Fashion-MNIST if it is available, else garments), or the path of your own images (an "
+        ".npz file, or a folder with a folder of PNG or JPEG files for each class)",
         values_text="auto, garments, the name of a tensorflow-datasets set, or a path such as "
         "./images or images.npz",
         on_resume="moved",
