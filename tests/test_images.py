@@ -483,6 +483,10 @@ def test_a_folder_is_described_and_needs_no_preparation(pets):
         "8 images in train, 2 images in val, 3 images in test",
     ]  # fmt: skip
     assert data.prepare(settings).startswith(f"{pets} needs no preparation")
+    for call in (data.prepare, data.describe):
+        problems, hint = refused(call, settings_of("./nowhere"), kind=DataUnavailableError)
+        assert problems.endswith("/nowhere does not exist")
+        assert hint == "give a folder or an .npz file: --dataset PATH"
 
 
 def test_a_run_on_a_folder_is_stopped_resumed_and_scored_like_one_never_stopped(

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,6 +41,11 @@ log = logging.getLogger("plateau_train")
 
 Announce = Callable[[Mapping[str, str]], None]  # of what is about to be trained
 Prepare = Callable[[int | None, int], None]  # the devices, for a number of threads and of runs
+
+
+def _short_value(setting: Setting, result: "SweepResult") -> str | None:
+    """Return the value of a setting in a run for a table; None where it has no effect."""
+    return result.values[setting.key] and setting.short_text(result.settings)
 
 
 def _path_of(metric: str) -> str:
@@ -134,7 +140,7 @@ class Sweep:
     def as_table(self) -> Table:
         """Return a row for each run."""
         columns = [
-            *(Column(f"values.{setting.key}", setting.flag) for setting in self.varied),
+            *(Column(partial(_short_value, setting), setting.flag) for setting in self.varied),
             Column(_path_of(self.metric), self.metric, ".4f"),
             Column("results.own_best_score", "best", ".4f", omit=3),
             Column("num_drops", "drops"),
@@ -318,4 +324,11 @@ def _make_grid(sweep: Sweep) -> plots.Grid:
             means[cell] = final.mean
             stds[cell] = final.sd if final.num_replicas > 1 else np.nan
     flags, name = [setting.flag for setting in varied], sweep.metric.replace("-", " ")
+    rows, columns = _shorten(rows), _shorten(columns)
     return plots.Grid(flags[0], rows, flags[1], columns, means, stds, num_diverged, name)
+
+
+def _shorten(texts: Sequence[str]) -> list[str]:
+    """Return the last parts of paths if these differ, and other texts as they are."""
+    names = [text.rpartition("/")[2] if text.startswith("/") else text for text in texts]
+    return names if len(set(names)) == len(names) else list(texts)

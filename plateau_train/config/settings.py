@@ -88,6 +88,11 @@ class Setting(NamedTuple):
     def is_switch(self) -> bool:
         return self.field.annotation is bool
 
+    def short_text(self, settings: "Settings") -> str:
+        """Return its text; of a path to a data set only the name."""
+        is_dataset = self.key == "dataset"
+        return settings.data.name if is_dataset else self.text(self.value_in(settings))
+
     def matters_in(self, settings: "Settings") -> bool:
         """Return whether the training depends on it, and not only what the rule records."""
         return not self.schedules or settings.optimizer.schedule in self.schedules

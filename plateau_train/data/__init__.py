@@ -7,6 +7,7 @@ needed, by the functions below.
 import hashlib
 import logging
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,6 +57,10 @@ def prepare(settings: config.DataSettings, manual_dir: Path | None = None) -> st
     """
     if settings.dataset == BUILT_IN:
         return f"{BUILT_IN} is built in and needs no preparation"
+    if settings.path is not None and not os.path.exists(settings.path):
+        raise DataUnavailableError(
+            f"{settings.path} does not exist", hint="give a folder or an .npz file: --dataset PATH"
+        )
     if settings.is_custom:
         return f"{settings.dataset} needs no preparation: its images are read where they are"
     from plateau_train.data import tfds

@@ -42,6 +42,7 @@ MOST_BYTES = 1_000_000_000  # of the file of one image
 REPORT_EVERY = 100  # images
 
 FILE_HINT = "save all images as 8-bit gray or RGB, PNG or JPEG, of one size"
+PATH_HINT = "give a folder or an .npz file: --dataset PATH"
 PERMISSION_HINT = "give a file or a folder that you may read"
 
 # A folder: by split and class, the name, size and time of each file.
@@ -61,7 +62,7 @@ def load(settings: config.DataSettings, progress: Progress | None) -> Dataset:
         status = path.stat()
         folder = _scan(path) if path.is_dir() else None
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataUnavailableError(f"{path} does not exist", hint=LAYOUT_HINT) from error
+        raise DataUnavailableError(f"{path} does not exist", hint=PATH_HINT) from error
     except OSError as error:
         problem = f"{path} cannot be read: {error.strerror}"
         raise DataError(problem, hint=PERMISSION_HINT) from error

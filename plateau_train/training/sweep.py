@@ -350,13 +350,10 @@ def _program_key(settings: Settings) -> Any:
 
 def _name_folder(number: int, resolved: Resolved, varied: Sequence[Setting]) -> str:
     """Name the folder of a run by its number and by the values that vary."""
-    settings = resolved.settings
-    texts = {setting: setting.text(setting.value_in(settings)) for setting in varied}
-    texts |= {setting: settings.data.name for setting in varied if setting.key == "dataset"}
     words = ",".join(
-        f"{setting.key}={texts[setting].replace(',', 'x')}"
+        f"{setting.key}={setting.short_text(resolved.settings).replace(',', 'x')}"
         for setting in varied
-        if setting.matters_in(settings)
+        if setting.matters_in(resolved.settings)
     )
     return f"{number:03}-{words}"[:LONGEST_NAME].replace("/", "-").rstrip("-")
 
