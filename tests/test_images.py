@@ -18,7 +18,7 @@ from PIL import Image
 
 import plateau_train as pt
 from plateau_train import config, data
-from plateau_train.api import evaluation, listing, replays
+from plateau_train.api import evaluation, listing, replays, sweeps
 from plateau_train.config import RawValue
 from plateau_train.data import arrays, images
 from plateau_train.errors import (
@@ -28,6 +28,7 @@ from plateau_train.errors import (
     DataUnavailableError,
     RunError,
 )
+from plateau_train.run.directory import SWEEP, RunDirectory
 from plateau_train.training import sweep
 from plateau_train.training.devices import use_process
 from plateau_train.training.sweep import LoadedDatasets
@@ -261,6 +262,15 @@ def test_a_folder_that_cannot_be_used_is_refused_with_the_reason(tmp_path, pets,
     change(copied)
     problems, _ = refused(load, copied)
     assert problems.removeprefix(str(copied)).startswith(problem)
+
+
+def test_a_class_whose_name_is_not_utf8_is_refused(tmp_path):
+    """No file of a run could hold it."""
+    folder = write_folder(tmp_path / "flat", {"": 4})
+    (folder / "owl").rename(os.fsdecode(bytes(folder / "owl") + b"\xff"))
+    problems, hint = refused(load, folder, test_fraction="0.5")
+    assert problems == "the name of class owl\udcff is not UTF-8"
+    assert hint == "give it another name"
 
 
 def test_images_of_one_class_are_refused(tmp_path):
@@ -569,11 +579,17 @@ def test_a_sweep_over_a_folder_is_sorted_by_its_validation_images(tmp_path, pets
         "needs held-out images in every run"
         in refused(plan, plain, metric="val-loss", kind=ConfigError)[0]
     )
+    (tmp_path / SWEEP).write_text(both.model_dump_json())
+    results = sweeps.read(tmp_path)
+    assert [results.as_table().columns[0].text_of(run) for run in results.ranked] == [
+        "pets", "pets", "garments", "garments",
+    ]  # fmt: skip
+    assert sweeps._make_grid(results).rows == ["pets", "garments"]
     moved = resolve(dataset=str(tmp_path / "elsewhere"))
-    merged = sweep.merge_settings(whole, moved, sweep.RunDirectory(tmp_path))
+    merged = sweep.merge_settings(whole, moved, RunDirectory(tmp_path))
     assert merged.runs[1].settings.data.path == tmp_path / "elsewhere"
     with pytest.raises(ChangedSettingsError):
-        sweep.merge_settings(both, moved, sweep.RunDirectory(tmp_path))
+        sweep.merge_settings(both, moved, RunDirectory(tmp_path))
 
 
 def test_a_path_with_the_name_of_a_built_in_set_is_not_taken_for_it(tmp_path):

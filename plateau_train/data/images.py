@@ -170,7 +170,7 @@ def _decode_all(paths: Sequence[Path], progress: Progress | None) -> np.ndarray:
     """
     images, first = np.empty((0, 0, 0, 0), np.uint8), Path()
     problems: list[str] = []
-    for index, path in enumerate(paths):
+    for number, path in enumerate(paths, start=1):
         try:
             image = _decode(path)
             if images.size == 0:
@@ -179,13 +179,13 @@ def _decode_all(paths: Sequence[Path], progress: Progress | None) -> np.ndarray:
             if image.shape != images.shape[1:]:
                 own, other = describe_size(image), describe_size(images)
                 raise _UnusableError(f"{path} is {own}, and {first} is {other}")
-            images[index] = image
+            images[number - 1] = image
         except _UnusableError as error:
             problems.append(str(error))
             if len(problems) == MOST_SHOWN:
                 break
-        if progress is not None and (index % REPORT_EVERY == 0 or index + 1 == len(paths)):
-            progress(index + 1, len(paths))
+        if progress is not None and (number % REPORT_EVERY == 0 or number == len(paths)):
+            progress(number, len(paths))
     if problems:
         raise DataError(*problems, hint=FILE_HINT)
     return images
