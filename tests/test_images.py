@@ -35,6 +35,7 @@ from plateau_train.training.sweep import LoadedDatasets
 
 pytestmark = pytest.mark.usefixtures("no_saved_plots")
 
+CACHE = os.environ["PLATEAU_TRAIN_CACHE_DIR"]
 CLASSES = ("cat", "dog", "owl")
 NUM_IMAGES = {"train": 8, "val": 2, "test": 3}  # of each class
 
@@ -42,7 +43,7 @@ NUM_IMAGES = {"train": 8, "val": 2, "test": 3}  # of each class
 TINY = {
     "batch_size": "6", "hidden_sizes": "", "accumulation_size": "2", "learning_rate": "0.05",
     "train_examples": "1000", "test_examples": "1000", "patience": "2", "quiet": "true",
-    "cache_dir": os.environ["PLATEAU_TRAIN_CACHE_DIR"],
+    "cache_dir": CACHE,
 }  # fmt: skip
 
 
@@ -80,7 +81,7 @@ def pets(tmp_path_factory):
 
 
 def settings_of(path, **values):
-    values = {"batch_size": "2", "cache_dir": os.environ["PLATEAU_TRAIN_CACHE_DIR"]} | values
+    values = {"batch_size": "2", "cache_dir": CACHE} | values
     return resolve(dataset=f"{path}", **values).settings.data
 
 
@@ -531,14 +532,19 @@ def moved_run(tmp_path, pets):
 
 def test_images_that_have_moved_are_given_again_and_others_are_refused(tmp_path, moved_run):
     run, after = moved_run
-    _, hint = refused(resume_run, run, epochs="2", kind=DataUnavailableError)
+    _, hint = refused(resume_run, run, cache_dir=CACHE, epochs="2", kind=DataUnavailableError)
     assert hint == "give the path that they have now: --dataset PATH"
     other = write_folder(tmp_path / "other", {"train": 9, "test": 3})
-    problems, hint = refused(resume_run, run, epochs="2", dataset=str(other))
+    problems, hint = refused(resume_run, run, cache_dir=CACHE, epochs="2", dataset=str(other))
     assert problems.startswith(f"{run.directory.path} was trained on pets of SHA-256")
     assert hint.endswith("--dataset PATH")
-    assert resume_run(run, epochs="2", dataset=str(after), quiet="true").results.epoch == 2
-    assert resume_run(run, epochs="3", quiet="true").results.epoch == 3, "the new path is kept"
+    assert (
+        resume_run(run, cache_dir=CACHE, epochs="2", dataset=str(after), quiet="true").results.epoch
+        == 2
+    )
+    assert resume_run(run, cache_dir=CACHE, epochs="3", quiet="true").results.epoch == 3, (
+        "the new path is kept"
+    )
     (listed,) = listing.list_runs(tmp_path / "runs")
     assert listing.COLUMNS[3].text_of(listed) == "animals"
     assert replays.read_run(run, {}, "val-loss", None).observed == "val loss"

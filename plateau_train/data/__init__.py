@@ -41,13 +41,20 @@ def load(settings: config.DataSettings, progress: Progress | None = None) -> Dat
             raise
         dataset = replace(_load_built_in(settings), fallback="; ".join(error.problems))
     dataset = split_dataset(dataset, settings)
-    num_missing = len(dataset.class_names) - len(np.unique(dataset.train.labels))
-    if settings.is_custom and num_missing:
-        log.warning(
-            f"{num_missing} of {len(dataset.class_names)} classes have no training image: "
-            "--train-examples takes the first ones, and those of a folder are sorted by class."
-        )
+    if settings.is_custom:
+        _warn_of_missing_classes(dataset)
     return dataset
+
+
+def _warn_of_missing_classes(dataset: Dataset) -> None:
+    """Log how many classes the cut left without a training image."""
+    num_classes = len(dataset.class_names)
+    num_missing = num_classes - len(np.unique(dataset.train.labels))
+    if num_missing:
+        log.warning(
+            f"{num_missing} of {num_classes} classes have no training image: --train-examples "
+            "takes the first ones, and those of a folder are sorted by class."
+        )
 
 
 def prepare(settings: config.DataSettings, manual_dir: Path | None = None) -> str:
