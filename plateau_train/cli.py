@@ -502,7 +502,7 @@ def runs(
 
 
 @_command()
-@_takes("data_dir", "cache_dir", "runs_dir", "model")
+@_takes("dataset", "data_dir", "cache_dir", "runs_dir", "model")
 def evaluate(
     resolved: Resolved,
     run: RunArgument = None,
@@ -514,7 +514,8 @@ def evaluate(
 ) -> None:
     """Score a checkpoint: loss, accuracy, classes, confusion matrix.
 
-    Uses the run's own data: the test images, and those that were held out for validation.
+    Uses the run's own data: the test images, and those that were held out for validation. If your
+    own images have moved, give their new path with --dataset.
     """
     from plateau_train.commands import evaluate
 
@@ -684,7 +685,7 @@ def prepare(
 
 
 @_data_command()
-@_takes("dataset", "data_dir", "cache_dir")
+@_takes("dataset", "data_dir", "cache_dir", "test_fraction")
 def info(resolved: Resolved) -> None:
     """Describe a prepared data set: its images, classes and pixels."""
     from plateau_train.commands import data

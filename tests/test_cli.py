@@ -79,7 +79,8 @@ BAD_TOML = {
         ("--lr 0.1", "there is no option --lr"),
         ("--patiense 5", "there is no option --patiense (did you mean --patience?)"),
         ("--optimizer adamW", "got adamW (did you mean adamw?)"),
-        ("--dataset /tmp/images", "and not a path, got /tmp/images"),
+        ("--dataset My-Images", "or a path such as ./images or images.npz, got My-Images"),
+        ("--dataset mnist --test-fraction 0.2", "it has test images of its own"),
     ],
 )
 def test_a_wrong_word_ends_with_exit_code_2_one_line_and_a_hint(tmp_path, arguments, problem):

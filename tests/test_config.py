@@ -288,7 +288,8 @@ def test_the_attributes_of_every_setting_are_those_that_were_decided_on():
     }.items():
         assert {s.key for s in SETTINGS if getattr(s, attribute)} == keys, attribute
     policies = {s.key: s.on_resume for s in SETTINGS if s.on_resume != "fixed"}
-    expected = dict.fromkeys(FREE, "free") | dict.fromkeys(LOCAL, "local") | {"epochs": "grow"}
+    expected = dict.fromkeys(FREE, "free") | dict.fromkeys(LOCAL, "local")
+    expected |= {"epochs": "grow", "dataset": "moved"}
     assert policies == expected
 
 

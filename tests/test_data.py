@@ -136,6 +136,16 @@ def test_an_unusable_set_is_refused_before_any_download(name, message, tmp_path)
     assert message in refused.value.problems[0]
 
 
+def test_an_unknown_name_is_refused_with_the_path_of_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = config.DataSettings(dataset="pets", data_dir=tmp_path)
+    for hint in ("or the path of your own images, such as ./images", "use --dataset ./pets for"):
+        with pytest.raises(DataError, match="there is no data set pets") as refused:
+            data.load(settings)
+        assert hint in refused.value.hint
+        (tmp_path / "pets").mkdir(exist_ok=True)
+
+
 def test_missing_and_truncated_original_files_are_refused_by_name(tmp_path):
     cut = tmp_path / "train-labels-idx1-ubyte.gz"
     cut.write_bytes(b"\0" * 100)

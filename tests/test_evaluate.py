@@ -203,8 +203,8 @@ def test_no_other_word_names_a_checkpoint(copy, evaluate, which):
 def test_other_data_are_refused_as_a_resumed_run_refuses_them(copy, evaluate, monkeypatch):
     load = data.load
 
-    def other(settings):
-        dataset = load(settings)
+    def other(settings, progress):
+        dataset = load(settings, progress)
         test = Split(dataset.test.images, dataset.test.labels[::-1].copy())
         return dataclasses.replace(dataset, test=test)
 
@@ -216,7 +216,7 @@ def test_other_data_are_refused_as_a_resumed_run_refuses_them(copy, evaluate, mo
 def test_only_the_folders_of_the_data_are_taken_from_the_command_line(copy, evaluate, monkeypatch):
     loaded = []
 
-    def load(settings):
+    def load(settings, _):
         loaded.append(settings)
         raise DataError("enough", hint="none")
 

@@ -555,7 +555,7 @@ def test_a_run_is_checked_and_its_damage_is_named(one, tmp_path):
 def test_every_block_of_the_page_runs(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {}
     for block in blocks:
         exec(block, names)

@@ -185,6 +185,20 @@ def test_what_takes_long_is_shown_on_a_terminal_only(terminal, capsys, monkeypat
     out, err = capsys.readouterr()
     assert out == ""
     assert "loading" in Text.from_ansi(err).plain
+    assert "/" not in Text.from_ansi(err).plain, "nothing is counted"
+
+
+def test_what_is_counted_while_it_takes_long_is_a_bar_on_a_terminal(terminal, capsys, monkeypatch):
+    with busy("loading") as update:
+        assert update is None
+    terminal(80)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with busy("loading") as update:
+        assert update is not None
+        update(30, 60)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "30/60" in Text.from_ansi(err).plain
 
 
 def test_a_signal_is_no_error_and_each_hint_is_a_line(capsys):

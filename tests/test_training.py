@@ -427,7 +427,7 @@ def test_a_fallback_is_in_the_name_the_config_the_events_and_the_summary(
     tmp_path, monkeypatch, messages
 ):
     fallen = dataclasses.replace(load_small(), fallback="fashion_mnist is not here")
-    monkeypatch.setattr(data, "load", lambda _: fallen)
+    monkeypatch.setattr(data, "load", lambda *_: fallen)
     run, _ = train_one(tmp_path, dataset="auto")
     assert run.directory.path.name.endswith("-train-loss-garments")
     text = run.directory.config.read_text()

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from plateau_train import plots
+from plateau_train import config, plots
 from plateau_train.api.options import PathLike, for_python
 from plateau_train.api.pictures import draw_into
 from plateau_train.api.training import StartDevices
-from plateau_train.config import FIXED_PANELS_OPTIONS, FigureOptions, Resolved
+from plateau_train.config import FIXED_PANELS_OPTIONS, FigureOptions, Resolved, Settings
+from plateau_train.data.splits import Progress
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.report.console import Column, Table, printable
 from plateau_train.report.rows import Columns, Row, to_columns, to_html
 from plateau_train.run import checkpoint
-from plateau_train.run.checkpoint import BEST, Checkpoint
+from plateau_train.run.checkpoint import BEST, Checkpoint, Manifest
 from plateau_train.run.directory import FIND_HINT, RunDirectory
 from plateau_train.run.history import records_at
 from plateau_train.run.reader import Run
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("plateau_train")
 
-Loading = Callable[[], AbstractContextManager[object]]
+Loading = Callable[[], AbstractContextManager[Progress | None]]
+
+# The settings that say where the data and the code of the network are.
+PLACES = ("dataset", "data_dir", "cache_dir", "model")
 
 CLASS_COLUMNS = (
     Column("name", "class", is_number=False),
@@ -147,7 +151,7 @@ class Evaluation:
 
 def evaluate(
     path: Path,
-    folders: Resolved,
+    places: Resolved,
     start_devices: StartDevices,
     *,
     which: str = "best",
@@ -157,30 +161,26 @@ def evaluate(
     """Score a checkpoint on its run's own data, which is loaded inside of ``loading()``.
 
     ``which`` is best, last or the number of an epoch. Of several replicas the default is the best
-    one. Only the folders of the data in ``folders`` are used. Raises ``ConfigError`` for any other
-    word or replica, ``RunError`` for a checkpoint that is not kept, and ``DataError`` for other
-    data.
+    one. Only the places of the data in ``places`` are used. Raises ``ConfigError`` for any other
+    word, replica or data set, ``RunError`` for a checkpoint that is not kept, and ``DataError`` for
+    other data.
     """
-    folders = setup.absolute_paths(folders)
     run = RunDirectory.find(path)
     weights, records, number, title = choose_weights(run, which, replica)
     manifest = weights.manifest
-    update = {"cache_dir": folders.settings.data.cache_dir}
-    if folders.is_explicit("data_dir"):
-        update["data_dir"] = folders.settings.data.data_dir
-    settings = manifest.settings.data.model_copy(update=update)
+    settings = find_places(run, manifest, places)
     start_devices(manifest.environment.threads)
-    model = setup.permit_network(run, manifest, folders)
-    every_setting = manifest.settings.model_copy(update={"data": settings})
-    with loading():
-        dataset, _ = setup.load_data(every_setting, run, manifest.environment.dataset)
-    scores, confusion = score(weights, model, dataset, number)
+    setup.permit_model(run, manifest.environment, settings.model, places)
+    with loading() as progress:
+        known = manifest.environment.dataset
+        dataset, _ = setup.load_data(settings, run, known, progress=progress)
+    scores, confusion = score(weights, settings.model, dataset, number)
     for record in records:
         if record.replica == number:
             compare_scores(record, scores)
     classes = score_classes(confusion, [printable(name) for name in dataset.class_names])
-    where = run.path, manifest.epoch, number, manifest.settings.run.seeds[number]
-    facts = title, settings.title, dataset.source
+    where = run.path, manifest.epoch, number, settings.run.seeds[number]
+    facts = title, settings.data.title, dataset.source
     return Evaluation(*where, *facts, scores, classes, confusion)
 
 
@@ -194,6 +194,19 @@ def choose_weights(run: RunDirectory, which: str, replica: int | None) -> Weight
     number, chosen = choose_replica(records, seeds, replica, epoch)
     title = f"{chosen}{'' if which.isdecimal() else f'{which} checkpoint, '}epoch {epoch}"
     return Weights(weights, records, number, title)
+
+
+def find_places(run: RunDirectory, manifest: Manifest, places: Resolved) -> Settings:
+    """Return the settings of a checkpoint, with the places where its data and its code are now.
+
+    Raises ``ChangedSettingsError`` for other data and other code.
+    """
+    return config.merge(
+        Resolved(manifest.settings, manifest.origins),
+        Resolved(places.settings, {key: places.origin(key) for key in PLACES}),
+        problem=f"{run.path} keeps its own data and its own network",
+        hint="leave these out, or give the path that they have now",
+    ).settings
 
 
 def check_name(which: str) -> None:

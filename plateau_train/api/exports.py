@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from plateau_train.api.evaluation import choose_weights
+from plateau_train.api.evaluation import choose_weights, find_places
 from plateau_train.api.training import StartDevices
 from plateau_train.config import Resolved, did_you_mean
 from plateau_train.errors import ConfigError
@@ -41,7 +41,7 @@ CSV_MARK = ",".join(ORIGIN).encode()
 def export(
     path: Path,
     export_format: str,
-    folders: Resolved,
+    places: Resolved,
     start_devices: StartDevices,
     output: Path | None = None,
     *,
@@ -50,7 +50,7 @@ def export(
 ) -> Path:
     """Write a run in a format of ``NAMES``, to ``output`` or into the run; return the path.
 
-    ``folders`` has the folder of the cache, and the place of the network's code if it was moved.
+    ``places`` says where the code of the network is now.
     ``which`` and ``replica`` choose the weights, as in ``evaluate``; the metrics are those of all
     epochs and replicas. Raises ``ConfigError`` for another format, for a choice that a format does
     not have, and for a file that is there and is not an earlier export.
@@ -77,17 +77,19 @@ def export(
             content = export_weights(directory.path.resolve().name, checkpoint, number)
         else:
             start_devices(None)
-            content = _export_network(directory, checkpoint, number, folders)
+            content = _export_network(directory, checkpoint, number, places)
     return place(directory.path / FOLDER / NAMES[export_format], output, content)
 
 
 def _export_network(
-    run: RunDirectory, checkpoint: Checkpoint, replica: int, folders: Resolved
+    run: RunDirectory, checkpoint: Checkpoint, replica: int, places: Resolved
 ) -> Export:
-    model = setup.permit_network(run, checkpoint.manifest, setup.absolute_paths(folders))
+    manifest = checkpoint.manifest
+    model = find_places(run, manifest, places).model
+    setup.permit_model(run, manifest.environment, model, places)
     network, state = restore_network(checkpoint, model)
     own = jax.tree.map(lambda rows: jnp.asarray(rows[replica]), state.variables)
-    return export_network(network, own, checkpoint.manifest.environment.dataset.image_shape)
+    return export_network(network, own, manifest.environment.dataset.image_shape)
 
 
 def _export_csv(run: Run) -> Export:

@@ -23,7 +23,7 @@ COLUMNS = (
     Column("name", "name", is_number=False),
     Column("settings.schedule_name", "rule", is_number=False, omit=6),
     Column("settings.run.seeds", "seeds", len, omit=3),
-    Column("settings.data.dataset", "data", is_number=False, omit=5),
+    Column("settings.data.name", "data", is_number=False, omit=5),
     Column("progress", "epochs", omit=8),
     Column("results.best_score.mean", "best", ".4f"),
     Column("results.best_epoch", "at", omit=2),

@@ -11,14 +11,25 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
-from plateau_train import config
-from plateau_train.config import Augmentation, Mode, OptimizerName, Precision, Schedule, Setting
+from plateau_train import config, data
+from plateau_train.config import (
+    Augmentation,
+    Mode,
+    OptimizerName,
+    Precision,
+    RawValue,
+    Schedule,
+    Setting,
+)
 from plateau_train.errors import ConfigError, PlateauTrainError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 PathLike = str | Path
+# NumPy arrays, or what becomes one: uint8 images and one label per image, as (x_train, y_train,
+# x_test, y_test) or (x_train, y_train, x_val, y_val, x_test, y_test).
+Arrays = tuple[Any, ...]
 Seeds = int | Iterable[int] | str
 
 
@@ -32,11 +43,12 @@ def as_path(path: PathLike) -> Path:
 class SettingOptions(TypedDict, total=False):
     """A value for each setting."""
 
-    dataset: str
+    dataset: PathLike | Arrays
     data_dir: PathLike
     cache_dir: PathLike
     batch_size: int
     val_fraction: float
+    test_fraction: float
     train_examples: int | None
     test_examples: int | None
     augment: Augmentation
@@ -70,11 +82,12 @@ class SettingOptions(TypedDict, total=False):
 class SweepOptions(TypedDict, total=False):
     """A value for each setting, or the values of a sweep."""
 
-    dataset: str | Sequence[str]
+    dataset: PathLike | Arrays | Sequence[PathLike]
     data_dir: PathLike
     cache_dir: PathLike
     batch_size: int | Sequence[int]
     val_fraction: float | Sequence[float]
+    test_fraction: float | Sequence[float]
     train_examples: int | Sequence[int] | None
     test_examples: int | Sequence[int] | None
     augment: Augmentation | Sequence[Augmentation]
@@ -103,6 +116,30 @@ class SweepOptions(TypedDict, total=False):
     threads: int | None
     devices: int | None
     quiet: bool
+
+
+def read_settings(
+    settings: Mapping[str, Any], known: Iterable[str] = config.ARGUMENTS
+) -> dict[str, RawValue]:
+    """Read arguments as ``config.read_arguments``; arrays are kept in memory, under a name.
+
+    A ``pathlib.Path`` is a path also where the same text is a name. Raises ``ConfigError``, and
+    ``DataError`` for arrays that cannot be used.
+    """
+    if settings.get("dataset") is None:
+        return config.read_arguments(settings, known)
+    dataset: Any = settings["dataset"]
+    if hasattr(dataset, "shape"):  # one array, which is too few
+        dataset = [dataset]
+    if isinstance(dataset, list | tuple):
+        is_named = any(isinstance(each, str | Path) for each in dataset)
+        dataset = [*map(_as_text, dataset)] if is_named else data.keep_arrays(dataset)
+    return config.read_arguments({**settings, "dataset": _as_text(dataset)}, known)
+
+
+def _as_text(value: Any) -> Any:
+    """Return a path as text that is not a name, and anything else as it is."""
+    return str(as_path(value).absolute()) if isinstance(value, Path) else value
 
 
 def for_python(

@@ -13,7 +13,14 @@ from plateau_train import config, data
 from plateau_train.api import comparison, listing, replays, sweeps, training
 from plateau_train.api.comparison import Comparison
 from plateau_train.api.evaluation import Evaluation
-from plateau_train.api.options import PathLike, SettingOptions, SweepOptions, as_path, for_python
+from plateau_train.api.options import (
+    PathLike,
+    SettingOptions,
+    SweepOptions,
+    as_path,
+    for_python,
+    read_settings,
+)
 from plateau_train.api.replays import RULE, Replay
 from plateau_train.api.runs import Run, Runs
 from plateau_train.api.sweeps import Sweep
@@ -32,7 +39,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-DATA = tuple(each for each in SETTINGS if each.key in ("dataset", "data_dir", "cache_dir"))
+PREPARED = tuple(each for each in SETTINGS if each.key in ("dataset", "data_dir", "cache_dir"))
+DESCRIBED = tuple(each for each in SETTINGS if each in PREPARED or each.key == "test_fraction")
 
 
 @for_python(SETTINGS, SettingOptions.__annotations__)
@@ -40,24 +48,24 @@ def resolve_settings(
     *, config_file: PathLike | None = None, **settings: Unpack[SettingOptions]
 ) -> dict[str, Any]:
     """Return all settings that ``train`` would use, by name; raises ``ConfigError`` as it does."""
-    given = config.read_arguments(settings)
+    given = read_settings(settings)
     return config.by_name(config.resolve(given, file=_optional(config_file)).settings)
 
 
-@for_python(DATA, SettingOptions.__annotations__)
+@for_python(PREPARED, SettingOptions.__annotations__)
 def prepare_data(*, originals: PathLike | None = None, **settings: Any) -> str:
     """Prepare a data set, and say what was done.
 
     ``originals`` is the folder of its original files; without it they are downloaded. Raises
     ``DataError`` where that is impossible or a file is damaged.
     """
-    return data.prepare(_data_settings(settings), _optional(originals))
+    return data.prepare(_data_settings(settings, PREPARED), _optional(originals))
 
 
-@for_python(DATA, SettingOptions.__annotations__)
+@for_python(DESCRIBED, SettingOptions.__annotations__)
 def describe_data(**settings: Any) -> dict[str, str]:
     """Describe a prepared data set: its images, classes and pixels; raises ``DataError``."""
-    return data.describe(_data_settings(settings))
+    return data.describe(_data_settings(settings, DESCRIBED))
 
 
 @for_python(SETTINGS, SettingOptions.__annotations__)
@@ -65,12 +73,15 @@ def train(*, config_file: PathLike | None = None, **settings: Unpack[SettingOpti
     """Train a network with reduce-on-plateau in a new run folder, and return the run.
 
     The settings are those of docs/settings.md; None stands for the default. They outrank those of a
-    TOML file. In a notebook a bar shows the progress; elsewhere each epoch is one line. With
-    ``quiet=True`` only warnings are shown. After an interruption ``load().resume()`` continues the
-    run. Raises ``ConfigError`` for settings that cannot be used, ``DataError`` for data that
-    cannot, and ``NonFiniteLossError`` when no seed is finite any more.
+    TOML file. ``dataset`` may also be arrays: (x_train, y_train, x_test, y_test), or the same with
+    x_val and y_val after y_train. They are kept in memory until others are given.
+
+    In a notebook a bar shows the progress; elsewhere each epoch is one line. With ``quiet=True``
+    only warnings are shown. After an interruption ``load().resume()`` continues the run. Raises
+    ``ConfigError`` for settings that cannot be used, ``DataError`` for data that cannot, and
+    ``NonFiniteLossError`` when no seed is finite any more.
     """
-    resolved = config.resolve(config.read_arguments(settings), file=_optional(config_file))
+    resolved = config.resolve(read_settings(settings), file=_optional(config_file))
     report = make_report(is_quiet=resolved.settings.run.quiet)
     with own_configuration():
         folder = training.train(resolved, require_threads, report)
@@ -114,7 +125,7 @@ def sweep(
     accuracy on held-out images, else on the test images. Runs that differ only in learning rate,
     patience, cooldown or min_scale are trained in one program. Raises as ``train``.
     """
-    cells = config.resolve_sweep(config.read_arguments(settings), file=_optional(config_file))
+    cells = config.resolve_sweep(read_settings(settings), file=_optional(config_file))
     own = cells.cells[0].settings.run
     report = make_report(is_quiet=own.quiet, is_sweep=True)
     with own_configuration():
@@ -157,9 +168,11 @@ def replay(
     return replays.replay(series, replays.as_names(compare))
 
 
-def _data_settings(settings: Mapping[str, Any]) -> config.DataSettings:
-    known = [each.key for each in DATA]
-    return config.resolve(config.read_arguments(settings, known)).settings.data
+def _data_settings(
+    settings: Mapping[str, Any], known: Sequence[config.Setting]
+) -> config.DataSettings:
+    given = read_settings(settings, [each.key for each in known])
+    return config.resolve(given).settings.data
 
 
 def _optional(path: PathLike | None) -> Path | None:

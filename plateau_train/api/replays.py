@@ -149,7 +149,7 @@ def read_run(
     """Read what the rule of a run observed, or the metric of another mode."""
     own = run.settings
     if mode is not None:
-        if mode.startswith("val") and own.data.val_fraction == 0:
+        if mode.startswith("val") and run.histories[0].records[0].score_split != "val":
             raise RunError(f"{run.directory} held out no images for {mode}", hint=OTHER_MODES)
         # The run's own size counts steps where these values are epochs, or the reverse.
         is_other = mode.startswith("train") != (own.plateau.split == "train")

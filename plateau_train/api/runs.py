@@ -11,7 +11,14 @@ from pydantic import BaseModel
 from plateau_train import config
 from plateau_train.api import evaluation, exports, listing, replays, training
 from plateau_train.api.evaluation import Evaluation
-from plateau_train.api.options import PathLike, SettingOptions, as_path, for_python
+from plateau_train.api.options import (
+    Arrays,
+    PathLike,
+    SettingOptions,
+    as_path,
+    for_python,
+    read_settings,
+)
 from plateau_train.api.pictures import draw_into, draw_run
 from plateau_train.api.replays import RULE, Replay
 from plateau_train.config import FIGURE_OPTIONS, SETTINGS
@@ -131,16 +138,21 @@ class Run:
         seed: int | None = None,
         checkpoint: str | int = "best",
         data_dir: PathLike | None = None,
+        dataset: PathLike | Arrays | None = None,
+        model: str | None = None,
     ) -> Evaluation:
         """Score a checkpoint on the run's own data; by default the seed that is best there.
 
-        Raises as ``params``, and ``DataError`` for data that are not those of the run.
+        ``dataset`` is the new path of images that have moved, or the arrays again; ``model`` names
+        the code of a network again. Raises as ``params``, and ``DataError`` for data that are not
+        those of the run.
         """
-        folders = config.resolve(config.read_arguments({"data_dir": data_dir}))
+        given = {"data_dir": data_dir, "dataset": dataset, "model": model}
+        places = config.resolve(read_settings(given))
         replica = self._replica(seed)
         with own_configuration():
             return evaluation.evaluate(
-                self.path, folders, use_process, which=str(checkpoint), replica=replica
+                self.path, places, use_process, which=str(checkpoint), replica=replica
             )
 
     @for_python()
@@ -174,7 +186,7 @@ class Run:
         A setting that is not given stays as it is, but for ``quiet``. A run that is done is left as
         it is. Raises ``ChangedSettingsError`` for settings that a run cannot change.
         """
-        overrides = config.resolve(config.read_arguments(settings))
+        overrides = config.resolve(read_settings(settings))
         report = make_report(is_quiet=overrides.settings.run.quiet)
         try:
             with own_configuration():

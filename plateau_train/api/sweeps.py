@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,6 +41,11 @@ log = logging.getLogger("plateau_train")
 
 Announce = Callable[[Mapping[str, str]], None]  # of what is about to be trained
 Prepare = Callable[[int | None, int], None]  # the devices, for a number of threads and of runs
+
+
+def _short_value(setting: Setting, result: "SweepResult") -> str | None:
+    """Return the value of a setting in a run for a table; None where it has no effect."""
+    return result.values[setting.key] and setting.short_text(result.settings)
 
 
 def _path_of(metric: str) -> str:
@@ -134,7 +140,7 @@ class Sweep:
     def as_table(self) -> Table:
         """Return a row for each run."""
         columns = [
-            *(Column(f"values.{setting.key}", setting.flag) for setting in self.varied),
+            *(Column(partial(_short_value, setting), setting.flag) for setting in self.varied),
             Column(_path_of(self.metric), self.metric, ".4f"),
             Column("results.own_best_score", "best", ".4f", omit=3),
             Column("num_drops", "drops"),
@@ -189,10 +195,12 @@ def start(
     Everything that can be refused is refused before the folder is made: settings, data, devices.
     Raises ``NonFiniteLossError`` where every replica of every run diverged.
     """
-    metric = choose_metric(metric, [cell.settings for cell in cells.cells])
+    # Before the data are loaded, which decide.
+    may_have_val = all(cell.settings.data.may_have_val for cell in cells.cells)
+    sweep.choose_metric(metric, has_val=may_have_val)
     datasets = LoadedDatasets()
-    with callbacks.loading():
-        plan = sweep.make_plan(cells, metric, datasets)
+    with callbacks.loading() as progress:
+        plan = sweep.make_plan(cells, metric, datasets, progress)
     with contextlib.ExitStack() as stack:
         directory = sweep.create_sweep(plan, stack)
         return _train(directory, plan, datasets, callbacks, announce)
@@ -256,27 +264,6 @@ def picture_path(folder: Path) -> Path:
     return folder / "heat_map.png"
 
 
-def choose_metric(metric: str | None, runs: Sequence[Settings]) -> str:
-    """Return the metric to sort by; the default is the accuracy on the validation or test images.
-
-    Raises ``ConfigError`` for an unknown metric, and for one that not all runs have.
-    """
-    available = sweep.available_metrics(runs)
-    if metric is None:
-        return "val-accuracy" if "val-accuracy" in available else "test-accuracy"
-    if metric not in METRICS:
-        raise ConfigError(
-            f"--metric must be one of {', '.join(METRICS)}, got {metric}"
-            f"{config.did_you_mean(metric, METRICS)}",
-            hint="leave it out to sort by accuracy",
-        )
-    if metric not in available:
-        raise ConfigError(
-            f"--metric {metric} needs held-out images in every run", hint="add --val-fraction 0.1"
-        )
-    return metric
-
-
 def _read(directory: RunDirectory, plan: SweepPlan) -> Sweep:
     varied = plan.varied_settings
     results = [_read_result(directory.path, run, varied) for run in plan.runs]
@@ -337,4 +324,11 @@ def _make_grid(sweep: Sweep) -> plots.Grid:
             means[cell] = final.mean
             stds[cell] = final.sd if final.num_replicas > 1 else np.nan
     flags, name = [setting.flag for setting in varied], sweep.metric.replace("-", " ")
+    rows, columns = _shorten(rows), _shorten(columns)
     return plots.Grid(flags[0], rows, flags[1], columns, means, stds, num_diverged, name)
+
+
+def _shorten(texts: Sequence[str]) -> list[str]:
+    """Return the last parts of paths if these differ, and other texts as they are."""
+    names = [text.rpartition("/")[2] if text.startswith("/") else text for text in texts]
+    return names if len(set(names)) == len(names) else list(texts)

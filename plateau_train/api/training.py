@@ -86,7 +86,7 @@ def resume(
     ``setup.open_run``, and ``DataError`` for other data.
     """
     with contextlib.ExitStack() as stack:
-        overrides = setup.absolute_paths(overrides.without_cluster())
+        overrides = overrides.without_cluster()
         task: RunTask | None = None
         with cluster.fail_together():
             if cluster.is_leader():

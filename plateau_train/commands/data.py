@@ -16,7 +16,7 @@ def prepare(settings: DataSettings, manual_dir: Path | None) -> None:
 
 def info(settings: DataSettings) -> None:
     """Print the number of images, the classes and the pixel values of a prepared data set."""
-    with busy("loading the data"):
-        facts = data.describe(settings)
+    with busy("loading the data") as progress:
+        facts = data.describe(settings, progress)
     for name, text in facts.items():
         print(printable(f"{name:<10} {text}"))

@@ -24,7 +24,7 @@ MOST_COLUMNS = 20
 
 def evaluate(
     path: Path,
-    folders: Resolved,
+    places: Resolved,
     which: str,
     replica: int | None,
     output: Path | None,
@@ -38,7 +38,7 @@ def evaluate(
         plots.check_format(output)
     loading = partial(console.busy, "loading the data")
     evaluation = score_checkpoint(
-        path, folders, start_devices, which=which, replica=replica, loading=loading
+        path, places, start_devices, which=which, replica=replica, loading=loading
     )
     path = RunDirectory(evaluation.run).confusion
     picture = plots.place(path, output, evaluation.plot())

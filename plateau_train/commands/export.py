@@ -10,7 +10,7 @@ from plateau_train.training.devices import start_devices
 
 def print_export(
     run: Path,
-    folders: Resolved,
+    places: Resolved,
     export_format: str,
     checkpoint: str,
     replica: int | None,
@@ -18,6 +18,6 @@ def print_export(
 ) -> None:
     """Write an export, and print its path."""
     path = exports.export(
-        run, export_format, folders, start_devices, output, which=checkpoint, replica=replica
+        run, export_format, places, start_devices, output, which=checkpoint, replica=replica
     )
     print(printable(path))

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
@@ -172,11 +174,24 @@ def _refusal(begun: Resolved, setting: Setting, policy: OnResume, value: Any) ->
     if policy == "fixed":
         depends = setting.affects_results or setting.on_resume == "fixed"
         return "it would change the results" if depends else "it is set at the start"
+    if policy == "moved":
+        return _why_not_moved(setting.value_in(begun.settings), value)
     if policy == "grow" and value < setting.value_in(begun.settings):
         return "it can only grow"
     if policy == "grow" and begun.settings.optimizer.schedule == "cosine":
         return "the cosine depends on the number of epochs"
     return ""
+
+
+def _why_not_moved(before: object, value: object) -> str:
+    """Return why a value is not the former one at another path, or an empty text.
+
+    What follows a Python file and a colon is a name in it, which must stay the same.
+    """
+    texts = str(before), str(value)
+    names = {match and match[1] for match in map(re.compile(r"\.py:([\w.]+)$").search, texts)}
+    is_moved = all(text.startswith("/") for text in texts) and len(names) == 1
+    return "" if is_moved else "it would change the results"
 
 
 class Sweep(NamedTuple):
@@ -249,6 +264,8 @@ def _problems(
             names = {setting.variable: setting.variable, ARGUMENT: setting.key}
             name = names.get(given[setting.key].origin, setting.flag)
         near = did_you_mean(value, setting.choices)
+        if setting.key == "dataset" and os.path.exists(str(value)):
+            near = f" (did you mean ./{value}?)"
         yield f"{name} must be {setting.expected}, got {shown}{near}"
 
 

@@ -34,8 +34,8 @@ OptimizerName = Literal[
     "adamax", "amsgrad", "lamb", "lion", "yogi",
 ]  # fmt: skip
 # Whether a run can continue with another value: no; any explicit value; a larger explicit value;
-# always with the value of the process that resumes.
-OnResume = Literal["fixed", "free", "grow", "local"]
+# another path of the same content; always with the value of the process that resumes.
+OnResume = Literal["fixed", "free", "grow", "moved", "local"]
 
 # The optimizers that take weight decay or momentum: optax's defaults, and for sgd the usual 0.9.
 DEFAULT_WEIGHT_DECAY = {"adamw": 1e-4, "nadamw": 1e-4, "lamb": 0.0, "lion": 1e-3}
@@ -44,6 +44,12 @@ DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
 LARGEST_COUNT = 1_000_000_000  # counts enter the compiled program as 32-bit integers
 LARGEST_SEED = 2**32 - 1
 MOST_SEEDS = 10_000  # catches a typing error such as 0-70000
+
+# The names of data sets: of tensorflow-datasets, perhaps with a configuration and a version; and
+# of arrays in memory, which Python can give.
+_DATASET_NAME = re.compile(r"[a-z0-9_]+(/[\w.-]+)?(:[\d.*]+)?|arrays-[0-9a-f]{12}")
+# What is a path wherever it leads; other texts with a slash are paths if they exist.
+_PATH = re.compile(r"(/|~|\.\.?(/|$)).*|.*(/|\.npz)", re.DOTALL)
 
 
 class Setting(NamedTuple):
@@ -80,6 +86,11 @@ class Setting(NamedTuple):
     @property
     def is_switch(self) -> bool:
         return self.field.annotation is bool
+
+    def short_text(self, settings: "Settings") -> str:
+        """Return its text; of a path to a data set only the name."""
+        is_dataset = self.key == "dataset"
+        return settings.data.name if is_dataset else self.text(self.value_in(settings))
 
     def matters_in(self, settings: "Settings") -> bool:
         """Return whether the training depends on it, and not only what the rule records."""
@@ -215,6 +226,31 @@ def _printable(name: str) -> str:
     return name
 
 
+def _as_dataset(text: str) -> str:
+    """Return a name as it is, and a path as an absolute one: a resume may start elsewhere."""
+    if _PATH.fullmatch(text) or ("/" in text and os.path.exists(text)):
+        path = _checked_path(Path(text)).expanduser()
+        # A name is taken from its last part, which must not be two dots.
+        return os.path.realpath(path) if ".." in path.parts else str(path.absolute())
+    if not _DATASET_NAME.fullmatch(text):
+        raise PydanticCustomError("dataset", "neither a name nor a path")
+    return text
+
+
+BUILT_IN_MODELS = ("mlp", "cnn")
+_NETWORK = re.compile(r"([^:]+):([A-Za-z_]\w*(?:\.\w+)*)")  # a file or a module, and a name
+
+
+def _as_network(text: str) -> str:
+    """Return a built-in network or a module as it is, and the path of a file as an absolute one."""
+    parts = _NETWORK.fullmatch(text)
+    if parts is None and text not in BUILT_IN_MODELS:
+        raise PydanticCustomError("network", "neither a name nor a path with a name")
+    if parts is None or not parts[1].endswith(".py"):
+        return text
+    return f"{_checked_path(Path(parts[1])).expanduser().absolute()}:{parts[2]}"
+
+
 def expand_home(path: Path) -> Path:
     """Replace ~ by the home folder; raises ``ConfigError`` where there is none."""
     try:
@@ -239,6 +275,7 @@ FolderPath = Annotated[Path, Field(strict=False), AfterValidator(_checked_path)]
 FolderName = Annotated[
     str, Field(pattern=r"^[^./\\\s][^/\\]*$", max_length=50), AfterValidator(_printable)
 ]
+DatasetName = Annotated[str, AfterValidator(_as_dataset)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, le=1_000_000)]
 Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
@@ -247,9 +284,7 @@ LayerSizes = Annotated[
     tuple[Annotated[int, Field(ge=1, le=100_000)], ...], BeforeValidator(_as_sizes)
 ]
 JsonObject = Annotated[str, BeforeValidator(_as_json), AfterValidator(_printable)]
-NetworkName = Annotated[
-    str, Field(pattern=r"^(mlp|cnn|[^:]+:[A-Za-z_]\w*(\.\w+)*)$"), AfterValidator(_printable)
-]
+NetworkName = Annotated[str, AfterValidator(_as_network), AfterValidator(_printable)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 SeedTuple = Annotated[
     tuple[Seed, ...],
@@ -268,13 +303,15 @@ class Table(BaseModel):
 
 
 class DataSettings(Table):
-    dataset: str = declare(
+    dataset: DatasetName = declare(
         "auto",
         "Data set: the name of an image classification set of tensorflow-datasets (fashion_mnist, "
-        "mnist, kmnist, cifar10, ...), garments (built in, needs no network), or auto "
-        "(Fashion-MNIST if it is available, else garments)",
-        values_text="auto, garments or the name of a tensorflow-datasets set, and not a path",
-        pattern=r"^[a-z0-9_]+(/[\w.-]+)?(:[\d.*]+)?$",
+        "mnist, kmnist, cifar10, ...), garments (built in, needs no network), auto "
+        "(Fashion-MNIST if it is available, else garments), or the path of your own images (an "
+        ".npz file, or a folder with a folder of PNG or JPEG files for each class)",
+        values_text="auto, garments, the name of a tensorflow-datasets set, or a path such as "
+        "./images or images.npz",
+        on_resume="moved",
     )
     data_dir: FolderPath = _free_setting(
         Path("~/tensorflow_datasets"),
@@ -297,7 +334,12 @@ class DataSettings(Table):
     val_fraction: Fraction = declare(
         0.0,
         "Fraction of the training images held out for validation, the same images for every seed; "
-        "the val modes need it",
+        "the val modes need it, unless the data set has validation images of its own",
+    )
+    test_fraction: Fraction = declare(
+        0.0,
+        "Fraction of your own images held out for testing, the same images of each class for every "
+        "seed, where they have no test images",
     )
     train_examples: OptionalCount = declare(
         None, "Use only the first N training images", default_text="all"
@@ -313,13 +355,32 @@ class DataSettings(Table):
     )
 
     @property
+    def path(self) -> Path | None:
+        """The absolute path of the user's own images, or None for a name."""
+        return Path(self.dataset) if self.dataset.startswith("/") else None
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether the images are the user's own: of a path, or arrays in memory."""
+        return self.path is not None or self.dataset.startswith("arrays-")
+
+    @property
+    def may_have_val(self) -> bool:
+        """Whether images may be held out; the data decide for the user's own."""
+        return self.val_fraction > 0 or self.is_custom
+
+    @property
+    def name(self) -> str:
+        """The name of the data set; that of a path is its last part."""
+        if self.path is None:
+            return self.dataset
+        return self.path.name.removesuffix(".npz") or self.dataset
+
+    @property
     def title(self) -> str:
         """The name of the data set; that of the built-in drawings says that they are drawings."""
         is_drawn = self.dataset == "garments"
-        return self.dataset + " (built-in drawings, not Fashion-MNIST)" * is_drawn
-
-
-BUILT_IN_MODELS = ("mlp", "cnn")
+        return self.name + " (built-in drawings, not Fashion-MNIST)" * is_drawn
 
 
 class ModelSettings(Table):
@@ -328,6 +389,7 @@ class ModelSettings(Table):
         "Network: mlp (dense layers, those of the experiment), cnn (two convolutions and two dense "
         "layers), or your own Flax module as FILE.py:NAME or package.module:NAME",
         values_text="mlp, cnn, FILE.py:NAME or package.module:NAME",
+        on_resume="moved",
     )
     model_args: JsonObject = declare(
         "{}",
@@ -559,13 +621,16 @@ class Settings(Table):
         """Yield one sentence per combination of valid settings that cannot be used."""
         if self.plateau.rtol == 0 and self.plateau.atol == 0:
             yield "--rtol and --atol are both 0: one of them must be above 0"
-        if self.plateau.split == "val" and self.data.val_fraction == 0:
+        if self.plateau.split == "val" and not self.data.may_have_val:
             yield f"--mode {self.plateau.mode} needs held-out images: add --val-fraction 0.1"
         model = self.model
         if model.model == "mlp" and model.arguments:
             yield f"--model-args {model.model_args} is not for mlp: it takes --hidden-sizes"
         if model.model != "mlp" and model.hidden_sizes != ModelSettings().hidden_sizes:
             yield f"--hidden-sizes is for mlp: --model {model.model} takes --model-args"
+        if self.data.test_fraction > 0 and not self.data.is_custom:
+            problem = f"--test-fraction {self.data.test_fraction:g} has no meaning for"
+            yield f"{problem} {self.data.dataset}: it has test images of its own"
         yield from self.cluster.problems()
         optimizer = self.optimizer
         for flag, value, takers in (

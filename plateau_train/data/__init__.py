@@ -7,15 +7,18 @@ needed, by the functions below.
 import hashlib
 import logging
 import math
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from plateau_train import config
 from plateau_train.data import cache
-from plateau_train.data.splits import Dataset, Split, split_dataset
+from plateau_train.data.splits import Dataset, Progress, Split, split_dataset
 from plateau_train.errors import DataUnavailableError
 
 # What --dataset auto loads, and what it loads if that is not available.
@@ -24,19 +27,34 @@ AUTO, PREFERRED, BUILT_IN = "auto", "fashion_mnist", "garments"
 log = logging.getLogger("plateau_train")
 
 
-def load(settings: config.DataSettings) -> Dataset:
+def load(settings: config.DataSettings, progress: Progress | None = None) -> Dataset:
     """Load a data set, cut to the examples and split as the settings say.
 
-    Raises ``DataError``. Only ``auto`` falls back to the built-in set, and only if Fashion-MNIST is
-    neither prepared nor available for download.
+    ``progress`` is called while image files are decoded. Raises ``DataError``. Only ``auto`` falls
+    back to the built-in set, and only if Fashion-MNIST is neither prepared nor available for
+    download.
     """
     try:
-        dataset = _load_whole(settings)
+        dataset = _load_whole(settings, progress=progress)
     except DataUnavailableError as error:
         if settings.dataset != AUTO:
             raise
         dataset = replace(_load_built_in(settings), fallback="; ".join(error.problems))
-    return split_dataset(dataset, settings)
+    dataset = split_dataset(dataset, settings)
+    if settings.is_custom:
+        _warn_of_missing_classes(dataset)
+    return dataset
+
+
+def _warn_of_missing_classes(dataset: Dataset) -> None:
+    """Log how many classes the cut left without a training image."""
+    num_classes = len(dataset.class_names)
+    num_missing = num_classes - len(np.unique(dataset.train.labels))
+    if num_missing:
+        log.warning(
+            f"{num_missing} of {num_classes} classes have no training image: --train-examples "
+            "takes the first ones, and those of a folder are sorted by class."
+        )
 
 
 def prepare(settings: config.DataSettings, manual_dir: Path | None = None) -> str:
@@ -46,27 +64,41 @@ def prepare(settings: config.DataSettings, manual_dir: Path | None = None) -> st
     """
     if settings.dataset == BUILT_IN:
         return f"{BUILT_IN} is built in and needs no preparation"
+    if settings.path is not None and not os.path.exists(settings.path):
+        raise DataUnavailableError(
+            f"{settings.path} does not exist", hint="give a folder or an .npz file: --dataset PATH"
+        )
+    if settings.is_custom:
+        return f"{settings.dataset} needs no preparation: its images are read where they are"
     from plateau_train.data import tfds
 
     return tfds.Source(_full_name(settings), settings.data_dir).prepare(manual_dir)
 
 
-def describe(settings: config.DataSettings) -> dict[str, str]:
+def keep_arrays(arrays: Sequence[Any]) -> str:
+    """Keep arrays in memory, and return the name that loads them; raises ``DataError``."""
+    from plateau_train.data import arrays as own
+
+    return own.keep_arrays(arrays)
+
+
+def describe(settings: config.DataSettings, progress: Progress | None = None) -> dict[str, str]:
     """Describe a prepared data set; raises ``DataError``."""
-    dataset = _load_whole(settings, download=False)
+    dataset = _load_whole(settings, download=False, progress=progress)
     # From the counts of the 256 values: the images as floats would take eight times the memory.
     values, counts = np.unique_counts(dataset.train.images)
     mean = np.average(values / 255, weights=counts)
     deviation = math.sqrt(np.average((values / 255 - mean) ** 2, weights=counts))
+    named = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    splits = {name: split for name, split in named.items() if split is not None}
     return {
         "name": dataset.name,
         "source": dataset.source,
-        "train": f"{len(dataset.train.labels):,} images",
-        "test": f"{len(dataset.test.labels):,} images",
+        **{name: f"{len(split.labels):,} images" for name, split in splits.items()},
         "shape": "x".join(map(str, dataset.image_shape)) + ", 8 bits per value",
         "pixels": f"mean {mean:.5f}, standard deviation {deviation:.5f}, from 0 to 1",
         "classes": f"{len(dataset.class_names)}: {', '.join(dataset.class_names)}",
-        "per class": f"{_class_size(dataset.train)} in train, {_class_size(dataset.test)} in test",
+        "per class": ", ".join(f"{_class_size(split)} in {name}" for name, split in splits.items()),
     }
 
 
@@ -80,8 +112,14 @@ def _full_name(settings: config.DataSettings) -> str:
     return PREFERRED if settings.dataset == AUTO else settings.dataset
 
 
-def _load_whole(settings: config.DataSettings, *, download: bool = True) -> Dataset:
+def _load_whole(
+    settings: config.DataSettings, *, download: bool = True, progress: Progress | None = None
+) -> Dataset:
     """Load all images, from the cache unless a file of the prepared set has changed since."""
+    if settings.is_custom:
+        from plateau_train.data import images
+
+        return images.load(settings, progress)
     if settings.dataset == BUILT_IN:
         return _load_built_in(settings)
     name = _full_name(settings)

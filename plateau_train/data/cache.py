@@ -1,6 +1,6 @@
 """Decoded data sets on disk, so that only the first start has to decode.
 
-A set is one plain ``.npz`` file: the arrays of its two splits, and a JSON ``manifest`` with its
+A set is one plain ``.npz`` file: the arrays of its splits, and a JSON ``manifest`` with its
 name, source and classes, the fingerprint of what it was made from, and the SHA-256 of the arrays.
 No function raises: a file that is missing, stale, damaged or foreign counts as not cached, and a
 set that cannot be written stays uncached.
@@ -23,7 +23,7 @@ from plateau_train.config.files import is_private
 from plateau_train.data.splits import Dataset, Split
 
 FORMAT = 2
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "val")  # the last one only of some sets
 DESCRIPTION = ("name", "source", "class_names")
 
 # No write takes that long: an older temporary file was left by a process that was killed.
@@ -54,11 +54,14 @@ def read(path: Path, fingerprint: str) -> Dataset | None:
         # Opened here: numpy.load does not close a file that is not a zip.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             text = arrays["manifest"].item()
-            train, test = (
-                Split(*(arrays[f"{split}/{field}"] for field in Split._fields)) for split in SPLITS
-            )
+            splits = {
+                split: Split(*(arrays[f"{split}/{field}"] for field in Split._fields))
+                for split in SPLITS
+                if split != "val" or "val/images" in arrays
+            }
         name, source, class_names = (json.loads(text)[key] for key in DESCRIPTION)
-        dataset = Dataset(name, source, tuple(class_names), train, test)
+        parts = splits["train"], splits["test"], splits.get("val")
+        dataset = Dataset(name, source, tuple(class_names), *parts)
         is_sound = text == _manifest(dataset, fingerprint) and _is_image_set(dataset)
         return dataset if is_sound else None
     except Exception:  # zip, NumPy and JSON raise many kinds of errors for foreign bytes
@@ -70,6 +73,7 @@ def write(path: Path, fingerprint: str, dataset: Dataset) -> None:
     arrays: dict[str, Any] = {
         f"{split}/{field}": array
         for split in SPLITS
+        if getattr(dataset, split) is not None
         for field, array in getattr(dataset, split)._asdict().items()
     }
     if not is_private(path.parent):
@@ -101,7 +105,7 @@ def _is_image_set(dataset: Dataset) -> bool:
         and images.size > 0
         and labels.min() >= 0
         and labels.max() < num_classes
-        for images, labels in (dataset.train, dataset.test)
+        for images, labels in filter(None, (dataset.train, dataset.test, dataset.val))
     )
 
 

@@ -1,6 +1,7 @@
 """A data set as whole arrays in memory, and its training, validation and test splits."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -9,6 +10,9 @@ from jaxtyping import Int32, UInt8
 
 from plateau_train import config
 from plateau_train.errors import ConfigError
+
+# Called while images are decoded, with the number of those that are done, and of all.
+Progress = Callable[[int, int], object]
 
 
 class Split(NamedTuple):
@@ -23,6 +27,7 @@ class Split(NamedTuple):
 class Dataset:
     """Images and labels, and where they come from.
 
+    ``val`` are the validation images that the set has of its own, or those that were held out.
     ``fallback`` is the reason why this data set replaces another one, or empty.
     """
 
@@ -58,6 +63,27 @@ class Dataset:
         return digest.hexdigest()
 
 
+def hold_out_test(train: Split, fraction: float) -> tuple[Split, Split]:
+    """Return the images without a fraction of each class, and these as test images.
+
+    They do not depend on the run's seed. Their order is kept. Raises ``ConfigError`` where a class
+    would have no image left, or no class a test image.
+    """
+    random = np.random.Generator(np.random.PCG64(0))
+    is_test = np.zeros(len(train.labels), bool)
+    for number in range(train.labels.max() + 1):
+        members = np.flatnonzero(train.labels == number)
+        chosen = random.permutation(members)[: round(fraction * len(members))]
+        is_test[chosen] = True
+        if len(chosen) == len(members):
+            problem = f"--test-fraction {fraction:g} holds out all images of a class"
+            raise ConfigError(f"{problem} of {len(members):,}", hint="use --test-fraction 0.2")
+    if not is_test.any():
+        problem = f"--test-fraction {fraction:g} holds out none of {len(is_test):,} images"
+        raise ConfigError(problem, hint="use --test-fraction 0.2")
+    return train.take(np.flatnonzero(~is_test)), train.take(np.flatnonzero(is_test))
+
+
 def split_dataset(dataset: Dataset, settings: config.DataSettings) -> Dataset:
     """Cut a data set to the number of examples in the settings, and hold out the validation split.
 
@@ -66,7 +92,13 @@ def split_dataset(dataset: Dataset, settings: config.DataSettings) -> Dataset:
     """
     train = dataset.train.take(slice(settings.train_examples))
     test = dataset.test.take(slice(settings.test_examples))
-    num_train, val = len(train.labels), None
+    num_train, val = len(train.labels), dataset.val
+    if val is not None and settings.val_fraction > 0:
+        raise ConfigError(
+            f"{dataset.name} has {len(val.labels):,} validation images of its own, and "
+            f"--val-fraction {settings.val_fraction:g} would hold out others",
+            hint="leave out --val-fraction",
+        )
     if settings.val_fraction > 0:
         num_val = round(settings.val_fraction * num_train)
         if num_val in (0, num_train):
@@ -77,7 +109,8 @@ def split_dataset(dataset: Dataset, settings: config.DataSettings) -> Dataset:
         # Sorted: the training images keep their order.
         val, train = train.take(np.sort(order[:num_val])), train.take(np.sort(order[num_val:]))
     if settings.batch_size > len(train.labels):
-        held_out = f" that --val-fraction {settings.val_fraction:g} leaves" if val else ""
+        is_cut = settings.val_fraction > 0
+        held_out = f" that --val-fraction {settings.val_fraction:g} leaves" if is_cut else ""
         problem = f"--batch-size {settings.batch_size:,} is larger than the {len(train.labels):,}"
         hint = f"use --batch-size {len(train.labels)} or less"
         raise ConfigError(f"{problem} training images of {dataset.name}{held_out}", hint=hint)

@@ -179,8 +179,10 @@ class Source:
                 near = did_you_mean(self.name, [*tfds.list_builders(), "garments"])
                 hint = (
                     "use a name of tensorflow-datasets (fashion_mnist, mnist, cifar10, ...), "
-                    "or garments, which is built in"
+                    "garments, which is built in, or the path of your own images, such as ./images"
                 )
+                if os.path.exists(self.name):
+                    hint = f"use --dataset ./{self.name} for your own images of that name"
                 raise DataError(f"there is no data set {self.name}{near}", hint=hint) from None
             if isinstance(error, AssertionError | ValueError):  # unknown configuration or version
                 problem = f"tensorflow-datasets has no {self.name}: {_first_line(error)}"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rich import progress as bars
 from rich.cells import cell_len
 from rich.console import Console
 from rich.panel import Panel
@@ -19,6 +20,8 @@ from rich.text import Text
 from plateau_train.errors import ChangedSettingsError, InterruptedRunError, PlateauTrainError
 
 MISSING = "-"  # the text for a value of None in a table
+
+Update = Callable[[int, int], object]  # of a bar, with how much is done, and of how much
 
 UNLIMITED = 1_000_000  # characters of a line that is not on a terminal
 
@@ -58,13 +61,27 @@ def _console(*, to_stderr: bool = False) -> Iterator[Console]:
 
 
 @contextlib.contextmanager
-def busy(text: str) -> Iterator[None]:
-    """Show a spinner on a terminal while the block runs; messages appear above it."""
+def busy(text: str) -> Iterator[Update | None]:
+    """Show a spinner on a terminal while the block runs; messages appear above it.
+
+    Yields a function that turns it into a bar, or None where nothing is shown.
+    """
     console = make_console(to_stderr=True)
     # A kernel sets FORCE_COLOR, with which Rich takes any file for a terminal.
     is_terminal = console.is_terminal and sys.stderr.isatty()
-    with console.status(text) if is_terminal else contextlib.nullcontext():
-        yield
+    if not is_terminal:
+        yield None
+        return
+    spinner = bars.SpinnerColumn(), bars.TextColumn("{task.description}")
+    bar = bars.BarColumn(bar_width=30), bars.MofNCompleteColumn()
+    with bars.Progress(*spinner, console=console, transient=True) as progress:
+        task = progress.add_task(text, total=None)
+
+        def update(num_done: int, num_images: int) -> None:
+            progress.columns = (*spinner, *bar, bars.TimeRemainingColumn(compact=True))
+            progress.update(task, completed=num_done, total=num_images)
+
+        yield update
 
 
 class _LogHandler(logging.Handler):

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from plateau_train.config import Settings
-from plateau_train.report.console import make_console, printable
+from plateau_train.report.console import Update, make_console, printable
 from plateau_train.report.progress import ProgramReport, RunReport, show_range
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
@@ -41,7 +41,7 @@ class _Plain(RunReport):
         super().__init__(is_quiet=is_quiet)
         self._console = make_console(is_plain=True)
 
-    def loading(self) -> contextlib.AbstractContextManager[object]:
+    def loading(self) -> contextlib.AbstractContextManager[Update | None]:
         return contextlib.nullcontext()
 
 
@@ -72,10 +72,15 @@ class NotebookReport(RunReport):
         self._metrics, self._folder, self._is_running = "", "", False
         self._updated = 0.0
 
-    def loading(self) -> contextlib.AbstractContextManager[object]:
+    def loading(self) -> contextlib.AbstractContextManager[Update | None]:
         """Show the bar."""
         self._update("loading the data")
-        return contextlib.nullcontext()
+        return contextlib.nullcontext(self._on_decoded)
+
+    def _on_decoded(self, num_done: int, num_images: int) -> None:
+        """Show how many images are decoded, a few times a second."""
+        if time.monotonic() - self._updated > REFRESH_SECONDS:
+            self._update(f"loading the data, {num_done:,} of {num_images:,} images")
 
     def on_start(self, info: TrainingInfo) -> None:
         """Warn where the rate cannot drop."""

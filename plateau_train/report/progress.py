@@ -15,6 +15,7 @@ from plateau_train.errors import PROGRAM
 from plateau_train.report.console import (
     Column,
     Table,
+    Update,
     busy,
     lay_out,
     make_console,
@@ -41,7 +42,7 @@ class RunReport:
         self._last_epoch = -1
         self._names: list[str] = []  # of the runs of a program, if there may be several
 
-    def loading(self) -> contextlib.AbstractContextManager[object]:
+    def loading(self) -> contextlib.AbstractContextManager[Update | None]:
         """Show that the data are loaded."""
         return contextlib.nullcontext() if self.is_quiet else busy("loading the data")
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from plateau_train.config import Settings
+from plateau_train.data.splits import Progress
 from plateau_train.errors import (
     PROGRAM,
     InterruptedRunError,
@@ -43,8 +44,11 @@ SavePlot = Callable[[Path, Sequence[History], Settings], object]
 class Callbacks(Protocol):
     """What the loop calls; ``NoCallbacks`` ignores everything."""
 
-    def loading(self) -> contextlib.AbstractContextManager[object]:
-        """Called before the data are loaded; the result is closed after it."""
+    def loading(self) -> contextlib.AbstractContextManager[Progress | None]:
+        """Called before the data are loaded; the result is closed after it.
+
+        It may yield a function that is called while image files are decoded.
+        """
         return contextlib.nullcontext()
 
     def on_start(self, info: TrainingInfo) -> None:

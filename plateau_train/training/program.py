@@ -60,9 +60,16 @@ class Program:
     """The replicas of runs that share a ``Spec`` and a data set, on the devices of a mesh."""
 
     def __init__(self, runs: Sequence[Settings], dataset: Dataset) -> None:
-        """Prepare the devices; raises ``ConfigError`` where devices or memory do not suffice."""
+        """Prepare the devices; raises ``ConfigError`` where data or devices do not suffice."""
         first, num_examples = runs[0], len(dataset.train.labels)
         self.runs, self.dataset = runs, dataset
+        for settings in runs:
+            if settings.plateau.split == "val" and dataset.val is None:
+                raise ConfigError(
+                    f"--mode {settings.plateau.mode} needs held-out images, and {dataset.name} has "
+                    "no validation images of its own",
+                    hint="add --val-fraction 0.1",
+                )
         self.members = [
             Member(run, replica, seed, settings)
             for run, settings in enumerate(runs)

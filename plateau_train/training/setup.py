@@ -11,14 +11,13 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from plateau_train import config, data
 from plateau_train.config import Resolved, Setting, Settings
 from plateau_train.config.files import read_file
 from plateau_train.config.toml import to_toml
-from plateau_train.data.splits import Dataset
+from plateau_train.data.splits import Dataset, Progress
 from plateau_train.errors import (
     PROGRAM,
     ConfigError,
@@ -48,19 +47,10 @@ def localize(resolved: Resolved) -> Resolved:
     if resolved.settings.run.threads is None:
         cores = environment.available_cores()
         resolved = resolved.replace("threads", cores, "the available cores")
-    return absolute_paths(resolved).without_cluster()
-
-
-def absolute_paths(resolved: Resolved) -> Resolved:
-    """Make the paths of data and code absolute: a resume may start in another folder."""
     data_dir = config.expand_home(resolved.settings.data.data_dir)
     if not data_dir.is_absolute():
         resolved = resolved.replace("data_dir", data_dir.absolute(), resolved.origin("data_dir"))
-    if (model := resolved.settings.model).is_file:
-        file, name = model.place
-        path = config.expand_home(Path(file)).absolute()
-        resolved = resolved.replace("model", f"{path}:{name}", resolved.origin("model"))
-    return resolved
+    return resolved.without_cluster()
 
 
 def adopt(own: Resolved, leader: Resolved | None) -> Resolved | None:
@@ -87,19 +77,24 @@ def adopt(own: Resolved, leader: Resolved | None) -> Resolved | None:
 
 
 def load_data(
-    settings: Settings, directory: RunDirectory | None = None, known: DatasetFacts | None = None
+    settings: Settings,
+    directory: RunDirectory | None = None,
+    known: DatasetFacts | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> tuple[Dataset, DatasetFacts]:
     """Load the data in every process, of a new run or again for the run in ``directory``.
 
-    Raises ``DataError`` where they are not the ``known`` ones that the run began with, and
-    ``ClusterError`` where the processes have not loaded the same.
+    ``progress`` is called while image files are decoded. Raises ``DataError`` where they are not
+    the ``known`` ones that the run began with, and ``ClusterError`` where the processes have not
+    loaded the same.
     """
     with cluster.fail_together():
         try:
-            dataset = data.load(settings.data)
+            dataset = data.load(settings.data, progress)
         except DataUnavailableError as error:
             if directory is not None:
-                error.hint = "give the folder that it is in now: --data-dir DIR"
+                error.hint = _hint_of_place(settings.data)
             raise
         if directory is None and dataset.fallback:
             log.warning(
@@ -111,7 +106,7 @@ def load_data(
             dataset = replace(dataset, fallback=known.fallback)
         facts = describe_data(dataset)
         if directory is not None:
-            refuse_other_data(directory, known, facts, dataset)
+            refuse_other_data(directory, known, facts, dataset, settings.data)
         enable_compilation_cache(settings.data.cache_dir)
     cluster.require_same("data", facts.sha256)
     cluster.require_same("versions", json.dumps(environment.describe_versions()))
@@ -119,15 +114,28 @@ def load_data(
 
 
 def refuse_other_data(
-    directory: RunDirectory, before: DatasetFacts | None, facts: DatasetFacts, dataset: Dataset
+    directory: RunDirectory,
+    before: DatasetFacts | None,
+    facts: DatasetFacts,
+    dataset: Dataset,
+    settings: config.DataSettings,
 ) -> None:
     """Raise ``DataError`` where the data are not those that a run began with."""
     if before is not None and before.sha256 != facts.sha256:
         raise DataError(
             f"{directory.path} was trained on {before.name} of SHA-256 {before.sha256[:12]}..., "
             f"and {dataset.name} ({dataset.source}) has {facts.sha256[:12]}...",
-            hint="give the folder of the data that it began with: --data-dir DIR",
+            hint=f"the run needs the data that it began with: {_hint_of_place(settings)}",
         )
+
+
+def _hint_of_place(settings: config.DataSettings) -> str:
+    """Return how to give the data of a run that are in another place now."""
+    if settings.path is not None:
+        return "give the path that they have now: --dataset PATH"
+    if settings.is_custom:
+        return "give the arrays again in Python: dataset=(x_train, y_train, x_test, y_test)"
+    return "give the folder that they are in now: --data-dir DIR"
 
 
 def describe_data(dataset: Dataset) -> DatasetFacts:
@@ -351,7 +359,6 @@ def check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]:
     """
     problems: list[str] = []
     newest: Checkpoint | None = None
-    overrides = absolute_paths(overrides)
     with directory.locked():
         yield from _permit_check(directory, overrides)
         for file in checkpoint.candidates(directory.checkpoints):
@@ -473,8 +480,8 @@ def train_run(
     written. The folder of a new run is locked until ``stack`` is closed.
     """
     directory, known = (opened.directory, known_data(opened)) if opened else (None, None)
-    with callbacks.loading():
-        dataset, facts = load_data(resolved.settings, directory, known)
+    with callbacks.loading() as progress:
+        dataset, facts = load_data(resolved.settings, directory, known, progress=progress)
     resolved = name_dataset(resolved, dataset)
     with cluster.fail_together():
         program = Program([resolved.settings], dataset)

@@ -15,10 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plateau_train import config
 from plateau_train.config import SETTINGS, Resolved, Setting, Settings
-from plateau_train.data.splits import Dataset
+from plateau_train.config.settings import OnResume
+from plateau_train.data.splits import Dataset, Progress
 from plateau_train.errors import (
     PROGRAM,
     BusyRunError,
+    ConfigError,
     ForeignRunError,
     NonFiniteLossError,
     PictureError,
@@ -56,6 +58,11 @@ class SweepRun(BaseModel):
     settings: Settings
     origins: dict[str, str]
     fallback: str  # why its data replace others, or empty
+    has_own_val: bool = False  # whether its data have validation images of their own
+
+    @property
+    def has_val(self) -> bool:
+        return self.has_own_val or self.settings.data.val_fraction > 0
 
     @property
     def resolved(self) -> Resolved:
@@ -77,7 +84,7 @@ class SweepPlan(BaseModel):
         folders = [run.folder for run in self.runs]
         if unknown := set(self.varied) - {setting.key for setting in SETTINGS}:
             raise ValueError(f"there is no setting {', '.join(sorted(unknown))}")
-        if self.metric not in available_metrics([run.settings for run in self.runs]):
+        if self.metric not in available_metrics(has_val=all(run.has_val for run in self.runs)):
             raise ValueError(f"not all runs have the metric {self.metric}")
         if len(set(folders)) < len(folders):
             raise ValueError("two runs have the same folder")
@@ -101,10 +108,32 @@ class SweepPlan(BaseModel):
         return f"{len(self.runs)} runs, {' x '.join(grid)}" if grid else "1 run"
 
 
-def available_metrics(runs: Sequence[Settings]) -> list[str]:
+def available_metrics(*, has_val: bool) -> list[str]:
     """Return the metrics that all runs have: those on held-out images need some."""
-    has_val = all(settings.data.val_fraction > 0 for settings in runs)
     return [metric for metric in METRICS if has_val or not metric.startswith("val")]
+
+
+def choose_metric(metric: str | None, *, has_val: bool) -> str:
+    """Return the metric to sort by; the default is the accuracy on the validation or test images.
+
+    ``has_val`` says whether all runs have held-out images.
+
+    Raises ``ConfigError`` for an unknown metric, and for one that not all runs have.
+    """
+    available = available_metrics(has_val=has_val)
+    if metric is None:
+        return "val-accuracy" if "val-accuracy" in available else "test-accuracy"
+    if metric not in METRICS:
+        raise ConfigError(
+            f"--metric must be one of {', '.join(METRICS)}, got {metric}"
+            f"{config.did_you_mean(metric, METRICS)}",
+            hint="leave it out to sort by accuracy",
+        )
+    if metric not in available:
+        raise ConfigError(
+            f"--metric {metric} needs held-out images in every run", hint="add --val-fraction 0.1"
+        )
+    return metric
 
 
 class LoadedDatasets:
@@ -113,23 +142,31 @@ class LoadedDatasets:
     def __init__(self) -> None:
         self._datasets: dict[config.DataSettings, Dataset] = {}
 
-    def load(self, settings: Settings) -> Dataset:
+    def load(self, settings: Settings, progress: Progress | None = None) -> Dataset:
         if settings.data not in self._datasets:
-            dataset, _ = setup.load_data(settings)
+            dataset, _ = setup.load_data(settings, progress=progress)
             # Also under the name that replaces auto.
-            named = settings.data.model_copy(update={"dataset": dataset.name})
+            named = setup.name_dataset(Resolved(settings, {}), dataset).settings.data
             self._datasets.clear()
             self._datasets[settings.data] = self._datasets[named] = dataset
         return self._datasets[settings.data]
 
 
-def make_plan(sweep: config.Sweep, metric: str, datasets: LoadedDatasets) -> SweepPlan:
-    """Return the plan of a new sweep; raises where data, devices or memory do not suffice."""
+def make_plan(
+    sweep: config.Sweep,
+    metric: str | None,
+    datasets: LoadedDatasets,
+    progress: Progress | None = None,
+) -> SweepPlan:
+    """Return the plan of a new sweep; raises where data, devices or memory do not suffice.
+
+    Raises as ``choose_metric``.
+    """
     runs: list[SweepRun] = []
     programs: dict[Any, list[Settings]] = {}
     for number, cell in enumerate(map(setup.localize, sweep.cells), start=1):
         models.permit(cell.settings.model, cell.settings.data.cache_dir, is_named=True)
-        dataset = datasets.load(cell.settings)
+        dataset = datasets.load(cell.settings, progress)
         named = setup.name_dataset(cell, dataset)
         together = programs.setdefault(_program_key(named.settings), [])
         together.append(named.settings)
@@ -142,9 +179,11 @@ def make_plan(sweep: config.Sweep, metric: str, datasets: LoadedDatasets) -> Swe
                 settings=named.settings,
                 origins=named.origins,
                 fallback=dataset.fallback,
+                has_own_val=dataset.val is not None and named.settings.data.val_fraction == 0,
             )
         )
     varied = tuple(setting.key for setting in sweep.varied)
+    metric = choose_metric(metric, has_val=all(run.has_val for run in runs))
     return SweepPlan(varied=varied, metric=metric, runs=tuple(runs))
 
 
@@ -161,16 +200,21 @@ def create_sweep(plan: SweepPlan, stack: contextlib.ExitStack) -> RunDirectory:
 def merge_settings(plan: SweepPlan, overrides: Resolved, directory: RunDirectory) -> SweepPlan:
     """Merge the settings of all runs with overrides; raises as ``config.merge``.
 
-    Also permit the code of their networks; raises as ``setup.permit_model``.
+    What varies is fixed: an override would be the same for all runs. Also permit the code of the
+    networks; raises as ``setup.permit_model``.
     """
-    runs, overrides = [], setup.absolute_paths(overrides)
+
+    def policy(setting: Setting) -> OnResume:
+        return "fixed" if setting.key in plan.varied else config.sweep_policy(setting)
+
+    runs = []
     for run in plan.runs:
         merged = config.merge(
             run.resolved,
             overrides,
             problem=f"the sweep {directory.path} cannot continue with other settings",
             hint="leave these out; each of its runs can be resumed by itself, with more --epochs",
-            policy=config.sweep_policy,
+            policy=policy,
         )
         task = RunTask(merged, RunDirectory(directory.path / run.folder), None)
         begun, model = setup.known_environment(task), merged.settings.model
@@ -315,7 +359,7 @@ def _program_key(settings: Settings) -> Any:
 def _name_folder(number: int, resolved: Resolved, varied: Sequence[Setting]) -> str:
     """Name the folder of a run by its number and by the values that vary."""
     words = ",".join(
-        f"{setting.key}={setting.text(setting.value_in(resolved.settings)).replace(',', 'x')}"
+        f"{setting.key}={setting.short_text(resolved.settings).replace(',', 'x')}"
         for setting in varied
         if setting.matters_in(resolved.settings)
     )
@@ -366,7 +410,8 @@ def _train_program(
     dataset = replace(datasets.load(tasks[0].resolved.settings), fallback=fallback)
     facts = setup.describe_data(dataset)
     for task in tasks:
-        setup.refuse_other_data(task.directory, setup.known_data(task), facts, dataset)
+        known, settings = setup.known_data(task), task.resolved.settings.data
+        setup.refuse_other_data(task.directory, known, facts, dataset, settings)
         setup.refuse_damaged_run(task)
     program = Program([task.resolved.settings for task in tasks], dataset)
     for task in tasks:
