@@ -139,9 +139,10 @@ def is_permitted(settings: ModelSettings) -> bool:
 
 
 def refuse_other_source(
-    directory: RunDirectory, known: ModelFacts | None, now: Source | None
+    directory: RunDirectory, known: ModelFacts | None, settings: ModelSettings
 ) -> None:
     """Raise ``RunError`` where a network is not the one that a run began with."""
+    now, (_, name) = find_source(settings), settings.place
     if known is None or now is None:
         return
     problem = ""
@@ -152,8 +153,10 @@ def refuse_other_source(
         problem = f"{directory.path} was trained with another package: here is {versions}"
     if problem:
         raise RunError(
-            "\n".join((problem, *_differences(directory, known, now))),
-            hint=f"use the code of {directory.model}, or start a new run",
+            problem,
+            *_differences(directory, known, now),
+            hint=f"start a new run, or use the code that the run keeps: --model "
+            f"{shlex.quote(f'{directory.model}:{name}')}",
         )
 
 

@@ -195,7 +195,7 @@ def permit_model(
     Raises ``RunError`` for code that the run was not trained with, and ``ConfigError`` for code
     that the user has not named.
     """
-    models.refuse_other_source(directory, begun and begun.model, models.find_source(model))
+    models.refuse_other_source(directory, begun and begun.model, model)
     # The folder of the cache is that of this user, and never one that a run names.
     cache_dir = overrides.settings.data.cache_dir
     models.permit(model, cache_dir, is_named=overrides.is_explicit("model"))
