@@ -74,7 +74,7 @@ def export(
         checkpoint, _, number, title = choose_weights(directory, which, replica)
         log.info(f"{directory}, {title}")
         if export_format == "safetensors":
-            content = export_weights(directory.path.resolve().name, checkpoint, number)
+            content = export_weights(directory, checkpoint, number)
         else:
             start_devices(None)
             content = _export_network(directory, checkpoint, number, places)

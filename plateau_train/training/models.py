@@ -34,7 +34,7 @@ from plateau_train.numerics.adapters import from_functions, from_linen, from_nnx
 from plateau_train.numerics.architectures import CNN, MLP
 from plateau_train.numerics.model import Network, check_network
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.environment import Environment, ModelFacts
+from plateau_train.run.environment import Environment, ModelFacts, is_copy
 
 log = logging.getLogger("plateau_train")
 
@@ -158,13 +158,6 @@ def refuse_other_source(
             hint=f"start a new run, or use the code that the run keeps: --model "
             f"{shlex.quote(f'{directory.model}:{name}')}",
         )
-
-
-def is_copy(path: Path, facts: ModelFacts) -> bool:
-    """Return whether a file is a copy of the code of a network."""
-    with contextlib.suppress(OSError):
-        return hashlib.sha256(read_file(path, MOST_BYTES)).hexdigest() == facts.sha256
-    return False
 
 
 def require_copy(directory: RunDirectory, begun: Environment | None) -> None:
