@@ -67,7 +67,8 @@ def from_linen(module: nn.Module, *, title: str, num_classes: int, precision: Pr
         )
         return logits, dict(model_state)
 
-    def tabulate(images: Images, width: int) -> str:
+    def tabulate(image_shape: tuple[int, int, int], width: int) -> str:
+        images = jnp.zeros((1, *image_shape))
         options: Any = {"console_kwargs": {"width": width, "force_terminal": False}}
         keys = {PARAMS: jax.random.key(0), DROPOUT: jax.random.key(1)}
         return module.tabulate(keys, images, **options, **arguments(is_training=False))
@@ -113,7 +114,8 @@ def from_nnx(
         _, (_, _, model_state) = split(module)
         return logits, model_state if is_training else variables.model_state
 
-    def tabulate(images: Images, width: int) -> str:
+    def tabulate(image_shape: tuple[int, int, int], width: int) -> str:
+        images = jnp.zeros((1, *image_shape))
         options: Any = {"console_kwargs": {"width": width, "force_terminal": False}}
         module = make(rngs=nnx.Rngs(0))
         module.eval()
@@ -169,7 +171,7 @@ def from_functions(
         whole = {PARAMS: params, **model_state} if has_collections else params
         return functions.apply(whole, images), model_state
 
-    def tabulate(_: Images, width: int) -> str:
+    def tabulate(_: tuple[int, int, int], width: int) -> str:
         arrays = name_arrays(shapes)
         return "\n".join(
             f"{name:<{width // 2}} {leaf.dtype}{leaf.shape}" for name, leaf in arrays.items()
