@@ -1,6 +1,6 @@
 """The numerics of training: model, plateau rule, schedules, one step, and the axis of replicas.
 
-Pure functions of arrays: no files, no clock, no terminal, no environment. Imports config and errors.
+Pure functions of arrays: no files, no clock, no terminal, no environment. Imports config, errors.
 """
 
 from importlib import import_module
