@@ -35,7 +35,7 @@ def train(
         assert adopted is not None
         with cluster.fail_together():
             models.permit(own.settings.model, own.settings.data.cache_dir, is_named=True)
-        return setup.train_run(adopted, None, callbacks, plots.save_run_plot, stack)
+        return setup.train_run(adopted, None, callbacks, plots.save_run_plot, stack, is_new=True)
 
 
 class DryRun(NamedTuple):
@@ -81,7 +81,7 @@ def resume(
     """Continue a run from its newest intact checkpoint; return it if it is done already.
 
     Only explicit overrides count. Nothing is written before everything is checked. Raises as
-    ``setup.open_run``, and ``DataError`` for other data.
+    ``setup.open_run`` and ``setup.check_run``, and ``DataError`` for other data.
     """
     with contextlib.ExitStack() as stack:
         overrides = overrides.without_cluster()
@@ -92,6 +92,8 @@ def resume(
             # Before the first collective, which uses the devices.
             settings = overrides.settings if task is None else task.resolved.settings
             start_devices(settings.run.threads)
+            if task is not None:
+                setup.check_run(task, overrides)
         is_over = task is not None and setup.is_done(task)
         resolved = setup.adopt(overrides, None if task is None or is_over else task.resolved)
         if resolved is None:
@@ -99,5 +101,5 @@ def resume(
         with cluster.fail_together():
             cache_dir, is_named = overrides.settings.data.cache_dir, overrides.is_explicit("model")
             models.permit(resolved.settings.model, cache_dir, is_named=is_named)
-        setup.train_run(resolved, task, callbacks, plots.save_run_plot, stack)
+        setup.train_run(resolved, task, callbacks, plots.save_run_plot, stack, is_new=False)
     return None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from plateau_train.config import Precision
-from plateau_train.numerics.model import Images, Logits, Network, Variables, name_arrays
+from plateau_train.numerics.model import Images, Logits, Network, Variables, key_shape, name_arrays
 
 # The arguments that tell a network whether it is trained, and their values in training.
 TRAINING_ARGUMENTS = {
@@ -99,7 +99,7 @@ def from_functions(
     trained as a whole.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(functions.init, jax.random.key(0), images)
+    shapes = jax.eval_shape(functions.init, key_shape(), images)
     has_collections = isinstance(shapes, Mapping) and PARAMS in shapes
 
     def init(key: Key[Array, ""], images: Images) -> Variables:

@@ -84,7 +84,12 @@ def measure(network: Network, image_shape: tuple[int, int, int]) -> ModelSize:
 def init_shapes(network: Network, image_shape: tuple[int, int, int]) -> Variables:
     """Return the shapes and types of the variables."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), images)
+    return jax.eval_shape(network.init, key_shape(), images)
+
+
+def key_shape() -> Any:
+    """Return the shape and type of a key; a key itself would start the devices."""
+    return jax.eval_shape(jax.random.key, 0)
 
 
 def _count_residuals(network: Network, variables: Variables, shape: tuple[int, ...]) -> int:
@@ -99,7 +104,7 @@ def _count_residuals(network: Network, variables: Variables, shape: tuple[int, .
         return jax.vjp(logits, variables.params, has_aux=True)[1]
 
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    return count_bytes(jax.eval_shape(residuals, variables, images, jax.random.key(0)))
+    return count_bytes(jax.eval_shape(residuals, variables, images, key_shape()))
 
 
 def check_network(network: Network, image_shape: tuple[int, int, int]) -> None:
@@ -117,7 +122,7 @@ def check_network(network: Network, image_shape: tuple[int, int, int]) -> None:
         )
     num_images = 3  # neither an axis of length 1, which hides errors, nor a usual size of another
     images = jax.ShapeDtypeStruct((num_images, *image_shape), jnp.uint8)
-    for purpose, key in (("training", jax.random.key(0)), ("evaluation", None)):
+    for purpose, key in (("training", key_shape()), ("evaluation", None)):
         logits, model_state = jax.eval_shape(network.apply, variables, images, key)
         expected = (num_images, network.num_classes)
         if logits.shape != expected:

@@ -166,22 +166,28 @@ def create_folder(
 
 
 def open_run(directory: RunDirectory, overrides: Resolved, stack: contextlib.ExitStack) -> RunTask:
-    """Lock a run and read what it continues from; nothing is written.
+    """Lock a run and read what it continues from; nothing is written, and no device is used.
 
     Raises ``BusyRunError`` where another process has locked it, ``RunError`` where no checkpoint is
-    intact or a file that it needs is damaged, and ``ChangedSettingsError`` for settings that it
-    cannot change.
+    intact, and ``ChangedSettingsError`` for settings that it cannot change.
     """
     stack.enter_context(directory.locked())
     previous, problems = checkpoint.read_newest(directory.checkpoints)
     refuse_lost_run(directory, previous, problems)
-    task = RunTask(merge_settings(directory, overrides, previous), directory, previous)
-    permit_model(directory, known_environment(task), task.resolved.settings.model, overrides)
-    refuse_damaged_run(task)
-    if problems:
-        where = f"The run continues from epoch {task.last_epoch}."
+    if problems and previous:
+        where = f"The run continues from epoch {previous.manifest.epoch}."
         log.warning("%s", "\n".join((*problems, where)))
-    return task
+    return RunTask(merge_settings(directory, overrides, previous), directory, previous)
+
+
+def check_run(task: RunTask, overrides: Resolved) -> None:
+    """Verify the files of a run with its network, whose code may use the devices.
+
+    Raises ``RunError`` where a file that it needs is damaged, and as ``permit_model``.
+    """
+    model = task.resolved.settings.model
+    permit_model(task.directory, known_environment(task), model, overrides)
+    refuse_damaged_run(task)
 
 
 def permit_model(
@@ -473,6 +479,8 @@ def train_run(
     callbacks: Callbacks,
     save_plot: SavePlot,
     stack: contextlib.ExitStack,
+    *,
+    is_new: bool,
 ) -> RunDirectory | None:
     """Train one run in every process: in process 0 the one that it opened, or a new one.
 
@@ -485,7 +493,7 @@ def train_run(
     resolved = name_dataset(resolved, dataset)
     with cluster.fail_together():
         program = Program([resolved.settings], dataset)
-    if opened is None:
+    if is_new:  # in every process: only process 0 opens a run
         try_network(program)
     tasks: list[RunTask] = []
     with cluster.fail_together():
