@@ -52,7 +52,7 @@ def _examples(*arguments: str) -> str:
 
 
 ConfigFile = Annotated[
-    Path | None, _option("TOML file with settings; flags override them", "FILE", "--config")
+    Path | None, _option("TOML file; flags override its settings", "FILE", "--config")
 ]
 RunArgument = Annotated[
     Path | None,
@@ -331,7 +331,7 @@ def bare(
 ) -> None:
     """Train a network with reduce-on-plateau, and show when the rate drops and why.
 
-    Without a command it trains, like the command train. The help of train lists all settings.
+    Without a command it trains. The help of train lists all settings.
     """
     del version
     _train(resolved, dry_run=dry_run)
