@@ -1,6 +1,5 @@
 """plateau-train export: what other programs read from a run, and what is refused."""
 
-import contextlib
 import csv
 import hashlib
 import io
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas
 import pytest
-from helpers import SMALL
+from helpers import SMALL, call
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tensorboardX.proto import event_pb2, plugin_hparams_pb2
@@ -35,15 +34,6 @@ SMALL_DATA = DataSettings(dataset="garments", train_examples=600, test_examples=
 FORMATS = ("safetensors", "stablehlo", "csv", "tensorboard")
 
 pytestmark = pytest.mark.usefixtures("no_saved_plots")
-
-
-def call(*words):
-    """Run a command in this process, and return what it prints on standard output."""
-    output = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
-        patch.setattr("sys.argv", ["plateau-train", *map(str, words)])
-        assert cli.main() == 0
-    return output.getvalue()
 
 
 def export(run, kind, path, *words):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from helpers import SMALL, command
+from helpers import SMALL, call, command
 
 import plateau_train as pt
 from plateau_train import cli
@@ -24,15 +24,6 @@ from plateau_train.run.directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tables.md"
-
-
-def call(*words):
-    """Run a command in this process, and return what it prints on standard output."""
-    output = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
-        patch.setattr("sys.argv", ["plateau-train", *map(str, words)])
-        assert cli.main() == 0
-    return output.getvalue()
 
 
 def refuse_constant(name):
