@@ -2,6 +2,7 @@
 
     .venv/bin/python scripts/reproduce.py            # all of it; minutes per run
     .venv/bin/python scripts/reproduce.py --tables   # only what needs no training
+    .venv/bin/python scripts/reproduce.py --only networks   # one of the sections
 
 Finished runs in --runs-dir are used again, so the script can be stopped and started.
 """
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -42,6 +44,8 @@ SCHEDULES = {
     "cosine": ("--schedule", "cosine"),
 }
 SAME = ("--dataset", "fashion_mnist", "--val-fraction", "0.1", "--seed", "0-3")
+NETWORKS = {"mlp": "--model mlp", "cnn": "--model cnn"}
+NETWORK_FLAGS = ("--dataset", "fashion_mnist", "--epochs", "10", "--seed", "0-2")
 # Of the published notebook, one run each on a TPU.
 PUBLISHED = {
     "train-loss": ("0.9263", "not published", "0.03125", "11, 28, 34, 44, 47"),
@@ -53,27 +57,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "reproduce")
     parser.add_argument("--tables", action="store_true", help="write only what needs no training")
+    parser.add_argument("--only", choices=SECTIONS, help="write only this section, and the tables")
     arguments = parser.parse_args()
     rewrite(DOCS / "settings.md", "settings", settings_table())
     rewrite(DOCS / "figures.md", "figures", figures_table())
     (ROOT / "configs" / "default.toml").write_text(default_toml(), encoding="utf-8")
-    if arguments.tables:
-        return
-    runs = {
-        (mode, seed): reference(arguments.runs_dir, mode, seed) for mode in MODES for seed in SEEDS
-    }
+    sections = [] if arguments.tables else [arguments.only] if arguments.only else [*SECTIONS]
+    for section in sections:
+        SECTIONS[section](arguments.runs_dir)
+
+
+def write_references(runs_dir: Path) -> None:
+    """Train the published experiment in both modes."""
+    runs = {(mode, seed): reference(runs_dir, mode, seed) for mode in MODES for seed in SEEDS}
     for mode in MODES:
         pt.load(runs[mode, SEEDS[0]].path).plot(path=DOCS / f"{mode}.png")
     rewrite(README, "results", results_table(runs))
+
+
+def write_garments(runs_dir: Path) -> None:
+    """Train on the built-in set."""
     contact_sheet().savefig(DOCS / "garments.png")
-    drawn = reference(arguments.runs_dir, "train-loss", 0, "--dataset", "garments")
+    drawn = reference(runs_dir, "train-loss", 0, "--dataset", "garments")
     rewrite(DOCS / "data.md", "garments", garments_result(drawn))
-    helps = [
-        trained(arguments.runs_dir, f"helps-{name}", *flags, *SAME)
-        for name, flags in SCHEDULES.items()
-    ]
+
+
+def write_helps(runs_dir: Path) -> None:
+    """Train with each schedule."""
+    helps = [trained(runs_dir, f"helps-{name}", *flags, *SAME) for name, flags in SCHEDULES.items()]
     rewrite(DOCS / "results.md", "helps", helps_table(helps))
     pt.compare(*(run.path for run in helps[:2])).plot(path=DOCS / "helps.png")
+
+
+def write_networks(runs_dir: Path) -> None:
+    """Train the built-in networks."""
+    runs = {
+        flags: trained(runs_dir, f"networks-{name}", *flags.split(), *NETWORK_FLAGS)
+        for name, flags in NETWORKS.items()
+    }
+    rewrite(README, "networks", networks_table(runs))
+
+
+SECTIONS = {
+    "references": write_references,
+    "garments": write_garments,
+    "helps": write_helps,
+    "networks": write_networks,
+}
 
 
 def reference(runs_dir: Path, mode: str, seed: int, *more: str) -> RunDirectory:
@@ -159,6 +189,29 @@ def results_table(runs: dict[tuple[str, int], RunDirectory]) -> str:
                 f"| {final.scale:.10g} | {', '.join(map(str, epochs))} |"
             )
     lines += ["", made_by(runs[MODES[0], SEEDS[0]])]
+    return "\n".join(lines)
+
+
+def networks_table(runs: Mapping[str, RunDirectory]) -> str:
+    """Return a table of networks: means and standard deviations over their seeds."""
+    lines = [
+        "| network | parameters | test accuracy after 10 epochs | highest of all epochs |",
+        "|---|---|---|---|",
+    ]
+    for flags, directory in runs.items():
+        run = Run(directory)
+        results = run.results
+        params = pt.load(directory.path).params(seed=run.settings.run.seeds[0])
+        num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+        cells = (
+            f"`{flags}`",
+            f"{num_params:,}",
+            f"{results.final['test'].accuracy:.4f}",
+            f"{results.highest_test_accuracy:.4f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    first = next(iter(runs.values()))
+    lines += ["", f"Means and standard deviations of 3 seeds on Fashion-MNIST. {made_by(first)}"]
     return "\n".join(lines)
 
 

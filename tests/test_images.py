@@ -481,8 +481,16 @@ def test_images_without_validation_are_refused_in_a_val_mode_before_a_folder_is_
     assert not (tmp_path / "runs").exists()
 
 
-def test_few_training_images_of_a_sorted_folder_lack_classes(pets, messages):
-    assert np.unique(load(pets, train_examples="10").train.labels).tolist() == [0, 1]
+def test_few_images_of_a_sorted_folder_are_chosen_from_all_classes(pets):
+    whole, few = load(pets), load(pets, train_examples="10", test_examples="6")
+    assert np.bincount(few.train.labels).min() > 0
+    assert np.bincount(few.test.labels, minlength=3).min() > 0
+    rows = [whole.train.images.tobytes().find(image.tobytes()) for image in few.train.images]
+    assert rows == sorted(set(rows)), "another order than in the folder, or an image twice"
+
+
+def test_classes_without_a_training_image_are_told(pets, messages):
+    load(pets, train_examples="2")
     assert messages[-1].startswith("1 of 3 classes have no training image")
 
 

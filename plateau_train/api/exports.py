@@ -3,9 +3,6 @@
 import logging
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-
 from plateau_train.api.evaluation import choose_weights, find_places
 from plateau_train.api.training import StartDevices
 from plateau_train.config import Resolved, did_you_mean
@@ -17,7 +14,7 @@ from plateau_train.run.directory import RunDirectory
 from plateau_train.run.reader import Run
 from plateau_train.run.records import EpochRecord
 from plateau_train.training import setup
-from plateau_train.training.state import restore_network
+from plateau_train.training.state import restore_replica
 
 log = logging.getLogger("plateau_train")
 
@@ -74,7 +71,7 @@ def export(
         checkpoint, _, number, title = choose_weights(directory, which, replica)
         log.info(f"{directory}, {title}")
         if export_format == "safetensors":
-            content = export_weights(directory.path.resolve().name, checkpoint, number)
+            content = export_weights(directory, checkpoint, number)
         else:
             start_devices(None)
             content = _export_network(directory, checkpoint, number, places)
@@ -87,9 +84,8 @@ def _export_network(
     manifest = checkpoint.manifest
     model = find_places(run, manifest, places).model
     setup.permit_model(run, manifest.environment, model, places)
-    network, state = restore_network(checkpoint, model)
-    own = jax.tree.map(lambda rows: jnp.asarray(rows[replica]), state.variables)
-    return export_network(network, own, manifest.environment.dataset.image_shape)
+    network, variables = restore_replica(checkpoint, model, replica)
+    return export_network(network, variables, manifest.environment.dataset.image_shape)
 
 
 def _export_csv(run: Run) -> Export:

@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
-
 from plateau_train import plots
 from plateau_train.config import Resolved
 from plateau_train.numerics.model import ModelSize, measure
@@ -71,7 +69,7 @@ def dry_run(
     network, shape = program.replicas.spec.network, dataset.image_shape
     with models.explained(own.settings.model):
         trial, flops = program.try_step(), program.count_flops()
-        layers = network.tabulate(jnp.zeros((1, *shape), jnp.float32), width)
+        layers = network.tabulate(shape, width)
     folder = RunDirectory(own.settings.run.runs_dir)  # which a run would be in
     info = describe_training(own.settings, folder, -1, program)
     return DryRun(info, layers, measure(network, shape), flops, trial)

@@ -342,10 +342,12 @@ class DataSettings(Table):
         "seed, where they have no test images",
     )
     train_examples: OptionalCount = declare(
-        None, "Use only the first N training images", default_text="all"
+        None,
+        "Use only N training images: the first ones or, of your own images, the same random ones",
+        default_text="all",
     )
     test_examples: OptionalCount = declare(
-        None, "Use only the first N test images", default_text="all"
+        None, "Use only N test images, chosen in the same way", default_text="all"
     )
     augment: Augmentation = declare(
         "none",

@@ -51,10 +51,7 @@ def _warn_of_missing_classes(dataset: Dataset) -> None:
     num_classes = len(dataset.class_names)
     num_missing = num_classes - len(np.unique(dataset.train.labels))
     if num_missing:
-        log.warning(
-            f"{num_missing} of {num_classes} classes have no training image: --train-examples "
-            "takes the first ones, and those of a folder are sorted by class."
-        )
+        log.warning(f"{num_missing} of {num_classes} classes have no training image left.")
 
 
 def prepare(settings: config.DataSettings, manual_dir: Path | None = None) -> str:

@@ -84,14 +84,25 @@ def hold_out_test(train: Split, fraction: float) -> tuple[Split, Split]:
     return train.take(np.flatnonzero(~is_test)), train.take(np.flatnonzero(is_test))
 
 
+def _take_first(split: Split, limit: int | None) -> Split:
+    return split.take(slice(limit))
+
+
+def _choose(split: Split, limit: int | None) -> Split:
+    """Choose some images: the first ones of a folder would all be of its first classes."""
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(split.labels))
+    return split if limit is None else split.take(np.sort(order[:limit]))
+
+
 def split_dataset(dataset: Dataset, settings: config.DataSettings) -> Dataset:
     """Cut a data set to the number of examples in the settings, and hold out the validation split.
 
     The held-out images do not depend on the run's seed, so that runs with different seeds are
     scored on the same ones. Raises ``ConfigError`` if too few images are left.
     """
-    train = dataset.train.take(slice(settings.train_examples))
-    test = dataset.test.take(slice(settings.test_examples))
+    cut = _choose if settings.is_custom else _take_first
+    train = cut(dataset.train, settings.train_examples)
+    test = cut(dataset.test, settings.test_examples)
     num_train, val = len(train.labels), dataset.val
     if val is not None and settings.val_fraction > 0:
         raise ConfigError(

@@ -17,6 +17,7 @@ from plateau_train.config.files import read_file
 from plateau_train.errors import ConfigError, StorageError
 from plateau_train.run import storage
 from plateau_train.run.checkpoint import Checkpoint
+from plateau_train.run.directory import RunDirectory
 from plateau_train.run.reader import Run
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Export(NamedTuple):
     mark: bytes
 
 
-def export_weights(run: str, checkpoint: Checkpoint, replica: int) -> Export:
+def export_weights(run: RunDirectory, checkpoint: Checkpoint, replica: int) -> Export:
     """Return the weights of a replica as safetensors, and a description of its network."""
     module = import_module("plateau_train.exports.safetensors")
     return Export(module.export(run, checkpoint, replica), module.MARK)
@@ -86,7 +87,7 @@ def place(path: Path, output: Path | None, export: Export) -> Path:
 def write(path: Path, export: Export) -> None:
     """Write the files of an export, each as a whole; those of an earlier export are replaced."""
     for name in export.files:
-        _refuse_other(path / name, export.mark)
+        _refuse_other(path / name, export.mark, export.files[name])
     for name, content in export.files.items():
         file = path / name
         if name and not file.parent.is_dir():
@@ -94,10 +95,11 @@ def write(path: Path, export: Export) -> None:
         storage.write_bytes(file, content)
 
 
-def _refuse_other(path: Path, mark: bytes) -> None:
+def _refuse_other(path: Path, mark: bytes, new: bytes) -> None:
     """Raise ``ConfigError`` for a file that an export has not written."""
     with storage.as_storage_error(path), contextlib.suppress(FileNotFoundError):
-        if mark not in read_file(path):
+        content = read_file(path)
+        if mark not in content and content != new:
             raise ConfigError(
                 f"{path} exists and is not an earlier export of this format",
                 hint="choose another --output, or remove it",

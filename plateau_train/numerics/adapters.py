@@ -1,4 +1,4 @@
-"""Flax Linen modules, Flax NNX modules and pairs of functions as ``Network``."""
+"""Flax Linen modules and pairs of functions as ``Network``; ``nnx_modules`` adapts NNX."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Key, PyTree
 
 from plateau_train.config import Precision
@@ -25,6 +24,16 @@ TRAINING_ARGUMENTS = {
 DROPOUT = "dropout"  # the stream of random numbers that Linen's Dropout takes
 
 PARAMS = "params"  # the collection of Linen with the parameters
+
+
+def is_linen(value: object) -> bool:
+    """Return whether a value is a Flax Linen module."""
+    return isinstance(value, nn.Module)
+
+
+def is_nnx(kind: type) -> bool:
+    """Return whether a class is a Flax NNX module, without the import of NNX."""
+    return any(each.__module__.startswith("flax.nnx.") for each in kind.__mro__)
 
 
 def training_arguments(function: Callable[..., Any], *, is_training: bool) -> dict[str, Any]:
@@ -67,75 +76,13 @@ def from_linen(module: nn.Module, *, title: str, num_classes: int, precision: Pr
         )
         return logits, dict(model_state)
 
-    def tabulate(images: Images, width: int) -> str:
+    def tabulate(image_shape: tuple[int, int, int], width: int) -> str:
+        images = jnp.zeros((1, *image_shape))
         options: Any = {"console_kwargs": {"width": width, "force_terminal": False}}
         keys = {PARAMS: jax.random.key(0), DROPOUT: jax.random.key(1)}
         return module.tabulate(keys, images, **options, **arguments(is_training=False))
 
     return Network(title, num_classes, precision, init, forward, tabulate)
-
-
-def from_nnx(
-    make: Callable[..., nnx.Module], *, title: str, num_classes: int, precision: Precision
-) -> Network:
-    """Adapt a function that makes a Flax NNX module from ``rngs``.
-
-    Each call of the network splits the module and merges it again. Its variables other than
-    parameters are the state, but for random numbers, which are made again from the key of a step.
-    """
-
-    def split(module: nnx.Module) -> tuple[Any, list[Any]]:
-        nnx.pop(module, nnx.Intermediate)  # what a module sows is no state
-        graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
-        return graph, [nnx.to_pure_dict(state) for state in states]
-
-    def make_and_split(key: Key[Array, ""]) -> list[Any]:
-        return split(make(rngs=nnx.Rngs(key)))[1]
-
-    def init(key: Key[Array, ""], _: Images) -> Variables:
-        params, _, model_state = make_and_split(key)
-        return Variables(params, model_state)
-
-    # Everything about the module that is no array, and the shapes of its random numbers.
-    abstract = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(jax.random.key(0))))
-    graph, (_, random_numbers, _) = split(abstract)
-
-    def forward(
-        variables: Variables, images: Images, key: Key[Array, ""] | None
-    ) -> tuple[Logits, PyTree[Array]]:
-        random_state = _make_random_state(random_numbers, key)
-        states = (variables.params, random_state, variables.model_state)
-        module = nnx.merge(graph, *map(nnx.State, states))
-        is_training = key is not None
-        module.train() if is_training else module.eval()
-        options = training_arguments(type(module).__call__, is_training=is_training)
-        logits = module(images, **options)  # pyright: ignore[reportCallIssue]
-        _, (_, _, model_state) = split(module)
-        return logits, model_state if is_training else variables.model_state
-
-    def tabulate(images: Images, width: int) -> str:
-        options: Any = {"console_kwargs": {"width": width, "force_terminal": False}}
-        module = make(rngs=nnx.Rngs(0))
-        module.eval()
-        arguments = training_arguments(type(module).__call__, is_training=False)
-        return nnx.tabulate(module, images, **options, **arguments)
-
-    return Network(title, num_classes, precision, init, forward, tabulate)
-
-
-def _make_random_state(shapes: PyTree[Any], key: Key[Array, ""] | None) -> PyTree[Array]:
-    """Return the keys and counters of an NNX module, each key derived from one key."""
-    base = jax.random.key(0) if key is None else key
-    leaves, structure = jax.tree.flatten(shapes)
-    return jax.tree.unflatten(
-        structure,
-        [
-            jax.random.fold_in(base, number)
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            else jnp.zeros(leaf.shape, leaf.dtype)
-            for number, leaf in enumerate(leaves)
-        ],
-    )
 
 
 def from_functions(
@@ -169,7 +116,7 @@ def from_functions(
         whole = {PARAMS: params, **model_state} if has_collections else params
         return functions.apply(whole, images), model_state
 
-    def tabulate(_: Images, width: int) -> str:
+    def tabulate(_: tuple[int, int, int], width: int) -> str:
         arrays = name_arrays(shapes)
         return "\n".join(
             f"{name:<{width // 2}} {leaf.dtype}{leaf.shape}" for name, leaf in arrays.items()

@@ -48,8 +48,9 @@ class CNN(nn.Module):
         return nn.Dense(self.num_classes)(activations)
 
     def describe(self, image_shape: tuple[int, int, int]) -> str:
-        shape, features = ("x".join(map(str, part)) for part in (image_shape, self.features))
-        return f"CNN {shape}, features {features}, dense {self.hidden_size}-{self.num_classes}"
+        convolutions, dense = self.features, (self.hidden_size, self.num_classes)
+        layers = [f"conv {size}" for size in convolutions] + [f"dense {size}" for size in dense]
+        return f"CNN of {'x'.join(map(str, image_shape))}: {', '.join(layers)}"
 
 
 class Conv(nn.Module):

@@ -46,7 +46,8 @@ class Network(NamedTuple):
     precision: config.Precision
     init: Callable[[Key[Array, ""], Images], Variables]
     forward: Callable[[Variables, Images, Key[Array, ""] | None], tuple[Logits, PyTree[Array]]]
-    tabulate: Callable[[Images, int], str]  # the layers, in some columns of text
+    # The layers for images of a shape, in some columns of text.
+    tabulate: Callable[[tuple[int, int, int], int], str]
 
     def apply(
         self,

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from plateau_train.config import SETTINGS
+from plateau_train.config.files import read_file
 from plateau_train.errors import ConfigError
 
 PACKAGES = ("plateau-train", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
@@ -47,6 +48,13 @@ class ModelFacts(BaseModel):
     path: str
     sha256: str
     version: str  # of its package, or empty
+
+
+def is_copy(path: Path, facts: ModelFacts) -> bool:
+    """Return whether a file is a copy of the code of a network."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(read_file(path)).hexdigest() == facts.sha256
+    return False
 
 
 class Environment(BaseModel):

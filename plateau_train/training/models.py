@@ -23,18 +23,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-from flax import nnx
-
 from plateau_train import config
 from plateau_train.config import ModelSettings
 from plateau_train.config.files import is_private, read_file
 from plateau_train.errors import ConfigError, PlateauTrainError, RunError
-from plateau_train.numerics.adapters import from_functions, from_linen, from_nnx
+from plateau_train.numerics import from_nnx
+from plateau_train.numerics.adapters import from_functions, from_linen, is_linen, is_nnx
 from plateau_train.numerics.architectures import CNN, MLP
 from plateau_train.numerics.model import Network, check_network
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.environment import Environment, ModelFacts
+from plateau_train.run.environment import Environment, ModelFacts, is_copy
 
 log = logging.getLogger("plateau_train")
 
@@ -160,13 +158,6 @@ def refuse_other_source(
         )
 
 
-def is_copy(path: Path, facts: ModelFacts) -> bool:
-    """Return whether a file is a copy of the code of a network."""
-    with contextlib.suppress(OSError):
-        return hashlib.sha256(read_file(path, MOST_BYTES)).hexdigest() == facts.sha256
-    return False
-
-
 def require_copy(directory: RunDirectory, begun: Environment | None) -> None:
     """Raise ``RunError`` where a run does not have the code that it was trained with."""
     if begun is not None and begun.model is not None and not is_copy(directory.model, begun.model):
@@ -242,8 +233,8 @@ def _adapt(
     image_shape: tuple[int, int, int],
 ) -> Network:
     """Adapt what a name stands for: a module, a class or function that makes one, or functions."""
-    is_made = isinstance(found, nn.Module | nnx.Module) or not callable(found)
-    if isinstance(found, nnx.Module):
+    is_made = is_linen(found) or not callable(found)
+    if not isinstance(found, type) and is_nnx(type(found)):
         raise ConfigError(
             f"{adapted['title']} is an NNX module that has its parameters already",
             hint="name its class, or a function with an argument rngs: each seed needs its own",
@@ -259,7 +250,7 @@ def _adapt(
     if not is_made and "rngs" in _parameters(found):
         return from_nnx(make, **adapted)
     made = make()
-    if isinstance(made, nn.Module):
+    if is_linen(made):
         return from_linen(made, **adapted)
     if all(callable(getattr(made, name, None)) for name in ("init", "apply")):
         return from_functions(made, image_shape=image_shape, **adapted)
@@ -276,7 +267,7 @@ def _describe(value: object) -> str:
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the parameters of a function or of a class by name."""
-    if isinstance(function, type) and issubclass(function, nnx.Module):
+    if isinstance(function, type) and is_nnx(function):
         function = function.__init__  # the class itself is called by its metaclass
     parameters = inspect.signature(function).parameters
     return {name: each for name, each in parameters.items() if name != "self"}

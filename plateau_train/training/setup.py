@@ -334,7 +334,7 @@ def write_settings(directory: RunDirectory, resolved: Resolved) -> None:
     if written is None or written.settings != resolved.settings:
         storage.write_text(directory.config, to_toml(*resolved))
     source = models.find_source(resolved.settings.model)
-    if source is not None and not models.is_copy(directory.model, source.facts):
+    if source is not None and not environment.is_copy(directory.model, source.facts):
         storage.write_bytes(directory.model, source.code)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from plateau_train.config import ModelSettings
 from plateau_train.errors import RunError
-from plateau_train.numerics.model import Network, name_arrays
+from plateau_train.numerics.model import Network, Variables, name_arrays
 from plateau_train.numerics.plateau import PlateauState
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import TrainState, init_state
@@ -51,6 +51,14 @@ def restore_network(checkpoint: Checkpoint, model: ModelSettings) -> tuple[Netwo
             )
     leaves = [arrays[name] for name in expected]
     return network, jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+
+def restore_replica(
+    checkpoint: Checkpoint, model: ModelSettings, replica: int
+) -> tuple[Network, Variables]:
+    """Return the network of a checkpoint, and the variables of one replica; see ``restore``."""
+    network, state = restore_network(checkpoint, model)
+    return network, jax.tree.map(lambda rows: jnp.asarray(rows[replica]), state.variables)
 
 
 def _complete_rule(
