@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from plateau_train.api.python import (
         Comparison,
         Evaluation,
+        Predictions,
         Replay,
         Run,
         Runs,
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Comparison", "Evaluation", "Replay", "Run", "Runs", "Sweep", "compare", "describe_data",
-    "errors", "explain", "load", "load_sweep", "prepare_data", "reduce_on_plateau", "replay",
-    "resolve_settings", "runs", "sweep", "train",
+    "Comparison", "Evaluation", "Predictions", "Replay", "Run", "Runs", "Sweep", "compare",
+    "describe_data", "errors", "explain", "load", "load_sweep", "prepare_data",
+    "reduce_on_plateau", "replay", "resolve_settings", "runs", "sweep", "train",
 ]  # fmt: skip
 _HOMES = {"explain": "report.explanation", "reduce_on_plateau": "numerics.plateau"}
 

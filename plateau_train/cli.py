@@ -52,7 +52,7 @@ def _examples(*arguments: str) -> str:
 
 
 ConfigFile = Annotated[
-    Path | None, _option("TOML file with settings; flags override them", "FILE", "--config")
+    Path | None, _option("TOML file; flags override its settings", "FILE", "--config")
 ]
 RunArgument = Annotated[
     Path | None,
@@ -331,7 +331,7 @@ def bare(
 ) -> None:
     """Train a network with reduce-on-plateau, and show when the rate drops and why.
 
-    Without a command it trains, like the command train. The help of train lists all settings.
+    Without a command it trains. The help of train lists all settings.
     """
     del version
     _train(resolved, dry_run=dry_run)
@@ -427,7 +427,7 @@ def plot(
     output: Annotated[Path | None, _picture("plot.png")] = None,
     replica: Annotated[int | None, _replica("all are drawn")] = None,
 ) -> None:
-    """Draw a run again: the scale, the losses and the accuracies over its epochs.
+    """Draw a run again: scale, losses and accuracies over its epochs.
 
     Without options it is the figure that the training drew.
     """
@@ -521,6 +521,50 @@ def evaluate(
 
     path, form = _locate(run, resolved), _form(json=json, csv=csv)
     evaluate.evaluate(path, resolved, checkpoint, replica, output, form)
+
+
+PREDICT_EXAMPLES = _examples(
+    "predict runs/latest cat.png dog.jpg",
+    "predict runs/latest photos/ --resize --top 3",
+    "predict runs/latest images.npz --csv",
+)
+
+
+@_command(epilog=PREDICT_EXAMPLES)
+@_takes("cache_dir", "runs_dir", "model")
+def predict(
+    resolved: Resolved,
+    run: Annotated[
+        Path, typer.Argument(help="Run folder, or its name in --runs-dir", metavar="RUN")
+    ],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            help="PNG or JPEG files, folders of them, or .npz files with an array of images",
+            metavar="IMAGE...",
+        ),
+    ],
+    top: Annotated[
+        int,
+        _option("Print this many of the most likely classes, or all if it is more", "N", min=1),
+    ] = 1,
+    resize: Annotated[
+        bool, _option("Resize images of another size than the run's", None, "--resize")
+    ] = False,
+    checkpoint: Checkpoint = "best",
+    replica: Annotated[int | None, _replica("the best predicts")] = None,
+    json: Json = False,
+    csv: Csv = False,
+) -> None:
+    """Predict the classes of images.
+
+    Prints the most likely class of each image and its probability. Gray images become RGB where
+    the run has RGB images, and the reverse.
+    """
+    from plateau_train.commands import predict
+
+    path, form = _locate(run, resolved), _form(json=json, csv=csv)
+    predict.print_predictions(path, images, resolved, checkpoint, replica, top, form, resize=resize)
 
 
 EXPORT_EXAMPLES = _examples(

@@ -1,5 +1,7 @@
 """What several test files share: small settings, images, specs, and trainings in this process."""
 
+import contextlib
+import io
 import math
 import os
 import re
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from plateau_train import config, data
+from plateau_train import cli, config, data
 from plateau_train.commands.resume import resume
 from plateau_train.commands.train import train
 from plateau_train.config import RawValue, Resolved, Settings
@@ -75,6 +77,15 @@ def command(
         timeout=timeout,
         check=False,
     )
+
+
+def call(*words: object) -> str:
+    """Run a command in this process, and return what it prints on standard output."""
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setattr("sys.argv", ["plateau-train", *map(str, words)])
+        assert cli.main() == 0
+    return output.getvalue()
 
 
 def resolve(**values: str) -> Resolved:

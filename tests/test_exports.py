@@ -1,6 +1,5 @@
 """plateau-train export: what other programs read from a run, and what is refused."""
 
-import contextlib
 import csv
 import hashlib
 import io
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas
 import pytest
-from helpers import SMALL
+from helpers import SMALL, call
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tensorboardX.proto import event_pb2, plugin_hparams_pb2
@@ -35,15 +35,6 @@ SMALL_DATA = DataSettings(dataset="garments", train_examples=600, test_examples=
 FORMATS = ("safetensors", "stablehlo", "csv", "tensorboard")
 
 pytestmark = pytest.mark.usefixtures("no_saved_plots")
-
-
-def call(*words):
-    """Run a command in this process, and return what it prints on standard output."""
-    output = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
-        patch.setattr("sys.argv", ["plateau-train", *map(str, words)])
-        assert cli.main() == 0
-    return output.getvalue()
 
 
 def export(run, kind, path, *words):
@@ -465,9 +456,13 @@ def test_every_block_of_the_page_runs(folder, images, monkeypatch, capsys):
     """The commands and the code, one after the other, in a folder that has the run."""
     monkeypatch.chdir(folder)
     labels = data.load(SMALL_DATA).test.labels
+    Path("photos").mkdir()
+    for path in ("photos/1.png", "cat.png"):
+        Image.fromarray(images[1, ..., 0]).save(path)
+    np.savez("images.npz", images=images[:2])
     names: dict[str, Any] = {"images": images, "labels": labels}
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert [language for language, _ in blocks] == ["python", "", *["python"] * 4]
+    assert [language for language, _ in blocks] == ["", "python", "python", "", *["python"] * 4]
     for language, block in blocks:
         if language:
             exec(block, names)
@@ -475,12 +470,13 @@ def test_every_block_of_the_page_runs(folder, images, monkeypatch, capsys):
             for line in block.splitlines():
                 call(*line.split()[1:])
     manifest, params = names["manifest"], names["params"]
-    printed = float(capsys.readouterr().out.splitlines()[0].split()[-1])
+    (printed,) = re.findall(r"^epoch \d+: (.*)$", capsys.readouterr().out, re.MULTILINE)
     metrics = pandas.DataFrame(pt.load("runs/latest").metrics)
     (recorded,) = metrics[(metrics.seed == 0) & (metrics.epoch == manifest["epoch"])].test_accuracy
-    assert printed == pytest.approx(recorded, abs=1e-6)
+    assert float(printed) == pytest.approx(recorded, abs=1e-6)
     assert params.keys() == {f"state/{name}" for name in checkpoint_params(pt.load(), 0)}
     origin = json.loads(Path("weights/config.json").read_text())["plateau_train"]
     assert (names["path"], origin["seed"], origin["epoch"]) == (Path("weights"), 0, 3)
     assert names["logits"].shape == (300, 10)
     assert len(names["metrics"]) == 8
+    assert names["predictions"].probabilities.shape == (300, 10)

@@ -11,8 +11,9 @@ import tomllib
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
-from helpers import SMALL, command
+from helpers import SMALL, call, command
 
 import plateau_train as pt
 from plateau_train import cli
@@ -24,15 +25,6 @@ from plateau_train.run.directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tables.md"
-
-
-def call(*words):
-    """Run a command in this process, and return what it prints on standard output."""
-    output = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
-        patch.setattr("sys.argv", ["plateau-train", *map(str, words)])
-        assert cli.main() == 0
-    return output.getvalue()
 
 
 def refuse_constant(name):
@@ -77,7 +69,15 @@ def sweep(runs_dir):
 
 
 @pytest.fixture(scope="module")
-def tables(runs_dir, one, two, sweep):
+def images(runs_dir):
+    """A file with three images."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
+    np.savez(runs_dir.parent / "images.npz", images=pixels)
+    return runs_dir.parent / "images.npz"
+
+
+@pytest.fixture(scope="module")
+def tables(runs_dir, one, two, sweep, images):
     """The rows of every table that the commands print."""
     compared, evaluated = read_json("compare", one, two), read_json("evaluate", two)
     return {
@@ -86,6 +86,7 @@ def tables(runs_dir, one, two, sweep):
         "differences": compared["differences"],
         "evaluate": evaluated["results"],
         "scores": evaluated["scores"],
+        "predict": read_json("predict", two, images, "--top=2"),
         "schedule": read_json("schedule", one, "--compare=torch,keras,optax"),
         "values": read_json("schedule", "--values=1,1,1,0.5", "--patience=2"),
         "translation": read_json("schedule", "--from-torch=patience=10"),
@@ -107,14 +108,15 @@ def test_every_row_of_a_table_has_every_field(tables):
         ("runs {runs_dir}", "runs"),
         ("compare {one} {two}", "compare"),
         ("evaluate {two}", "evaluate"),
+        ("predict {two} {images} --top=2", "predict"),
         ("schedule {one} --compare=torch,keras,optax", "schedule"),
         ("schedule --values=1,1,1,0.5 --patience=2", "values"),
         ("schedule --from-torch=patience=10", "translation"),
         ("config --patience=3", "config"),
     ],
 )
-def test_csv_reads_back_as_the_values_of_json(words, name, tables, runs_dir, one, two):
-    paths = {"runs_dir": runs_dir, "one": one, "two": two}
+def test_csv_reads_back_as_the_values_of_json(words, name, tables, runs_dir, one, two, images):
+    paths = {"runs_dir": runs_dir, "one": one, "two": two, "images": images}
     printed = call(*(word.format(**paths) for word in words.split()), "--csv")
     rows = list(csv.DictReader(io.StringIO(printed, newline="")))
     assert [list(row) for row in rows] == [list(row) for row in tables[name]]
@@ -274,7 +276,7 @@ def test_a_wrong_file_is_not_valid_under_the_schema(text):
 
 
 def test_the_help_of_each_command_with_tables_mentions_the_forms():
-    for name in ("runs", "compare", "evaluate", "schedule", "sweep", "config"):
+    for name in ("runs", "compare", "evaluate", "predict", "schedule", "sweep", "config"):
         shown = io.StringIO()
         with contextlib.redirect_stdout(shown):
             cli.app([name, "--help"], prog_name="plateau-train", standalone_mode=False)

@@ -21,6 +21,7 @@ from plateau_train.api.options import (
     for_python,
     read_settings,
 )
+from plateau_train.api.predictions import Predictions
 from plateau_train.api.replays import RULE, Replay
 from plateau_train.api.runs import Run, Runs
 from plateau_train.api.sweeps import Sweep
@@ -34,8 +35,9 @@ from plateau_train.run.reader import Run as StoredRun
 from plateau_train.training.devices import require_threads
 
 __all__ = [
-    "Comparison", "Evaluation", "Replay", "Run", "Runs", "Sweep", "compare", "describe_data",
-    "load", "load_sweep", "prepare_data", "replay", "resolve_settings", "runs", "sweep", "train",
+    "Comparison", "Evaluation", "Predictions", "Replay", "Run", "Runs", "Sweep", "compare",
+    "describe_data", "load", "load_sweep", "prepare_data", "replay", "resolve_settings", "runs",
+    "sweep", "train",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 from pydantic import BaseModel
 
 from plateau_train import config
-from plateau_train.api import evaluation, exports, listing, replays, training
+from plateau_train.api import evaluation, exports, listing, predictions, replays, training
 from plateau_train.api.evaluation import Evaluation
 from plateau_train.api.options import (
     Arrays,
@@ -20,6 +20,7 @@ from plateau_train.api.options import (
     read_settings,
 )
 from plateau_train.api.pictures import draw_into, draw_run
+from plateau_train.api.predictions import Predictions
 from plateau_train.api.replays import RULE, Replay
 from plateau_train.config import FIGURE_OPTIONS, SETTINGS
 from plateau_train.errors import ConfigError
@@ -154,6 +155,31 @@ class Run:
             return evaluation.evaluate(
                 self.path, places, use_process, which=str(checkpoint), replica=replica
             )
+
+    @for_python()
+    def predict(
+        self,
+        images: Any,
+        *,
+        seed: int | None = None,
+        checkpoint: str | int = "best",
+        resize: bool = False,
+        model: str | None = None,
+    ) -> Predictions:
+        """Predict the classes of images; by default with the seed that is best in the checkpoint.
+
+        ``images`` is a uint8 array [image, height, width, channel], without the channel if the
+        images are gray, or a single image, or paths of images, of folders and of ``.npz`` files.
+        Images of another size are refused unless ``resize``. Raises as ``params``, and
+        ``DataError`` for what are no such images.
+        """
+        places = config.resolve(config.read_arguments({"model": model}))
+        replica = self._replica(seed)
+        with own_configuration():
+            return predictions.predict(
+                self.path, images, places, use_process,
+                which=str(checkpoint), replica=replica, resize=resize,
+            )  # fmt: skip
 
     @for_python()
     def export(

@@ -35,6 +35,7 @@ _PATH = r"'?((?<=')[^']*|\S+)'?"  # in quotes if a shell needs them
 
 # Command lines in hints, and the calls that do the same. Other commands have none.
 _CALLS = {
+    r"--resize resizes": "resize=True resizes",
     r"--seed (\d+-\d+)": r"seed='\1'",
     r"separate values by commas.*": "give a list of values, such as patience=[2, 5, 10]",
     rf"{_PROGRAM} sweep .* trains": "sweep(...) with these lists trains",

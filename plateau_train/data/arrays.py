@@ -178,6 +178,19 @@ def read_array_of_images(path: Path) -> tuple[str, np.ndarray]:
     return known[0], _as_images(f"{path}: {known[0]}", array)
 
 
+def as_images_like(value: Any, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Return an array of images, or of one, with all four axes; raises ``DataError``.
+
+    Three axes are many gray images if those have the expected size; else they are one image if
+    the last axis has 1 or 3 channels.
+    """
+    array = _as_array("images", value)
+    is_one = array.ndim == 2
+    if array.ndim == 3 and array.shape[1:] != image_shape[:2]:
+        is_one = array.shape[2] in (1, 3)
+    return _as_images("images", array[None] if is_one else array)
+
+
 def _join(names: Sequence[str]) -> str:
     return ", ".join([*islice(names, 8), *["..."] * (len(names) > 8)]) or "nothing"
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -243,6 +244,21 @@ def read_images(
                 names.append(name)
                 images.append(_fit(name, image, image_shape, resize=resize))
     return names, np.stack(images) if images else np.empty((0, *image_shape), np.uint8)
+
+
+def take_images(
+    value: Any, image_shape: tuple[int, int, int], *, resize: bool
+) -> tuple[list[str], UInt8[np.ndarray, "n height width channel"]]:
+    """Name the images of an array, and return them in a shape, as ``read_images`` does."""
+    array = arrays.as_images_like(value, image_shape)
+    names = [f"images[{number}]" for number in range(len(array))]
+    if array.shape[1:] == image_shape:
+        return names, array
+    fitted = (
+        _fit(name, image, image_shape, resize=resize)
+        for name, image in zip(names, array, strict=True)
+    )
+    return names, np.stack(list(fitted))
 
 
 def _read_source(source: Path) -> Iterator[tuple[str, np.ndarray]]:

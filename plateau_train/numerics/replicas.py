@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Float32, Int32, UInt8
 
 from plateau_train.numerics import step as single
 from plateau_train.numerics.model import (
@@ -137,6 +137,28 @@ class Replicas(NamedTuple):
     ) -> Int32[Array, "replicas classes classes"]:
         """Count the images of each true class (rows) by predicted class (columns)."""
         return self._score(single.count_confusion, (self.spec.network,), variables, split)
+
+    def predict(
+        self, variables: Variables, images: UInt8[np.ndarray, "n height width channel"]
+    ) -> Float32[np.ndarray, "replicas n classes"]:
+        """Return the logits of images on the host; the devices get one batch at a time.
+
+        The last batch is filled with black images. The size of a batch is that of an evaluation
+        or a power of two below it: a process that predicts any numbers of images compiles few
+        programs.
+        """
+        num_images, num_devices = len(images), self.mesh.shape[BATCH_AXIS]
+        power = 1 << (num_images - 1).bit_length()
+        batch_size = _round_up(min(EVALUATION_BATCH, power), num_devices)
+        logits = []
+        for start in range(0, num_images, batch_size):
+            batch = images[start : start + batch_size]
+            filled = np.pad(batch, [(0, batch_size - len(batch)), *[(0, 0)] * 3])
+            rows = self.put(filled, (BATCH_AXIS,))
+            static = (self.spec.network,)
+            computed = _run(single.predict, static, self.mesh, variables, unmapped=(rows,))
+            logits.append(np.asarray(computed)[:, : len(batch)])
+        return np.concatenate(logits, axis=1)
 
     def observe(self, state: TrainState, metrics: Metrics, step: int) -> TrainState:
         """Give each rule its evaluation after an epoch; ``state`` is donated."""

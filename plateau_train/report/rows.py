@@ -24,8 +24,8 @@ Form = Literal["json", "csv"]
 # The fields that are texts, also where none of them has a value.
 TEXTS = {
     "run", "folder", "status", "problems", "schedule", "mode", "dataset", "ending", "best_by",
-    "baseline", "metric", "method", "class", "most_wrong_class", "split", "observed", "reason",
-    "torch_reason", "keras_reason", "optax_reason",
+    "baseline", "metric", "method", "file", "class", "most_wrong_class", "split", "observed",
+    "reason", "torch_reason", "keras_reason", "optax_reason",
 }  # fmt: skip
 
 

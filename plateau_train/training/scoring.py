@@ -1,10 +1,10 @@
-"""Score a checkpoint: loss and accuracy of each split, and the confusion matrix."""
+"""Apply a checkpoint: the scores of each split, the confusion matrix, and the logits of images."""
 
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32, UInt8
 
 from plateau_train.config import ModelSettings
 from plateau_train.data.splits import Dataset
@@ -45,3 +45,21 @@ def score(
             scores[name] = Score(loss, accuracy, len(split.labels))
     confusions = replicas.count_confusion(variables, replicas.put_split(dataset.test))
     return scores, np.asarray(confusions[replica])
+
+
+def predict(
+    checkpoint: Checkpoint,
+    model: ModelSettings,
+    images: UInt8[np.ndarray, "n height width channel"],
+    replica: int,
+) -> Float32[np.ndarray, "n classes"]:
+    """Return the logits of images, as one replica alone computes them."""
+    settings = checkpoint.manifest.settings
+    network, state = restore_network(checkpoint, model)
+    spec = Spec.from_settings(settings, network, num_examples=settings.data.batch_size)
+    rows, variables = jax.tree.map(
+        lambda leaf: leaf[replica : replica + 1],
+        (Hyperparams.from_settings([settings]), state.variables),
+    )
+    replicas = Replicas(spec, rows, make_mesh(jax.devices()[:1], 1))
+    return replicas.predict(replicas.put(variables), images)[0]
