@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Key, PyTree
 
 from plateau_train.config import Precision
+from plateau_train.errors import ConfigError
 from plateau_train.numerics.model import Images, Logits, Network, Variables, name_arrays
 
 # The arguments that tell a network whether it is trained, and their values in training.
@@ -57,7 +58,8 @@ def from_linen(module: nn.Module, *, title: str, num_classes: int, precision: Pr
         collections = {PARAMS: variables.params, **variables.model_state}
         options = arguments(is_training=key is not None)
         if key is None:
-            return jnp.asarray(module.apply(collections, images, **options)), variables.model_state
+            logits: Any = module.apply(collections, images, **options)
+            return logits, variables.model_state
         logits, model_state = module.apply(
             collections,
             images,
@@ -98,6 +100,11 @@ def from_nnx(
 
     # Everything about the module that is no array, and the shapes of its random numbers.
     abstract = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(jax.random.key(0))))
+    if not isinstance(abstract, nnx.Module):
+        raise ConfigError(
+            f"{title} has an argument rngs and makes no NNX module",
+            hint="return an NNX module, or leave out the argument rngs",
+        )
     graph, (_, random_numbers, _) = split(abstract)
 
     def forward(
