@@ -143,7 +143,7 @@ def check_network(network: Network, image_shape: tuple[int, int, int]) -> None:
             )
 
 
-def _describe(tree: PyTree[Array]) -> dict[str, str]:
+def _describe(tree: PyTree[Any]) -> dict[str, str]:
     """Return the type and shape of each array of a tree by its path."""
     return {name: str(leaf.dtype) + str(leaf.shape) for name, leaf in name_arrays(tree).items()}
 

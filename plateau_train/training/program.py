@@ -119,7 +119,8 @@ class Program:
     def try_step(self) -> "Trial":
         """Take the first step and evaluate, each twice, to time them once they are compiled.
 
-        The losses are those of the first time: of the untrained network, and after one step. Raises ``ConfigError`` where the first loss is not finite.
+        The losses are those of the first time: of the untrained network, and after one step.
+        Raises ``ConfigError`` where the first loss is not finite.
         """
         self.load(None)
         order = self.replicas.epoch_order(1, len(self._splits["train"].labels))
