@@ -1,6 +1,6 @@
 """Train the replicas of one program on several meshes; print the losses and the collectives.
 
-A process of its own: the number of simulated devices is fixed when JAX starts.
+With the word own it is a network with batch normalization and dropout. A process of its own: the number of simulated devices is fixed when JAX starts.
 """
 
 import json
@@ -10,23 +10,34 @@ from typing import Any
 from unittest.mock import patch
 
 import jax
+import networks
 import numpy as np
-from helpers import IMAGE_SHAPE, make_examples, make_settings, make_spec, take_epoch
+from helpers import IMAGE_SHAPE, NUM_CLASSES, make_examples, make_settings, make_spec, take_epoch
 
+from plateau_train.config import Settings
 from plateau_train.numerics import replicas as numerics
+from plateau_train.numerics.adapters import from_linen
 from plateau_train.numerics.replicas import Replicas, make_mesh
-from plateau_train.numerics.spec import Hyperparams
+from plateau_train.numerics.spec import Hyperparams, Spec
 
 COLLECTIVE = re.compile(
     r"= .*?\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 )
 
 
+def make_own_spec(settings: Settings) -> Spec:
+    """Return the spec of a network with batch normalization and dropout."""
+    module = networks.Linen(NUM_CLASSES)
+    network = from_linen(module, title="own", num_classes=NUM_CLASSES, precision="float32")
+    return Spec.from_settings(settings, network, num_examples=80)
+
+
 def train(num_devices: int, num_replicas: int) -> dict[str, Any]:
     """Train two epochs on a mesh; also return the collectives of each compiled function."""
     settings = make_settings(seed=tuple(range(num_replicas)), patience=1, accumulation_size=5)
     mesh = make_mesh(jax.devices()[:num_devices], num_replicas)
-    replicas = Replicas(make_spec(settings), Hyperparams.from_settings([settings]), mesh)
+    spec = (make_own_spec if "own" in sys.argv else make_spec)(settings)
+    replicas = Replicas(spec, Hyperparams.from_settings([settings]), mesh)
     # 81 images: the last incomplete batch of 8 is dropped. 30 do not divide by 4 devices.
     split, test = (replicas.put_split(make_examples(num, num)) for num in (81, 30))
     state, losses = replicas.init(IMAGE_SHAPE), []
@@ -66,4 +77,5 @@ def record_collectives(mesh: tuple[int, int]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([record_collectives(mesh) for mesh in json.loads(sys.argv[1])]))
+    run = (lambda mesh: train(*mesh)) if "own" in sys.argv else record_collectives
+    print(json.dumps([run(mesh) for mesh in json.loads(sys.argv[1])]))

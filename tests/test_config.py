@@ -289,7 +289,7 @@ def test_the_attributes_of_every_setting_are_those_that_were_decided_on():
         assert {s.key for s in SETTINGS if getattr(s, attribute)} == keys, attribute
     policies = {s.key: s.on_resume for s in SETTINGS if s.on_resume != "fixed"}
     expected = dict.fromkeys(FREE, "free") | dict.fromkeys(LOCAL, "local")
-    expected |= {"epochs": "grow", "dataset": "moved"}
+    expected |= {"epochs": "grow", "dataset": "moved", "model": "moved"}
     assert policies == expected
 
 

@@ -66,7 +66,8 @@ def from_linen(module: nn.Module, *, title: str, num_classes: int, precision: Pr
         collections = {PARAMS: variables.params, **variables.model_state}
         options = arguments(is_training=key is not None)
         if key is None:
-            return jnp.asarray(module.apply(collections, images, **options)), variables.model_state
+            logits: Any = module.apply(collections, images, **options)
+            return logits, variables.model_state
         logits, model_state = module.apply(
             collections,
             images,

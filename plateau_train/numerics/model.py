@@ -64,6 +64,12 @@ class Network(NamedTuple):
         pixels = (images.astype(jnp.float32) / 255).astype(dtype)
         with jax.default_matmul_precision(precision):
             logits, model_state = self.forward(variables._replace(params=params), pixels, key)
+        if not (isinstance(logits, jax.Array) and jnp.issubdtype(logits.dtype, jnp.floating)):
+            kind = logits.dtype if isinstance(logits, jax.Array) else type(logits).__name__
+            raise ConfigError(
+                f"{self.title} returns {kind} instead of logits",
+                hint="return one array of floating point numbers [batch, classes]",
+            )
         return logits.astype(jnp.float32), model_state
 
 
@@ -143,7 +149,7 @@ def check_network(network: Network, image_shape: tuple[int, int, int]) -> None:
             )
 
 
-def _describe(tree: PyTree[Array]) -> dict[str, str]:
+def _describe(tree: PyTree[Any]) -> dict[str, str]:
     """Return the type and shape of each array of a tree by its path."""
     return {name: str(leaf.dtype) + str(leaf.shape) for name, leaf in name_arrays(tree).items()}
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Key, PyTree
 
 from plateau_train.config import Precision
+from plateau_train.errors import ConfigError
 from plateau_train.numerics.adapters import training_arguments
 from plateau_train.numerics.model import Images, Logits, Network, Variables
 
@@ -36,6 +37,11 @@ def from_nnx(
 
     # Everything about the module that is no array, and the shapes of its random numbers.
     abstract = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(jax.random.key(0))))
+    if not isinstance(abstract, nnx.Module):
+        raise ConfigError(
+            f"{title} has an argument rngs and makes no NNX module",
+            hint="return an NNX module, or leave out the argument rngs",
+        )
     graph, (_, random_numbers, _) = split(abstract)
 
     def forward(

@@ -43,6 +43,11 @@ MOST_BYTES = 10_000_000  # of a file with source code
 MOST_DIFFERENCES = 20  # lines shown of a changed source
 MOST_NETWORKS = 64  # kept in a process that trains many
 
+USE_HINT = (
+    "a network takes float32 images [batch, height, width, channel] from 0 to 1 and, if it has an "
+    "argument train, whether it is trained; PLATEAU_TRAIN_DEBUG=1 shows where it fails"
+)
+
 # The names in code that this process may execute.
 _permitted: set[tuple[ModelFacts, str]] = set()
 
@@ -211,8 +216,9 @@ def _load(
             network = from_linen(module, title=module.describe(image_shape), **adapted)
             check_network(network, image_shape)
         return network
-    with explained(settings):
+    with explained(settings, hint="PLATEAU_TRAIN_DEBUG=1 shows where it fails"):
         found = _find_name(_execute(settings, source), settings)
+    with explained(settings):
         adapted["title"] = _title(settings, source)
         network = _adapt(found, settings, given, adapted, image_shape)
         check_network(network, image_shape)
@@ -359,38 +365,46 @@ def _find_name(module: ModuleType, settings: ModelSettings) -> Any:
 
 
 @contextlib.contextmanager
-def explained(settings: ModelSettings) -> Iterator[None]:
-    """Raise an error of a network as ``ConfigError`` with its place in the code of the user."""
+def explained(settings: ModelSettings, hint: str = USE_HINT) -> Iterator[None]:
+    """Raise an error of a network as ``ConfigError`` with its place in the code of the user.
+
+    ``hint`` is for an error that has none of its own.
+    """
     try:
         yield
     except PlateauTrainError:
         raise
-    except Exception as error:  # any code may raise any error
-        first, *_ = (*str(error).splitlines(), "")
+    except (Exception, SystemExit) as error:  # any code may raise any error
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+        first, *_ = (*text.splitlines(), "")
         problem = f"{type(error).__name__}: {first}" if first else type(error).__name__
         place, source = "", find_source(settings)
         if source is not None:
             frames = traceback.extract_tb(error.__traceback__)
             lines = [each.lineno for each in frames if each.filename == source.facts.path]
-            if isinstance(error, SyntaxError):
-                lines = [error.lineno]
+            if isinstance(error, SyntaxError) and error.filename == source.facts.path:
+                lines = [error.lineno] if error.lineno else []
             place = f" in line {lines[-1]} of {source.facts.path}" if lines else ""
         raise ConfigError(
-            f"the network {settings.model} fails{place}: {problem}", hint=_hint(error)
+            f"the network {settings.model} fails{place}: {problem}", hint=_hint(error) or hint
         ) from error
 
 
-def _hint(error: Exception) -> str:
-    """Return what helps against some errors of Flax."""
-    name = type(error).__name__
+def _hint(error: BaseException) -> str:
+    """Return what helps against some errors of Python and Flax, or an empty text."""
+    text, name = str(error), type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        return "install it in this environment"
+    if isinstance(error, SystemExit):
+        return 'write below if __name__ == "__main__": what is only for a script'
     if name == "InvalidRngError":
         return (
             "random numbers are there in training only, under the name dropout; give __call__ an "
             "argument train, which is False in evaluation"
         )
-    if isinstance(error, ModuleNotFoundError):
-        return "install it in this environment"
-    return (
-        "a network takes float32 images [batch, height, width, channel] from 0 to 1 and, if it has "
-        "an argument train, whether it is trained; PLATEAU_TRAIN_DEBUG=1 shows where it fails"
-    )
+    if name == "ModifyScopeVariableError" or "must be passed to the constructor" in text:
+        return (
+            "give __call__ an argument train, which is False in evaluation, and pass on "
+            "use_running_average=not train or deterministic=not train"
+        )
+    return ""

@@ -119,12 +119,13 @@ class Program:
     def try_step(self) -> "Trial":
         """Take the first step and evaluate, each twice, to time them once they are compiled.
 
+        The losses are those of the first time: of the untrained network, and after one step.
         Raises ``ConfigError`` where the first loss is not finite.
         """
         self.load(None)
         order = self.replicas.epoch_order(1, len(self._splits["train"].labels))
-        *_, trial = (self._try_once(order) for _ in range(2))
-        return trial
+        first, timed = (self._try_once(order) for _ in range(2))
+        return timed._replace(loss=first.loss, test_loss=first.test_loss)
 
     def _try_once(self, order: jax.Array) -> "Trial":
         began = time.perf_counter()

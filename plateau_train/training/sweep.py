@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,6 +26,7 @@ from plateau_train.errors import (
     PictureError,
     RunError,
 )
+from plateau_train.numerics.model import Network
 from plateau_train.numerics.spec import Spec
 from plateau_train.run import checkpoint, journal, storage
 from plateau_train.run.checkpoint import Checkpoint
@@ -42,6 +43,9 @@ log = logging.getLogger("plateau_train")
 T = TypeVar("T")
 
 LONGEST_NAME = 120  # of the folder of a run
+
+_NOTHING: Any = None
+ANY_NETWORK = Network("", 0, "float32", _NOTHING, _NOTHING, _NOTHING)  # only to compare programs
 
 # What the results of a sweep can be sorted by.
 METRICS = tuple(
@@ -351,9 +355,8 @@ def has_begun(run: RunDirectory) -> bool:
 def _program_key(settings: Settings) -> Any:
     """Return what the runs of one program have in common: all but the traced settings."""
     # Epochs of one step keep different schedules apart. The settings stand for the network.
-    network, batch_size = cast(Any, settings.model), settings.data.batch_size
-    spec = Spec.from_settings(settings, network, num_examples=batch_size)
-    return spec, settings.data, settings.run.epochs
+    spec = Spec.from_settings(settings, ANY_NETWORK, num_examples=settings.data.batch_size)
+    return spec, settings.model, settings.data, settings.run.epochs
 
 
 def _name_folder(number: int, resolved: Resolved, varied: Sequence[Setting]) -> str:
