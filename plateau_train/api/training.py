@@ -34,7 +34,7 @@ def train(
         adopted = setup.adopt(own, own)
         assert adopted is not None
         with cluster.fail_together():
-            models.permit(own.settings.model, own.settings.data.cache_dir, is_named=True)
+            setup.permit_new(own)
         return setup.train_run(adopted, None, callbacks, plots.save_run_plot, stack, is_new=True)
 
 
@@ -61,7 +61,7 @@ def dry_run(
     """
     own = setup.localize(resolved)
     start_devices(own.settings.run.threads)
-    models.permit(own.settings.model, own.settings.data.cache_dir, is_named=True)
+    setup.permit_new(own)
     with loading():
         dataset, _ = setup.load_data(own.settings)
     own = setup.name_dataset(own, dataset)
@@ -99,7 +99,7 @@ def resume(
         if resolved is None:
             return task
         with cluster.fail_together():
-            cache_dir, is_named = overrides.settings.data.cache_dir, overrides.is_explicit("model")
-            models.permit(resolved.settings.model, cache_dir, is_named=is_named)
+            model, is_named = resolved.settings.model, overrides.is_typed("model")
+            models.permit(model, overrides.own_cache_dir, is_named=is_named)
         setup.train_run(resolved, task, callbacks, plots.save_run_plot, stack, is_new=False)
     return None

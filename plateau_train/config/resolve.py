@@ -16,6 +16,7 @@ from plateau_train.config.files import read_file
 from plateau_train.config.settings import (
     SETTINGS,
     ClusterSettings,
+    DataSettings,
     OnResume,
     Setting,
     Settings,
@@ -58,6 +59,19 @@ class Resolved(NamedTuple):
     def is_explicit(self, key: str) -> bool:
         """Return whether a flag or a file gave the value; a variable is not meant for one run."""
         return self.origin(key) not in ("default", BY_KEY[key].variable)
+
+    def is_typed(self, key: str) -> bool:
+        """Return whether the user gave the value for this call, and not a file."""
+        return RawValue("", self.origin(key)).is_typed
+
+    @property
+    def own_cache_dir(self) -> Path:
+        """The folder of the cache; one that a file names may be somebody else's and does not count.
+
+        For what permits the execution of code.
+        """
+        is_from_file = self.is_explicit("cache_dir") and not self.is_typed("cache_dir")
+        return DataSettings().cache_dir if is_from_file else self.settings.data.cache_dir
 
     def replace(self, key: str, value: Any, origin: str) -> "Resolved":
         """Return a copy with another value, which is not validated."""

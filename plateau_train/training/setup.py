@@ -202,9 +202,16 @@ def permit_model(
     that the user has not named.
     """
     models.refuse_other_source(directory, begun and begun.model, model)
-    # The folder of the cache is that of this user, and never one that a run names.
-    cache_dir = overrides.settings.data.cache_dir
-    models.permit(model, cache_dir, is_named=overrides.is_explicit("model"))
+    models.permit(model, overrides.own_cache_dir, is_named=overrides.is_typed("model"))
+
+
+def permit_new(resolved: Resolved) -> None:
+    """Permit the code of the network of a new run where the user named it, now or before.
+
+    A file with settings does not name it: it may be that of a run from somebody else.
+    """
+    model, is_named = resolved.settings.model, resolved.is_typed("model")
+    models.permit(model, resolved.own_cache_dir, is_named=is_named)
 
 
 def find_model(begun: Settings, overrides: Resolved) -> config.ModelSettings:

@@ -34,7 +34,7 @@ from plateau_train.run.directory import SWEEP, RunDirectory
 from plateau_train.run.journal import RunTask
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Ending
-from plateau_train.training import models, setup
+from plateau_train.training import setup
 from plateau_train.training.loop import Callbacks, SavePlot, fit
 from plateau_train.training.program import Program
 
@@ -169,7 +169,7 @@ def make_plan(
     runs: list[SweepRun] = []
     programs: dict[Any, list[Settings]] = {}
     for number, cell in enumerate(map(setup.localize, sweep.cells), start=1):
-        models.permit(cell.settings.model, cell.settings.data.cache_dir, is_named=True)
+        setup.permit_new(cell)
         dataset = datasets.load(cell.settings, progress)
         named = setup.name_dataset(cell, dataset)
         together = programs.setdefault(_program_key(named.settings), [])
