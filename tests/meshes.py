@@ -1,6 +1,7 @@
 """Train the replicas of one program on several meshes; print the losses and the collectives.
 
-With the word own it is a network with batch normalization and dropout. A process of its own: the number of simulated devices is fixed when JAX starts.
+With the word own it is a network with batch normalization and dropout. A process of its own: the
+number of simulated devices is fixed when JAX starts.
 """
 
 import json

@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from functools import partial
@@ -41,12 +40,13 @@ from plateau_train.numerics import architectures, augmentation
 from plateau_train.numerics import replicas as numerics
 from plateau_train.numerics import step as single
 from plateau_train.numerics.adapters import from_functions, from_linen, from_nnx
-from plateau_train.numerics.model import Network, Variables, check_network, init_shapes, measure
+from plateau_train.numerics.model import Network, check_network, measure
 from plateau_train.numerics.replicas import Replicas, has_convolutions
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Examples
 from plateau_train.run import checkpoint
 from plateau_train.run.directory import SWEEP
+from plateau_train.run.environment import ModelFacts
 from plateau_train.training.devices import use_process
 
 pytestmark = pytest.mark.usefixtures("no_saved_plots")
@@ -414,7 +414,7 @@ def assert_network_is_recorded(run, source, name):
     assert (run / "model.py").read_text() == SOURCE
     manifest, arrays = checkpoint.read_checkpoint(run / "checkpoints" / "epoch-000003.npz")
     facts = json.loads((run / "environment.json").read_text())["model"]
-    assert facts == manifest.environment.model.model_dump()
+    assert manifest.environment.model == ModelFacts(**facts)
     assert facts["sha256"] == hashlib.sha256(SOURCE.encode()).hexdigest()
     assert {array.shape[-1] for name, array in arrays.items() if "onv" in name} == {3}
     states = {array.shape for name, array in arrays.items() if name.startswith("model_state")}
@@ -674,11 +674,14 @@ BAD: dict[str, tuple[str, dict[str, str], str, str]] = {
         "install it in this environment",
     ),
     "name": (
-        write_linen(), {"model": "net.py:Nett"}, "FOLDER/net.py has no Nett (did you mean Net?)",
+        NO_PARAMS, {"model": "net.py:Nett"}, "FOLDER/net.py has no Nett (did you mean Net?)",
         "write --model FILE.py:NAME with its name",
     ),
     "number": ("Net = 3", {}, "Net of net.py is of type int, which is no network", KIND),
-    "function": ("Net = dict", {}, "Net of net.py is of type dict, which is no network", KIND),
+    "function": (
+        "def Net():\n    return [1]", {},
+        "Net of net.py is of type list, which is no network", KIND,
+    ),
     "nnx object": (
         NNX, {}, "Net of net.py is an NNX module that has its parameters already",
         "name its class, or a function with an argument rngs: each seed needs its own",
@@ -697,7 +700,8 @@ BAD: dict[str, tuple[str, dict[str, str], str, str]] = {
         "Net has no argument widht (did you mean width?)", "its arguments are num_classes, width",
     ),
     "missing argument": (
-        write_linen().replace("width: int = 4", "width: int"), {}, "Net needs the argument width",
+        write_linen().replace("width: int = 4", "width: int").replace("Net(10)", "1"), {},
+        "Net needs the argument width",
         """give it a default, or add --model-args '{"width": ...}'""",
     ),
     "argument of cnn": (
@@ -815,35 +819,39 @@ def test_a_network_that_cannot_be_trained_is_refused_before_there_is_a_run(
 # The dry run
 
 
-def test_a_dry_run_fits_into_80_columns_and_writes_nothing(processes, tmp_path):
+def test_the_layers_of_a_network_fit_into_80_columns_uncut(network):
+    lines = network.tabulate(jnp.zeros((1, *IMAGE_SHAPE)), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "Conv" in "".join(lines)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
+
+
+def test_a_dry_run_prints_layers_and_sizes_and_writes_nothing(processes, tmp_path):
     (tmp_path / "own.py").write_text(SOURCE)
-    environment = os.environ | {"COLUMNS": "80"}
     for flags, num_params, words in (
         (["--hidden-sizes=16"], 12_730, "Dense_0"),
         (["--model=own.py:Linen"], 7_874, "batch_stats"),
         (["--model=own.py:Nnx"], 7_874, "BatchStat"),
         (["--model=own.py:Functions"], 7_840, "kernel"),
     ):
-        ended = processes.run(tmp_path, *TINY, *flags, "--dry-run", environment=environment)
+        ended = processes.run(tmp_path, *TINY, *flags, "--dry-run")
         assert ended.code == 0, ended.stderr
         rows = dict(re.findall(r"^([\w ]+?)  +(.+)", ended.stdout, re.MULTILINE))
         assert rows["parameters"] == f"{num_params:,}"
         assert words in ended.stdout
         assert {"memory", "FLOPs", "one step", "evaluation", "written"} < rows.keys()
-        table = ended.stdout.partition("data  ")[0]
-        assert max(map(len, table.splitlines())) <= 80
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.py"]
 
 
 def test_the_flops_of_an_mlp_are_those_of_its_matrix_products(tmp_path):
     resolved = resolve(
-        **QUICK | {"model": "mlp", "hidden_sizes": "300,200", "batch_size": "20"},
+        **QUICK | {"model": "mlp", "hidden_sizes": "300,200", "batch_size": "60"},
         runs_dir=str(tmp_path),
     )
     done = training.dry_run(resolved, lambda _: use_process(), width=80)
     weights = (784 * 300, 300 * 200, 200 * 10)
     # Forward, and the gradients of parameters and of inputs, but of the images.
-    assert done.flops == pytest.approx(2 * 20 * (3 * sum(weights) - weights[0]), rel=0.2)
+    assert done.flops == pytest.approx(2 * 60 * (3 * sum(weights) - weights[0]), rel=0.2)
     assert done.size.num_params == sum(weights) + 510
     assert np.log(10) / 2 < done.trial.loss[0] < 2 * np.log(10)
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from jaxtyping import Array, Key, PyTree
 
 from plateau_train.config import Precision
 from plateau_train.errors import ConfigError
-from plateau_train.numerics.model import Images, Logits, Network, Variables, name_arrays
+from plateau_train.numerics.model import Images, Network, Variables, name_arrays
 
 # The arguments that tell a network whether it is trained, and their values in training.
 TRAINING_ARGUMENTS = {
@@ -36,6 +36,14 @@ def training_arguments(function: Callable[..., Any], *, is_training: bool) -> di
     }
 
 
+def _table_options(width: int) -> dict[str, Any]:
+    """Return the options with which Flax writes a table of some columns of text."""
+    return {
+        "console_kwargs": {"width": width, "force_terminal": False},
+        "column_kwargs": {"overflow": "fold"},  # the default cuts texts that are too long
+    }
+
+
 def from_linen(module: nn.Module, *, title: str, num_classes: int, precision: Precision) -> Network:
     """Adapt a Flax Linen module.
 
@@ -54,7 +62,7 @@ def from_linen(module: nn.Module, *, title: str, num_classes: int, precision: Pr
 
     def forward(
         variables: Variables, images: Images, key: Key[Array, ""] | None
-    ) -> tuple[Logits, PyTree[Array]]:
+    ) -> tuple[Any, PyTree[Array]]:
         collections = {PARAMS: variables.params, **variables.model_state}
         options = arguments(is_training=key is not None)
         if key is None:
@@ -70,7 +78,7 @@ def from_linen(module: nn.Module, *, title: str, num_classes: int, precision: Pr
         return logits, dict(model_state)
 
     def tabulate(images: Images, width: int) -> str:
-        options: Any = {"console_kwargs": {"width": width, "force_terminal": False}}
+        options = _table_options(width)
         keys = {PARAMS: jax.random.key(0), DROPOUT: jax.random.key(1)}
         return module.tabulate(keys, images, **options, **arguments(is_training=False))
 
@@ -109,7 +117,7 @@ def from_nnx(
 
     def forward(
         variables: Variables, images: Images, key: Key[Array, ""] | None
-    ) -> tuple[Logits, PyTree[Array]]:
+    ) -> tuple[Any, PyTree[Array]]:
         random_state = _make_random_state(random_numbers, key)
         states = (variables.params, random_state, variables.model_state)
         module = nnx.merge(graph, *map(nnx.State, states))
@@ -121,7 +129,7 @@ def from_nnx(
         return logits, model_state if is_training else variables.model_state
 
     def tabulate(images: Images, width: int) -> str:
-        options: Any = {"console_kwargs": {"width": width, "force_terminal": False}}
+        options = _table_options(width)
         module = make(rngs=nnx.Rngs(0))
         module.eval()
         arguments = training_arguments(type(module).__call__, is_training=False)
@@ -171,7 +179,7 @@ def from_functions(
 
     def forward(
         variables: Variables, images: Images, _: Key[Array, ""] | None
-    ) -> tuple[Logits, PyTree[Array]]:
+    ) -> tuple[Any, PyTree[Array]]:
         params, model_state = variables
         whole = {PARAMS: params, **model_state} if has_collections else params
         return functions.apply(whole, images), model_state
