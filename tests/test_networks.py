@@ -34,18 +34,23 @@ from helpers import (
 
 from plateau_train.api import training
 from plateau_train.commands.train import train
+from plateau_train.config import RawValue
+from plateau_train.config.resolve import resolve_sweep
 from plateau_train.config.toml import read_toml
 from plateau_train.errors import ConfigError
 from plateau_train.numerics import architectures, augmentation
 from plateau_train.numerics import replicas as numerics
 from plateau_train.numerics import step as single
-from plateau_train.numerics.adapters import from_functions, from_linen, from_nnx
+from plateau_train.numerics.adapters import from_functions, from_linen
 from plateau_train.numerics.model import Network, check_network, measure
+from plateau_train.numerics.nnx_modules import from_nnx
 from plateau_train.numerics.replicas import Replicas, has_convolutions
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Examples
 from plateau_train.run import checkpoint
-from plateau_train.run.directory import SWEEP
+from plateau_train.run.directory import SWEEP, RunDirectory
+from plateau_train.run.environment import ModelFacts
+from plateau_train.training import sweep
 from plateau_train.training.devices import use_process
 
 pytestmark = pytest.mark.usefixtures("no_saved_plots")
@@ -390,12 +395,13 @@ def test_a_run_stopped_and_resumed_from_elsewhere_equals_one_never_stopped(
     again = processes.run(elsewhere, "resume", run)
     assert faults.epochs_printed(again.stdout) == [3], again.stderr
     assert faults.result_of(run) == faults.result_of(tmp_path / "whole" / "latest")
-    assert_scores_are_recorded(processes.run(elsewhere, "evaluate", run, "--checkpoint=last"), run)
     if kind == "augmented":
         assert not (run / "model.py").exists()
         assert read_toml(run / "config.toml")["data"]["augment"] == "flip,shift"
     else:
         assert_network_is_recorded(run, tmp_path / "own.py", kind.capitalize())
+        ended = processes.run(elsewhere, "evaluate", run, "--checkpoint=last")
+        assert_scores_are_recorded(ended, run)
 
 
 def assert_scores_are_recorded(ended, run):
@@ -413,7 +419,7 @@ def assert_network_is_recorded(run, source, name):
     assert (run / "model.py").read_text() == SOURCE
     manifest, arrays = checkpoint.read_checkpoint(run / "checkpoints" / "epoch-000003.npz")
     facts = json.loads((run / "environment.json").read_text())["model"]
-    assert facts == manifest.environment.model.model_dump()
+    assert manifest.environment.model == ModelFacts(**facts)
     assert facts["sha256"] == hashlib.sha256(SOURCE.encode()).hexdigest()
     assert {array.shape[-1] for name, array in arrays.items() if "onv" in name} == {3}
     states = {array.shape for name, array in arrays.items() if name.startswith("model_state")}
@@ -449,8 +455,8 @@ def plain_run(processes, tmp_path_factory):
     """A folder with a network, a finished run and a sweep."""
     folder = tmp_path_factory.mktemp("plain")
     (folder / "net.py").write_text(PLAIN)
-    sweep = ("sweep", *ARGUMENTS, '--model-args={"width": 2};{"width": 4}', "--name=sweep")
-    for call in (ARGUMENTS, sweep):
+    grid = ("sweep", *ARGUMENTS, '--model-args={"width": 2};{"width": 4}', "--name=sweep")
+    for call in (ARGUMENTS, grid):
         ended = processes.run(folder, *call)
         assert ended.code == 0, ended.stderr
     return folder
@@ -459,7 +465,7 @@ def plain_run(processes, tmp_path_factory):
 @pytest.fixture
 def own(plain_run, processes):
     """The run and its network, which a test may change; and a function that calls a command."""
-    run, sweep = faults.runs_in(plain_run)
+    run, folder_of_sweep = faults.runs_in(plain_run)
     source, config = plain_run / "net.py", run / "config.toml"
     kept = {path: path.read_bytes() for path in (source, config, run / "model.py")}
     executed = plain_run / "executed"
@@ -472,7 +478,7 @@ def own(plain_run, processes):
         executed.unlink(missing_ok=True)
         return ended, was_executed
 
-    yield SimpleNamespace(run=run, sweep=sweep, source=source, config=config, call=call)
+    yield SimpleNamespace(run=run, sweep=folder_of_sweep, source=source, config=config, call=call)
     for path, content in kept.items():
         path.write_bytes(content)
 
@@ -583,13 +589,14 @@ def test_a_network_that_was_moved_is_named_again(own, tmp_path):
     assert ended.code == 2, ended.stderr
 
 
-def test_a_sweep_goes_over_built_in_networks(processes, tmp_path):
-    ended = processes.run(tmp_path, "sweep", *TINY, "--epochs=1", "--model=mlp,cnn", "--csv")
-    assert ended.code == 0, ended.stderr
-    runs = [run.name for run in faults.runs_in(tmp_path)[0].iterdir() if run.is_dir()]
-    assert sorted(runs) == ["001-model=mlp", "002-model=cnn"]
-    for name in runs:
-        assert name in ended.stdout
+def test_a_sweep_goes_over_built_in_networks(tmp_path):
+    values = QUICK | {"model": "mlp,cnn", "runs_dir": str(tmp_path)}
+    cells = resolve_sweep({key: RawValue(text, "flag") for key, text in values.items()})
+    plan = sweep.make_plan(cells, None, sweep.LoadedDatasets())
+    assert [run.folder for run in plan.runs] == ["001-model=mlp", "002-model=cnn"]
+    assert [run.settings.model.model for run in plan.runs] == ["mlp", "cnn"]
+    programs, _ = sweep.group_programs(RunDirectory(tmp_path), plan)
+    assert len(programs) == 2
 
 
 # Bad input
@@ -673,11 +680,14 @@ BAD: dict[str, tuple[str, dict[str, str], str, str]] = {
         "install it in this environment",
     ),
     "name": (
-        write_linen(), {"model": "net.py:Nett"}, "FOLDER/net.py has no Nett (did you mean Net?)",
+        NO_PARAMS, {"model": "net.py:Nett"}, "FOLDER/net.py has no Nett (did you mean Net?)",
         "write --model FILE.py:NAME with its name",
     ),
     "number": ("Net = 3", {}, "Net of net.py is of type int, which is no network", KIND),
-    "function": ("Net = dict", {}, "Net of net.py is of type dict, which is no network", KIND),
+    "function": (
+        "def Net():\n    return [1]", {},
+        "Net of net.py is of type list, which is no network", KIND,
+    ),
     "nnx object": (
         NNX, {}, "Net of net.py is an NNX module that has its parameters already",
         "name its class, or a function with an argument rngs: each seed needs its own",
@@ -696,7 +706,8 @@ BAD: dict[str, tuple[str, dict[str, str], str, str]] = {
         "Net has no argument widht (did you mean width?)", "its arguments are num_classes, width",
     ),
     "missing argument": (
-        write_linen().replace("width: int = 4", "width: int"), {}, "Net needs the argument width",
+        write_linen().replace("width: int = 4", "width: int").replace("Net(10)", "1"), {},
+        "Net needs the argument width",
         """give it a default, or add --model-args '{"width": ...}'""",
     ),
     "argument of cnn": (
@@ -814,35 +825,37 @@ def test_a_network_that_cannot_be_trained_is_refused_before_there_is_a_run(
 # The dry run
 
 
-def test_a_dry_run_fits_into_80_columns_and_writes_nothing(processes, tmp_path):
+def test_the_layers_of_a_network_fit_into_80_columns_uncut(network):
+    lines = network.tabulate(jnp.zeros((1, *IMAGE_SHAPE)), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "Conv" in "".join(lines)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
+
+
+def test_a_dry_run_prints_layers_and_sizes_and_writes_nothing(processes, tmp_path):
     (tmp_path / "own.py").write_text(SOURCE)
-    environment = os.environ | {"COLUMNS": "80"}
     for flags, num_params, words in (
-        (["--hidden-sizes=16"], 12_730, "Dense_0"),
         (["--model=own.py:Linen"], 7_874, "batch_stats"),
-        (["--model=own.py:Nnx"], 7_874, "BatchStat"),
         (["--model=own.py:Functions"], 7_840, "kernel"),
     ):
-        ended = processes.run(tmp_path, *TINY, *flags, "--dry-run", environment=environment)
+        ended = processes.run(tmp_path, *TINY, *flags, "--dry-run")
         assert ended.code == 0, ended.stderr
         rows = dict(re.findall(r"^([\w ]+?)  +(.+)", ended.stdout, re.MULTILINE))
         assert rows["parameters"] == f"{num_params:,}"
         assert words in ended.stdout
         assert {"memory", "FLOPs", "one step", "evaluation", "written"} < rows.keys()
-        table = ended.stdout.partition("data  ")[0]
-        assert max(map(len, table.splitlines())) <= 80
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.py"]
 
 
 def test_the_flops_of_an_mlp_are_those_of_its_matrix_products(tmp_path):
     resolved = resolve(
-        **QUICK | {"model": "mlp", "hidden_sizes": "300,200", "batch_size": "20"},
+        **QUICK | {"model": "mlp", "hidden_sizes": "300,200", "batch_size": "60"},
         runs_dir=str(tmp_path),
     )
     done = training.dry_run(resolved, lambda _: use_process(), width=80)
     weights = (784 * 300, 300 * 200, 200 * 10)
     # Forward, and the gradients of parameters and of inputs, but of the images.
-    assert done.flops == pytest.approx(2 * 20 * (3 * sum(weights) - weights[0]), rel=0.2)
+    assert done.flops == pytest.approx(2 * 60 * (3 * sum(weights) - weights[0]), rel=0.2)
     assert done.size.num_params == sum(weights) + 510
     assert np.log(10) / 2 < done.trial.loss[0] < 2 * np.log(10)
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from plateau_train.config import Precision
-from plateau_train.numerics.model import Images, Logits, Network, Variables, key_shape, name_arrays
+from plateau_train.numerics.model import Images, Network, Variables, key_shape, name_arrays
 
 # The arguments that tell a network whether it is trained, and their values in training.
 TRAINING_ARGUMENTS = {
@@ -44,6 +44,14 @@ def training_arguments(function: Callable[..., Any], *, is_training: bool) -> di
     }
 
 
+def table_options(width: int) -> dict[str, Any]:
+    """Return the options with which Flax writes a table of some columns of text."""
+    return {
+        "console_kwargs": {"width": width, "force_terminal": False},
+        "column_kwargs": {"overflow": "fold"},  # the default cuts texts that are too long
+    }
+
+
 def from_linen(module: nn.Module, *, title: str, num_classes: int, precision: Precision) -> Network:
     """Adapt a Flax Linen module.
 
@@ -62,7 +70,7 @@ def from_linen(module: nn.Module, *, title: str, num_classes: int, precision: Pr
 
     def forward(
         variables: Variables, images: Images, key: Key[Array, ""] | None
-    ) -> tuple[Logits, PyTree[Array]]:
+    ) -> tuple[Any, PyTree[Array]]:
         collections = {PARAMS: variables.params, **variables.model_state}
         options = arguments(is_training=key is not None)
         if key is None:
@@ -79,7 +87,7 @@ def from_linen(module: nn.Module, *, title: str, num_classes: int, precision: Pr
 
     def tabulate(image_shape: tuple[int, int, int], width: int) -> str:
         images = jnp.zeros((1, *image_shape))
-        options: Any = {"console_kwargs": {"width": width, "force_terminal": False}}
+        options = table_options(width)
         keys = {PARAMS: jax.random.key(0), DROPOUT: jax.random.key(1)}
         return module.tabulate(keys, images, **options, **arguments(is_training=False))
 
@@ -112,7 +120,7 @@ def from_functions(
 
     def forward(
         variables: Variables, images: Images, _: Key[Array, ""] | None
-    ) -> tuple[Logits, PyTree[Array]]:
+    ) -> tuple[Any, PyTree[Array]]:
         params, model_state = variables
         whole = {PARAMS: params, **model_state} if has_collections else params
         return functions.apply(whole, images), model_state

@@ -38,14 +38,15 @@ class Network(NamedTuple):
     """A network as pure functions. It is static, so two are equal only if all functions are.
 
     A key stands for training: random numbers are derived from it, and the second result is the new
-    ``model_state``. None stands for evaluation, which is deterministic and changes nothing.
+    ``model_state``. None stands for evaluation, which is deterministic and changes nothing. The
+    first result of ``forward`` is what a user's code returns; ``apply`` checks it.
     """
 
     title: str
     num_classes: int
     precision: config.Precision
     init: Callable[[Key[Array, ""], Images], Variables]
-    forward: Callable[[Variables, Images, Key[Array, ""] | None], tuple[Logits, PyTree[Array]]]
+    forward: Callable[[Variables, Images, Key[Array, ""] | None], tuple[Any, PyTree[Array]]]
     # The layers for images of a shape, in some columns of text.
     tabulate: Callable[[tuple[int, int, int], int], str]
 
@@ -54,7 +55,7 @@ class Network(NamedTuple):
         variables: Variables,
         images: UInt8[Array, "batch height width channel"],
         key: Key[Array, ""] | None,
-    ) -> tuple[Float32[Array, "batch classes"], PyTree[Array]]:
+    ) -> tuple[Float32[Array, "..."], PyTree[Array]]:
         """Return the logits of images with 8 bits per value, and the new ``model_state``.
 
         Logits are float32 at every precision; so are the parameters that the optimizer has.

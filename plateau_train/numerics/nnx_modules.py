@@ -10,8 +10,8 @@ from jaxtyping import Array, Key, PyTree
 
 from plateau_train.config import Precision
 from plateau_train.errors import ConfigError
-from plateau_train.numerics.adapters import training_arguments
-from plateau_train.numerics.model import Images, Logits, Network, Variables
+from plateau_train.numerics.adapters import table_options, training_arguments
+from plateau_train.numerics.model import Images, Network, Variables
 
 
 def from_nnx(
@@ -46,7 +46,7 @@ def from_nnx(
 
     def forward(
         variables: Variables, images: Images, key: Key[Array, ""] | None
-    ) -> tuple[Logits, PyTree[Array]]:
+    ) -> tuple[Any, PyTree[Array]]:
         random_state = _make_random_state(random_numbers, key)
         states = (variables.params, random_state, variables.model_state)
         module = nnx.merge(graph, *map(nnx.State, states))
@@ -59,7 +59,7 @@ def from_nnx(
 
     def tabulate(image_shape: tuple[int, int, int], width: int) -> str:
         images = jnp.zeros((1, *image_shape))
-        options: Any = {"console_kwargs": {"width": width, "force_terminal": False}}
+        options = table_options(width)
         module = make(rngs=nnx.Rngs(0))
         module.eval()
         arguments = training_arguments(type(module).__call__, is_training=False)
