@@ -5,6 +5,7 @@ import io
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -321,3 +322,25 @@ def make_histories(num_epochs: int, *drop_every: int) -> list[History]:
         make_history(num_epochs, drop_every=every, replica=replica)
         for replica, every in enumerate(drop_every)
     ]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def run_two(processes, folder, *arguments, others=()):
+    """Run a cluster of two in forked processes; process 1 has other arguments as well.
+
+    Process 1 must change nothing on the disk.
+    """
+    flags = (*arguments, f"--coordinator=127.0.0.1:{free_port()}", "--num-processes=2")
+    commands = [
+        (folder / "0", *flags, "--process-id=0"), (folder / "1", *flags, *others, "--process-id=1"),
+    ]  # fmt: skip
+    for place, *_ in commands:
+        place.mkdir(exist_ok=True)
+    leader, other = processes.run_at_once(commands)
+    assert (other.operations, list((folder / "1").iterdir())) == ([], [])
+    return leader, other

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SMALL, assert_same_history, command, epochs_printed
+from helpers import SMALL, assert_same_history, command, epochs_printed, free_port, run_two
 
 from plateau_train.process import cluster
 from plateau_train.run.reader import Run
@@ -35,34 +34,12 @@ def start(folder, *arguments, process_id, port):
     )  # fmt: skip
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def start_two(folder, *arguments):
     """Start a cluster of two by the command."""
     port = free_port()
     return [
         start(folder / f"{number}", *arguments, process_id=number, port=port) for number in (0, 1)
     ]
-
-
-def run_two(processes, folder, *arguments, others=()):
-    """Run a cluster of two in forked processes; process 1 has other arguments as well.
-
-    Process 1 must change nothing on the disk.
-    """
-    flags = (*arguments, f"--coordinator=127.0.0.1:{free_port()}", "--num-processes=2")
-    commands = [
-        (folder / "0", *flags, "--process-id=0"), (folder / "1", *flags, *others, "--process-id=1"),
-    ]  # fmt: skip
-    for place, *_ in commands:
-        place.mkdir(exist_ok=True)
-    leader, other = processes.run_at_once(commands)
-    assert (other.operations, list((folder / "1").iterdir())) == ([], [])
-    return leader, other
 
 
 def end(*processes, within=120):

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -29,6 +30,7 @@ from helpers import (
     make_spec,
     one_device,
     resolve,
+    run_two,
     take_epoch,
 )
 
@@ -373,9 +375,8 @@ def test_an_augmentation_is_a_function_of_its_key():
 TINY = tuple(flag for flag in faults.TINY if not flag.startswith("--hidden-sizes"))
 WIDTH = '{"width": 3}'
 RUNS = {
-    "linen": ("--model=own.py:Linen", f"--model-args={WIDTH}", "--seed=0-3"),
-    "nnx": ("--model=own.py:Nnx", f"--model-args={WIDTH}", "--seed=0-3"),
-    "augmented": ("--augment=flip,shift", "--hidden-sizes=", "--seed=0,1"),
+    "linen": ("--model=own.py:Linen", f"--model-args={WIDTH}", "--seed=0,1"),
+    "nnx": ("--model=own.py:Nnx", f"--model-args={WIDTH}", "--augment=flip,shift"),
 }
 
 
@@ -395,13 +396,11 @@ def test_a_run_stopped_and_resumed_from_elsewhere_equals_one_never_stopped(
     again = processes.run(elsewhere, "resume", run)
     assert faults.epochs_printed(again.stdout) == [3], again.stderr
     assert faults.result_of(run) == faults.result_of(tmp_path / "whole" / "latest")
-    if kind == "augmented":
-        assert not (run / "model.py").exists()
+    assert_network_is_recorded(run, tmp_path / "own.py", kind.capitalize())
+    if kind == "nnx":
         assert read_toml(run / "config.toml")["data"]["augment"] == "flip,shift"
-    else:
-        assert_network_is_recorded(run, tmp_path / "own.py", kind.capitalize())
-        ended = processes.run(elsewhere, "evaluate", run, "--checkpoint=last")
-        assert_scores_are_recorded(ended, run)
+    ended = processes.run(elsewhere, "evaluate", run, "--checkpoint=last")
+    assert_scores_are_recorded(ended, run)
 
 
 def assert_scores_are_recorded(ended, run):
@@ -423,16 +422,18 @@ def assert_network_is_recorded(run, source, name):
     assert facts["sha256"] == hashlib.sha256(SOURCE.encode()).hexdigest()
     assert {array.shape[-1] for name, array in arrays.items() if "onv" in name} == {3}
     states = {array.shape for name, array in arrays.items() if name.startswith("model_state")}
-    assert states == {(4, 3)}
+    assert states == {(len(manifest.settings.run.seeds), 3)}
 
 
-# A network of one layer, which leaves a file when it is executed.
+# A network of two layers. It leaves a file when it is executed, with the number of threads that
+# XLA would have if its devices started then.
 PLAIN = """\
+import os
 from pathlib import Path
 
 import flax.linen as nn
 
-Path(__file__).with_name("executed").touch()
+Path(__file__).with_name("executed").write_text(os.environ["NPROC"])
 
 
 class Net(nn.Module):
@@ -447,7 +448,7 @@ class Net(nn.Module):
 class Other(Net):
     pass
 """
-ARGUMENTS = (*TINY, "--epochs=1", "--model=net.py:Net")
+ARGUMENTS = (*TINY, "--epochs=1", "--model=net.py:Net", "--seed=0,1")
 
 
 @pytest.fixture(scope="module")
@@ -472,11 +473,10 @@ def own(plain_run, processes):
     executed.unlink(missing_ok=True)
 
     def call(command, *flags, folder=run, **trouble):
-        ended = processes.run(plain_run, command, folder, *flags, **trouble)
-        assert "Traceback" not in ended.stderr
-        was_executed = executed.exists()
         executed.unlink(missing_ok=True)
-        return ended, was_executed
+        ended = processes.run(plain_run, *filter(None, (command, folder)), *flags, **trouble)
+        assert "Traceback" not in ended.stderr
+        return ended, executed.exists()
 
     yield SimpleNamespace(run=run, sweep=folder_of_sweep, source=source, config=config, call=call)
     for path, content in kept.items():
@@ -563,6 +563,38 @@ def test_a_configuration_that_names_other_code_executes_none(own, tmp_path):
     ended, was_executed = own.call("resume", LONGER)
     assert (ended.code, was_executed) == (4, False)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_file_with_settings_names_no_code_and_no_cache_that_permits_some(own, tmp_path):
+    forged, foreign = tmp_path / "forged", tmp_path / "foreign.toml"
+    ended, _ = own.call("evaluate", f"--cache-dir={forged}", f"--model={own.source}:Net")
+    assert ended.code == 0, ended.stderr
+    text = re.sub('cache_dir = ".*"', f'cache_dir = "{forged}"', own.config.read_text())
+    foreign.write_text(text)
+    own_home = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "empty")}
+    del own_home["PLATEAU_TRAIN_CACHE_DIR"]  # it outranks the file
+    for command, folder in (("train", None), ("resume", own.run)):
+        config = f"--config={foreign}"
+        ended, was_executed = own.call(command, config, folder=folder, environment=own_home)
+        assert (ended.code, was_executed) == (2, False), ended.stderr
+        assert "have not trained with in this form" in ended.stderr
+
+
+def test_the_threads_of_a_run_are_fixed_before_its_code_is_executed(own, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(own.run, copy)
+    more_threads = os.environ | {"NPROC": "2"}
+    ended, _ = own.call("resume", LONGER, folder=copy, environment=more_threads)
+    assert ended.code == 0, ended.stderr
+    assert own.source.with_name("executed").read_text() == "1"
+
+
+def test_two_processes_continue_a_run_with_a_network_of_a_user(own, processes, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(own.run, copy)
+    leader, other = run_two(processes, tmp_path, "resume", copy, LONGER)
+    assert (leader.code, other.code) == (0, 0), leader.stderr + other.stderr
+    assert faults.epochs_printed(leader.stdout) == [2]
 
 
 def test_check_verifies_a_run_without_executing_its_code(own, tmp_path):
@@ -826,7 +858,7 @@ def test_a_network_that_cannot_be_trained_is_refused_before_there_is_a_run(
 
 
 def test_the_layers_of_a_network_fit_into_80_columns_uncut(network):
-    lines = network.tabulate(jnp.zeros((1, *IMAGE_SHAPE)), 80).splitlines()
+    lines = network.tabulate(IMAGE_SHAPE, 80).splitlines()
     assert max(map(len, lines)) <= 80
     assert "Conv" in "".join(lines)
     assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
@@ -834,28 +866,29 @@ def test_the_layers_of_a_network_fit_into_80_columns_uncut(network):
 
 def test_a_dry_run_prints_layers_and_sizes_and_writes_nothing(processes, tmp_path):
     (tmp_path / "own.py").write_text(SOURCE)
-    for flags, num_params, words in (
-        (["--model=own.py:Linen"], 7_874, "batch_stats"),
-        (["--model=own.py:Functions"], 7_840, "kernel"),
-    ):
-        ended = processes.run(tmp_path, *TINY, *flags, "--dry-run")
-        assert ended.code == 0, ended.stderr
-        rows = dict(re.findall(r"^([\w ]+?)  +(.+)", ended.stdout, re.MULTILINE))
-        assert rows["parameters"] == f"{num_params:,}"
-        assert words in ended.stdout
-        assert {"memory", "FLOPs", "one step", "evaluation", "written"} < rows.keys()
+    ended = processes.run(tmp_path, *TINY, "--model=own.py:Linen", "--dry-run")
+    assert ended.code == 0, ended.stderr
+    rows = dict(re.findall(r"^([\w ]+?)  +(.+)", ended.stdout, re.MULTILINE))
+    assert rows["parameters"] == "7,874"
+    assert "batch_stats" in ended.stdout
+    assert {"memory", "FLOPs", "one step", "evaluation", "written"} < rows.keys()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.py"]
+
+
+def test_the_table_of_functions_has_their_parameters():
+    lines = make_functions(has_collections=True).tabulate(IMAGE_SHAPE, 80).splitlines()
+    assert any(re.match(r"params/\w+ +float32\(", line) for line in lines), lines
 
 
 def test_the_flops_of_an_mlp_are_those_of_its_matrix_products(tmp_path):
     resolved = resolve(
-        **QUICK | {"model": "mlp", "hidden_sizes": "300,200", "batch_size": "60"},
+        **QUICK | {"model": "mlp", "hidden_sizes": "60,40", "batch_size": "60"},
         runs_dir=str(tmp_path),
     )
     done = training.dry_run(resolved, lambda _: use_process(), width=80)
-    weights = (784 * 300, 300 * 200, 200 * 10)
+    weights = (784 * 60, 60 * 40, 40 * 10)
     # Forward, and the gradients of parameters and of inputs, but of the images.
     assert done.flops == pytest.approx(2 * 60 * (3 * sum(weights) - weights[0]), rel=0.2)
-    assert done.size.num_params == sum(weights) + 510
+    assert done.size.num_params == sum(weights) + 110
     assert np.log(10) / 2 < done.trial.loss[0] < 2 * np.log(10)
     assert list(tmp_path.iterdir()) == []
