@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,8 @@ from jaxtyping import Array, Float, Float32, Key, PyTree, UInt8
 
 from plateau_train import config
 from plateau_train.errors import ConfigError
+
+MOST_MEASURED = 64  # networks whose shapes stay known in a process that trains many
 
 Params = PyTree[Float[Array, "..."]]
 Images = Float[Array, "batch height width channel"]  # from 0 to 1
@@ -81,6 +84,7 @@ class ModelSize(NamedTuple):
     activation_bytes: int
 
 
+@lru_cache(MOST_MEASURED)
 def measure(network: Network, image_shape: tuple[int, int, int]) -> ModelSize:
     """Measure a network from the shapes of its arrays, without computing any."""
     variables = init_shapes(network, image_shape)
@@ -88,6 +92,7 @@ def measure(network: Network, image_shape: tuple[int, int, int]) -> ModelSize:
     return ModelSize(count_values(variables.params), large - small)
 
 
+@lru_cache(MOST_MEASURED)
 def init_shapes(network: Network, image_shape: tuple[int, int, int]) -> Variables:
     """Return the shapes and types of the variables."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
