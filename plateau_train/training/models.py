@@ -111,8 +111,7 @@ def permit(settings: ModelSettings, cache_dir: Path, *, is_named: bool) -> None:
     """Permit this process to execute the code of a network that the user has named.
 
     Without ``is_named`` it must be code that the user has named before, as recorded in the cache
-    of the user.
-    Raises ``ConfigError`` otherwise.
+    of the user. Raises ``ConfigError`` otherwise.
     """
     source = find_source(settings)
     if source is None:
@@ -148,19 +147,14 @@ def refuse_other_source(
     now, (_, name) = find_source(settings), settings.place
     if known is None or now is None:
         return
-    problem = ""
-    if known.sha256 != now.facts.sha256:
-        problem = f"{now.facts.path} is not the code that {directory.path} was trained with"
-    elif known.version != now.facts.version:
-        versions = f"{now.facts.version or 'no version'}, not {known.version or 'without one'}"
-        problem = f"{directory.path} was trained with another package: here is {versions}"
-    if problem:
-        raise RunError(
-            problem,
-            *_differences(directory, known, now),
-            hint=f"start a new run, or use the code that the run keeps: --model "
-            f"{shlex.quote(f'{directory.model}:{name}')}",
-        )
+    if (known.sha256, known.version) == (now.facts.sha256, now.facts.version):
+        return
+    problem = f"{now.facts.path} is not the code that {directory.path} was trained with"
+    hint = f"use the code that the run keeps: --model {shlex.quote(f'{directory.model}:{name}')}"
+    if not settings.is_file:
+        hint = f"install what it was trained with, {known.version or 'which has no version'}"
+    differences = _differences(directory, known, now)
+    raise RunError(problem, *differences, hint=f"start a new run, or {hint}")
 
 
 def require_copy(directory: RunDirectory, begun: Environment | None) -> None:
