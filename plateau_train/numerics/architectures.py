@@ -56,7 +56,7 @@ class CNN(nn.Module):
 class Conv(nn.Module):
     """A convolution of 3x3 that keeps height and width, as one matrix product.
 
-    It has the parameters and the results of ``nn.Conv``. XLA's own convolutions on the CPU take 17
+    It has the parameters and the results of ``nn.Conv``. XLA's own convolutions on the CPU take 18
     times as long inside a loop, and a ``vmap`` over kernels makes them grouped convolutions.
     """
 

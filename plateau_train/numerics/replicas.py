@@ -97,7 +97,7 @@ class Replicas(NamedTuple):
     ) -> tuple[TrainState, StepRecord]:
         """Take some steps of an epoch; ``state`` and ``records`` are donated.
 
-        On a CPU, convolutions of XLA take ten times as long inside a loop: the steps of a network
+        On a CPU, convolutions of XLA take six times as long inside a loop: the steps of a network
         that has some are calls from the host.
         """
         function, calls = single.train_steps, [(start, stop)]
