@@ -44,7 +44,7 @@ def dry_run(resolved: Resolved) -> None:
         describe_training(done.info)
         | {
             "parameters": f"{done.size.num_params:,}",
-            "activations": f"{done.size.activation_bytes:,} bytes of an image for its gradient",
+            "activations": f"{done.size.activation_bytes:,} bytes per image, kept for its gradient",
             "memory": done.info.memory,
             "FLOPs": f"{flops} per step, in the compiled program",
             "one step": f"{step}; {steps:,} steps an epoch",
