@@ -489,7 +489,7 @@ def test_few_images_of_a_sorted_folder_are_chosen_from_all_classes(pets):
     assert rows == sorted(set(rows)), "another order than in the folder, or an image twice"
 
 
-def test_classes_without_a_training_image_are_told(pets, messages):
+def test_classes_without_a_training_image_are_reported(pets, messages):
     load(pets, train_examples="2")
     assert messages[-1].startswith("1 of 3 classes have no training image")
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from plateau_train import plots
 from plateau_train.config import Resolved
+from plateau_train.data.splits import Progress
 from plateau_train.numerics.model import ModelSize, measure
 from plateau_train.process import cluster
 from plateau_train.run.directory import RunDirectory
@@ -53,7 +54,7 @@ def dry_run(
     start_devices: StartDevices,
     *,
     width: int,
-    loading: Callable[[], AbstractContextManager[object]] = nullcontext,
+    loading: Callable[[], AbstractContextManager[Progress | None]] = nullcontext,
 ) -> DryRun:
     """Take one step and evaluate once, and write no run; ``width`` is that of the text.
 
@@ -62,8 +63,8 @@ def dry_run(
     own = setup.localize(resolved)
     start_devices(own.settings.run.threads)
     setup.permit_new(own)
-    with loading():
-        dataset, _ = setup.load_data(own.settings)
+    with loading() as progress:
+        dataset, _ = setup.load_data(own.settings, progress=progress)
     own = setup.name_dataset(own, dataset)
     program = Program([own.settings], dataset)
     network, shape = program.replicas.spec.network, dataset.image_shape

@@ -33,7 +33,6 @@ from plateau_train.config.resolve import (
     sweep_policy,
 )
 from plateau_train.config.settings import (
-    BUILT_IN_MODELS,
     DEFAULT_MOMENTUM,
     DEFAULT_WEIGHT_DECAY,
     SETTINGS,

@@ -30,7 +30,7 @@ from plateau_train.errors import (
 )
 from plateau_train.process import cluster, signals
 from plateau_train.run import checkpoint, environment, journal, storage
-from plateau_train.run.checkpoint import Checkpoint, Manifest
+from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory, is_sweep, read_json
 from plateau_train.run.environment import DatasetFacts, Environment
 from plateau_train.run.journal import RunTask
@@ -221,18 +221,6 @@ def find_model(begun: Settings, overrides: Resolved) -> config.ModelSettings:
     return begun.model.model_copy(update={"model": overrides.settings.model.model})
 
 
-def permit_network(
-    directory: RunDirectory, manifest: Manifest, overrides: Resolved
-) -> config.ModelSettings:
-    """Return the network of a checkpoint, whose code this process may execute.
-
-    Raises as ``permit_model``.
-    """
-    model = find_model(manifest.settings, overrides)
-    permit_model(directory, manifest.environment, model, overrides)
-    return model
-
-
 def refuse_damaged_run(task: RunTask) -> None:
     """Raise ``RunError`` if a run cannot continue from its checkpoint."""
     if task.previous is None:
@@ -416,7 +404,8 @@ def _permit_check(directory: RunDirectory, overrides: Resolved) -> Iterator[str]
     if newest is None:
         return
     try:
-        permit_network(directory, newest, overrides)
+        model = find_model(newest.settings, overrides)
+        permit_model(directory, newest.environment, model, overrides)
     except ConfigError as error:
         yield f"arrays are not compared with the network: {error.problems[0]}"
 
