@@ -7,6 +7,7 @@ settings.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +18,14 @@ from plateau_train.api.pictures import draw_into
 from plateau_train.config import FIXED_PANELS_OPTIONS, SETTINGS, FigureOptions, RawValue
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
-from plateau_train.numerics.replay import Row, as_losses
+from plateau_train.numerics.nearest_miss import find_nearest_miss
+from plateau_train.numerics.replay import Row
 from plateau_train.numerics.replay import replay as apply_rule
 from plateau_train.report import replay as texts
 from plateau_train.report.rows import Columns, to_columns, to_html
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
-from plateau_train.run.series import OTHER_MODES, Series, read_values
+from plateau_train.run.series import OTHER_MODES, Series
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,9 +51,25 @@ class Replay:
         """The rows of the first rule."""
         return next(iter(self.rules.values()))
 
+    @cached_property
+    def misses(self) -> Mapping[int, str]:
+        """The text of the nearest miss by the number of its last value; empty if none waited."""
+        miss = find_nearest_miss(self.series.rule, self.own_rows)
+        if miss is None:
+            return {}
+        return {miss.last: texts.describe_miss(self.series, self.own_rows, miss)}
+
+    @property
+    def nearest_miss(self) -> str | None:
+        """The longest wait that led to no drop, and what would have lowered the rate there.
+
+        None where no observation waited without a drop.
+        """
+        return next(iter(self.misses.values()), None)
+
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each value, by the names that docs/tables.md lists."""
-        return list(texts.plain_rows(self.series, self.rules))
+        return list(texts.plain_rows(self.series, self.rules, self.misses))
 
     @property
     def table(self) -> Columns:
@@ -165,17 +183,7 @@ def read_run(
     history = histories[0]
     if replica is not None:
         history = find_replica(histories, replica, run.directory)
-    if len(own.run.seeds) > 1:
-        title += f", replica {history.replica} with seed {history.seed}"
-    values, positions = read_values(run, history, rule)
-    observed = rule.describe_observation()
-    if rule.split == "train":  # the values are means already
-        rule = rule.model_copy(update={"accumulation_size": 1})
-    else:
-        values = as_losses(rule.metric, np.array(values, np.float32)).tolist()
-    schedule = own.optimizer.schedule
-    of_run = positions, history.drops, schedule, history.replica, history.seed
-    return Series(title, observed, values, rule, *of_run)
+    return texts.read_series(run, history, rule)
 
 
 def as_names(libraries: str | Sequence[str] | None) -> Sequence[str]:

@@ -174,7 +174,7 @@ def print_replay(replayed: Replay, form: Form | None) -> None:
         rule = texts.describe_rule(series.rule)
         print_rows({"values": values, "rule": rule, **replayed.notes}, to_stderr=True)
         print_table(texts.make_table(series, rules))
-        print_rows(texts.describe_drops(series, rules))
+        print_rows(texts.describe_drops(series, rules, replayed.misses))
         if rest := num_values % size:
             log.info(f"the last {rest:,} of {num_values:,} values do not fill a window of {size:,}")
     texts.report_change(series, replayed.own_rows)

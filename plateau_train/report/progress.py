@@ -11,7 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from plateau_train.config import Settings
-from plateau_train.errors import PROGRAM
+from plateau_train.errors import PROGRAM, RunError
+from plateau_train.numerics.nearest_miss import find_nearest_miss, on_cpu
+from plateau_train.numerics.replay import replay
 from plateau_train.report.console import (
     Column,
     Table,
@@ -22,6 +24,7 @@ from plateau_train.report.console import (
     print_rows,
     printable,
 )
+from plateau_train.report.replay import describe_miss, read_series
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
@@ -327,6 +330,7 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
         "best epoch": f"{results.best_epoch} (highest {mean}{results.split} accuracy): "
         + ", ".join(f"{split} {accuracy:.4f}" for split, (_, accuracy) in results.best.items()),
         **_describe_scale(results, run.settings),
+        **_describe_nearest_miss(run),
         **({"plot": str(run.directory.plot)} if run.directory.plot.exists() else {}),
         "next": f"{PROGRAM} evaluate {run.directory}",
     }
@@ -344,6 +348,23 @@ def _describe_scale(results: Results, settings: Settings) -> dict[str, str]:
         return {"drops": f"no drops, {final}"}
     listed = ", ".join(map(str, epochs))
     return {"drops": f"{len(epochs)} (epoch{'s' if len(epochs) > 1 else ''} {listed}), {final}"}
+
+
+def _describe_nearest_miss(run: Run) -> dict[str, str]:
+    """Return the nearest miss of the plateau rule, that of the seed that came nearest."""
+    found = []
+    with on_cpu():
+        for history in run.completed if run.settings.optimizer.schedule == "plateau" else ():
+            with contextlib.suppress(RunError):  # nothing was observed
+                series = read_series(run, history, run.settings.plateau)
+                rows = replay(series.rule, series.values)
+                if miss := find_nearest_miss(series.rule, rows):
+                    found.append((series, rows, miss))
+        if not found:
+            return {}
+        series, rows, miss = max(found, key=lambda each: each[-1].wait)
+        seed = f"seed {series.seed}: " if len(run.settings.run.seeds) > 1 else ""
+        return {"nearest miss": f"{seed}{describe_miss(series, rows, miss)}"}
 
 
 def show_range(values: Sequence[float]) -> str:

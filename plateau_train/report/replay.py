@@ -9,11 +9,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from plateau_train import config
-from plateau_train.numerics.replay import Row
+from plateau_train.numerics.nearest_miss import NearestMiss, find_changes
+from plateau_train.numerics.replay import Row, as_losses
 from plateau_train.report.console import Column, Table
+from plateau_train.run.history import History
+from plateau_train.run.reader import Run
 from plateau_train.run.records import drop_reason
-from plateau_train.run.series import Series
+from plateau_train.run.series import Series, read_values
 
 log = logging.getLogger("plateau_train")
 
@@ -22,6 +27,21 @@ MAX_TABLE_ROWS = 1000
 
 # How many numbers of drops a sentence lists.
 MAX_LISTED = 20
+
+
+def read_series(run: Run, history: History, rule: config.PlateauSettings) -> Series:
+    """Read what a run measured for a rule, lower is better; raises as ``read_values``."""
+    values, positions = read_values(run, history, rule)
+    observed, title = rule.describe_observation(), f"{run.directory}"
+    if len(run.settings.run.seeds) > 1:
+        title += f", replica {history.replica} with seed {history.seed}"
+    if rule.split == "train":  # the values are means already
+        rule = rule.model_copy(update={"accumulation_size": 1})
+    else:
+        values = as_losses(rule.metric, np.array(values, np.float32)).tolist()
+    schedule = run.settings.optimizer.schedule
+    of_run = positions, history.drops, schedule, history.replica, history.seed
+    return Series(title, observed, values, rule, *of_run)
 
 
 def describe_rule(rule: config.PlateauSettings) -> str:
@@ -39,6 +59,29 @@ def describe_reason(series: Series, row: Row) -> str | None:
     if not row.is_drop:
         return None
     return drop_reason(series.observed, row.mean, row.best, row.threshold, row.wait)
+
+
+def describe_miss(series: Series, rows: Sequence[Row], miss: NearestMiss) -> str:
+    """Write how long the longest wait was that led to no drop, and what would have made one.
+
+    The changes of settings are replayed; see ``find_changes``.
+    """
+    missing = series.rule.patience - miss.wait
+    text = (
+        f"wait {miss.wait} of {series.rule.patience} until {series.place_of(miss.last)}: "
+        f"{missing} observation{'s' * (missing > 1)} short"
+    )
+    if miss.improvement is not None:
+        text += f"; then {miss.improvement.mean:.6g} was below {miss.improvement.threshold:.6g}"
+    changes = find_changes(series.rule, rows, miss)
+    if not changes:
+        return text
+    flags = " or ".join(f"--{name} {value}" for name, value in changes.items())
+    place = f"value {miss.start + 1}"
+    if series.positions:
+        place = f"epoch {series.positions[miss.start].epoch}"
+    since = f"From {place} on, " if miss.start else ""
+    return f"{text}. {since}{flags} would have lowered the rate"
 
 
 def list_reasons(series: Series, rows: Sequence[Row]) -> list[str]:
@@ -85,12 +128,13 @@ def report_change(series: Series, rows: Sequence[Row]) -> None:
 
 
 def plain_rows(
-    series: Series, rules: Mapping[str, Sequence[Row]]
+    series: Series, rules: Mapping[str, Sequence[Row]], misses: Mapping[int, str]
 ) -> Iterator[dict[str, float | str | bool | None]]:
     """Yield a row of plain values per value; one that lowered no scale has no reason.
 
-    Those of a run have its replica and position. The rules of libraries add a scale and a reason
-    each, such as ``torch_scale``.
+    ``misses`` has the text of the nearest miss by the number of its last value. The rows of a run
+    have its replica and position. The rules of libraries add a scale and a reason each, such as
+    ``torch_scale``.
     """
     rows = next(iter(rules.values()))
     others = [(name, table) for name, table in rules.items() if name != "scale"]
@@ -111,6 +155,7 @@ def plain_rows(
             "cooldown": row.cooldown,
             "scale": row.scale,
             "reason": describe_reason(series, row),
+            "nearest_miss": misses.get(row.number),
         }
         for name, table in others:
             other = table[index]
@@ -155,14 +200,17 @@ def make_table(series: Series, rules: Mapping[str, Sequence[Row]]) -> Table:
     return Table(shown, columns)
 
 
-def describe_drops(series: Series, rules: Mapping[str, Sequence[Row]]) -> dict[str, str]:
-    """Write each drop of the first rule with its reason, and the drops of each rule in one line."""
+def describe_drops(
+    series: Series, rules: Mapping[str, Sequence[Row]], misses: Mapping[int, str]
+) -> dict[str, str]:
+    """Write the drops of the first rule and its nearest miss, and each rule in one line."""
     drops = [row for row in next(iter(rules.values())) if row.is_drop]
     reasons = {
         f"drop {number}": f"{series.place_of(row.number)}: scale {row.scale_before:.6g} -> "
         f"{row.scale:.6g}, because {describe_reason(series, row)}"
         for number, row in enumerate(drops, start=1)
     }
+    reasons |= {"nearest miss": text for text in misses.values()}
     return reasons | {name: _summarize(table) for name, table in rules.items()}
 
 

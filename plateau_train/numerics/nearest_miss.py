@@ -1,0 +1,181 @@
+"""The longest wait of the plateau rule that led to no drop, and what would have lowered the scale.
+
+The changes are found by replay. The work is bounded: ``NUM_RULES`` rules are replayed at once, the
+smallest changes first, until one of them lowers the scale. For each setting this repeats until
+``MAX_STEPS`` values are replayed; changes beyond are not found.
+"""
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float32, Float64, Int32
+
+from plateau_train import config
+from plateau_train.numerics.plateau import PlateauRule, PlateauState
+from plateau_train.numerics.replay import Row
+
+NUM_RULES = 32
+MIN_SIZE = 128  # of the padded values: short series share one compiled program
+MAX_STEPS = 2**19
+MAX_LOWS = 1000  # the last ones, which have up to half a million critical values of rtol
+
+# A smaller change of rtol may have no effect: thresholds are rounded to float32.
+RESOLUTION = 2 * float(np.finfo(np.float32).eps)
+
+
+class NearestMiss(NamedTuple):
+    """The longest wait that led to no drop, and where it is among the values."""
+
+    wait: int  # observations
+    start: int  # number of the value that lowered the scale before it; 0 if none did
+    last: int  # number of its last value
+    improvement: Row | None  # the observation that ended it; None if the values end with it
+
+
+def find_nearest_miss(settings: config.PlateauSettings, rows: Sequence[Row]) -> NearestMiss | None:
+    """Return the first one of the longest waits that led to no drop; None if there was no wait.
+
+    Waits at the smallest scale are left out: no drop was possible there.
+    """
+    lowest = np.float32(settings.min_scale)
+    observations = [row for row in rows if row.is_complete]
+    nearest, longest, start = None, 0, 0
+    for row, after in zip(observations, [*observations[1:], None], strict=True):
+        has_ended = after is None or after.wait == 0
+        if row.is_drop:
+            start = row.number
+        elif has_ended and row.wait > longest and row.scale > lowest:
+            nearest, longest = NearestMiss(row.wait, start, row.number, after), row.wait
+    return nearest
+
+
+def find_changes(
+    settings: config.PlateauSettings, rows: Sequence[Row], miss: NearestMiss
+) -> dict[str, int | float]:
+    """Return the smallest change of patience, cooldown and rtol that lowers the scale at a miss.
+
+    One setting is changed at a time. The replay starts after the last drop before the miss, where
+    the cooldown that is left becomes the changed one, and ends where the wait for the next drop
+    begins. A setting is left out if no change of it lowers the scale there.
+    """
+    stop = len(rows)
+    if drop := next((row.number for row in rows[miss.last :] if row.is_drop), None):
+        stop = max(row.number for row in rows[:drop] if row.is_complete and row.wait == 0)
+    values = np.array([row.value for row in rows[:stop]], np.float32)
+    before, between = np.full((2, max(MIN_SIZE, 1 << (stop - 1).bit_length())), np.nan, np.float32)
+    before[: miss.start] = values[: miss.start]
+    between[: stop - miss.start] = values[miss.start :]
+    rule = PlateauRule.from_settings(settings)
+    states = _replay(rule, rule.init(), before, *_columns(rule))
+    state = jax.tree.map(lambda column: column[0], jax.device_get(states))
+    find = partial(_find_first, rule, state, between)
+    seen = [row for row in rows[miss.start : stop] if row.is_complete]
+    largest_cooldown = min(int(state.cooldown_count) - 1, len(seen) - settings.patience)
+    changes = {
+        "patience": find("patience", range(miss.wait, 0, -1)),  # no wait was longer
+        "cooldown": find("cooldown", range(largest_cooldown, -1, -1)),
+    }
+    critical = find("rtol", _critical_rtols(settings, seen) + RESOLUTION)
+    if critical is not None:
+        shorter = _shorten(critical - RESOLUTION)
+        changes["rtol"] = find("rtol", [rtol for rtol in shorter if settings.rtol < rtol < 1])
+    return {name: change for name, change in changes.items() if change is not None}
+
+
+def on_cpu() -> contextlib.AbstractContextManager[object]:
+    """Compute on the CPU in a block, if JAX may use it: a replay is a loop of small steps."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return contextlib.nullcontext()
+
+
+def _find_first(
+    rule: PlateauRule,
+    state: PlateauState,
+    values: Float32[np.ndarray, " values"],
+    name: str,
+    candidates: Iterable[float],
+) -> float | None:
+    """Return the first candidate for a setting that lowers the scale within the values."""
+    remaining = iter(candidates)
+    chunks = iter(lambda: list(islice(remaining, NUM_RULES)), [])
+    for chunk in islice(chunks, max(1, MAX_STEPS // len(values))):
+        ends = _replay(rule, state, values, *_columns(rule, **{name: chunk}))
+        is_lowered = np.asarray(ends.scale) < state.scale
+        if is_lowered.any():
+            return chunk[int(is_lowered.argmax())]
+    return None
+
+
+def _columns(rule: PlateauRule, **changed: Sequence[float]) -> tuple[np.ndarray, ...]:
+    """Return patience, rtol and cooldown of each rule; the last change fills the columns."""
+
+    def column(name: str) -> np.ndarray:
+        values = np.array(changed.get(name, [getattr(rule, name)]))
+        return np.pad(values, (0, NUM_RULES - len(values)), "edge")
+
+    # The rule subtracts it from 1 in float32. A training does so in Python, and rounds once.
+    rtol = 1 - (1 - column("rtol")).astype(np.float32)
+    return column("patience").astype(np.int32), rtol, column("cooldown").astype(np.int32)
+
+
+@jax.jit
+def _replay(
+    rule: PlateauRule,
+    state: PlateauState,
+    values: Float32[Array, " values"],
+    patience: Int32[Array, " rules"],
+    rtol: Float32[Array, " rules"],
+    cooldown: Int32[Array, " rules"],
+) -> PlateauState:
+    """Return the state of each rule after the values; those that are not finite change nothing."""
+
+    def follow(patience: Array, rtol: Array, cooldown: Array) -> PlateauState:
+        changed = rule._replace(patience=patience, rtol=rtol, cooldown=cooldown)
+        start = state._replace(cooldown_count=jnp.minimum(state.cooldown_count, cooldown))
+        return lax.scan(lambda state, value: (changed.observe(state, value), None), start, values)[0]
+
+    return jax.vmap(follow)(patience, rtol, cooldown)
+
+
+def _critical_rtols(
+    settings: config.PlateauSettings, observations: Sequence[Row]
+) -> Float64[np.ndarray, " candidates"]:
+    """Return each rtol, in ascending order, from which on an observation is no improvement.
+
+    Only a value below all before it can improve. While a value is the best one at a drop, none of
+    the ``patience`` observations after it improves: this excludes the smallest ones.
+    """
+    values = np.array([observations[0].best, *(row.mean for row in observations)])
+    values = values[np.isfinite(values)]  # the first value has none before it
+    lowest_before = np.minimum.accumulate([np.inf, *values[:-1]])
+    (lows,) = np.nonzero(values < lowest_before)
+
+    def critical(best: np.ndarray, value: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):  # rtol is no part of a threshold at 0
+            return (best - value - settings.atol) / abs(best)
+
+    needed = [
+        critical(values[low], values[low + 1 : low + 1 + settings.patience].min())
+        for low in lows
+        if low + settings.patience < len(values)
+    ]
+    lows = values[lows[-MAX_LOWS:]]
+    rtols = np.unique(critical(lows[:, None], lows))
+    return rtols[(rtols > settings.rtol) & (rtols >= np.fmin.reduce(needed, initial=1)) & (rtols < 1)]
+
+
+def _shorten(number: float) -> list[float]:
+    """Return the numbers below and above one that have 2, 3, ... significant digits."""
+    roundings = (ROUND_FLOOR, ROUND_CEILING)
+    contexts = [Context(digits, each) for digits in range(2, 10) for each in roundings]
+    return [float(each.create_decimal(number)) for each in contexts]
