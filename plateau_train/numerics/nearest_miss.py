@@ -6,11 +6,11 @@ smallest changes first, until one of them lowers the scale. For each setting thi
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import ROUND_CEILING, Context
 from functools import partial
-from itertools import islice
-from typing import NamedTuple
+from itertools import islice, zip_longest
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def find_nearest_miss(settings: config.PlateauSettings, rows: Sequence[Row]) -> 
     lowest = np.float32(settings.min_scale)
     observations = [row for row in rows if row.is_complete]
     nearest, longest, start = None, 0, 0
-    for row, after in zip(observations, [*observations[1:], None], strict=True):
+    for row, after in zip_longest(observations, observations[1:]):
         has_ended = after is None or after.wait == 0
         if row.is_drop:
             start = row.number
@@ -83,10 +83,10 @@ def find_changes(
         "patience": find("patience", range(miss.wait, 0, -1)),  # no wait was longer
         "cooldown": find("cooldown", range(largest_cooldown, -1, -1)),
     }
-    critical = find("rtol", _critical_rtols(settings, seen) + RESOLUTION)
-    if critical is not None:
-        shorter = _shorten(critical - RESOLUTION)
-        changes["rtol"] = find("rtol", [rtol for rtol in shorter if settings.rtol < rtol < 1])
+    smallest = find("rtol", _critical_rtols(settings, seen) + RESOLUTION)
+    if smallest is not None:
+        short = _shorten(smallest - RESOLUTION, smallest)
+        changes["rtol"] = find("rtol", [rtol for rtol in short if settings.rtol < rtol < 1])
     return {name: change for name, change in changes.items() if change is not None}
 
 
@@ -103,8 +103,8 @@ def _find_first(
     state: PlateauState,
     values: Float32[np.ndarray, " values"],
     name: str,
-    candidates: Iterable[float],
-) -> float | None:
+    candidates: Iterable[int | float],
+) -> int | float | None:
     """Return the first candidate for a setting that lowers the scale within the values."""
     remaining = iter(candidates)
     chunks = iter(lambda: list(islice(remaining, NUM_RULES)), [])
@@ -116,16 +116,34 @@ def _find_first(
     return None
 
 
-def _columns(rule: PlateauRule, **changed: Sequence[float]) -> tuple[np.ndarray, ...]:
+class _Rtol(NamedTuple):
+    """An rtol that gives the sums with 1 which a rule has where it is a Python number.
+
+    These are rounded to float32 once. Those of an array of float32 are rounded twice, and a value
+    may lie on its threshold.
+    """
+
+    below: Float32[Array, " rules"]  # 1 - rtol
+    above: Float32[Array, " rules"]  # 1 + rtol
+
+    def __rsub__(self, one: int) -> Array:
+        return self.below
+
+    def __radd__(self, one: int) -> Array:
+        return self.above
+
+
+def _columns(
+    rule: PlateauRule, **changed: Sequence[int | float]
+) -> tuple[np.ndarray, _Rtol, np.ndarray]:
     """Return patience, rtol and cooldown of each rule; the last change fills the columns."""
 
     def column(name: str) -> np.ndarray:
         values = np.array(changed.get(name, [getattr(rule, name)]))
         return np.pad(values, (0, NUM_RULES - len(values)), "edge")
 
-    # The rule subtracts it from 1 in float32. A training does so in Python, and rounds once.
-    rtol = 1 - (1 - column("rtol")).astype(np.float32)
-    return column("patience").astype(np.int32), rtol, column("cooldown").astype(np.int32)
+    rtol = _Rtol(*(np.array(sums, np.float32) for sums in (1 - column("rtol"), 1 + column("rtol"))))
+    return np.int32(column("patience")), rtol, np.int32(column("cooldown"))
 
 
 @jax.jit
@@ -134,15 +152,16 @@ def _replay(
     state: PlateauState,
     values: Float32[Array, " values"],
     patience: Int32[Array, " rules"],
-    rtol: Float32[Array, " rules"],
+    rtol: _Rtol,
     cooldown: Int32[Array, " rules"],
 ) -> PlateauState:
     """Return the state of each rule after the values; those that are not finite change nothing."""
 
-    def follow(patience: Array, rtol: Array, cooldown: Array) -> PlateauState:
+    def follow(patience: Array, rtol: _Rtol, cooldown: Array) -> PlateauState:
         changed = rule._replace(patience=patience, rtol=rtol, cooldown=cooldown)
         start = state._replace(cooldown_count=jnp.minimum(state.cooldown_count, cooldown))
-        return lax.scan(lambda state, value: (changed.observe(state, value), None), start, values)[0]
+        end, _ = lax.scan(lambda each, value: (changed.observe(each, value), None), start, values)
+        return end
 
     return jax.vmap(follow)(patience, rtol, cooldown)
 
@@ -160,7 +179,7 @@ def _critical_rtols(
     lowest_before = np.minimum.accumulate([np.inf, *values[:-1]])
     (lows,) = np.nonzero(values < lowest_before)
 
-    def critical(best: np.ndarray, value: np.ndarray) -> np.ndarray:
+    def critical(best: Any, value: Any) -> Any:
         with np.errstate(divide="ignore", invalid="ignore"):  # rtol is no part of a threshold at 0
             return (best - value - settings.atol) / abs(best)
 
@@ -171,11 +190,12 @@ def _critical_rtols(
     ]
     lows = values[lows[-MAX_LOWS:]]
     rtols = np.unique(critical(lows[:, None], lows))
-    return rtols[(rtols > settings.rtol) & (rtols >= np.fmin.reduce(needed, initial=1)) & (rtols < 1)]
+    is_possible = (rtols > settings.rtol) & (rtols >= np.fmin.reduce(needed, initial=1))
+    return rtols[is_possible & (rtols < 1)]
 
 
-def _shorten(number: float) -> list[float]:
-    """Return the numbers below and above one that have 2, 3, ... significant digits."""
-    roundings = (ROUND_FLOOR, ROUND_CEILING)
-    contexts = [Context(digits, each) for digits in range(2, 10) for each in roundings]
-    return [float(each.create_decimal(number)) for each in contexts]
+def _shorten(low: float, high: float) -> Iterator[float]:
+    """Yield numbers with 2 digits, 3, ...: the nearest to the lower, the next above the higher."""
+    for digits in range(2, 10):
+        yield float(Context(digits).create_decimal(low))
+        yield float(Context(digits, ROUND_CEILING).create_decimal(high))

@@ -210,7 +210,8 @@ def describe_drops(
         f"{row.scale:.6g}, because {describe_reason(series, row)}"
         for number, row in enumerate(drops, start=1)
     }
-    reasons |= {"nearest miss": text for text in misses.values()}
+    if misses:
+        (reasons["nearest miss"],) = misses.values()
     return reasons | {name: _summarize(table) for name, table in rules.items()}
 
 
