@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, Float64, Int32
 
 from plateau_train import config
@@ -123,13 +124,13 @@ class _Rtol(NamedTuple):
     may lie on its threshold.
     """
 
-    below: Float32[Array, " rules"]  # 1 - rtol
-    above: Float32[Array, " rules"]  # 1 + rtol
+    below: ArrayLike  # 1 - rtol
+    above: ArrayLike  # 1 + rtol
 
-    def __rsub__(self, one: int) -> Array:
+    def __rsub__(self, one: int) -> ArrayLike:
         return self.below
 
-    def __radd__(self, one: int) -> Array:
+    def __radd__(self, one: int) -> ArrayLike:
         return self.above
 
 
@@ -142,8 +143,9 @@ def _columns(
         values = np.array(changed.get(name, [getattr(rule, name)]))
         return np.pad(values, (0, NUM_RULES - len(values)), "edge")
 
-    rtol = _Rtol(*(np.array(sums, np.float32) for sums in (1 - column("rtol"), 1 + column("rtol"))))
-    return np.int32(column("patience")), rtol, np.int32(column("cooldown"))
+    patience, rtol, cooldown = map(column, ("patience", "rtol", "cooldown"))
+    sums = _Rtol((1 - rtol).astype(np.float32), (1 + rtol).astype(np.float32))
+    return patience.astype(np.int32), sums, cooldown.astype(np.int32)
 
 
 @jax.jit
