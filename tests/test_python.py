@@ -426,8 +426,9 @@ def test_a_replay_is_the_rule_over_values(tmp_path):
     assert [reason is None for reason in replay.table["reason"]] == [True, True, False, True]
     assert replay.drops["number"].tolist() == [3]
     longer = pt.replay([1, 1, 1, 0.5], patience=3)
-    assert longer.nearest_miss == longer.table["nearest_miss"][2]
-    assert longer.nearest_miss.startswith("wait 2 of 3 until value 3: 1 observation short")
+    text = longer.table["nearest_miss"][2]
+    assert text.startswith("wait 2 of 3 until value 3: 1 observation short")
+    assert longer.nearest_miss == text
     assert replay.counterfactual_from is None
     assert not {"seed", "epoch"} & {*replay.table}
     replay.plot(path=tmp_path / "replay.svg", dark=True)
