@@ -35,6 +35,7 @@ from plateau_train.config.resolve import (
 from plateau_train.config.settings import (
     DEFAULT_MOMENTUM,
     DEFAULT_WEIGHT_DECAY,
+    LARGEST_COUNT,
     SETTINGS,
     Augmentation,
     ClusterSettings,
@@ -42,6 +43,7 @@ from plateau_train.config.settings import (
     Metric,
     Mode,
     ModelSettings,
+    OnDrop,
     OptimizerName,
     OptimizerSettings,
     PlateauSettings,
@@ -50,8 +52,10 @@ from plateau_train.config.settings import (
     Schedule,
     Setting,
     Settings,
+    Smoothing,
     Split,
     as_text,
     did_you_mean,
     expand_home,
+    read_smoothing,
 )

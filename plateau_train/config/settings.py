@@ -7,6 +7,7 @@ A field of a table below is at once a flag (``--patience``), a TOML key (``patie
 import contextlib
 import difflib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ Mode = Literal[
 Precision = Literal["float32", "tf32", "bfloat16"]
 Augmentation = Literal["none", "shift", "flip,shift"]
 Schedule = Literal["plateau", "constant", "cosine", "step"]
+OnDrop = Literal["keep", "restore-best", "restore-params"]
 OptimizerName = Literal[
     "adam", "adamw", "sgd", "rmsprop", "nadam", "nadamw", "radam", "adabelief", "adagrad",
     "adamax", "amsgrad", "lamb", "lion", "yogi",
@@ -67,6 +69,7 @@ class Setting(NamedTuple):
     is_traced: bool = False  # a traced value, one per replica: it shares a compiled program
     separator: str = ","  # of the values of a sweep; a semicolon where a value can have commas
     schedules: tuple[Schedule, ...] = ()  # those whose training depends on it; none stands for all
+    is_observation: bool = False  # it changes what the rule observes, which --early-stop counts
     models: tuple[str, ...] = ()  # the same for the built-in networks
 
     @property
@@ -95,6 +98,7 @@ class Setting(NamedTuple):
     def matters_in(self, settings: "Settings") -> bool:
         """Return whether the training depends on it, and not only what the rule records."""
         has_schedule = not self.schedules or settings.optimizer.schedule in self.schedules
+        has_schedule |= self.is_observation and settings.plateau.early_stop is not None
         return has_schedule and (not self.models or settings.model.model in self.models)
 
     def value_in(self, settings: "Settings") -> Any:
@@ -154,6 +158,7 @@ def declare(default: Any, meaning: str, **options: Any) -> Any:
 
 _free_setting = partial(declare, on_resume="free", affects_results=False)
 _rule_setting = partial(declare, schedules=("plateau",))
+_observation_setting = partial(_rule_setting, is_observation=True)
 
 
 class Seeds(tuple[int, ...]):
@@ -204,6 +209,63 @@ def _as_seeds(value: object) -> object:
             return value
         seeds += range(first, last + 1)
     return tuple(seeds)
+
+
+_EPOCHS = re.compile(r"\s*(\d{1,7}(?:\.\d*)?|\.\d+)\s*epochs?\s*")
+
+
+def _as_span(value: object) -> object:
+    """Read a number of observations, or of epochs as a text like ``2.5epochs``."""
+    if isinstance(value, str):
+        if match := _EPOCHS.fullmatch(value):
+            return f"{float(match[1]):g}epochs"
+        if not re.fullmatch(r"\s*[+-]?\d{1,12}\s*", value):
+            raise PydanticCustomError("span", "neither observations nor epochs")
+        return int(value)
+    return value
+
+
+def _spans_some(span: int | str) -> int | str:
+    if not epochs_of(span):
+        raise PydanticCustomError("span", "nothing")
+    return span
+
+
+def epochs_of(span: int | str) -> float:
+    """Return the number of a span, in the unit that it has."""
+    return float(span.removesuffix("epochs")) if isinstance(span, str) else span
+
+
+class Smoothing(NamedTuple):
+    """How observations are smoothed, and the weight or the number of them."""
+
+    kind: Literal["none", "ema", "median"]
+    number: float = 0.0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "none" else f"{self.kind}:{self.number:g}"
+
+
+MOST_SMOOTHED = 1000  # observations that a median is over
+
+
+def read_smoothing(text: str) -> Smoothing:
+    """Read ``none``, ``ema:0.9`` or ``median:5``; raises ``ValueError`` for anything else."""
+    kind, _, number = (part.strip() for part in text.partition(":"))
+    if kind == "none" and not number:
+        return Smoothing("none")
+    if kind == "ema" and 0 <= float(number) < 1:
+        return Smoothing("ema", float(number))
+    if kind == "median" and 1 <= int(number) <= MOST_SMOOTHED:
+        return Smoothing("median", int(number))
+    raise ValueError(text)
+
+
+def _as_smoothing(text: str) -> str:
+    try:
+        return str(read_smoothing(text))
+    except ValueError:
+        raise PydanticCustomError("smoothing", "no smoothing") from None
 
 
 def _distinct(seeds: tuple[int, ...]) -> Seeds:
@@ -285,6 +347,11 @@ LayerSizes = Annotated[
 ]
 JsonObject = Annotated[str, BeforeValidator(_as_json), AfterValidator(_printable)]
 NetworkName = Annotated[str, AfterValidator(_as_network), AfterValidator(_printable)]
+# A number of observations, or a text like 2epochs.
+_SpanNumber = Annotated[int, Field(ge=0, le=LARGEST_COUNT)] | Annotated[str, Field(max_length=20)]
+SpanOrNone = Annotated[_SpanNumber, BeforeValidator(_as_span)]
+Span = Annotated[SpanOrNone, AfterValidator(_spans_some)]
+SmoothingText = Annotated[str, AfterValidator(_as_smoothing)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 SeedTuple = Annotated[
     tuple[Seed, ...],
@@ -441,6 +508,14 @@ class OptimizerSettings(Table):
     step_epochs: Count = declare(
         10, "Epochs between two drops of --schedule step", schedules=("step",)
     )
+    warmup_epochs: float = declare(
+        0.0,
+        "Epochs, or a fraction of one, over which a factor on the scale rises linearly from "
+        "--warmup-start to 1; the rule observes nothing until then",
+        ge=0,
+        le=1_000_000,
+    )
+    warmup_start: Fraction = declare(0.1, "Factor on the scale at the first step of a warm-up")
     weight_decay: NonNegative = declare(
         lambda fields: DEFAULT_WEIGHT_DECAY.get(fields["optimizer"], 0.0),
         f"Weight decay, for {', '.join(DEFAULT_WEIGHT_DECAY)}",
@@ -455,19 +530,24 @@ class OptimizerSettings(Table):
 
 
 class PlateauSettings(Table):
-    mode: Mode = _rule_setting(
+    mode: Mode = _observation_setting(
         "train-loss",
         "Metric that the rule observes; the train modes average a window of steps, the test and "
         "val modes take the evaluation of each epoch; an accuracy counts as 1 - accuracy",
     )
-    patience: Count = _rule_setting(
+    patience: Span = _rule_setting(
         5,
         "Observations in a row without improvement after which the rate drops "
-        "(5 x 200 steps are 2.1 epochs of 468 steps)",
+        "(5 x 200 steps are 2.1 epochs of 468 steps), or epochs such as 2epochs, which are the "
+        "fewest observations that take as long",
         is_traced=True,
+        values_text=f"a whole number from 1 to {LARGEST_COUNT:,}, or epochs such as 2epochs",
     )
-    cooldown: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] = _rule_setting(
-        0, "Observations after a drop that do not count towards patience", is_traced=True
+    cooldown: SpanOrNone = _rule_setting(
+        0,
+        "Observations after a drop that do not count towards patience, or epochs",
+        is_traced=True,
+        values_text=f"a whole number from 0 to {LARGEST_COUNT:,}, or epochs such as 2epochs",
     )
     factor: float = declare(
         0.5,
@@ -476,20 +556,48 @@ class PlateauSettings(Table):
         gt=0,
         lt=1,
     )
-    rtol: Fraction = _rule_setting(
+    rtol: Fraction = _observation_setting(
         1e-4, "Relative improvement that counts: a value must be below (1 - rtol) best - atol"
     )
-    atol: NonNegative = _rule_setting(0.0, "Absolute improvement that counts")
-    accumulation_size: Count = _rule_setting(
+    atol: NonNegative = _observation_setting(0.0, "Absolute improvement that counts")
+    accumulation_size: Count = _observation_setting(
         lambda fields: 200 if fields["mode"].startswith("train") else 1,
         "Values averaged into one observation: steps in the train modes, epochs otherwise",
         default_text="200 in the train modes, 1 otherwise",
+    )
+    smooth: SmoothingText = _observation_setting(
+        "none",
+        "Smoothing of the observations that the rule compares: ema:A is the moving average "
+        "s = A s + (1 - A) x, which begins with the first x; median:K is the median of the last K",
+        values_text=f"none, ema:A with A from 0 below 1, or median:K with K from 1 to "
+        f"{MOST_SMOOTHED:,}",
     )
     min_scale: Fraction = declare(
         0.0,
         "Smallest scale allowed",
         schedules=("plateau", "cosine", "step"),
         is_traced=True,
+    )
+    max_drops: Annotated[int | None, Field(ge=0, le=LARGEST_COUNT)] = _rule_setting(
+        None,
+        "End the run when the scale would drop once more after N drops",
+        default_text="no limit",
+        is_traced=True,
+    )
+    stop_at_min_scale: bool = _rule_setting(
+        False, "End the run when the scale would drop and is --min-scale already"
+    )
+    early_stop: OptionalCount = declare(
+        None,
+        "End the run after N observations without improvement, counted from the best one or from "
+        "the last drop; more than --patience",
+        default_text="never",
+        is_traced=True,
+    )
+    on_drop: OnDrop = _rule_setting(
+        "keep",
+        "What a drop brings back before the next step: nothing; the parameters and the state of "
+        "the optimizer at the best observation; or its parameters alone",
     )
 
     @property
@@ -502,17 +610,38 @@ class PlateauSettings(Table):
         """The metric that the rule observes."""
         return self.mode.partition("-")[2]  # pyright: ignore[reportReturnType]
 
-    def observation_epochs(self, steps_per_epoch: int) -> float:
+    def observation_epochs(self, steps_per_epoch: float) -> float:
         """Return how many epochs one observation spans."""
         return self.accumulation_size / (steps_per_epoch if self.split == "train" else 1)
+
+    def count(self, span: int | str, steps_per_epoch: float) -> int:
+        """Return a patience or a cooldown in observations: the fewest that take as long."""
+        if isinstance(span, int):
+            return span
+        number = epochs_of(span) / self.observation_epochs(steps_per_epoch)
+        return math.ceil(number - 1e-9)  # a quotient of floats may be a little too large
+
+    def counted(self, steps_per_epoch: float) -> "PlateauSettings":
+        """Return these settings with patience and cooldown in observations."""
+        spans = {"patience": self.patience, "cooldown": self.cooldown}
+        return self.model_copy(
+            update={key: self.count(span, steps_per_epoch) for key, span in spans.items()}
+        )
 
     def describe_observation(self) -> str:
         """Return what one observation is, such as ``train loss, mean of 200 steps``."""
         what = f"{'1 - ' if self.metric == 'accuracy' else ''}{self.split} {self.metric}"
-        if self.accumulation_size == 1:
-            return what
-        unit = "steps" if self.split == "train" else "epochs"
-        return f"{what}, mean of {self.accumulation_size} {unit}"
+        if self.accumulation_size > 1:
+            unit = "steps" if self.split == "train" else "epochs"
+            what += f", mean of {self.accumulation_size} {unit}"
+        return what if self.smooth == "none" else f"{what}, {self.smooth}"
+
+    def problems(self) -> Iterator[str]:
+        """Yield one sentence per combination of valid settings that cannot be used."""
+        if self.rtol == 0 and self.atol == 0:
+            yield "--rtol and --atol are both 0: one of them must be above 0"
+        if self.stop_at_min_scale and self.min_scale == 0:
+            yield "--stop-at-min-scale needs a --min-scale above 0, such as --min-scale 0.01"
 
 
 class RunSettings(Table):
@@ -619,10 +748,25 @@ class Settings(Table):
         schedule = self.optimizer.schedule
         return self.plateau.mode if schedule == "plateau" else schedule
 
+    def early_stop_problems(self, patience: int | str) -> Iterator[str]:
+        """Yield what is wrong with the early stop for a patience in observations.
+
+        A patience in epochs is compared when the number of steps in an epoch is known.
+        """
+        stop, is_used = self.plateau.early_stop, self.optimizer.schedule == "plateau"
+        if stop is not None and is_used and isinstance(patience, int) and stop <= patience:
+            yield (
+                f"--early-stop {stop} must be larger than --patience {patience}: otherwise the run "
+                "ends before the rate drops"
+            )
+
     def problems(self) -> Iterator[str]:
         """Yield one sentence per combination of valid settings that cannot be used."""
-        if self.plateau.rtol == 0 and self.plateau.atol == 0:
-            yield "--rtol and --atol are both 0: one of them must be above 0"
+        yield from self.plateau.problems()
+        yield from self.early_stop_problems(self.plateau.patience)
+        if self.optimizer.warmup_epochs >= self.run.epochs:
+            problem = f"--warmup-epochs {self.optimizer.warmup_epochs:g} must be below"
+            yield f"{problem} --epochs {self.run.epochs}"
         if self.plateau.split == "val" and not self.data.may_have_val:
             yield f"--mode {self.plateau.mode} needs held-out images: add --val-fraction 0.1"
         model = self.model

@@ -3,6 +3,7 @@
 The plateau rule runs with every schedule, so that each run records what it would have observed.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -27,6 +28,29 @@ class Schedule(ABC):
     def observes(self, step: Integer[Array, ""]) -> Bool[Array, ""] | bool:
         """Return whether the plateau rule observes the metric of a step."""
         return True
+
+
+@dataclass(frozen=True)
+class Warmup(Schedule):
+    """Another schedule, times a factor that rises linearly from ``start`` to 1.
+
+    The plateau rule observes nothing until the factor is 1.
+    """
+
+    schedule: Schedule
+    num_steps: int
+    start: float
+
+    @property
+    def follows_rule(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.schedule.follows_rule
+
+    def scale(self, step: Integer[Array, ""], rule_scale: Scalar, min_scale: Scalar) -> Scalar:
+        factor = optax.linear_schedule(self.start, 1.0, self.num_steps)(step)
+        return self.schedule.scale(step, rule_scale, min_scale) * jnp.float32(factor)
+
+    def observes(self, step: Integer[Array, ""]) -> Bool[Array, ""] | bool:
+        return (step >= self.num_steps) & self.schedule.observes(step)
 
 
 @dataclass(frozen=True)
@@ -82,4 +106,11 @@ def make_schedule(settings: Settings, steps_per_epoch: int) -> Schedule:
         "cosine": Cosine(epochs * steps_per_epoch),
         "step": Step(interval, settings.plateau.factor),
     }
-    return schedules[settings.optimizer.schedule]
+    schedule, epochs = schedules[settings.optimizer.schedule], settings.optimizer.warmup_epochs
+    num_steps = count_warmup_steps(epochs, steps_per_epoch)
+    return Warmup(schedule, num_steps, settings.optimizer.warmup_start) if num_steps else schedule
+
+
+def count_warmup_steps(epochs: float, steps_per_epoch: float) -> int:
+    """Return the steps of a warm-up: at least one, unless it has no epochs."""
+    return round(epochs * steps_per_epoch) or math.ceil(epochs)

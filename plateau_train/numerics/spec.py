@@ -22,20 +22,36 @@ class Hyperparams(NamedTuple):
     patience: Int32[Array, "*replicas"]
     cooldown: Int32[Array, "*replicas"]
     min_scale: Float32[Array, "*replicas"]
+    max_drops: Int32[Array, "*replicas"]
+    early_stop: Int32[Array, "*replicas"]
 
-    DTYPES = (np.uint32, np.float32, np.int32, np.int32, np.float32)
+    DTYPES = (np.uint32, np.float32, *[np.int32] * 2, np.float32, *[np.int32] * 2)
 
     @classmethod
-    def from_settings(cls, runs: Sequence[config.Settings]) -> "Hyperparams":
-        """Return a row for each seed of each run."""
+    def from_settings(
+        cls, runs: Sequence[config.Settings], *, steps_per_epoch: int = 1
+    ) -> "Hyperparams":
+        """Return a row for each seed of each run.
+
+        Without the number of steps in an epoch, patience and cooldown in epochs are those of
+        another training.
+        """
         rows = [
-            (seed, run.optimizer.learning_rate, rule.patience, rule.cooldown, rule.min_scale)
+            cls(
+                seed=seed,
+                learning_rate=run.optimizer.learning_rate,
+                **{name: getattr(rule, name) for name in TRACED},
+            )
             for run in runs
-            for rule in [run.plateau]
+            for rule in [PlateauRule.from_settings(run.plateau.counted(steps_per_epoch))]
             for seed in run.run.seeds
         ]
         columns: Any = map(np.array, zip(*rows, strict=True), cls.DTYPES)
         return cls(*columns)
+
+
+# The arguments of the plateau rule that are traced.
+TRACED = ("patience", "cooldown", "min_scale", "max_drops", "early_stop")
 
 
 class Optimizer(NamedTuple):
@@ -74,6 +90,7 @@ class Spec(NamedTuple):
     split: config.Split  # that the rule observes: the steps of train, or evaluations
     batch_size: int  # over all devices
     augment: Augmentation  # of the training images
+    on_drop: config.OnDrop
 
     @classmethod
     def from_settings(
@@ -81,16 +98,20 @@ class Spec(NamedTuple):
     ) -> "Spec":
         """Return what is static in a training on ``num_examples`` training images."""
         plateau, batch_size = settings.plateau, settings.data.batch_size
-        rule = PlateauRule.from_settings(plateau)
+        schedule = make_schedule(settings, num_examples // batch_size)
+        # A rule that another schedule does not follow has nothing to lower.
+        factor = plateau.factor if schedule.follows_rule else 1.0
+        rule = PlateauRule.from_settings(plateau)._replace(factor=factor)
         return cls(
             network=network,
             optimizer=Optimizer.from_settings(settings.optimizer),
-            schedule=make_schedule(settings, num_examples // batch_size),
-            static_rule=rule._replace(patience=0, cooldown=0, min_scale=0.0),
+            schedule=schedule,
+            static_rule=rule._replace(**dict.fromkeys(TRACED, 0)),
             metric=plateau.metric,
             split=plateau.split,
             batch_size=batch_size,
             augment=settings.data.augment,
+            on_drop=plateau.on_drop if schedule.follows_rule else "keep",
         )
 
     @property
@@ -99,8 +120,4 @@ class Spec(NamedTuple):
 
     def rule(self, hyperparams: Hyperparams) -> PlateauRule:
         """Return the plateau rule with its traced arguments."""
-        return self.static_rule._replace(
-            patience=hyperparams.patience,
-            cooldown=hyperparams.cooldown,
-            min_scale=hyperparams.min_scale,
-        )
+        return self.static_rule._replace(**{name: getattr(hyperparams, name) for name in TRACED})

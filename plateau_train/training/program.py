@@ -82,7 +82,8 @@ class Program:
         mesh = find_mesh(first, len(self.members))
         self.memory = check_memory(spec, len(self.members), mesh, dataset.image_shape)
         self.stalls = Stalls(self.members, follows_rule=spec.schedule.follows_rule)
-        self.replicas = Replicas(spec, Hyperparams.from_settings(runs), mesh)
+        hyperparams = Hyperparams.from_settings(runs, steps_per_epoch=self.steps_per_epoch)
+        self.replicas = Replicas(spec, hyperparams, mesh)
 
     def empty_state(self) -> TrainState:
         """Return zeros on the host in the shapes of the state."""

@@ -356,7 +356,8 @@ def _program_key(settings: Settings) -> Any:
     """Return what the runs of one program have in common: all but the traced settings."""
     # Epochs of one step keep different schedules apart. The settings stand for the network.
     spec = Spec.from_settings(settings, ANY_NETWORK, num_examples=settings.data.batch_size)
-    return spec, settings.model, settings.data, settings.run.epochs
+    warmup = settings.optimizer.warmup_epochs
+    return spec, settings.model, settings.data, settings.run.epochs, warmup
 
 
 def _name_folder(number: int, resolved: Resolved, varied: Sequence[Setting]) -> str:
