@@ -528,6 +528,10 @@ class OptimizerSettings(Table):
         default_text=", ".join(f"{value:g} for {name}" for name, value in DEFAULT_MOMENTUM.items()),
     )
 
+    def warmup_steps(self, steps_per_epoch: float) -> int:
+        """Return the steps of the warm-up: at least one, unless it has no epochs."""
+        return round(self.warmup_epochs * steps_per_epoch) or math.ceil(self.warmup_epochs)
+
 
 class PlateauSettings(Table):
     mode: Mode = _observation_setting(

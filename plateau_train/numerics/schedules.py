@@ -3,7 +3,6 @@
 The plateau rule runs with every schedule, so that each run records what it would have observed.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -106,11 +105,6 @@ def make_schedule(settings: Settings, steps_per_epoch: int) -> Schedule:
         "cosine": Cosine(epochs * steps_per_epoch),
         "step": Step(interval, settings.plateau.factor),
     }
-    schedule, epochs = schedules[settings.optimizer.schedule], settings.optimizer.warmup_epochs
-    num_steps = count_warmup_steps(epochs, steps_per_epoch)
+    schedule = schedules[settings.optimizer.schedule]
+    num_steps = settings.optimizer.warmup_steps(steps_per_epoch)
     return Warmup(schedule, num_steps, settings.optimizer.warmup_start) if num_steps else schedule
-
-
-def count_warmup_steps(epochs: float, steps_per_epoch: float) -> int:
-    """Return the steps of a warm-up: at least one, unless it has no epochs."""
-    return round(epochs * steps_per_epoch) or math.ceil(epochs)

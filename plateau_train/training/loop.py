@@ -130,10 +130,26 @@ def train(
     while any(endings.is_active):
         callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
         arrays = program.run_epoch(epoch, callbacks.on_chunk)
+        if state is not None:
+            arrays = arrays._replace(state=_keep_ended(endings.is_active, state, arrays.state))
         lines = make_lines(program, arrays, epoch, state)
         state = arrays.state  # before the next epoch; the one before this is not needed any more
         yield lines, arrays
         epoch += 1
+
+
+def _keep_ended(is_active: Sequence[bool], before: TrainState, after: TrainState) -> TrainState:
+    """Return the host state after an epoch, in which what has ended stays as it was before it.
+
+    The devices train it further, unrecorded.
+    """
+    if all(is_active):
+        return after
+
+    def choose(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        return np.where(np.expand_dims(is_active, tuple(range(1, new.ndim))), new, old)
+
+    return jax.tree.map(choose, before, after)
 
 
 def _open_journal(task: RunTask, environment: Environment) -> Journal:
