@@ -25,6 +25,7 @@ from plateau_train.errors import PROGRAM, ConfigError
 
 ALL = tuple(setting.key for setting in SETTINGS)
 PLATEAU = {setting.key for setting in SETTINGS if setting.table == "plateau"}
+WARMUP = ("warmup_epochs", "warmup_start")
 CLUSTER = {setting.key for setting in SETTINGS if setting.table == "cluster"}
 
 
@@ -623,7 +624,7 @@ SCHEDULE_EXAMPLES = _examples(
 
 @_command(epilog=SCHEDULE_EXAMPLES)
 # The mode is checked together with the run's other settings.
-@_takes(*(PLATEAU - {"mode"} | {"learning_rate", "runs_dir"}))
+@_takes(*(PLATEAU - {"mode", "on_drop"} | {"learning_rate", "runs_dir", *WARMUP}))
 @_draws(FIXED_PANELS_OPTIONS, into="plot")
 def schedule(
     resolved: Resolved,

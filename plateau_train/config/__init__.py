@@ -55,6 +55,7 @@ from plateau_train.config.settings import (
     Smoothing,
     Split,
     as_text,
+    describe_span,
     did_you_mean,
     expand_home,
     read_smoothing,

@@ -236,6 +236,11 @@ def epochs_of(span: int | str) -> float:
     return float(span.removesuffix("epochs")) if isinstance(span, str) else span
 
 
+def describe_span(span: int | str) -> str:
+    """Return a span as a sentence has it, such as ``5`` or ``2 epochs``."""
+    return str(span).replace("epochs", " epochs")
+
+
 class Smoothing(NamedTuple):
     """How observations are smoothed, and the weight or the number of them."""
 
@@ -531,6 +536,20 @@ class OptimizerSettings(Table):
     def warmup_steps(self, steps_per_epoch: float) -> int:
         """Return the steps of the warm-up: at least one, unless it has no epochs."""
         return round(self.warmup_epochs * steps_per_epoch) or math.ceil(self.warmup_epochs)
+
+    def warmup_factor(self, step: float, steps_per_epoch: float) -> float:
+        """Return the factor of the warm-up at a step, counted from 0."""
+        num_steps, start = self.warmup_steps(steps_per_epoch), self.warmup_start
+        return 1.0 if step >= num_steps else start + (1 - start) * step / num_steps
+
+    def warmup_curve(self, steps_per_epoch: float, last: float) -> list[tuple[float, float]]:
+        """Return epochs up to the ``last`` and the factors there, to draw the warm-up, if any."""
+        num_steps = self.warmup_steps(steps_per_epoch)
+        steps = [num_steps * share / 100 for share in range(101)] if num_steps else []
+        points = [
+            (step / steps_per_epoch, self.warmup_factor(step, steps_per_epoch)) for step in steps
+        ]
+        return [point for point in points if point[0] <= last]
 
 
 class PlateauSettings(Table):

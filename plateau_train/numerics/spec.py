@@ -37,11 +37,7 @@ class Hyperparams(NamedTuple):
         another training.
         """
         rows = [
-            cls(
-                seed=seed,
-                learning_rate=run.optimizer.learning_rate,
-                **{name: getattr(rule, name) for name in TRACED},
-            )
+            (seed, run.optimizer.learning_rate, *(getattr(rule, name) for name in TRACED))
             for run in runs
             for rule in [PlateauRule.from_settings(run.plateau.counted(steps_per_epoch))]
             for seed in run.run.seeds
@@ -51,7 +47,7 @@ class Hyperparams(NamedTuple):
 
 
 # The arguments of the plateau rule that are traced.
-TRACED = ("patience", "cooldown", "min_scale", "max_drops", "early_stop")
+TRACED = Hyperparams._fields[2:]
 
 
 class Optimizer(NamedTuple):

@@ -42,7 +42,7 @@ def draw_scale(panel: Axes, contents: Contents, theme: Theme) -> None:
     every replica, in a strip below the curves.
     """
     runs, drops = contents.runs, contents.drops
-    steps = [[_steps(history) for history in completed(run.histories)] for run in runs]
+    steps = [[_steps(history, run) for history in completed(run.histories)] for run in runs]
     lowest = _lowest(runs, steps)
     for run, replicas in zip(runs, steps, strict=True):
         _draw_run(panel, run, replicas, lowest / _margin(lowest), theme)
@@ -123,10 +123,13 @@ def _lowest(runs: Sequence[PlottedRun], steps: Sequence[Sequence[Steps]]) -> flo
     return min(lowest[True], max(lowest[False], lowest[True] / COSINE_ROOM))
 
 
-def _steps(history: History) -> Steps:
-    """Return the scale after the last step of each epoch, and after each drop."""
+def _steps(history: History, run: PlottedRun) -> Steps:
+    """Return the scale after each epoch and each drop, and of the rule also in the warm-up."""
     points = [(float(record.epoch), record.scale) for record in history.records]
     points += [(drop.position, drop.scale_after) for drop in history.drops]
+    last, optimizer = history.records[-1], run.settings.optimizer
+    if optimizer.schedule == "plateau" and last.epoch:
+        points += optimizer.warmup_curve(last.step / last.epoch, last.epoch)
     epochs, scales = zip(*sorted(points, key=lambda point: point[0]), strict=True)
     return epochs, scales
 
@@ -149,7 +152,11 @@ def _draw_run(
         return
     grid = np.unique(np.concatenate([epochs for epochs, _ in replicas]))
     on_grid = [
-        np.array(scales)[np.searchsorted(epochs, grid, side="right") - 1]
+        np.where(
+            grid <= epochs[-1],
+            np.array(scales)[np.searchsorted(epochs, grid, side="right") - 1],
+            np.nan,  # after its end
+        )
         for epochs, scales in replicas
     ]
     epochs, *curves = Curve.of_scales(grid, on_grid, is_single=run.is_single)

@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from plateau_train import config
 from plateau_train.numerics.replay import Row
 from plateau_train.report.console import Column, Table
-from plateau_train.run.records import drop_reason
+from plateau_train.report.progress import in_epochs
+from plateau_train.run.records import drop_reason, ending_reason
 from plateau_train.run.series import Series
 
 log = logging.getLogger("plateau_train")
@@ -24,27 +24,52 @@ MAX_TABLE_ROWS = 1000
 MAX_LISTED = 20
 
 
-def describe_rule(rule: config.PlateauSettings) -> str:
-    """Write the settings of a rule in one line."""
-    windows = f", windows of {rule.accumulation_size:,}" if rule.accumulation_size > 1 else ""
-    floor = f", min scale {rule.min_scale:g}" if rule.min_scale > 0 else ""
-    return (
-        f"patience {rule.patience}, cooldown {rule.cooldown}, factor {rule.factor:g}, "
-        f"rtol {rule.rtol:g}, atol {rule.atol:g}{floor}{windows}"
-    )
+def describe_rule(series: Series) -> str:
+    """Write the settings of the rule of a series in one line."""
+    rule, epochs = series.rule, series.observation_epochs
+
+    def count(observations: Any) -> Any:
+        is_shown = epochs is not None and observations > 0
+        return f"{observations} ({in_epochs(observations * epochs)})" if is_shown else observations
+
+    parts = [
+        f"patience {count(rule.patience)}, cooldown {count(rule.cooldown)}, "
+        f"factor {rule.factor:g}, rtol {rule.rtol:g}, atol {rule.atol:g}",
+        f"min scale {rule.min_scale:g}" * (rule.min_scale > 0),
+        f"windows of {rule.accumulation_size:,}" * (rule.accumulation_size > 1),
+        f"smoothed by {rule.smooth}" * (rule.smooth != "none"),
+        "" if rule.max_drops is None else f"max drops {rule.max_drops}",
+        "ends at the min scale" * rule.stop_at_min_scale,
+        "" if rule.early_stop is None else f"early stop {count(rule.early_stop)}",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def describe_reason(series: Series, row: Row) -> str | None:
     """Write why a value lowered the scale, or None if it did not."""
     if not row.is_drop:
         return None
-    return drop_reason(series.observed, row.mean, row.best, row.threshold, row.wait)
+    return drop_reason(series.observed, row.smoothed, row.best, row.threshold, row.wait)
+
+
+def describe_ending(series: Series, row: Row) -> str | None:
+    """Write why a value ends the training, or None if it does not."""
+    if row.ending is None:
+        return None
+    compared = row.smoothed, row.best, row.threshold, row.wait
+    return ending_reason(row.ending, series.rule, series.observed, *compared)
 
 
 def list_reasons(series: Series, rows: Sequence[Row]) -> list[str]:
     """Write where and why each drop occurred."""
     drops = (row for row in rows if row.is_drop)
     return [f"{series.place_of(row.number)}: {describe_reason(series, row)}" for row in drops]
+
+
+def list_ending(series: Series, rows: Sequence[Row]) -> str:
+    """Write where and why the rule ends the training, or nothing if it does not."""
+    reason = describe_ending(series, rows[-1])
+    return "" if reason is None else f"{series.place_of(rows[-1].number)}: {reason}"
 
 
 def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
@@ -104,13 +129,16 @@ def plain_rows(
             **origin,
             "number": row.number,
             "value": row.value,
-            "observation": row.mean if row.is_complete else None,
+            "observation": row.smoothed if row.is_complete else None,
+            "unsmoothed": row.mean if row.is_complete else None,
             "best": row.best if has_best else None,
             "to_beat": row.threshold if has_best else None,
             "wait": row.wait,
             "cooldown": row.cooldown,
             "scale": row.scale,
             "reason": describe_reason(series, row),
+            "ending": row.ending,
+            "ending_reason": describe_ending(series, row),
         }
         for name, table in others:
             other = table[index]
@@ -141,6 +169,7 @@ def make_table(series: Series, rules: Mapping[str, Sequence[Row]]) -> Table:
         numbers,
         *(places if positions else ()),
         Column("mean", "mean" if size > 1 else "value", ".6g"),
+        *([] if series.rule.smooth == "none" else [Column("smoothed", series.rule.smooth, ".6g")]),
         Column("best", "best", _show_finite, omit=2),
         Column("threshold", "to beat", _show_finite),
         Column("wait", "wait", lambda wait: f"{wait}/{series.rule.patience}"),
@@ -163,6 +192,8 @@ def describe_drops(series: Series, rules: Mapping[str, Sequence[Row]]) -> dict[s
         f"{row.scale:.6g}, because {describe_reason(series, row)}"
         for number, row in enumerate(drops, start=1)
     }
+    if ending := list_ending(series, next(iter(rules.values()))):
+        reasons["ends"] = ending
     return reasons | {name: _summarize(table) for name, table in rules.items()}
 
 

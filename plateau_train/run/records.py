@@ -97,7 +97,13 @@ def drop_reason(
 
 
 def ending_reason(
-    ending: str, rule: PlateauSettings, value: float, best: float, to_beat: float, waited: int
+    ending: str,
+    rule: PlateauSettings,
+    observed: str,
+    value: float,
+    best: float,
+    to_beat: float,
+    waited: int,
 ) -> str:
     """Return why an observation ended a training, as one sentence without a full stop.
 
@@ -105,7 +111,7 @@ def ending_reason(
     """
     if ending == "early-stop" and rule.early_stop is not None:
         waited = rule.early_stop
-    why = drop_reason(rule.describe_observation(), value, best, to_beat, waited)
+    why = drop_reason(observed, value, best, to_beat, waited)
     return {
         "max-drops": f"--max-drops {rule.max_drops}: the scale would drop once more, because {why}",
         "min-scale": f"--stop-at-min-scale: the scale is {rule.min_scale:g}, and {why}",

@@ -29,7 +29,7 @@ from plateau_train.run.environment import DatasetFacts, Environment, describe_en
 from plateau_train.run.history import History
 from plateau_train.run.info import TrainingInfo, summarize
 from plateau_train.run.journal import EpochLines, Journal, RunTask
-from plateau_train.run.reader import Run
+from plateau_train.run.reader import Run, is_over
 from plateau_train.run.records import Ending, Notice, RunWarning
 from plateau_train.training.models import find_source
 from plateau_train.training.program import EpochArrays, Program
@@ -191,9 +191,11 @@ def describe_training(
 def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainState | None]:
     """Return the first epoch and the state to continue from; mark what has ended or stalled.
 
-    Only process 0 has read the checkpoints.
+    A run that is over may have ended in another epoch. Only process 0 has read the checkpoints.
     """
-    _, last_epoch = cluster.agree(value=tasks[0].last_epoch if tasks else 0)
+    going_on = [task for task in tasks if not is_over(task)]
+    last_epoch = max((task.last_epoch for task in going_on or tasks), default=0)
+    _, last_epoch = cluster.agree(value=last_epoch)
     if last_epoch < 0:
         return 0, None
     state, is_active = program.empty_state(), np.ones(len(program.members), bool)

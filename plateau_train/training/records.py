@@ -100,8 +100,10 @@ def _drops(
 def _ending_message(ending: str, member: Member, plateau: PlateauState, row: int) -> str:
     """Return why the rule of a replica ended it: its last observation."""
     seen = plateau.observation
-    compared = (float(column[row]) for column in (seen.value, seen.best, seen.threshold))
-    return ending_reason(ending, member.settings.plateau, *compared, int(seen.wait[row]))
+    value, best, to_beat = (float(each[row]) for each in (seen.value, seen.best, seen.threshold))
+    rule, waited = member.settings.plateau, int(seen.wait[row])
+    observed = rule.describe_observation()
+    return ending_reason(ending, rule, observed, value, best, to_beat, waited)
 
 
 def _record(

@@ -34,7 +34,7 @@ from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory, is_sweep, read_json
 from plateau_train.run.environment import DatasetFacts, Environment
 from plateau_train.run.journal import RunTask
-from plateau_train.run.reader import Run
+from plateau_train.run.reader import is_over
 from plateau_train.training import models, state
 from plateau_train.training.loop import Callbacks, NoCallbacks, SavePlot, fit
 from plateau_train.training.program import Program, enable_compilation_cache
@@ -250,9 +250,7 @@ def is_done(task: RunTask) -> bool:
     directory = task.directory
     if task.previous is None or not (directory.summary.exists() and directory.plot.exists()):
         return False
-    histories = Run(task.directory, task.previous.manifest).histories
-    is_over = all(history.is_over(task.resolved.settings.run.epochs) for history in histories)
-    return is_over and not list(unreadable_files(task))
+    return is_over(task) and not list(unreadable_files(task))
 
 
 def unreadable_files(task: RunTask) -> Iterator[str]:
@@ -309,7 +307,7 @@ def merge_settings(
         """Return why the state of the run makes some values of a setting useless."""
         if previous is not None and setting.key == "patience":
             wait = int(previous.arrays["plateau/plateau_count"].max())
-            if value <= wait:
+            if isinstance(value, int) and value <= wait:
                 return f"the wait is already {wait}, and the rate drops when it reaches {value}"
         if previous is not None and setting.key == "accumulation_size":
             count = int(previous.arrays["plateau/count"].max())

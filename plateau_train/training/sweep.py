@@ -32,7 +32,7 @@ from plateau_train.run import checkpoint, journal, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import SWEEP, RunDirectory
 from plateau_train.run.journal import RunTask
-from plateau_train.run.reader import Run
+from plateau_train.run.reader import Run, is_over
 from plateau_train.run.records import Ending
 from plateau_train.training import setup
 from plateau_train.training.loop import Callbacks, SavePlot, fit
@@ -295,10 +295,15 @@ def group_programs(
         programs.setdefault(key, []).append(RunTask(planned.resolved, run, previous))
     groups: dict[Any, list[RunTask]] = {}
     for key, tasks in programs.items():
-        first = min(task.last_epoch for task in tasks)
+        ended = {task.directory: is_over(task) for task in tasks}
+        epochs = (task.last_epoch for task in tasks if not ended[task.directory])
+        first = min(epochs, default=0)
         for task in tasks:
-            earlier = task._replace(previous=_go_back(first, task))
-            groups.setdefault((key, earlier.last_epoch), []).append(earlier)
+            # What is over stays in its program: without it, the last bits of the others may differ.
+            is_left = not ended[task.directory]
+            earlier = task._replace(previous=_go_back(first, task)) if is_left else task
+            epoch = earlier.last_epoch if is_left else first
+            groups.setdefault((key, epoch), []).append(earlier)
     for (key, epoch), tasks in groups.items():
         if len(tasks) < num_planned[key] and epoch < tasks[0].resolved.settings.run.epochs:
             names = ", ".join(task.directory.path.name for task in tasks)
