@@ -8,6 +8,7 @@ from plateau_train.config import SETTINGS, RawValue, resolve, resolve_whole
 from plateau_train.config.resolve import BY_KEY
 from plateau_train.config.toml import to_toml
 from plateau_train.errors import ChangedSettingsError, ConfigError, ForeignConfigError, RunError
+from plateau_train.numerics.spec import TRACED
 from plateau_train.run.directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,13 @@ def test_the_defaults_are_the_published_experiment():
         "atol": 0.0,
         "accumulation_size": 200,
         "min_scale": 0.0,
+        "smooth": "none",
+        "max_drops": None,
+        "stop_at_min_scale": False,
+        "early_stop": None,
+        "on_drop": "keep",
     }
+    assert settings.optimizer.warmup_epochs == 0
 
 
 @pytest.mark.parametrize("mode", config.Mode.__args__)
@@ -122,7 +129,8 @@ def test_every_problem_of_the_file_and_of_the_flags_is_reported_at_once(toml):
     found = problems(file=file, seed="x", factor="1.5", hidden_sizes="10,x")
     assert [problem.partition(": ")[2] or problem for problem in found] == [
         "batch_size in [data] must be a whole number from 1 to 1,000,000,000, got 0",
-        'cooldown in [plateau] must be a whole number from 0 to 1,000,000,000, got "1"',
+        "cooldown in [plateau] must be a whole number from 0 to 1,000,000,000, or epochs such as "
+        '2epochs, got "1"',
         "unknown key patiense in [plateau] (did you mean patience?)",
         "unknown table or key platau (did you mean plateau?)",
         "--hidden-sizes must be whole numbers from 1 to 100,000, separated by commas, got x",
@@ -283,7 +291,7 @@ def test_the_attributes_of_every_setting_are_those_that_were_decided_on():
     for attribute, keys in {
         "affects_results": {s.key for s in SETTINGS} - FREE - LOCAL - {"threads"},
         "per_process": FREE - CLUSTER | {"cache_dir", "threads", "process_id"},
-        "is_traced": {"learning_rate", "patience", "cooldown", "min_scale", "seed"},
+        "is_traced": {"learning_rate", "seed", *TRACED},
         "can_vary": {s.key for s in SETTINGS} - FREE - LOCAL - {"threads", "seed"},
     }.items():
         assert {s.key for s in SETTINGS if getattr(s, attribute)} == keys, attribute

@@ -725,13 +725,14 @@ def test_the_plot_marks_each_drop_and_no_text_leaves_it(num_values):
     values = [0.5 + 3 / number + number % 3 / 50 for number in range(1, num_values + 1)]
     rows, other = replay(rule, values), replay(rule.model_copy(update={"patience": 3}), values)
     positions = [Position(number, number * 10, number) for number in range(1, num_values + 1)]
-    series = Series("runs/" + "$long_name$" * 12, "val_loss", values, rule, positions)
+    series = Series("runs/" + "$long_name$" * 12, "val_loss", values, rule, positions=positions)
     drops = [row.number for row in rows if row.is_drop]
     figure: Any = draw_replay(
         series,
         {"optax": rows, "torch": other},
         rule="patience 2",
         reasons=["a long $reason$ " * 20 for _ in drops],
+        ending="",
         change=rows[-1],
     )
     top, bottom = figure.axes

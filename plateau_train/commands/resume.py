@@ -11,6 +11,7 @@ from plateau_train.report.console import configure_logging, printable
 from plateau_train.report.progress import RunReport
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.journal import RunTask
+from plateau_train.run.reader import Run
 from plateau_train.training import setup
 from plateau_train.training.devices import start_devices
 
@@ -30,7 +31,10 @@ def resume(path: Path, overrides: Resolved) -> None:
 def _print_done(task: RunTask, *, is_quiet: bool) -> None:
     run, settings = task.directory, task.resolved.settings
     epochs = settings.run.epochs
-    log.info(f"{run.path} is done: all of its {epochs} epochs are trained")
+    if any(history.ending and history.ending.is_early for history in Run(run).histories):
+        log.info(f"{run.path} is done: its seeds ended early")
+    else:
+        log.info(f"{run.path} is done: all of its {epochs} epochs are trained")
     if settings.optimizer.schedule != "cosine":
         log.info(f"{PROGRAM} resume {run} --epochs {2 * epochs} trains longer")
     if is_quiet:

@@ -211,18 +211,9 @@ def _as_seeds(value: object) -> object:
     return tuple(seeds)
 
 
-_EPOCHS = re.compile(r"\s*(\d{1,7}(?:\.\d*)?|\.\d+)\s*epochs?\s*")
-
-
-def _as_span(value: object) -> object:
-    """Read a number of observations, or of epochs as a text like ``2.5epochs``."""
-    if isinstance(value, str):
-        if match := _EPOCHS.fullmatch(value):
-            return f"{float(match[1]):g}epochs"
-        if not re.fullmatch(r"\s*[+-]?\d{1,12}\s*", value):
-            raise PydanticCustomError("span", "neither observations nor epochs")
-        return int(value)
-    return value
+def _normal_span(span: int | str) -> int | str:
+    """Write a number of epochs like ``2.5epochs``."""
+    return span if isinstance(span, int) else f"{epochs_of(span):g}epochs"
 
 
 def _spans_some(span: int | str) -> int | str:
@@ -233,7 +224,7 @@ def _spans_some(span: int | str) -> int | str:
 
 def epochs_of(span: int | str) -> float:
     """Return the number of a span, in the unit that it has."""
-    return float(span.removesuffix("epochs")) if isinstance(span, str) else span
+    return float(span.rstrip("epochs ")) if isinstance(span, str) else span
 
 
 def describe_span(span: int | str) -> str:
@@ -353,9 +344,11 @@ LayerSizes = Annotated[
 JsonObject = Annotated[str, BeforeValidator(_as_json), AfterValidator(_printable)]
 NetworkName = Annotated[str, AfterValidator(_as_network), AfterValidator(_printable)]
 # A number of observations, or a text like 2epochs.
-_SpanNumber = Annotated[int, Field(ge=0, le=LARGEST_COUNT)] | Annotated[str, Field(max_length=20)]
-SpanOrNone = Annotated[_SpanNumber, BeforeValidator(_as_span)]
-Span = Annotated[SpanOrNone, AfterValidator(_spans_some)]
+_Epochs = Annotated[str, Field(pattern=r"^(\d{1,7}(\.\d*)?|\.\d+) *epochs?$")]
+SpanOrNone = Annotated[
+    Annotated[int, Field(ge=0, le=LARGEST_COUNT)] | _Epochs, AfterValidator(_normal_span)
+]
+Span = Annotated[Count | _Epochs, AfterValidator(_normal_span), AfterValidator(_spans_some)]
 SmoothingText = Annotated[str, AfterValidator(_as_smoothing)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 SeedTuple = Annotated[

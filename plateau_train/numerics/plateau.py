@@ -4,6 +4,7 @@ On finite values that are not negative it is ``optax.contrib.reduce_on_plateau``
 docs/rule.md lists where it differs, on purpose.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -81,6 +82,12 @@ class PlateauRule(NamedTuple):
         return cls(**arguments)
 
     @property
+    def arguments_of_optax(self) -> dict[str, Any]:
+        """The arguments that Optax's rule has as well."""
+        names = inspect.signature(optax.contrib.reduce_on_plateau).parameters
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def smoothing(self) -> config.Smoothing:
         return config.read_smoothing(self.smooth)
 
@@ -99,6 +106,10 @@ class PlateauRule(NamedTuple):
             for name, value in self._asdict().items()
             if not isinstance(value, Tracer) and np.ndim(value) == 0
         }
+        hint = "help(plateau_train.reduce_on_plateau) explains each argument"
+        for name in numbers.keys() - {"smooth"}:
+            if isinstance(numbers[name], str):  # a setting may be a number of epochs
+                raise ConfigError(f"{name} must be a number, got {numbers[name]!r}", hint=hint)
         # One that is not checked may be what the others need.
         texts = {"rtol": "0.5", "atol": "1", "patience": "1", "min_scale": "0.5"} | {
             name: number if isinstance(number, str) else repr(number)
@@ -110,7 +121,6 @@ class PlateauRule(NamedTuple):
             for name, text in texts.items()
             if name != "maximize"
         }
-        hint = "help(plateau_train.reduce_on_plateau) explains each argument"
         try:
             config.resolve(given)
         except ConfigError as error:

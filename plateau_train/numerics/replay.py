@@ -1,6 +1,5 @@
 """The plateau rule applied to values that are already known."""
 
-import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -87,9 +86,7 @@ def _replay(rule: PlateauRule, values: Float32[Array, " values"]) -> tuple[Array
 @partial(jax.jit, static_argnames="rule")
 def _replay_optax(rule: PlateauRule, values: Float32[Array, " values"]) -> tuple[Array, ...]:
     """Return the same columns of Optax's own rule, from its states before and after a value."""
-    names = inspect.signature(optax.contrib.reduce_on_plateau).parameters
-    arguments = {name: getattr(rule, name) for name in names}
-    transform = optax.contrib.reduce_on_plateau(**arguments)
+    transform = optax.contrib.reduce_on_plateau(**rule.arguments_of_optax)
 
     def observe(state: Any, value: Float32[Array, ""]) -> tuple[Any, tuple[Array, ...]]:
         new: Any = transform.update((), state, value=value)[1]
