@@ -76,6 +76,7 @@ class SettingOptions(TypedDict, total=False):
     runs_dir: PathLike
     threads: int | None
     devices: int | None
+    max_time: str | float | None
     quiet: bool
 
 
@@ -115,6 +116,7 @@ class SweepOptions(TypedDict, total=False):
     runs_dir: PathLike
     threads: int | None
     devices: int | None
+    max_time: str | float | None
     quiet: bool
 
 
