@@ -111,6 +111,29 @@ def test_a_seed_on_the_command_line_outranks_the_seeds_of_a_file(toml):
     assert resolve(flags(seed="0"), file=file).settings.run.seeds == (0,)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2h30m", 9000), ("1h0m5s", 3605), ("0.5", 0.5)],
+)
+def test_a_time_is_kept_as_it_is_given_and_read_as_seconds(toml, text, seconds):
+    run = resolve(flags(max_time=text)).settings.run
+    assert (run.max_time, run.max_seconds) == (text, seconds)
+    assert resolve({}, file=toml(f'[run]\nmax_time = "{text}"')).settings.run == run
+
+
+def test_a_time_in_a_file_may_be_a_number_and_none_removes_a_limit(toml):
+    limited = resolve({}, file=toml("[run]\nmax_time = 1800"))
+    assert (limited.settings.run.max_time, limited.settings.run.max_seconds) == ("1800", 1800)
+    for free in (merge(limited, resolve(flags(max_time="none"))), resolve({})):
+        assert (free.settings.run.max_time, free.settings.run.max_seconds) == (None, math.inf)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0h0m", "-1", "1h2", "m", "30m2h", "1e3", "inf", "1 h"])
+def test_a_text_that_is_no_time_above_0_is_refused(text):
+    (problem,) = problems(max_time=text)
+    assert problem.startswith("--max-time must be a time above 0 such as 90s, 30m, 1.5h or 2h30m, ")
+
+
 def test_the_defaults_of_weight_decay_and_momentum_follow_the_optimizer():
     decays = {name: resolve(flags(optimizer=name)).settings.optimizer for name in ("adamw", "sgd")}
     assert decays["adamw"].weight_decay == 1e-4

@@ -128,6 +128,7 @@ class NotebookReport(RunReport):
 
     def on_stop(self, folder: Path, message: str, hint: str) -> None:
         """Show how far the training got, and the call that continues it."""
+        del folder  # the call names it
         first, *_ = as_arguments(hint).split("\n")
         self._update(f"{as_arguments(message)}: {first}")
 

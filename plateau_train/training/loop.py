@@ -88,8 +88,9 @@ def fit(
 ) -> None:
     """Train the runs of a program into their folders; they all continue from the same epoch.
 
-    A run that the time limit stops has no ending: a resume continues it. Only process 0 has ``tasks``: the others write nothing. Raises ``NonFiniteLossError`` when no
-    replica is finite any more.
+    A run that the time limit stops has no ending, and a resume continues it. Only process 0 has
+    ``tasks``: the others write nothing. Raises ``NonFiniteLossError`` when no replica is finite any
+    more.
     """
     started = time.perf_counter()
     source = find_source(program.runs[0].model)
