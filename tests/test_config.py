@@ -1,3 +1,4 @@
+import math
 import tomllib
 from pathlib import Path
 

@@ -182,7 +182,7 @@ def test_a_time_limit_ends_a_sweep_as_a_whole_and_what_is_left_continues(
     stopped = processes.run(tmp_path, *GRID, "--max-time=0.01", "--quiet", "--json")
     path = sweep_in(tmp_path)
     assert stopped.code == 0, stopped.stderr
-    assert {row["epoch"] for row in json.loads(stopped.stdout)} == {1}
+    assert {row["last_epoch"] for row in json.loads(stopped.stdout)} == {1}
     begun = [run.name for run in sorted(path.iterdir()) if run.is_dir()]
     assert begun == [NAMES[0], NAMES[2]], "the runs of the second program were not begun"
     assert [Run.open(path / name).state for name in begun] == ["stopped", "stopped"]
