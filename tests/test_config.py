@@ -1,3 +1,4 @@
+import math
 import tomllib
 from pathlib import Path
 
@@ -116,6 +117,29 @@ def test_a_value_that_is_not_a_list_of_different_seeds_is_refused(toml, text):
 def test_a_seed_on_the_command_line_outranks_the_seeds_of_a_file(toml):
     file = toml('[run]\nseed = "1-4"\n')
     assert resolve(flags(seed="0"), file=file).settings.run.seeds == (0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2h30m", 9000), ("1h0m5s", 3605), ("0.5", 0.5)],
+)
+def test_a_time_is_kept_as_it_is_given_and_read_as_seconds(toml, text, seconds):
+    run = resolve(flags(max_time=text)).settings.run
+    assert (run.max_time, run.max_seconds) == (text, seconds)
+    assert resolve({}, file=toml(f'[run]\nmax_time = "{text}"')).settings.run == run
+
+
+def test_a_time_in_a_file_may_be_a_number_and_none_removes_a_limit(toml):
+    limited = resolve({}, file=toml("[run]\nmax_time = 1800"))
+    assert (limited.settings.run.max_time, limited.settings.run.max_seconds) == ("1800", 1800)
+    for free in (merge(limited, resolve(flags(max_time="none"))), resolve({})):
+        assert (free.settings.run.max_time, free.settings.run.max_seconds) == (None, math.inf)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0h0m", "-1", "1h2", "m", "30m2h", "1e3", "inf", "1 h"])
+def test_a_text_that_is_no_time_above_0_is_refused(text):
+    (problem,) = problems(max_time=text)
+    assert problem.startswith("--max-time must be a time above 0 such as 90s, 30m, 1.5h or 2h30m, ")
 
 
 def test_the_defaults_of_weight_decay_and_momentum_follow_the_optimizer():
@@ -283,14 +307,14 @@ def test_the_help_of_a_setting_begins_with_a_capital_and_ends_without_full_stop(
 
 # A new setting is fixed and affects the results unless it is declared, and listed here, otherwise.
 CLUSTER = set(config.ClusterSettings.model_fields)
-FREE = {"data_dir", "runs_dir", "name", "quiet"} | CLUSTER
+FREE = {"data_dir", "runs_dir", "name", "quiet", "max_time"} | CLUSTER
 LOCAL = {"cache_dir", "devices"}
 
 
 def test_the_attributes_of_every_setting_are_those_that_were_decided_on():
     for attribute, keys in {
         "affects_results": {s.key for s in SETTINGS} - FREE - LOCAL - {"threads"},
-        "per_process": FREE - CLUSTER | {"cache_dir", "threads", "process_id"},
+        "per_process": FREE - CLUSTER - {"max_time"} | {"cache_dir", "threads", "process_id"},
         "is_traced": {"learning_rate", "seed", *TRACED},
         "can_vary": {s.key for s in SETTINGS} - FREE - LOCAL - {"threads", "seed"},
     }.items():

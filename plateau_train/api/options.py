@@ -84,6 +84,7 @@ class SettingOptions(TypedDict, total=False):
     runs_dir: PathLike
     threads: int | None
     devices: int | None
+    max_time: str | float | None
     quiet: bool
 
 
@@ -130,6 +131,7 @@ class SweepOptions(TypedDict, total=False):
     runs_dir: PathLike
     threads: int | None
     devices: int | None
+    max_time: str | float | None
     quiet: bool
 
 

@@ -295,6 +295,27 @@ def _as_dataset(text: str) -> str:
     return text
 
 
+_NUMBER = r"([0-9]+(?:\.[0-9]*)?)"
+_DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?|{_NUMBER}")
+
+
+def _seconds_of(text: str) -> float:
+    """Return the seconds of a text such as ``2h30m`` or ``90``, and 0 for any other text."""
+    parts = _DURATION.fullmatch(text)
+    numbers = parts.groups(default="0") if parts else ()
+    return sum(float(n) * unit for n, unit in zip(numbers, (3600, 60, 1, 1), strict=False))
+
+
+def _as_duration(value: object) -> object:
+    """Return a text of a time above 0, or a number as its text; None for the text ``none``."""
+    text = str(value)
+    if value is None or text == "none":
+        return None
+    if isinstance(value, bool) or not _seconds_of(text):
+        raise PydanticCustomError("duration", "no time above 0")
+    return text
+
+
 BUILT_IN_MODELS = ("mlp", "cnn")
 _NETWORK = re.compile(r"([^:]+):([A-Za-z_]\w*(?:\.\w+)*)")  # a file or a module, and a name
 
@@ -356,6 +377,9 @@ SeedTuple = Annotated[
     Field(min_length=1, max_length=MOST_SEEDS),
     BeforeValidator(_as_seeds, json_schema_input_type=Seed | str | list[Seed]),
     AfterValidator(_distinct),
+]
+Duration = Annotated[
+    str | None, BeforeValidator(_as_duration, json_schema_input_type=float | str | None)
 ]
 
 
@@ -699,12 +723,24 @@ class RunSettings(Table):
         on_resume="local",
         affects_results=False,
     )
+    max_time: Duration = _free_setting(
+        None,
+        "Stop after the last epoch that fits in this time from the start of the command, and after "
+        "at least one; resume continues, with the whole time again",
+        default_text="none",
+        values_text="a time above 0 such as 90s, 30m, 1.5h or 2h30m, a number of seconds, or none",
+    )
     quiet: bool = _free_setting(False, "Print only the run's folder", per_process=True)
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of each replica of the run, replica 0 first."""
         return self.seed
+
+    @property
+    def max_seconds(self) -> float:
+        """``max_time`` in seconds; infinite without one."""
+        return math.inf if self.max_time is None else _seconds_of(self.max_time)
 
 
 class ClusterSettings(Table):

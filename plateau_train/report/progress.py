@@ -5,6 +5,7 @@ import datetime
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,6 +21,7 @@ from plateau_train.report.console import (
     lay_out,
     make_console,
     print_rows,
+    print_stop,
     printable,
 )
 from plateau_train.run.history import History
@@ -122,6 +124,13 @@ class RunReport:
             duration = f", those after epoch {self._last_epoch}{duration}"
         print_rows(describe_end(run, duration))
 
+    def on_stop(self, folder: Path, message: str, hint: str) -> None:
+        """Print how far a run got and how to continue it; if quiet, only the path of its folder."""
+        if self.is_quiet:
+            print(printable(folder), flush=True)
+        else:
+            print_stop(message, hint)
+
     def close(self) -> None:
         """Remove the progress bar from the terminal."""
         if self._progress is not None:
@@ -185,6 +194,11 @@ class ProgramReport(RunReport):
         accuracy = f"{results.split} accuracy {results.final_score:.4f}"
         drops = results.drops_of(run.settings)
         self._show(f"{name}: {accuracy}{'' if drops is None else f', drops {drops}'}")
+
+    def on_stop(self, folder: Path, message: str, hint: str) -> None:
+        """Print how far a sweep got, unless quiet: the sweep prints its folder itself."""
+        if not self.is_quiet:
+            super().on_stop(folder, message, hint)
 
     def _show(self, line: str) -> None:
         log.info("%s", line)

@@ -36,8 +36,9 @@ from plateau_train.run.environment import DatasetFacts, Environment
 from plateau_train.run.journal import RunTask
 from plateau_train.run.reader import is_over
 from plateau_train.training import models, state
-from plateau_train.training.loop import Callbacks, NoCallbacks, SavePlot, fit
+from plateau_train.training.loop import Callbacks, NoCallbacks, SavePlot, fit, report_stop
 from plateau_train.training.program import Program, enable_compilation_cache
+from plateau_train.training.time_limit import TimeLimit
 
 log = logging.getLogger("plateau_train")
 
@@ -440,7 +441,8 @@ def resume_in_hints(directory: RunDirectory | None) -> Iterator[None]:
         )
         yield
         return
-    command = f"{PROGRAM} resume {directory} continues it"
+    what = "the sweep" if is_sweep(directory.path) else "it"
+    command = f"{PROGRAM} resume {directory} continues {what}"
     signals.set_description(partial(describe_stop, directory, command))
     try:
         yield
@@ -479,7 +481,8 @@ def train_run(
     """Train one run in every process: in process 0 the one that it opened, or a new one.
 
     Returns its folder in process 0. Everything that can be refused is refused before anything is
-    written. The folder of a new run is locked until ``stack`` is closed.
+    written. The folder of a new run is locked until ``stack`` is closed. A run that ``--max-time``
+    stops is drawn as far as it got.
     """
     directory, known = (opened.directory, known_data(opened)) if opened else (None, None)
     with callbacks.loading() as progress:
@@ -503,6 +506,9 @@ def train_run(
                 directory.make_latest()
             except StorageError as error:  # nothing depends on the link
                 log.warning("%s", "\n".join(error.problems))
+    limit = TimeLimit(resolved.settings.run)
     with resume_in_hints(directory):
-        fit(tasks, program, facts, callbacks if tasks else NoCallbacks(), save_plot)
+        fit(tasks, program, facts, callbacks if tasks else NoCallbacks(), save_plot, limit)
+        if directory is not None and limit.is_reached:
+            report_stop(directory, limit, callbacks, save_plot)
     return directory

@@ -28,6 +28,7 @@ from plateau_train.errors import (
 )
 from plateau_train.numerics.model import Network
 from plateau_train.numerics.spec import Spec
+from plateau_train.process import signals
 from plateau_train.run import checkpoint, journal, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import SWEEP, RunDirectory
@@ -37,6 +38,7 @@ from plateau_train.run.records import Ending
 from plateau_train.training import setup
 from plateau_train.training.loop import Callbacks, SavePlot, fit
 from plateau_train.training.program import Program
+from plateau_train.training.time_limit import TimeLimit
 
 log = logging.getLogger("plateau_train")
 
@@ -236,15 +238,18 @@ def train_sweep(
     datasets: LoadedDatasets,
     callbacks: Callbacks,
     save_plot: SavePlot,
-) -> None:
-    """Train the programs of a sweep one after the other.
+) -> bool:
+    """Train the programs of a sweep one after the other; return whether none is left.
 
     ``newest`` has the epoch of the newest checkpoint of each run when ``programs`` were grouped. A
     program whose replicas all diverge does not end the others.
     """
     fallbacks = {run.folder: run.fallback for run in plan.runs}
+    limit = TimeLimit(plan.runs[0].settings.run)
     with setup.resume_in_hints(directory):
         for number, tasks in enumerate(programs, start=1):
+            if not limit.permits_epoch():
+                break
             folders = [task.directory.path.name for task in tasks]
             names = ", ".join(folders)
             log.info("program %d of %d: %s", number, len(programs), names)
@@ -252,11 +257,15 @@ def train_sweep(
                 with contextlib.ExitStack() as stack:
                     for task in tasks:
                         _lock(task.directory, newest[task.directory], stack)
-                    _train_program(tasks, datasets, fallbacks[folders[0]], callbacks, save_plot)
+                    fallback = fallbacks[folders[0]]
+                    _train_program(tasks, datasets, fallback, callbacks, save_plot, limit)
             except NonFiniteLossError as error:
                 log.warning("All seeds of %s diverged; the last: %s", names, error.problems[0])
             except PictureError as error:  # its runs are done
                 log.warning("%s", "\n".join((*error.problems, error.hint)))
+        if limit.is_reached:
+            callbacks.on_stop(directory.path, *signals.describe_stop(limit.reason))
+    return not limit.is_reached
 
 
 def _lock(directory: RunDirectory, newest: int | None, stack: contextlib.ExitStack) -> None:
@@ -414,6 +423,7 @@ def _train_program(
     fallback: str,
     callbacks: Callbacks,
     save_plot: SavePlot,
+    limit: TimeLimit,
 ) -> None:
     """Train some runs together; what cannot be continued is refused before anything is written."""
     dataset = replace(datasets.load(tasks[0].resolved.settings), fallback=fallback)
@@ -425,4 +435,4 @@ def _train_program(
     program = Program([task.resolved.settings for task in tasks], dataset)
     for task in tasks:
         setup.write_settings(task.directory, task.resolved)
-    fit(tasks, program, facts, callbacks, save_plot)
+    fit(tasks, program, facts, callbacks, save_plot, limit)
