@@ -13,22 +13,32 @@ from plateau_train.report import stats as differences
 from plateau_train.report.console import configure_logging
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
+from plateau_train.run.environment import DatasetFacts, describe_environment
 from plateau_train.run.records import Ending, Timing
 
 
-def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None, **values):
-    """Write a run: a list of test accuracies for each seed, and the epochs of its drops."""
+def make_run(
+    folder, name, accuracies, *, val=None, drop_epochs=(), losses=None, first=0, sha256="", **values
+):
+    """Write a run: a list of test accuracies for each seed, and the epochs of its drops.
+
+    ``first`` is its first seed, and ``sha256`` that of its data.
+    """
     run = RunDirectory(folder / name)
     storage.make_folder(run.path)
     values = {"dataset": "garments", "epochs": f"{len(accuracies[0]) - 1}"} | values
-    if len(accuracies) > 1:
-        values = {"seed": f"0-{len(accuracies) - 1}"} | values
+    values = {"seed": f"{first}-{first + len(accuracies) - 1}"} | values
     storage.write_text(run.config, to_toml(*resolve(**values)))
+    if sha256:
+        facts = {"name": "x", "fallback": "", "sha256": sha256}
+        dataset = DatasetFacts(**facts, image_shape=(28, 28, 1), class_names=("a", "b"))
+        environment = describe_environment([], dataset, None)
+        run.environment.write_text(environment.model_dump_json())
     template = make_history(1, drop_every=1)
     records, events = [], []
     for replica, of_seed in enumerate(accuracies):
         for epoch, accuracy in enumerate(of_seed):
-            changes = {"replica": replica, "seed": replica, "epoch": epoch}
+            changes = {"replica": replica, "seed": first + replica, "epoch": epoch}
             changes |= {"test_accuracy": accuracy, "step": 10 * epoch}
             changes["test_loss"] = losses[replica] if losses else 1 - accuracy
             if val:
@@ -52,14 +62,14 @@ def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None,
     return run.path
 
 
-def show_comparison(paths, *, level=None, picture=None):
+def show_comparison(paths, *, level=None, picture=None, pool=False):
     configure_logging()
-    compare(paths, level, picture, config.FigureOptions(), None)
+    compare(paths, level, picture, config.FigureOptions(), None, pool=pool)
 
 
-def compared(capsys, *paths, level=None, picture=None):
+def compared(capsys, *paths, **options):
     """Return the tables, rows of cells under their titles each, and what is logged."""
-    show_comparison(paths, picture=picture, level=level)
+    show_comparison(paths, **options)
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out
     tables = []
