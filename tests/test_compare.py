@@ -1,10 +1,13 @@
 """plateau-train compare: its numbers, compared with those computed by hand, and its errors."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy
-from helpers import command, make_history, resolve, write_lines
+from helpers import call, command, make_history, resolve, write_lines
 
+import plateau_train as pt
 from plateau_train import config
 from plateau_train.api import comparison
 from plateau_train.commands.compare import compare
@@ -234,7 +237,7 @@ def test_numbers_of_seeds_are_those_of_the_tables_of_power(effect, count):
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 3.0, 70.0, 5000.0])
 def test_a_number_of_seeds_is_the_smallest_with_the_power(ratio):
-    count = differences.num_pairs(0.01, 0.01 * ratio)
+    count = differences.num_pairs(0.01, 0.01 * ratio) or 0
 
     def power(number):
         critical = scipy.stats.t.ppf(0.975, number - 1)
@@ -283,7 +286,7 @@ def test_runs_that_differ_in_their_seed_alone_are_pooled_on_request(tmp_path, ca
     assert (differing[0]["seeds for 0.001"], differing[0]["seeds for it"]) == ("787", "5")
     assert settings[0] == {"run": "a (2 runs)", "--patience": "5"}
     assert "NOTICE" not in log
-    rows = comparison.compare([one, two, other], pool=True).result_rows()
+    rows = json.loads(call("compare", one, two, other, "--pool", "--json"))["results"]
     assert [(row["run"], row["replica"], row["seed"], row["num_runs"]) for row in rows[:4]] == [
         ("a", 0, 0, 2), ("a", 1, 1, 2), ("a", 2, 2, 2), ("b", 0, 0, 1),
     ]  # fmt: skip
@@ -295,16 +298,17 @@ def test_a_pool_counts_the_seeds_and_epochs_that_are_missing(tmp_path, capsys):
     two = make_run(tmp_path, "b", [[0.1, 0.6, 0.7, 0.8]], first=2, epochs="3")
     other = make_run(tmp_path, "c", [[0.1, 0.6, 0.7, 0.8]], patience="9")
     _, log = compared(capsys, one, two, other, pool=True)
-    assert "a has finished epoch 2 of 3" in log
-    assert "b has finished" not in log
+    assert "/a has finished epoch 2 of 3" in log
+    assert "/b has finished" not in log
     assert "a: 1 of 3 seeds ended earlier and are left out.\n" in log
 
 
 def test_runs_that_cannot_be_pooled_are_refused(tmp_path):
     one, two = (make_run(tmp_path, name, ONE, first=first) for first, name in enumerate("ab"))
     again = make_run(tmp_path, "c", [[0.1, 0.6], [0.1, 0.7]], first=1, epochs="3")
-    with pytest.raises(ConfigError, match=r"at least two runs, and these 2 differ in their seed"):
-        comparison.compare([one, two], pool=True)
+    with pytest.raises(ConfigError, match=r"two runs, and these 2 differ in their seed") as error:
+        pt.compare(one, two, pool=True)
+    assert error.value.hint.startswith("leave out pool to compare")
     with pytest.raises(ConfigError, match=r"/b and .*/c have the same .* both have seed 1: "):
         comparison.compare([one, two, again], pool=True)
 
@@ -380,12 +384,15 @@ def test_an_accuracy_counts_as_reached_in_spite_of_its_rounding(tmp_path, capsys
 def test_runs_with_equal_names_get_longer_names(tmp_path, capsys):
     first, second = (make_run(tmp_path, f"2026010{day}-000000-a", ONE) for day in (1, 2))
     third, fourth = (make_run(tmp_path / folder, "b", ONE) for folder in "xy")
+    fifth = make_run(tmp_path / "other" / "x", "b", ONE)
     show_comparison([first, second])
     printed = capsys.readouterr()
     assert "\n20260101-000000-a  " in printed.out
     assert "all settings that affect results are the same" in printed.err
     assert "--" not in printed.out
     show_comparison([third, fourth])
+    assert "\nx/b  " in capsys.readouterr().out
+    show_comparison([third, fifth])
     assert f"\n{third.resolve()}  " in capsys.readouterr().out
 
 

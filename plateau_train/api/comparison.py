@@ -43,7 +43,7 @@ NAME = Column("title", "run", is_number=False)
 
 
 class ComparedRun(NamedTuple):
-    """What a run, or several as one, achieved, and the differences from the first one."""
+    """What a run, or several as one, achieved, and its differences from the first one."""
 
     name: str  # unique among the runs
     num_runs: int
@@ -136,19 +136,20 @@ class Comparison:
 class RunGroup(NamedTuple):
     """A run, or several that differ in their seed alone, as one run with all their replicas."""
 
-    runs: Mapping[str, Run]  # by their names
+    name: str  # of the first run, unique among the groups
+    runs: Sequence[Run]
     settings: Settings  # of the first run, with all seeds
     histories: Sequence[History]  # numbered anew
     folders: Sequence[str]  # of each replica
 
     @classmethod
-    def of(cls, runs: Mapping[str, Run], dataset: str) -> "RunGroup":
+    def of(cls, name: str, runs: Sequence[Run], dataset: str) -> "RunGroup":
         """Group runs whose data have this name or path.
 
         Raises ``ConfigError`` where two of them have a seed in common.
         """
         by_seed: dict[int, Run] = {}
-        for run in runs.values():
+        for run in runs:
             for seed in run.settings.run.seeds:
                 if seed in by_seed:
                     raise ConfigError(
@@ -157,17 +158,12 @@ class RunGroup(NamedTuple):
                         hint="leave out one of them",
                     )
             by_seed |= dict.fromkeys(run.settings.run.seeds, run)
-        first, *_ = runs.values()
-        resolved = Resolved(first.settings, {}).replace("dataset", dataset, "")
+        resolved = Resolved(runs[0].settings, {}).replace("dataset", dataset, "")
         settings = resolved.replace("seed", Seeds(by_seed), "").settings
-        members = [(run, history) for run in runs.values() for history in run.histories]
+        members = [(run, history) for run in runs for history in run.histories]
         histories = [each._replace(replica=number) for number, (_, each) in enumerate(members)]
-        return cls(runs, settings, histories, [str(run.directory.path) for run, _ in members])
-
-    @property
-    def name(self) -> str:
-        """The name of the first run."""
-        return next(iter(self.runs))
+        folders = [str(run.directory.path) for run, _ in members]
+        return cls(name, runs, settings, histories, folders)
 
     @property
     def completed(self) -> list[History]:
@@ -177,7 +173,7 @@ class RunGroup(NamedTuple):
     @property
     def seconds(self) -> float | None:
         """The duration of all epochs of all runs; None if that of one is not recorded."""
-        seconds = [run.seconds for run in self.runs.values()]
+        seconds = [run.seconds for run in self.runs]
         return None if None in seconds else sum(filter(None, seconds))
 
 
@@ -215,12 +211,8 @@ def compare(paths: Sequence[Path], *, level: float | None = None, pool: bool = F
     return Comparison(compared, level or reached, level is not None)
 
 
-def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """Open the runs, and those of each sweep, under short names.
-
-    A name is that of the folder without its time or number; where that is not unique, the whole
-    name, and where that is not unique, the path.
-    """
+def _read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Open the runs, and those of each sweep; each is there once, and there are at least two."""
     paths = [run for path in paths for run in (list_runs(path) if is_sweep(path) else [path])]
     if len(paths) < 2:
         raise ConfigError(
@@ -236,33 +228,47 @@ def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
                 f"{runs[folder].directory} and {path} are the same run", hint="give each run once"
             )
         runs[folder] = run
+    return list(runs.values())
+
+
+def _name_runs(runs: Sequence[Run]) -> list[str]:
+    """Return a short name of each run.
+
+    It is that of the folder without its time or number; where that is not unique, the whole name,
+    and where that is not unique, the name in its sweep, and last the path.
+    """
+    folders = [run.directory.path.resolve() for run in runs]
     levels = [
-        [re.sub(r"^(\d{8}-\d{6}|\d{3,}(?=-\w+=))-(?=.)", "", folder.name) for folder in runs],
-        [folder.name for folder in runs],
-        [str(folder) for folder in runs],
+        [re.sub(r"^(\d{8}-\d{6}|\d{3,}(?=-\w+=))-(?=.)", "", folder.name) for folder in folders],
+        [folder.name for folder in folders],
+        [f"{folder.parent.name}/{folder.name}" for folder in folders],
+        [str(folder) for folder in folders],
     ]
     names = (
         next(name for name, level in zip(names, levels, strict=True) if level.count(name) == 1)
         for names in zip(*levels, strict=True)
     )
-    return dict(zip(map(console.printable, names), runs.values(), strict=True))
+    return [console.printable(name) for name in names]
 
 
-def _group(runs: Mapping[str, Run], *, pool: bool) -> list[RunGroup]:
+def _group(runs: Sequence[Run], *, pool: bool) -> list[RunGroup]:
     """Group the runs that differ in their seed alone, or put each into a group of its own.
 
     Data of one content are named as in the first run that has them: they may have been moved.
     """
     datasets: dict[str, str] = {}
-    groups: dict[object, tuple[str, dict[str, Run]]] = {}
-    for name, run in runs.items():
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
         data, code = _contents(run)
-        dataset = datasets.setdefault(data, run.settings.data.dataset)
+        datasets.setdefault(data, run.settings.data.dataset)
         settings = (each for each in SETTINGS if each.can_vary and each.key != "dataset")
         values = (each.effective_value(run.settings) for each in settings)
-        key = (data, code, *values) if pool else name
-        groups.setdefault(key, (dataset, {}))[1][name] = run
-    return [RunGroup.of(group, dataset) for dataset, group in groups.values()]
+        groups.setdefault((data, code, *values) if pool else run, []).append(run)
+    names = _name_runs([group[0] for group in groups.values()])
+    return [
+        RunGroup.of(name, group, datasets[_contents(group[0])[0]])
+        for name, group in zip(names, groups.values(), strict=True)
+    ]
 
 
 def _contents(run: Run) -> tuple[str, ModelFacts | None]:
@@ -290,8 +296,9 @@ def _find_mismatches(
             yield f"The runs are {what}: {', '.join(texts)}."
     for group in groups:
         num_epochs, num_seeds = group.settings.run.epochs, len(group.settings.run.seeds)
-        for name, run in group.runs.items():
+        for run in group.runs:
             if run.results.epoch < num_epochs:
+                name = group.name if len(group.runs) == 1 else run.directory
                 yield (
                     f"{name} has finished epoch {run.results.epoch} of {num_epochs}: "
                     "its final values are those of that epoch."
@@ -409,7 +416,7 @@ def _differences_table(runs: Sequence[ComparedRun]) -> Table:
     caption += f", corrected for {len(intervals)} runs (Dunnett)" * (len(intervals) > 1)
     if small in (each.title for each in shown):
         caption += (
-            f"; seeds: how many pairs detect a difference of {SMALL_DIFFERENCE:g}, and this one, "
+            f"; seeds: how many would detect a difference of {SMALL_DIFFERENCE:g}, and this one, "
             f"with a power of {POWER:g}"
         )
     return Table(runs[1:], shown, caption)
