@@ -461,6 +461,10 @@ def compare_runs(
             "ACCURACY",
         ),
     ] = None,
+    pool: Annotated[
+        bool,
+        _option("Take runs that differ in their seed alone as replicas of one", None, "--pool"),
+    ] = False,
     json: Json = False,
     csv: Csv = False,
 ) -> None:
@@ -472,7 +476,7 @@ def compare_runs(
     from plateau_train.commands import compare
 
     paths = [_locate(run, resolved) for run in runs]
-    compare.compare(paths, level, plot, figure, _form(json=json, csv=csv))
+    compare.compare(paths, level, plot, figure, _form(json=json, csv=csv), pool=pool)
 
 
 @_command()

@@ -106,14 +106,17 @@ def runs(folder: PathLike = "runs") -> Runs:
 
 
 @for_python()
-def compare(*runs: Run | Sweep | PathLike, level: float | None = None) -> Comparison:
+def compare(
+    *runs: Run | Sweep | PathLike, level: float | None = None, pool: bool = False
+) -> Comparison:
     """Compare runs with the first one, with 95 % confidence intervals over their seeds.
 
     A sweep stands for its runs. ``level`` is a test accuracy: the first epoch that reaches it is
-    reported; by default it is the highest that every seed reaches. Raises ``ConfigError`` for fewer
-    than two runs.
+    reported; by default it is the highest that every seed reaches. With ``pool=True``, runs that
+    differ in their seed alone are replicas of one run. Raises ``ConfigError`` for fewer than two
+    runs, and for two of the same seed that are to be one.
     """
-    return comparison.compare([_path_of(run) for run in runs], level=level)
+    return comparison.compare([_path_of(run) for run in runs], level=level, pool=pool)
 
 
 @for_python(SETTINGS, SweepOptions.__annotations__)
