@@ -661,7 +661,7 @@ class Settings(Table):
                 problem = f"{option} has no meaning for {optimizer.optimizer}"
                 yield f"{problem}: it is for {', '.join(takers)}"
         if is_schedule_free and optimizer.optimizer == "sgd" and momentum == 0:
-            yield "--schedule schedule-free needs a --momentum above 0, such as 0.9"
+            yield "--schedule schedule-free needs a momentum: add --momentum 0.9"
 
 
 SETTINGS = tuple(

@@ -139,9 +139,11 @@ def _draw_run(
     schedule = run.settings.optimizer.schedule
     if schedule != "plateau":  # a function of the step, the same for all replicas
         epochs, scales = replicas[0]
-        if bottom < 1 and scales[-1] < bottom:  # the axis is logarithmic, and shows a part
+        hidden = [epochs[end] for end in (0, -1) if scales[end] < bottom < 1]
+        if hidden:  # the axis is logarithmic, and shows a part
             marker: Look = {"marker": "v", "markersize": 6 * theme.enlarged, "zorder": 4}
-            panel.plot(epochs[-1], bottom, color=run.color, clip_on=False, **marker)
+            marker |= {"color": run.color, "clip_on": False, "linestyle": "none"}
+            panel.plot(hidden, [bottom] * len(hidden), **marker)
             scales = np.maximum(scales, bottom)
         curve = Curve.of(epochs, [scales], is_single=run.is_single)
         drawstyle = "steps-pre" if schedule == "step" else "default"
