@@ -448,9 +448,9 @@ class OptimizerSettings(Table):
         "plateau",
         "What sets the scale: the plateau rule; a constant 1; half a cosine, a line or the REX "
         "profile over all epochs down to --min-scale; a multiplication by --factor every "
-        "--step-epochs epochs; or one cycle of a rise to 1 and a fall. schedule-free is a constant "
-        f"1 with an average of the parameters, for {', '.join(SCHEDULE_FREE)}. With any schedule "
-        "other than plateau the rule only records; it never lowers the rate",
+        "--step-epochs epochs; one cycle of a rise to 1 and a fall; or, schedule-free, a constant "
+        f"1 with averaged parameters ({', '.join(SCHEDULE_FREE)}). With any schedule other than "
+        "plateau the rule only records; it never lowers the rate",
     )
     step_epochs: Count = declare(
         10, "Epochs between two drops of --schedule step", schedules=("step",)
@@ -463,8 +463,8 @@ class OptimizerSettings(Table):
     )
     momentum: Fraction = declare(
         lambda fields: DEFAULT_MOMENTUM.get(fields["optimizer"], 0.0),
-        f"Momentum, for {' and '.join(DEFAULT_MOMENTUM)}; with --schedule schedule-free "
-        "it is the weight of the average where the gradient is taken",
+        f"Momentum, for {' and '.join(DEFAULT_MOMENTUM)}; it is optax's b1 with --schedule "
+        "schedule-free",
         default_text=", ".join(f"{value:g} for {name}" for name, value in DEFAULT_MOMENTUM.items()),
     )
 

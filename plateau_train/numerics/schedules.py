@@ -89,14 +89,14 @@ class Rex(Schedule):
 class OneCycle(Schedule):
     """A cosine from 1/25 to 1 in 30 % of the steps, and another one down to 1/250,000.
 
-    Smith and Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning
-    Rates", 2018, with the values of Optax.
+    Smith, "A disciplined approach to neural network hyper-parameters", 2018, with the values of
+    Optax.
     """
 
     num_steps: int
 
     def scale(self, step: Integer[Array, ""], rule_scale: Scalar, min_scale: Scalar) -> Scalar:
-        # Optax selects the cosine by a matrix product, which other devices would round.
+        # Optax selects the cosine by a matrix product, which other devices may round.
         with jax.default_matmul_precision("highest"):
             return jnp.float32(optax.cosine_onecycle_schedule(self.num_steps, 1.0)(step))
 
