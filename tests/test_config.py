@@ -192,6 +192,12 @@ def test_settings_that_only_make_sense_together_are_refused_alone():
     assert problems(momentum="0.9") == (
         "--momentum 0.9 has no meaning for adam: it is for sgd, rmsprop",
     )
+    assert problems(schedule="schedule-free", optimizer="lamb") == (
+        "--schedule schedule-free has no meaning for lamb: it is for adam, adamw, sgd",
+    )
+    assert problems(schedule="schedule-free", optimizer="sgd", momentum="0") == (
+        "--schedule schedule-free needs a momentum: add --momentum 0.9",
+    )
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", ".hidden", "a\\b", "a\nb", "", "x" * 101])
@@ -379,10 +385,11 @@ def test_settings_that_a_run_cannot_change_are_refused_with_all_reasons():
     assert merge(begun, resolve({"threads": RawValue("7", "NPROC")})).settings.run.threads is None
 
 
-def test_the_epochs_of_a_cosine_do_not_change():
-    begun = resolve(flags(schedule="cosine", epochs="5"))
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "rex", "one-cycle"])
+def test_the_epochs_of_a_schedule_that_depends_on_them_do_not_change(schedule):
+    begun = resolve(flags(schedule=schedule, epochs="5"))
     ((*_, reason),) = refusals(begun, resolve(flags(epochs="6")))
-    assert reason == "the cosine depends on the number of epochs"
+    assert reason == f"--schedule {schedule} depends on the number of epochs"
     assert merge(begun, resolve(flags(epochs="5"))).settings == begun.settings
 
 

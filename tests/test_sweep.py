@@ -233,13 +233,14 @@ def test_a_sweep_prints_a_line_for_each_run_and_no_means_over_settings(unbroken)
 
 
 def test_a_setting_without_effect_and_drops_without_a_rule_are_left_empty(processes, tmp_path):
-    words = ("sweep", *faults.TINY, "--epochs=1", "--schedule=plateau,constant", "--patience=1,2")
+    words = ("sweep", *faults.TINY, "--epochs=1", "--schedule=plateau,linear,rex", "--patience=1,2")
     finished = processes.run(tmp_path, *words)
     assert finished.code == 0, finished.stderr
-    row = rows_of(sweep_in(tmp_path))["003-schedule=constant"]
-    assert (row["patience"], row["num_drops_mean"]) == ("", "")
-    line = next(line for line in finished.stdout.splitlines() if line.endswith("=constant"))
-    assert line.split()[:2] == ["constant", "-"]
+    for number, name in ((3, "linear"), (4, "rex")):
+        row = rows_of(sweep_in(tmp_path))[f"{number:03}-schedule={name}"]
+        assert (row["patience"], row["num_drops_mean"]) == ("", "")
+        line = next(line for line in finished.stdout.splitlines() if line.endswith(f"={name}"))
+        assert line.split()[:2] == [name, "-"]
 
 
 def damage_metrics(path):

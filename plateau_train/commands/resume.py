@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from plateau_train.api import training
-from plateau_train.config import Resolved
+from plateau_train.config import BUDGETED, Resolved
 from plateau_train.errors import PROGRAM
 from plateau_train.process import cluster
 from plateau_train.report.console import configure_logging, printable
@@ -35,7 +35,7 @@ def _print_done(task: RunTask, *, is_quiet: bool) -> None:
         log.info(f"{run.path} is done: its seeds ended early")
     else:
         log.info(f"{run.path} is done: all of its {epochs} epochs are trained")
-    if settings.optimizer.schedule != "cosine":
+    if settings.optimizer.schedule not in BUDGETED:
         log.info(f"{PROGRAM} resume {run} --epochs {2 * epochs} trains longer")
     if is_quiet:
         print(printable(run.path))

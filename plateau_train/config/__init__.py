@@ -33,9 +33,13 @@ from plateau_train.config.resolve import (
     sweep_policy,
 )
 from plateau_train.config.settings import (
+    BUDGETED,
+    DECAYS,
     DEFAULT_MOMENTUM,
     DEFAULT_WEIGHT_DECAY,
     LARGEST_COUNT,
+    LOWERING,
+    SCHEDULE_FREE,
     SETTINGS,
     Augmentation,
     ClusterSettings,

@@ -29,8 +29,10 @@ Mode = Literal[
 ]
 Precision = Literal["float32", "tf32", "bfloat16"]
 Augmentation = Literal["none", "shift", "flip,shift"]
-Schedule = Literal["plateau", "constant", "cosine", "step"]
 OnDrop = Literal["keep", "restore-best", "restore-params"]
+Schedule = Literal[
+    "plateau", "constant", "cosine", "step", "linear", "rex", "one-cycle", "schedule-free"
+]  # fmt: skip
 OptimizerName = Literal[
     "adam", "adamw", "sgd", "rmsprop", "nadam", "nadamw", "radam", "adabelief", "adagrad",
     "adamax", "amsgrad", "lamb", "lion", "yogi",
@@ -42,6 +44,16 @@ OnResume = Literal["fixed", "free", "grow", "moved", "local"]
 # The optimizers that take weight decay or momentum: optax's defaults, and for sgd the usual 0.9.
 DEFAULT_WEIGHT_DECAY = {"adamw": 1e-4, "nadamw": 1e-4, "lamb": 0.0, "lion": 1e-3}
 DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
+# The optimizers with a schedule-free form, and its name in optax.contrib.
+SCHEDULE_FREE = {
+    "adam": "schedule_free_adamw", "adamw": "schedule_free_adamw", "sgd": "schedule_free_sgd",
+}  # fmt: skip
+
+# The schedules that fall from 1 to --min-scale over all epochs; those whose scale depends on the
+# number of epochs, which therefore cannot grow; those that lower the rate whatever is observed.
+DECAYS: tuple[Schedule, ...] = ("cosine", "linear", "rex")
+BUDGETED: tuple[Schedule, ...] = (*DECAYS, "one-cycle")
+LOWERING: tuple[Schedule, ...] = (*BUDGETED, "step")
 
 LARGEST_COUNT = 1_000_000_000  # counts enter the compiled program as 32-bit integers
 LARGEST_SEED = 2**32 - 1
@@ -523,9 +535,11 @@ class OptimizerSettings(Table):
     )
     schedule: Schedule = declare(
         "plateau",
-        "What sets the scale: the plateau rule; a constant 1; half a cosine over all epochs down "
-        "to --min-scale; or a multiplication by --factor every --step-epochs epochs. With any "
-        "schedule other than plateau the rule only records; it never lowers the rate",
+        "What sets the scale: the plateau rule; a constant 1; half a cosine, a line or the REX "
+        "profile over all epochs down to --min-scale; a multiplication by --factor every "
+        "--step-epochs epochs; one cycle of a rise to 1 and a fall; or, schedule-free, a constant "
+        f"1 with averaged parameters ({', '.join(SCHEDULE_FREE)}). With any schedule other than "
+        "plateau the rule only records; it never lowers the rate",
     )
     step_epochs: Count = declare(
         10, "Epochs between two drops of --schedule step", schedules=("step",)
@@ -546,7 +560,8 @@ class OptimizerSettings(Table):
     )
     momentum: Fraction = declare(
         lambda fields: DEFAULT_MOMENTUM.get(fields["optimizer"], 0.0),
-        f"Momentum, for {' and '.join(DEFAULT_MOMENTUM)}",
+        f"Momentum, for {' and '.join(DEFAULT_MOMENTUM)}; it is optax's b1 with --schedule "
+        "schedule-free",
         default_text=", ".join(f"{value:g} for {name}" for name, value in DEFAULT_MOMENTUM.items()),
     )
 
@@ -615,7 +630,7 @@ class PlateauSettings(Table):
     min_scale: Fraction = declare(
         0.0,
         "Smallest scale allowed",
-        schedules=("plateau", "cosine", "step"),
+        schedules=("plateau", "step", *DECAYS),
         is_traced=True,
     )
     max_drops: Annotated[int | None, Field(ge=0, le=LARGEST_COUNT)] = _rule_setting(
@@ -831,13 +846,18 @@ class Settings(Table):
             yield f"{problem} {self.data.dataset}: it has test images of its own"
         yield from self.cluster.problems()
         optimizer = self.optimizer
-        for flag, value, takers in (
-            ("--weight-decay", optimizer.weight_decay, DEFAULT_WEIGHT_DECAY),
-            ("--momentum", optimizer.momentum, DEFAULT_MOMENTUM),
+        weight_decay, momentum = optimizer.weight_decay, optimizer.momentum
+        is_schedule_free = optimizer.schedule == "schedule-free"
+        for option, is_used, takers in (
+            (f"--weight-decay {weight_decay:g}", weight_decay > 0, DEFAULT_WEIGHT_DECAY),
+            (f"--momentum {momentum:g}", momentum > 0, DEFAULT_MOMENTUM),
+            ("--schedule schedule-free", is_schedule_free, SCHEDULE_FREE),
         ):
-            if value and optimizer.optimizer not in takers:
-                problem = f"{flag} {value:g} has no meaning for {optimizer.optimizer}"
+            if is_used and optimizer.optimizer not in takers:
+                problem = f"{option} has no meaning for {optimizer.optimizer}"
                 yield f"{problem}: it is for {', '.join(takers)}"
+        if is_schedule_free and optimizer.optimizer == "sgd" and momentum == 0:
+            yield "--schedule schedule-free needs a momentum: add --momentum 0.9"
 
 
 SETTINGS = tuple(

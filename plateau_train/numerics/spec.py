@@ -1,15 +1,17 @@
 """What defines a training: ``Spec`` is static and hashable, ``Hyperparams`` is traced."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 from jaxtyping import Array, Float32, Int32, UInt32
 
 from plateau_train import config
 from plateau_train.numerics.augmentation import Augmentation
-from plateau_train.numerics.model import Network
+from plateau_train.numerics.model import Network, Params
 from plateau_train.numerics.plateau import PlateauRule
 from plateau_train.numerics.schedules import Schedule, make_schedule
 
@@ -50,10 +52,11 @@ class Hyperparams(NamedTuple):
 TRACED = Hyperparams._fields[2:]
 
 
-class Optimizer(NamedTuple):
+@dataclass(frozen=True)
+class Optimizer:
     """An optimizer of optax without its learning rate."""
 
-    name: config.OptimizerName
+    name: str
     options: tuple[tuple[str, float], ...]
 
     @classmethod
@@ -64,7 +67,11 @@ class Optimizer(NamedTuple):
         # A momentum of 0 would still need a buffer as large as the parameters.
         if settings.optimizer in config.DEFAULT_MOMENTUM and settings.momentum > 0:
             options["momentum"] = settings.momentum
-        return cls(settings.optimizer, tuple(options.items()))
+        if settings.schedule != "schedule-free":
+            return cls(settings.optimizer, tuple(options.items()))
+        if momentum := options.pop("momentum", None):
+            options["b1"] = momentum
+        return ScheduleFree(config.SCHEDULE_FREE[settings.optimizer], tuple(options.items()))
 
     def make(self, learning_rate: Float32[Array, ""] | float) -> optax.GradientTransformation:
         """Return the optimizer at a learning rate.
@@ -73,6 +80,52 @@ class Optimizer(NamedTuple):
         updates. Scaling Adam's gradients would have almost no effect.
         """
         return getattr(optax, self.name)(learning_rate, **dict(self.options))
+
+    def gradient_params(
+        self,
+        params: Params,
+        opt_state: Any,  # noqa: ARG002 (a subclass needs it)
+    ) -> Params:
+        """Return the parameters at which the gradient of a step is taken."""
+        return params
+
+    def update(
+        self,
+        learning_rate: Float32[Array, ""],
+        grads: Params,
+        opt_state: Any,
+        gradient_params: Params,
+    ) -> tuple[Params, Any]:
+        """Take a step; return the new parameters and the new state of the optimizer."""
+        updates, opt_state = self.make(learning_rate).update(grads, opt_state, gradient_params)
+        return optax.apply_updates(gradient_params, updates), opt_state
+
+
+@dataclass(frozen=True)
+class ScheduleFree(Optimizer):
+    """An optimizer of ``optax.contrib`` whose parameters are an average of its iterates ``z``.
+
+    The gradient is taken between the average and ``z``. Defazio et al., "The Road Less Scheduled",
+    2024. Optax trains the parameters of the gradient, and computes the average from them.
+    """
+
+    def make(self, learning_rate: Float32[Array, ""] | float) -> optax.GradientTransformation:
+        """Return the optimizer at a learning rate, which also weights the average."""
+        return getattr(optax.contrib, self.name)(learning_rate, **dict(self.options))
+
+    def gradient_params(self, params: Params, opt_state: Any) -> Params:
+        b1 = opt_state.b1
+        return jax.tree.map(lambda x, z: b1 * x + (1 - b1) * z, params, opt_state.z)
+
+    def update(
+        self,
+        learning_rate: Float32[Array, ""],
+        grads: Params,
+        opt_state: Any,
+        gradient_params: Params,
+    ) -> tuple[Params, Any]:
+        params, opt_state = super().update(learning_rate, grads, opt_state, gradient_params)
+        return optax.contrib.schedule_free_eval_params(opt_state, params), opt_state
 
 
 class Spec(NamedTuple):

@@ -164,13 +164,13 @@ def train_step(
         losses, hits = score(training_losses, logits, batch.labels)
         return losses.mean(), (hits, model_state)
 
-    (loss, (hits, model_state)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    params = spec.optimizer.gradient_params(state.params, state.opt_state)
+    (loss, (hits, model_state)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
     metrics = Metrics(loss, hits.mean())
     observed = metrics if spec.observes_steps else None
     state = observe(spec, hyperparams, state, observed, step)
-    optimizer = spec.optimizer.make(state.scale * hyperparams.learning_rate)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    learning_rate = state.scale * hyperparams.learning_rate
+    params, opt_state = spec.optimizer.update(learning_rate, grads, state.opt_state, params)
     state = state._replace(params=params, opt_state=opt_state, model_state=model_state)
     observation = state.plateau.observation if spec.observes_steps else None
     return state, StepRecord(metrics, observation)

@@ -13,7 +13,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from plateau_train.config import Metric, PanelName, Settings, Split, describe_span
+from plateau_train.config import DECAYS, Metric, PanelName, Settings, Split, describe_span
 from plateau_train.errors import ConfigError
 from plateau_train.plots import PlottedRun
 from plateau_train.plots.curves import Contents, Curve, Start, cut_start
@@ -77,10 +77,9 @@ def title(histories: Sequence[History], settings: Settings, *, is_short: bool = 
     patience = f"patience {patience}{window}, cooldown {cooldown}{smoothing}"
     rule = {
         "plateau": f", factor {plateau.factor:g}, {patience}",
-        "constant": "",
-        "cosine": f", down to a scale of {plateau.min_scale:g}",
         "step": f", factor {plateau.factor:g} every {optimizer.step_epochs} epochs",
-    }[optimizer.schedule]
+        **dict.fromkeys(DECAYS, f", down to a scale of {plateau.min_scale:g}"),
+    }.get(optimizer.schedule, "")
     if optimizer.warmup_epochs:
         rule += f", warm-up {optimizer.warmup_epochs:g} epochs"
     seeds = f"seed {histories[0].seed}" + ", diverged" * histories[0].has_diverged

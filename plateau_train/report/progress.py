@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from plateau_train.config import Settings
+from plateau_train.config import DECAYS, Settings
 from plateau_train.errors import PROGRAM
 from plateau_train.report.console import (
     Column,
@@ -300,16 +300,17 @@ def describe_training(info: TrainingInfo) -> dict[str, str]:
 def _describe_schedule(info: TrainingInfo) -> dict[str, str]:
     settings, plateau, optimizer = info.settings, info.settings.plateau, info.settings.optimizer
     steps_per_epoch, rows = info.steps_per_epoch, _describe_warmup(info)
-    floor = f"{plateau.min_scale:g}"
+    floor, length = f"{plateau.min_scale:g}", in_epochs(settings.run.epochs)
     baselines = {
-        "constant": "constant: the scale stays 1",
-        "cosine": f"cosine: the scale falls from 1 to {floor} over "
-        f"{in_epochs(settings.run.epochs)}",
-        "step": f"step: the scale is multiplied by {plateau.factor:g} "
+        "constant": "the scale stays 1",
+        **dict.fromkeys(DECAYS, f"the scale falls from 1 to {floor} over {length}"),
+        "one-cycle": f"the scale rises from 0.04 to 1 in 30 % of {length}, then falls to 4e-06",
+        "schedule-free": "the scale stays 1, and the parameters are averaged",
+        "step": f"the scale is multiplied by {plateau.factor:g} "
         f"every {in_epochs(optimizer.step_epochs)}, down to {floor}",
     }
-    if optimizer.schedule in baselines:
-        rows["schedule"] = f"{baselines[optimizer.schedule]}; the plateau rule only records"
+    if description := baselines.get(optimizer.schedule):
+        rows["schedule"] = f"{optimizer.schedule}: {description}; the plateau rule only records"
         return rows | _describe_endings(settings, steps_per_epoch)
     epochs = plateau.observation_epochs(steps_per_epoch)
     patience, cooldown = (

@@ -78,7 +78,7 @@ def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
     What follows it is counterfactual: all of it under a schedule that lowers the rate whatever is
     observed.
     """
-    if series.schedule in ("cosine", "step"):
+    if series.schedule in config.LOWERING:
         return rows[0]
     if series.schedule is None:
         return None
@@ -93,7 +93,7 @@ def report_change(series: Series, rows: Sequence[Row]) -> None:
     """Log from which value on the replay of a run is counterfactual."""
     because = "the recorded values come from a training at other rates"
     change = find_change(series, rows)
-    if series.schedule in ("cosine", "step"):
+    if series.schedule in config.LOWERING:
         log.warning(
             f"The whole replay is counterfactual: {because}, by --schedule {series.schedule}."
         )
