@@ -84,7 +84,7 @@ def reference(values, settings: PlateauSettings, num_unobserved=0):
         if ending:
             return [*scales, scale], ending
         if is_due:
-            scale, wait, cooldown = lowered, 0, settings.cooldown
+            scale, wait, cooldown = lowered, 0, settings.count(settings.cooldown, 1)
         elif cooldown:
             cooldown -= 1
         scales.append(scale)
@@ -177,7 +177,7 @@ def test_a_median_is_that_of_numpy_over_the_values_that_there_are(values):
     recent = smoothing.init_recent(how)
     for number, value in enumerate(map(np.float32, values), start=1):
         recent, median = smoothing.smooth(how, recent, jnp.asarray(value), jnp.asarray(number == 1))
-        expected = np.median(np.float32(values)[max(number - 5, 0) : number])
+        expected = np.median(np.array(values, np.float32)[max(number - 5, 0) : number])
         assert median == pytest.approx(expected, rel=1e-6, abs=1e-30)
 
 
@@ -397,6 +397,7 @@ def test_an_ended_run_has_nothing_to_resume_and_its_replay_ends_where_it_did(
     history = Run.open(path).histories[0]
     assert rows[-1]["ending"] == "max-drops"
     assert rows[-1]["epoch"] == history.last_epoch
+    assert history.ending is not None
     assert rows[-1]["ending_reason"] in history.ending.message
     assert [row["epoch"] for row in rows if row["reason"]] == [drop.epoch for drop in history.drops]
     assert rows[-1]["unsmoothed"] != rows[-1]["observation"]

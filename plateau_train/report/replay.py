@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from plateau_train import config
 from plateau_train.numerics.replay import Row
 from plateau_train.report.console import Column, Table
 from plateau_train.report.progress import in_epochs

@@ -28,7 +28,7 @@ class ObservedValue(BaseModel):
 
     step: int = Field(ge=1)
     value: float  # smoothed, if the rule smooths
-    raw: float | None = Field(None, exclude_if=lambda raw: raw is None)  # where it does
+    raw: float | None = Field(default=None, exclude_if=lambda raw: raw is None)  # where it does
 
     @property
     def measured(self) -> float:
