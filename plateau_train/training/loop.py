@@ -253,14 +253,22 @@ def _finish(
     directory, failure = run.directory, None
     storage.write_text(directory.summary, json.dumps(summarize(run), indent=2) + "\n")
     try:
-        draw(run, "done", save_plot)
+        _draw(run, "done", save_plot)
     except PictureError as error:
         failure = error
     callbacks.on_finish(run, time.perf_counter() - started)
     return failure
 
 
-def draw(run: Run, state: str, save_plot: SavePlot) -> None:
+def report_stop(
+    directory: RunDirectory, limit: TimeLimit, callbacks: Callbacks, save_plot: SavePlot
+) -> None:
+    """Report how far a run got that the time limit stopped, and draw it; raises as ``_draw``."""
+    callbacks.on_stop(directory.path, *signals.describe_stop(limit.reason))
+    _draw(Run(directory), "stopped", save_plot)
+
+
+def _draw(run: Run, state: str, save_plot: SavePlot) -> None:
     """Save the plot of a run; raises ``PictureError``, which says that the run is in a state."""
     directory = run.directory
     try:

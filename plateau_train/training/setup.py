@@ -36,7 +36,7 @@ from plateau_train.run.environment import DatasetFacts, Environment
 from plateau_train.run.journal import RunTask
 from plateau_train.run.reader import Run
 from plateau_train.training import models, state
-from plateau_train.training.loop import Callbacks, NoCallbacks, SavePlot, draw, fit
+from plateau_train.training.loop import Callbacks, NoCallbacks, SavePlot, fit, report_stop
 from plateau_train.training.program import Program, enable_compilation_cache
 from plateau_train.training.time_limit import TimeLimit
 
@@ -512,6 +512,5 @@ def train_run(
     with resume_in_hints(directory):
         fit(tasks, program, facts, callbacks if tasks else NoCallbacks(), save_plot, limit)
         if directory is not None and limit.is_reached:
-            callbacks.on_stop(directory.path, *signals.describe_stop(limit.reason))
-            draw(Run(directory), "stopped", save_plot)
+            report_stop(directory, limit, callbacks, save_plot)
     return directory
