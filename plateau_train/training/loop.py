@@ -281,7 +281,7 @@ def _finish(
 def report_stop(
     directory: RunDirectory, limit: TimeLimit, callbacks: Callbacks, save_plot: SavePlot
 ) -> None:
-    """Report how far a run got until the time limit, and draw it; raises ``PictureError``."""
+    """Report how far a run got until the time limit, and draw it; raises as ``_draw``."""
     callbacks.on_stop(directory.path, *signals.describe_stop(limit.reason))
     _draw(Run(directory), "stopped", save_plot)
 
