@@ -441,11 +441,15 @@ def test_an_evaluation_has_the_recorded_scores(one, several):
 
 def test_a_replay_is_the_rule_over_values(tmp_path):
     replay = pt.replay(np.array([1, 1, 1, 0.5], np.float32), patience=2)
+    assert replay.nearest_miss is None
     assert replay.table["wait"].tolist() == [0, 1, 2, 0]
     assert replay.table["scale"].tolist() == [1, 1, 0.5, 0.5]
     assert replay.table["to_beat"].tolist()[1:] == pytest.approx([0.9999] * 3)
     assert [reason is None for reason in replay.table["reason"]] == [True, True, False, True]
     assert replay.drops["number"].tolist() == [3]
+    longer = pt.replay([1, 1, 1, 0.5], patience=3)
+    assert longer.nearest_miss == longer.table["nearest_miss"][2]
+    assert str(longer.nearest_miss).startswith("wait 2 of 3 until value 3: 1 observation short")
     assert replay.counterfactual_from is None
     assert not {"seed", "epoch"} & {*replay.table}
     replay.plot(path=tmp_path / "replay.svg", dark=True)

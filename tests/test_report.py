@@ -146,7 +146,7 @@ def test_a_quiet_run_prints_its_folder_and_nothing_else(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("values", "drops"),
     [
-        ({"epochs": "1"}, "drops       no drops, final scale 1\n"),
+        ({"epochs": "1", "accumulation_size": "13"}, "drops       no drops, final scale 1\n"),
         ({"epochs": "1", "schedule": "constant"}, "scale       final scale 1\n"),
         ({"epochs": "1", "rtol": "0.9"}, "drops       1 (epoch 1), final scale 0.5\n"),
         ({"epochs": "1", "seed": "0,1"}, "drops       0.0 \xb1 0.0 per seed, final scale 1\n"),

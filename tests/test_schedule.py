@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-from helpers import command
+from helpers import command, record_of
 from hypothesis import given, strategies
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -26,8 +27,9 @@ from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
 from plateau_train.numerics.replay import replay
 from plateau_train.plots import draw_replay
+from plateau_train.report.progress import describe_end
 from plateau_train.run.reader import Run
-from plateau_train.run.records import Drop
+from plateau_train.run.records import Drop, ObservedValue
 from plateau_train.run.series import Position, Series
 
 SEQUENCES = json.loads((Path(__file__).parent / "plateau_sequences.json").read_text())["rows"]
@@ -125,6 +127,38 @@ def test_standard_input_is_read_and_the_table_gives_reasons(tmp_path):
     assert "rule      patience 2, cooldown 0, factor 0.5, rtol 0.0001, atol 0\n" in shown.stderr
 
 
+@pytest.mark.parametrize(
+    ("values", "settings", "number", "text"),
+    [
+        (
+            "1,1,1,0.5",
+            {"patience": 4, "rtol": 0.01},
+            3,
+            "wait 2 of 4 until value 3: 2 observations short; then 0.5 was below 0.99. "
+            "--patience 2 would have lowered the rate",
+        ),
+        (
+            "1,1,1,0.5,0.9,0.9",
+            {"patience": 2, "cooldown": 2},
+            6,
+            "wait 1 of 2 until value 6: 1 observation short. "
+            "From value 4 on, --patience 1 or --cooldown 1 would have lowered the rate",
+        ),
+    ],
+)
+def test_the_nearest_miss_is_a_row_and_a_field_of_its_last_value(
+    values, settings, number, text, schedule
+):
+    output = schedule(settings, values=values, as_json=True)
+    assert {
+        row["number"]: row["nearest_miss"] for row in output.objects if row["nearest_miss"]
+    } == {number: text}
+    lines = schedule(settings, values=values).lines
+    assert lines[-2] == f"nearest miss  {text}"
+    assert lines[-1].startswith("scale  ")
+    assert not any("nearest" in line for line in schedule(settings, values="2,1").lines)
+
+
 def test_the_table_has_one_row_per_window(schedule):
     settings = {"patience": 1, "accumulation_size": 2}
     output = schedule(settings, values="4,2,3,3,5", as_json=True)
@@ -142,7 +176,14 @@ def test_the_table_has_one_row_per_window(schedule):
 
 def test_a_long_table_is_reduced_to_the_drops_and_the_last_row(schedule):
     output = schedule({"patience": 1500}, values=",".join(["1"] * 2000))
-    assert [line.split()[0] for line in output.lines] == ["number", "1501", "2000", "drop", "scale"]
+    assert [line.split()[0] for line in output.lines] == [
+        "number",
+        "1501",
+        "2000",
+        "drop",
+        "nearest",
+        "scale",
+    ]
     assert "2,000 observations" in output.log
 
 
@@ -638,6 +679,16 @@ def test_a_replay_with_the_settings_of_a_run_reproduces_its_drops(small_run, sch
     assert "WARNING" not in output.log
 
 
+def test_the_end_of_a_run_names_the_nearest_miss_of_its_replay(small_run, schedule):
+    output = schedule(source=str(small_run), as_json=True)
+    ((step, text),) = (
+        (each["step"], each["nearest_miss"]) for each in output.objects if each["nearest_miss"]
+    )
+    assert describe_end(Run.open(small_run), "")["nearest miss"] == text
+    assert re.match(rf"wait 1 of 2 until epoch \d, after {step} steps: 1 observation short", text)
+    assert re.search(r"--patience 1.* would have lowered the rate$", text)
+
+
 def test_values_after_the_first_different_drop_are_counterfactual(small_run, tmp_path, schedule):
     first = drops_of(small_run)[0]
     output = schedule({"patience": 1000}, source=str(small_run))
@@ -657,6 +708,7 @@ def test_values_after_the_first_different_drop_are_counterfactual(small_run, tmp
     (run / "events.jsonl").write_text("")
     output = schedule(source=str(run))
     assert "The whole replay is counterfactual" in output.log
+    assert "nearest miss" not in describe_end(Run.open(run), "")
     (run / "config.toml").write_text(text.replace('schedule = "plateau"', 'schedule = "constant"'))
     output = schedule(source=str(run))
     assert f"{place} is counterfactual" in output.log
@@ -698,7 +750,9 @@ def test_values_that_a_run_did_not_record_are_refused(
     assert refused.value.hint
 
 
-def test_one_replica_is_replayed_at_a_time(small_run, tmp_path, schedule):
+@pytest.fixture
+def two_seeds(small_run, tmp_path):
+    """Return a copy of the small run whose seeds 3 and 4 recorded the same."""
     run = copy_run(small_run, tmp_path / "several")
     text = (run / "config.toml").read_text()
     assert "\nseed = 0 " in text
@@ -708,13 +762,28 @@ def test_one_replica_is_replayed_at_a_time(small_run, tmp_path, schedule):
         again = [json.dumps(json.loads(line) | {"replica": 1, "seed": 4}) for line in lines]
         both = sum(zip(lines, again, strict=True), ())
         (run / name).write_text("\n".join([*both, ""]))
+    return run
+
+
+def test_one_replica_is_replayed_at_a_time(two_seeds, schedule):
     with pytest.raises(ConfigError, match="has 2 replicas"):
-        schedule(source=str(run))
+        schedule(source=str(two_seeds))
     with pytest.raises(ConfigError, match="has no replica 2"):
-        schedule(source=str(run), replica=2)
-    output = schedule(source=str(run), replica=1)
+        schedule(source=str(two_seeds), replica=2)
+    output = schedule(source=str(two_seeds), replica=1)
     assert "replica 1 with seed 4" in output.log
     assert "all drops are those of the run: " in output.log
+
+
+def test_of_several_seeds_the_one_with_the_longest_wait_is_named(two_seeds):
+    run = Run.open(two_seeds)
+    nearest = describe_end(run, "")["nearest miss"]
+    assert nearest.startswith("seed 3: wait 1 of 2 ")  # the first one of equal seeds
+    falling = [ObservedValue(step=step, value=-step) for step in range(1, 5)]
+    first, *others = run.histories
+    records = [first.records[0], record_of(1, observations=falling)]
+    run.histories = [first._replace(records=records), *others]
+    assert describe_end(run, "")["nearest miss"] == nearest.replace("seed 3", "seed 4")
 
 
 # The plot

@@ -7,6 +7,7 @@ settings.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +18,14 @@ from plateau_train.api.pictures import draw_into
 from plateau_train.config import FIXED_PANELS_OPTIONS, SETTINGS, FigureOptions, RawValue
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
-from plateau_train.numerics.replay import Row, as_losses
+from plateau_train.numerics.nearest_miss import find_nearest_miss
+from plateau_train.numerics.replay import Row
 from plateau_train.numerics.replay import replay as apply_rule
 from plateau_train.report import replay as texts
 from plateau_train.report.rows import Columns, to_columns, to_html
 from plateau_train.run.history import find_replica
 from plateau_train.run.reader import Run
-from plateau_train.run.series import OTHER_MODES, Series, SeriesWarmup, read_values
+from plateau_train.run.series import OTHER_MODES, Series
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,9 +56,25 @@ class Replay:
         """The rows of the first rule."""
         return next(iter(self.rules.values()))
 
+    @cached_property
+    def misses(self) -> Mapping[int, str]:
+        """The text of the nearest miss by the number of its last value; empty if none waited."""
+        miss = find_nearest_miss(self.series.rule, self.own_rows)
+        if miss is None:
+            return {}
+        return {miss.last: texts.describe_miss(self.series, self.own_rows, miss)}
+
+    @property
+    def nearest_miss(self) -> str | None:
+        """The longest wait that led to no drop, and what would have lowered the rate there.
+
+        None where no observation waited without a drop.
+        """
+        return next(iter(self.misses.values()), None)
+
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each value, by the names that docs/tables.md lists."""
-        return list(texts.plain_rows(self.series, self.rules))
+        return list(texts.plain_rows(self.series, self.rules, self.misses))
 
     @property
     def table(self) -> Columns:
@@ -123,10 +141,7 @@ def replay(series: Series, libraries: Sequence[str] = ()) -> Replay:
     for library in libraries:
         translation.check_name("--compare has no rule", library, LIBRARIES)
     check_values(series)
-    scales = series.warmup.scales
-    rows = apply_rule(series.rule, series.values, num_unobserved=len(scales))
-    for place, scale in enumerate(scales):
-        rows[place] = rows[place]._replace(scale_before=scale, scale=scale)
+    rows = texts.replay_series(series)
     is_optax = libraries and not any(_differences_from_optax(series))
     rules, notes = {"optax" if is_optax else "scale": rows}, {}
     for library in libraries:
@@ -174,20 +189,8 @@ def make_series(
     size = rule.accumulation_size
     name = name if size == 1 else f"{name}, mean of {size:,}"
     name = name if rule.smooth == "none" else f"{name}, {rule.smooth}"
-    warmup = _read_warmup(settings.optimizer, 1, range(1, len(values) + 1), 1)
+    warmup = texts.read_warmup(settings.optimizer, 1, range(1, len(values) + 1), 1)
     return Series(title, name, values, rule, warmup)
-
-
-def _read_warmup(
-    optimizer: config.OptimizerSettings, steps_per_epoch: float, steps: Sequence[int], size: int
-) -> SeriesWarmup:
-    """Return the warm-up of values that are each over ``size`` steps, until one of ``steps``."""
-    num_steps = optimizer.warmup_steps(steps_per_epoch)
-    unobserved = [step for step in steps if step - size < num_steps]
-    return SeriesWarmup(
-        scales=[optimizer.warmup_factor(step - 1, steps_per_epoch) for step in unobserved],
-        curve=optimizer.warmup_curve(steps_per_epoch, steps[-1] / steps_per_epoch),
-    )
 
 
 def read_run(
@@ -203,7 +206,6 @@ def read_run(
         window = {"accumulation_size": RawValue("1", "default")} if is_other else {}
         overrides = {"mode": RawValue(mode, "flag"), **window, **overrides}
     settings = config.resolve(overrides, file=run.directory.config).settings
-    rule = settings.plateau
     histories, title = run.histories, f"{run.directory}"
     if replica is None and len(histories) > 1:
         raise ConfigError(
@@ -213,22 +215,7 @@ def read_run(
     history = histories[0]
     if replica is not None:
         history = find_replica(histories, replica, run.directory)
-    if len(own.run.seeds) > 1:
-        title += f", replica {history.replica} with seed {history.seed}"
-    values, positions = read_values(run, history, rule)
-    observed, size = rule.describe_observation(), 1
-    steps_per_epoch = history.records[-1].step // history.records[-1].epoch
-    rule = rule.counted(steps_per_epoch)
-    epochs = rule.observation_epochs(steps_per_epoch)
-    if rule.split == "train":  # the values are means already
-        size = rule.accumulation_size
-        rule = rule.model_copy(update={"accumulation_size": 1})
-    else:
-        values = as_losses(rule.metric, np.array(values, np.float32)).tolist()
-    steps = [each.step for each in positions]
-    warmup = _read_warmup(settings.optimizer, steps_per_epoch, steps, size)
-    of_run = positions, history.drops, own.optimizer.schedule, history.replica, history.seed
-    return Series(title, observed, values, rule, warmup, epochs, *of_run)
+    return texts.read_series(run, history, settings)
 
 
 def as_names(libraries: str | Sequence[str] | None) -> Sequence[str]:

@@ -176,7 +176,7 @@ def print_replay(replayed: Replay, form: Form | None) -> None:
         if num_warm := len(series.warmup.scales):
             log.info(f"warm-up: the rule does not observe the first {num_warm:,} values")
         print_table(texts.make_table(series, rules))
-        print_rows(texts.describe_drops(series, rules))
+        print_rows(texts.describe_drops(series, rules, replayed.misses))
         if rest := num_values % size:
             log.info(f"the last {rest:,} of {num_values:,} values do not fill a window of {size:,}")
     texts.report_change(series, replayed.own_rows)

@@ -264,3 +264,9 @@ def print_table(table: Table) -> None:
         console.print(grid)
         if omitted:
             console.print(omitted)
+
+
+def in_epochs(epochs: float) -> str:
+    """Write a number of epochs with two digits."""
+    shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
+    return f"{shown} epoch{'' if shown == '1' else 's'}"

@@ -12,18 +12,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from plateau_train.config import DECAYS, Settings
-from plateau_train.errors import PROGRAM
+from plateau_train.errors import PROGRAM, RunError
+from plateau_train.numerics.nearest_miss import find_nearest_miss, on_cpu
 from plateau_train.report.console import (
     Column,
     Table,
     Update,
     busy,
+    in_epochs,
     lay_out,
     make_console,
     print_rows,
     print_stop,
     printable,
 )
+from plateau_train.report.replay import describe_miss, read_series, replay_series
 from plateau_train.run.history import History
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
@@ -362,11 +365,6 @@ def _describe_endings(settings: Settings, steps_per_epoch: int) -> dict[str, str
     return {"ends early": f"if {', or if '.join(reasons)}"} if reasons else {}
 
 
-def in_epochs(epochs: float) -> str:
-    shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
-    return f"{shown} epoch{'' if shown == '1' else 's'}"
-
-
 def warn_of_no_drops(settings: Settings, steps_per_epoch: int) -> str | None:
     """Return a warning if the run is too short for a drop, or no early stop can end it."""
     plateau = settings.plateau
@@ -415,6 +413,7 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
         + ", ".join(f"{split} {accuracy:.4f}" for split, (_, accuracy) in results.best.items()),
         **_describe_early(run.histories),
         **_describe_scale(results, run.settings),
+        **_describe_nearest_miss(run),
         **({"plot": str(run.directory.plot)} if run.directory.plot.exists() else {}),
         "next": f"{PROGRAM} evaluate {run.directory}",
     }
@@ -444,6 +443,23 @@ def _describe_scale(results: Results, settings: Settings) -> dict[str, str]:
         return {"drops": f"no drops, {final}"}
     listed = ", ".join(map(str, epochs))
     return {"drops": f"{len(epochs)} (epoch{'s' if len(epochs) > 1 else ''} {listed}), {final}"}
+
+
+def _describe_nearest_miss(run: Run) -> dict[str, str]:
+    """Return the nearest miss of the plateau rule, that of the seed that came nearest."""
+    found = []
+    with on_cpu():
+        for history in run.completed if run.settings.optimizer.schedule == "plateau" else ():
+            with contextlib.suppress(RunError):  # nothing was observed
+                series = read_series(run, history, run.settings)
+                rows = replay_series(series)
+                if miss := find_nearest_miss(series.rule, rows):
+                    found.append((series, rows, miss))
+        if not found:
+            return {}
+        series, rows, miss = max(found, key=lambda each: each[-1].wait)
+        seed = f"seed {series.seed}: " if len(run.settings.run.seeds) > 1 else ""
+        return {"nearest miss": f"{seed}{describe_miss(series, rows, miss)}"}
 
 
 def show_range(values: Sequence[float]) -> str:

@@ -9,12 +9,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from plateau_train import config
-from plateau_train.numerics.replay import Row
-from plateau_train.report.console import Column, Table
-from plateau_train.report.progress import in_epochs
+from plateau_train.numerics.nearest_miss import NearestMiss, find_changes
+from plateau_train.numerics.replay import Row, as_losses, replay
+from plateau_train.report.console import Column, Table, in_epochs
+from plateau_train.run.history import History
+from plateau_train.run.reader import Run
 from plateau_train.run.records import drop_reason, ending_reason
-from plateau_train.run.series import Series
+from plateau_train.run.series import Series, SeriesWarmup, read_values
 
 log = logging.getLogger("plateau_train")
 
@@ -46,6 +50,51 @@ def describe_rule(series: Series) -> str:
     return ", ".join(filter(None, parts))
 
 
+def read_series(run: Run, history: History, settings: config.Settings) -> Series:
+    """Read what a run measured for the rule of some settings, lower is better.
+
+    Raises as ``read_values``.
+    """
+    own, rule, size = run.settings, settings.plateau, 1
+    values, positions = read_values(run, history, rule)
+    observed, title = rule.describe_observation(), f"{run.directory}"
+    if len(own.run.seeds) > 1:
+        title += f", replica {history.replica} with seed {history.seed}"
+    steps_per_epoch = history.records[-1].step // history.records[-1].epoch
+    rule = rule.counted(steps_per_epoch)
+    epochs = rule.observation_epochs(steps_per_epoch)
+    if rule.split == "train":  # the values are means already
+        size = rule.accumulation_size
+        rule = rule.model_copy(update={"accumulation_size": 1})
+    else:
+        values = as_losses(rule.metric, np.array(values, np.float32)).tolist()
+    steps = [each.step for each in positions]
+    warmup = read_warmup(settings.optimizer, steps_per_epoch, steps, size)
+    of_run = positions, history.drops, own.optimizer.schedule, history.replica, history.seed
+    return Series(title, observed, values, rule, warmup, epochs, *of_run)
+
+
+def read_warmup(
+    optimizer: config.OptimizerSettings, steps_per_epoch: float, steps: Sequence[int], size: int
+) -> SeriesWarmup:
+    """Return the warm-up of values that are each over ``size`` steps, until one of ``steps``."""
+    num_steps = optimizer.warmup_steps(steps_per_epoch)
+    unobserved = [step for step in steps if step - size < num_steps]
+    return SeriesWarmup(
+        scales=[optimizer.warmup_factor(step - 1, steps_per_epoch) for step in unobserved],
+        curve=optimizer.warmup_curve(steps_per_epoch, steps[-1] / steps_per_epoch if steps else 0),
+    )
+
+
+def replay_series(series: Series) -> list[Row]:
+    """Apply the rule of a series to its values; the rows of the warm-up have its scales."""
+    scales = series.warmup.scales
+    rows = replay(series.rule, series.values, num_unobserved=len(scales))
+    for place, scale in enumerate(scales):
+        rows[place] = rows[place]._replace(scale_before=scale, scale=scale)
+    return rows
+
+
 def describe_reason(series: Series, row: Row) -> str | None:
     """Write why a value lowered the scale, or None if it did not."""
     if not row.is_drop:
@@ -59,6 +108,29 @@ def describe_ending(series: Series, row: Row) -> str | None:
         return None
     compared = row.smoothed, row.best, row.threshold, row.wait
     return ending_reason(row.ending, series.rule, series.observed, *compared)
+
+
+def describe_miss(series: Series, rows: Sequence[Row], miss: NearestMiss) -> str:
+    """Write how long the longest wait was that led to no drop, and what would have made one.
+
+    The changes of settings are replayed; see ``find_changes``.
+    """
+    missing = int(series.rule.patience) - miss.wait
+    text = (
+        f"wait {miss.wait} of {series.rule.patience} until {series.place_of(miss.last)}: "
+        f"{missing} observation{'s' * (missing > 1)} short"
+    )
+    if miss.improvement is not None:
+        text += f"; then {miss.improvement.smoothed:.6g} was below {miss.improvement.threshold:.6g}"
+    changes = find_changes(series.rule, rows, miss, num_unobserved=len(series.warmup.scales))
+    if not changes:
+        return text
+    flags = " or ".join(f"--{name} {value}" for name, value in changes.items())
+    place = f"value {miss.start + 1}"
+    if series.positions:
+        place = f"epoch {series.positions[miss.start].epoch}"
+    since = f"From {place} on, " if miss.start else ""
+    return f"{text}. {since}{flags} would have lowered the rate"
 
 
 def list_reasons(series: Series, rows: Sequence[Row]) -> list[str]:
@@ -111,12 +183,13 @@ def report_change(series: Series, rows: Sequence[Row]) -> None:
 
 
 def plain_rows(
-    series: Series, rules: Mapping[str, Sequence[Row]]
+    series: Series, rules: Mapping[str, Sequence[Row]], misses: Mapping[int, str]
 ) -> Iterator[dict[str, float | str | bool | None]]:
     """Yield a row of plain values per value; one that lowered no scale has no reason.
 
-    Those of a run have its replica and position. The rules of libraries add a scale and a reason
-    each, such as ``torch_scale``.
+    ``misses`` has the text of the nearest miss by the number of its last value. The rows of a run
+    have its replica and position. The rules of libraries add a scale and a reason each, such as
+    ``torch_scale``.
     """
     rows = next(iter(rules.values()))
     others = [(name, table) for name, table in rules.items() if name != "scale"]
@@ -140,6 +213,7 @@ def plain_rows(
             "reason": describe_reason(series, row),
             "ending": row.ending,
             "ending_reason": describe_ending(series, row),
+            "nearest_miss": misses.get(row.number),
         }
         for name, table in others:
             other = table[index]
@@ -185,8 +259,10 @@ def make_table(series: Series, rules: Mapping[str, Sequence[Row]]) -> Table:
     return Table(shown, columns)
 
 
-def describe_drops(series: Series, rules: Mapping[str, Sequence[Row]]) -> dict[str, str]:
-    """Write each drop of the first rule with its reason, and the drops of each rule in one line."""
+def describe_drops(
+    series: Series, rules: Mapping[str, Sequence[Row]], misses: Mapping[int, str]
+) -> dict[str, str]:
+    """Write the drops of the first rule and its nearest miss, and each rule in one line."""
     drops = [row for row in next(iter(rules.values())) if row.is_drop]
     reasons = {
         f"drop {number}": f"{series.place_of(row.number)}: scale {row.scale_before:.6g} -> "
@@ -195,6 +271,8 @@ def describe_drops(series: Series, rules: Mapping[str, Sequence[Row]]) -> dict[s
     }
     if ending := list_ending(series, next(iter(rules.values()))):
         reasons["ends"] = ending
+    if misses:
+        (reasons["nearest miss"],) = misses.values()
     return reasons | {name: _summarize(table) for name, table in rules.items()}
 
 
