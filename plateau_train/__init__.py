@@ -28,16 +28,20 @@ if TYPE_CHECKING:
         train,
     )
     from plateau_train.numerics.plateau import reduce_on_plateau
-    from plateau_train.report.explanation import explain
+    from plateau_train.report.explanation import explain, find_ending
 
     __version__: str
 
 __all__ = [
     "Comparison", "Evaluation", "Predictions", "Replay", "Run", "Runs", "Sweep", "compare",
-    "describe_data", "errors", "explain", "load", "load_sweep", "prepare_data",
+    "describe_data", "errors", "explain", "find_ending", "load", "load_sweep", "prepare_data",
     "reduce_on_plateau", "replay", "resolve_settings", "runs", "sweep", "train",
 ]  # fmt: skip
-_HOMES = {"explain": "report.explanation", "reduce_on_plateau": "numerics.plateau"}
+_HOMES = {
+    "explain": "report.explanation",
+    "find_ending": "report.explanation",
+    "reduce_on_plateau": "numerics.plateau",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -8,11 +8,12 @@ from importlib import import_module
 from typing import NoReturn
 
 from plateau_train.errors import ClusterError, InterruptedRunError, PlateauTrainError
-from plateau_train.process import jax_variables, memory, signals, stdio
+from plateau_train.process import clock, jax_variables, memory, signals, stdio
 
 
 def main() -> NoReturn:
     """Run the command line and exit with its exit code."""
+    clock.start()
     gc.set_threshold(memory.GARBAGE_THRESHOLD)
     jax_variables.fix()
     stdio.install()

@@ -25,6 +25,7 @@ from plateau_train.errors import PROGRAM, ConfigError
 
 ALL = tuple(setting.key for setting in SETTINGS)
 PLATEAU = {setting.key for setting in SETTINGS if setting.table == "plateau"}
+WARMUP = ("warmup_epochs", "warmup_start")
 CLUSTER = {setting.key for setting in SETTINGS if setting.table == "cluster"}
 
 
@@ -460,6 +461,10 @@ def compare_runs(
             "ACCURACY",
         ),
     ] = None,
+    pool: Annotated[
+        bool,
+        _option("Take runs that differ in their seed alone as replicas of one", None, "--pool"),
+    ] = False,
     json: Json = False,
     csv: Csv = False,
 ) -> None:
@@ -471,7 +476,7 @@ def compare_runs(
     from plateau_train.commands import compare
 
     paths = [_locate(run, resolved) for run in runs]
-    compare.compare(paths, level, plot, figure, _form(json=json, csv=csv))
+    compare.compare(paths, level, plot, figure, _form(json=json, csv=csv), pool=pool)
 
 
 @_command()
@@ -623,7 +628,7 @@ SCHEDULE_EXAMPLES = _examples(
 
 @_command(epilog=SCHEDULE_EXAMPLES)
 # The mode is checked together with the run's other settings.
-@_takes(*(PLATEAU - {"mode"} | {"learning_rate", "runs_dir"}))
+@_takes(*(PLATEAU - {"mode", "on_drop"} | {"learning_rate", "runs_dir", *WARMUP}))
 @_draws(FIXED_PANELS_OPTIONS, into="plot")
 def schedule(
     resolved: Resolved,

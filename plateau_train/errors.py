@@ -102,7 +102,7 @@ class StorageError(PlateauTrainError, exit_code=5):
 
 
 class PictureError(PlateauTrainError, exit_code=5):
-    """A picture that could not be drawn or written, of a run that is done."""
+    """A picture that could not be drawn or written, of a run that is done or stopped."""
 
 
 class OutOfMemoryError(PlateauTrainError, exit_code=5):

@@ -164,7 +164,8 @@ def helps_table(runs: Sequence[RunDirectory]) -> str:
         "",
         f"Means and standard deviations of {len(accuracies[baseline])} seeds after "
         f"{compared[baseline].results.epoch} epochs on Fashion-MNIST. A tenth of the training "
-        f"images is held out. The differences are paired by seed. {made_by(runs[0])}",
+        "images is held out. The differences are paired by seed, and each interval is for one "
+        f"difference alone. {made_by(runs[0])}",
     ]
     return "\n".join(lines)
 

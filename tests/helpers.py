@@ -33,6 +33,7 @@ from plateau_train.run.records import Drop, Ending, EpochRecord, ObservedValue, 
 from plateau_train.training import loop
 from plateau_train.training.models import load_network
 from plateau_train.training.program import EpochArrays, Program
+from plateau_train.training.time_limit import TimeLimit
 
 # A run of seconds on the built-in data; tests add to it.
 SMALL = (
@@ -48,6 +49,8 @@ ORIGINALS = Path(__file__).parents[2] / "shared" / "fashion_mnist"
 # by less than this, relatively; the difference grows from step to step.
 TOLERANCE = 1e-4
 ONE_IMAGE = 1.001 / 300  # of the test images of a small run, as a fraction
+
+UNLIMITED = TimeLimit(config.RunSettings())
 
 IMAGE_SHAPE = (4, 4, 1)
 NUM_CLASSES = 3
@@ -131,7 +134,7 @@ def iterate_epochs(
     program: Program, first_epoch: int = 0, state: TrainState | None = None
 ) -> Iterator[EpochResult]:
     """Yield the result of each epoch of the only run of a program."""
-    epochs = loop.train(program, first_epoch, state, loop.NoCallbacks())
+    epochs = loop.train(program, first_epoch, state, loop.NoCallbacks(), UNLIMITED)
     for (lines,), arrays in epochs:
         yield EpochResult(lines.records, lines.events, arrays)
 

@@ -1,16 +1,20 @@
 """The schedules that the plateau rule is compared with: the same training with another scale."""
 
+import json
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import (
     IMAGE_SHAPE,
     SMALL_STEPS,
     any_key,
+    command,
     iterate_epochs,
     make_examples,
     make_garments_spec,
@@ -27,10 +31,15 @@ from helpers import (
 )
 
 from plateau_train import config, data
+from plateau_train.api.evaluation import find_checkpoint
 from plateau_train.errors import ChangedSettingsError
 from plateau_train.numerics import step as numerics
+from plateau_train.numerics.model import Variables
 from plateau_train.numerics.schedules import make_schedule
+from plateau_train.numerics.spec import Optimizer
+from plateau_train.numerics.step import Examples
 from plateau_train.training.program import Program
+from plateau_train.training.state import restore
 
 EAGER = {"patience": "1", "rtol": "0.3"}
 STAIRS = {"schedule": "step", "step_epochs": "2", "min_scale": "0.2", "epochs": "6"} | EAGER
@@ -62,14 +71,41 @@ def scales(steps, **values):
     return [float(schedule.scale(jnp.int32(step), jnp.float32(0.7), min_scale)) for step in steps]
 
 
+PROFILES = {
+    "cosine": lambda z: (1 + np.cos(np.pi * z)) / 2,
+    "linear": lambda z: 1 - z,
+    "rex": lambda z: (1 - z) / (1 / 2 + (1 - z) / 2),
+}
+
+
 @pytest.mark.parametrize("floor", [0.0, 0.1])
-def test_a_cosine_falls_from_1_to_the_minimum_over_all_epochs(floor):
-    values = {"schedule": "cosine", "epochs": "8", "min_scale": str(floor)}
-    steps = [0, 1, 200, 400, 799, 800, 900]
-    closed = [0.5 * (1 + math.cos(math.pi * min(step, 800) / 800)) for step in steps]
-    expected = [floor + (1 - floor) * fraction for fraction in closed]
-    assert scales(steps, **values) == pytest.approx(expected, abs=1e-6)
-    assert scales([0, 400, 800], **values) == pytest.approx([1, (1 + floor) / 2, floor], abs=1e-6)
+@pytest.mark.parametrize(("name", "middle"), [("cosine", 1 / 2), ("linear", 1 / 2), ("rex", 2 / 3)])
+def test_a_scale_falls_from_1_to_the_minimum_over_all_epochs(name, middle, floor):
+    values = {"schedule": name, "epochs": "8", "min_scale": str(floor)}
+    steps = np.array([0, 1, 200, 400, 799, 800, 900])
+    expected = floor + (1 - floor) * PROFILES[name](np.minimum(steps, 800) / 800)
+    assert scales(steps, **values) == pytest.approx(expected.tolist(), abs=1e-6)
+    known = [1, floor + (1 - floor) * middle, floor]
+    assert scales([0, 400, 800], **values) == pytest.approx(known, abs=1e-6)
+
+
+def test_one_cycle_rises_from_a_25th_to_1_and_falls_to_almost_0():
+    steps, lowest = np.array([0, 1, 239, 240, 241, 400, 799, 800, 900]), 1 / 250_000
+    rise = 1 / 25 + 24 / 25 * PROFILES["cosine"](1 - steps / 240)
+    fall = lowest + (1 - lowest) * PROFILES["cosine"]((np.minimum(steps, 800) - 240) / 560)
+    expected = np.where(steps < 240, rise, fall).tolist()
+    actual = scales(steps, schedule="one-cycle", epochs="8", min_scale="0.2")
+    assert actual == pytest.approx(expected, abs=1e-6)
+    assert (actual[0], actual[3]) == (pytest.approx(0.04), 1)
+
+
+@pytest.mark.parametrize("name", config.BUDGETED)
+@pytest.mark.parametrize("num_steps", [1, 3, 30_000_000])
+def test_a_scale_is_at_most_1_and_never_negative(name, num_steps):
+    schedule = make_schedule(resolve_small(schedule=name, epochs="1").settings, num_steps)
+    steps = np.unique(np.linspace(0, num_steps, 100).astype(np.int32))
+    scale = jax.jit(jax.vmap(lambda step: schedule.scale(step, jnp.float32(1), jnp.float32(0))))
+    assert 0 <= scale(steps).min() <= scale(steps).max() <= 1
 
 
 def test_a_step_multiplies_by_the_factor_every_so_many_epochs():
@@ -112,7 +148,7 @@ def test_half_the_scale_is_half_the_update():
         np.testing.assert_allclose(half, whole / 2, rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "step"])
+@pytest.mark.parametrize("name", sorted({*config.Schedule.__args__} - {"plateau"}))
 def test_the_rule_observes_beside_a_schedule_and_never_sets_the_scale(name):
     rule: dict[str, Any] = {"patience": 1, "rtol": 0.9, "accumulation_size": 2}
     optimizer = config.OptimizerSettings(schedule=name, step_epochs=1)
@@ -129,7 +165,7 @@ def test_the_rule_observes_beside_a_schedule_and_never_sets_the_scale(name):
         scale = float(state.scale[0])
         assert scale == pytest.approx(float(expected), abs=1e-6)
     # With its own patience the rule would have dropped several times, and resets its wait.
-    assert seen.scale[0, -1] <= 0.5**4 < scale
+    assert seen.scale[0, -1] == 1
     assert seen.wait.max() == 1
 
 
@@ -204,6 +240,86 @@ def test_a_schedule_continues_from_a_state_bit_for_bit(values):
         np.testing.assert_array_equal(ours, theirs)
 
 
+FREE = partial(config.OptimizerSettings, schedule="schedule-free")
+
+
+def test_schedule_free_sgd_equals_its_definition_on_a_quadratic():
+    optimizer = Optimizer.from_settings(FREE(optimizer="sgd", momentum=0.8))
+    curvature, x, total = np.array([1.0, 10.0], np.float32), np.array([1.0, -2.0]), 0.0
+    params, z = {"x": jnp.float32(x)}, x
+    opt_state, rates = optimizer.make(0.1).init(params), [0.0, 0.02, 0.04, 0.06, 0.03]
+    for number, rate in enumerate(rates, start=1):
+        y = optimizer.gradient_params(params, opt_state)
+        grads = {"x": curvature * y["x"]}
+        params, opt_state = optimizer.update(jnp.float32(rate), grads, opt_state, y)
+        z = z - rate * curvature * (0.8 * x + 0.2 * z)
+        weight = max(rates[:number]) ** 2  # of the largest rate so far
+        total += weight
+        x = x + (z - x) * (weight / total if total else 0)
+        np.testing.assert_allclose(params["x"], x, rtol=1e-5)
+    assert abs(z - x).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "plain"),
+    [
+        (FREE(optimizer="adam"), optax.contrib.schedule_free_adamw(0.01)),
+        (
+            FREE(optimizer="adamw", weight_decay=0.5),
+            optax.contrib.schedule_free_adamw(0.01, weight_decay=0.5),
+        ),
+        (FREE(optimizer="sgd", momentum=0.8), optax.contrib.schedule_free_sgd(0.01, b1=0.8)),
+    ],
+    ids=["adam", "adamw", "sgd"],
+)
+def test_schedule_free_steps_agree_with_the_loop_of_optax(settings, plain):
+    spec, hyperparams = make_training(optimizer=settings)
+    state, split = numerics.init_state(spec, IMAGE_SHAPE, hyperparams), make_examples(40)
+    take_step = jax.jit(partial(numerics.train_step, spec))
+    y, opt_state = state.params, plain.init(state.params)
+
+    def mean_loss(params, batch):
+        logits = numerics.predict(spec.network, Variables(params, {}), batch.images)
+        return numerics.training_losses(logits, batch.labels).mean()
+
+    @jax.jit
+    def step(y, opt_state, batch):
+        updates, opt_state = plain.update(jax.grad(mean_loss)(y, batch), opt_state, y)
+        return optax.apply_updates(y, updates), opt_state
+
+    for number in range(20):
+        rows = slice(number % 5 * 8, number % 5 * 8 + 8)
+        batch = Examples(split.images[rows], split.labels[rows])
+        state, _ = take_step(hyperparams, state, batch, number, any_key())
+        y, opt_state = step(y, opt_state, batch)
+    x = optax.contrib.schedule_free_eval_params(opt_state, y)
+    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(x), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+    distance = jax.tree.map(lambda one, other: abs(one - other).max(), state.params, y)
+    assert max(jax.tree.leaves(distance)) > 1e-3
+
+
+def test_a_schedule_free_run_is_evaluated_with_its_averages(train):
+    run, _, stderr = train(schedule="schedule-free", epochs="2")
+    assert "schedule-free: the scale stays 1, and the parameters are averaged" in stderr
+    path, flags = run.directory.path, ("--checkpoint=last", "--json")
+    evaluated = json.loads(command("evaluate", path, *flags, cwd=path.parent).stdout)
+    assert [score["accuracy"] for score in evaluated["scores"]] == [run.records[-1].test_accuracy]
+
+    program = Program([run.settings], data.load(run.settings.data))
+    state = restore(find_checkpoint(run.directory, "last"), run.settings.model)
+    optimizer, split = program.replicas.spec.optimizer, program.dataset.test
+    y = jax.vmap(optimizer.gradient_params)(state.params, state.opt_state)
+    accuracies = [
+        program.replicas.evaluate(
+            Variables(params, {}), Examples(*map(jnp.asarray, split))
+        ).accuracy.item()
+        for params in (state.params, y)
+    ]
+    assert accuracies[0] == pytest.approx(run.records[-1].test_accuracy, abs=1e-6)
+    assert accuracies[1] != accuracies[0]
+
+
 def test_a_cosine_cannot_continue_beyond_its_epochs(train):
     run, stdout, stderr = train(**COSINE)
     assert "epoch 4/4" in stdout
@@ -218,7 +334,7 @@ def test_a_cosine_cannot_continue_beyond_its_epochs(train):
         "--epochs",
         "4",
         "5",
-        "the cosine depends on the number of epochs",
+        "--schedule cosine depends on the number of epochs",
     ) in refused.value.table
     assert before == (run.directory.config.read_bytes(), run.directory.metrics.read_bytes())
 

@@ -197,6 +197,14 @@ def test_a_signal_to_one_process_stops_both_and_both_can_continue(processes, tmp
     assert "is done: all of its 30 epochs are trained" in leader.stderr
 
 
+def test_a_time_limit_stops_both_processes_after_the_same_epoch(processes, tmp_path):
+    leader, other = run_two(processes, tmp_path, *SETTINGS, "--epochs=3", "--max-time=0.01")
+    assert (leader.code, other.code) == (0, 0), leader.stderr + other.stderr
+    assert epochs_printed(leader.stdout) == [0, 1]
+    assert "\nstopped after epoch 1 (--max-time 0.01)\nhint: " in leader.stderr
+    assert (other.stdout, "stopped" in other.stderr) == ("", False)
+
+
 def test_settings_that_one_process_refuses_end_both_before_a_folder_is_made(processes, tmp_path):
     leader, other = run_two(processes, tmp_path, *SETTINGS, others=("--patience=7",))
     assert other.code == 2
@@ -229,6 +237,7 @@ import plateau_train
 from plateau_train import config
 from plateau_train.errors import ClusterError, ConfigError, DataError
 from plateau_train.process import cluster
+from plateau_train.training.time_limit import TimeLimit
 
 
 port, number = sys.argv[1:]
@@ -252,6 +261,12 @@ with cluster.join(settings):
     received = cluster.broadcast({"exact": exact, "epoch": 7 - int(number)})
     assert received["exact"].tobytes() == np.array([-0.0, 5e-324, 2**53 + 1, 0]).tobytes()
     assert (received["epoch"].dtype, received["epoch"]) == (np.int64, 7)
+
+    for own, others, permits in (("1h", "1s", True), ("1s", "1h", False)):
+        limit = TimeLimit(config.RunSettings(max_time=own if leads else others))
+        assert limit.permits_epoch()
+        limit.add_epoch(60.0)
+        assert (limit.permits_epoch(), limit.is_reached) == (permits, not permits)
 
     mesh = jax.make_mesh((4,), ("replica",))
     rows = np.arange(12).reshape(4, 3)

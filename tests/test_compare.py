@@ -1,9 +1,13 @@
 """plateau-train compare: its numbers, compared with those computed by hand, and its errors."""
 
-import pytest
-import scipy.stats
-from helpers import command, make_history, resolve, write_lines
+import json
 
+import numpy as np
+import pytest
+import scipy
+from helpers import call, command, make_history, resolve, write_lines
+
+import plateau_train as pt
 from plateau_train import config
 from plateau_train.api import comparison
 from plateau_train.commands.compare import compare
@@ -13,22 +17,32 @@ from plateau_train.report import stats as differences
 from plateau_train.report.console import configure_logging
 from plateau_train.run import storage
 from plateau_train.run.directory import RunDirectory
+from plateau_train.run.environment import DatasetFacts, describe_environment
 from plateau_train.run.records import Ending, Timing
 
 
-def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None, **values):
-    """Write a run: a list of test accuracies for each seed, and the epochs of its drops."""
+def make_run(
+    folder, name, accuracies, *, val=None, drop_epochs=(), losses=None, first=0, sha256="", **values
+):
+    """Write a run: a list of test accuracies for each seed, and the epochs of its drops.
+
+    ``first`` is its first seed, and ``sha256`` that of its data.
+    """
     run = RunDirectory(folder / name)
     storage.make_folder(run.path)
     values = {"dataset": "garments", "epochs": f"{len(accuracies[0]) - 1}"} | values
-    if len(accuracies) > 1:
-        values = {"seed": f"0-{len(accuracies) - 1}"} | values
+    values = {"seed": f"{first}-{first + len(accuracies) - 1}"} | values
     storage.write_text(run.config, to_toml(*resolve(**values)))
+    if sha256:
+        facts = {"name": "x", "fallback": "", "sha256": sha256}
+        dataset = DatasetFacts(**facts, image_shape=(28, 28, 1), class_names=("a", "b"))
+        environment = describe_environment([], dataset, None)
+        run.environment.write_text(environment.model_dump_json())
     template = make_history(1, drop_every=1)
     records, events = [], []
     for replica, of_seed in enumerate(accuracies):
         for epoch, accuracy in enumerate(of_seed):
-            changes = {"replica": replica, "seed": replica, "epoch": epoch}
+            changes = {"replica": replica, "seed": first + replica, "epoch": epoch}
             changes |= {"test_accuracy": accuracy, "step": 10 * epoch}
             changes["test_loss"] = losses[replica] if losses else 1 - accuracy
             if val:
@@ -52,14 +66,14 @@ def make_run(folder, name, accuracies, *, val=None, drop_epochs=(), losses=None,
     return run.path
 
 
-def show_comparison(paths, *, level=None, picture=None):
+def show_comparison(paths, *, level=None, picture=None, pool=False):
     configure_logging()
-    compare(paths, level, picture, config.FigureOptions(), None)
+    compare(paths, level, picture, config.FigureOptions(), None, pool=pool)
 
 
-def compared(capsys, *paths, level=None, picture=None):
+def compared(capsys, *paths, **options):
     """Return the tables, rows of cells under their titles each, and what is logged."""
-    show_comparison(paths, picture=picture, level=level)
+    show_comparison(paths, **options)
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out
     tables = []
@@ -180,6 +194,140 @@ def test_intervals_are_those_of_the_textbooks():
     assert ends_of(unequal) == pytest.approx((low, high))
 
 
+@pytest.mark.parametrize(
+    ("freedom", "values"),
+    [
+        (5, (2.57, 3.03, 3.29, 3.48)),
+        (10, (2.23, 2.57, 2.76, 2.89)),
+        (1e9, (1.96, 2.21, 2.35, 2.44)),
+    ],
+)
+def test_critical_values_are_those_of_the_table_of_dunnett(freedom, values):
+    found = [differences.critical_value(count, freedom) for count in (1, 2, 3, 4)]
+    assert [round(value, 2) for value in found] == list(values)
+
+
+def test_corrected_intervals_are_those_of_dunnett_for_independent_samples():
+    samples = np.random.default_rng(0).normal(size=(4, 6))
+    test = scipy.stats.dunnett(*samples[1:], control=samples[0], rng=np.random.default_rng(0))
+    interval = test.confidence_interval()
+    error = (samples.var(axis=1, ddof=1).mean() * 2 / 6) ** 0.5
+    half_widths = (interval.high - interval.low) / 2
+    # SciPy integrates with random numbers.
+    assert half_widths == pytest.approx(differences.critical_value(3, 20) * error, rel=2e-3)
+
+
+def test_four_paired_intervals_of_four_seeds_hold_together_in_92_5_percent():
+    values = np.random.default_rng(0).normal(size=(100_000, 5, 4))
+    pairs = values[:, 1:] - values[:, :1]
+    statistic = abs(pairs.mean(axis=2)) / (pairs.std(axis=2, ddof=1) / 2)
+    held = [
+        (statistic < differences.critical_value(count, 3)).all(axis=1).mean() for count in (4, 1)
+    ]
+    # Dunnett's value is exact for one standard deviation of all; here each pair has its own.
+    assert held == pytest.approx([0.925, 0.83], abs=0.005)
+
+
+@pytest.mark.parametrize(("effect", "count"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_numbers_of_seeds_are_those_of_the_tables_of_power(effect, count):
+    # Cohen (1988), and G*Power: two-sided paired t-test at 5 %, power 0.8.
+    assert differences.num_pairs(effect, 1.0) == count
+    assert differences.num_pairs(-effect / 100, 0.01) == count
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 3.0, 70.0, 5000.0])
+def test_a_number_of_seeds_is_the_smallest_with_the_power(ratio):
+    count = differences.num_pairs(0.01, 0.01 * ratio) or 0
+
+    def power(number):
+        critical = scipy.stats.t.ppf(0.975, number - 1)
+        shifted = scipy.stats.nct(number - 1, number**0.5 / ratio)
+        return shifted.sf(critical) + shifted.cdf(-critical)
+
+    assert power(count) >= 0.8
+    assert count == 2 or power(count - 1) < 0.8
+
+
+def test_only_paired_runs_that_differ_have_numbers_of_seeds():
+    def seeds(values, baseline):
+        found = differences.difference(values, baseline)
+        return found.seeds_for_0_001, found.seeds_for_difference
+
+    # Differences 0.01, 0.02, 0.03: sd 0.01, so 10 and 0.5 of it.
+    values, baseline = {0: 0.61, 1: 0.64, 2: 0.67}, {0: 0.6, 1: 0.62, 2: 0.64}
+    assert seeds(values, baseline) == (787, 5)
+    assert seeds({0: 0.1, 1: 0.3}, {0: 0.3, 1: 0.1 + 1e-16}) == (627_911, None)
+    assert seeds({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5}) == (2, None)
+    assert seeds({0: 0.5, 1: 0.7}, {5: 0.7, 6: 0.1}) == (None, None)
+    assert seeds({0: 0.5}, {0: 0.7}) == (None, None)
+
+
+def test_intervals_of_several_runs_against_one_are_corrected(tmp_path):
+    two = [[0.1, 0.6], [0.1, 0.62]]
+    paths = [make_run(tmp_path, name, two, patience=f"{n}") for n, name in enumerate("abc", 1)]
+    paths.append(make_run(tmp_path, "d", ONE))
+    compared = comparison.compare(paths)
+    methods = [row["method"] for row in compared.difference_rows()[::2]]
+    assert methods == ["paired, 2 seeds, Dunnett for 2 runs"] * 2 + ["none: a single seed"]
+    _, table, _ = compared.tables()
+    assert "over seeds, corrected for 2 runs (Dunnett); seeds: " in table.caption
+    _, table, _ = comparison.compare([paths[0], paths[1], paths[3]]).tables()
+    assert "Dunnett" not in table.caption
+
+
+def test_runs_that_differ_in_their_seed_alone_are_pooled_on_request(tmp_path, capsys):
+    one = make_run(tmp_path, "a", [[0.1, 0.60], [0.1, 0.62]])
+    two = make_run(tmp_path, "a2", [[0.1, 0.64]], first=2, threads="1", runs_dir="other")
+    other = make_run(tmp_path, "b", [[0.1, 0.61], [0.1, 0.64], [0.1, 0.67]], patience="9")
+    (results, differing, settings), log = compared(capsys, one, two, other, pool=True)
+    assert [(row["run"], row["seeds"]) for row in results] == [("a (2 runs)", "3"), ("b", "3")]
+    assert (results[0]["final"], results[0]["seconds"]) == ("0.6200 ± 0.0200", "402")
+    assert differing[0]["final test accuracy"] == "+0.0200 (-0.0048 to +0.0448)"
+    assert (differing[0]["seeds for 0.001"], differing[0]["seeds for it"]) == ("787", "5")
+    assert settings[0] == {"run": "a (2 runs)", "--patience": "5"}
+    assert "NOTICE" not in log
+    rows = json.loads(call("compare", one, two, other, "--pool", "--json"))["results"]
+    assert [(row["run"], row["replica"], row["seed"], row["num_runs"]) for row in rows[:4]] == [
+        ("a", 0, 0, 2), ("a", 1, 1, 2), ("a", 2, 2, 2), ("b", 0, 0, 1),
+    ]  # fmt: skip
+    assert [row["folder"] for row in rows[1:4]] == [str(one), str(two), str(other)]
+
+
+def test_a_pool_counts_the_seeds_and_epochs_that_are_missing(tmp_path, capsys):
+    one = make_run(tmp_path, "a", [[0.1, 0.6, 0.7], [0.1, 0.6]], epochs="3")
+    two = make_run(tmp_path, "b", [[0.1, 0.6, 0.7, 0.8]], first=2, epochs="3")
+    other = make_run(tmp_path, "c", [[0.1, 0.6, 0.7, 0.8]], patience="9")
+    _, log = compared(capsys, one, two, other, pool=True)
+    assert "/a has finished epoch 2 of 3" in log
+    assert "/b has finished" not in log
+    assert "a: 1 of 3 seeds ended earlier and are left out.\n" in log
+
+
+def test_runs_that_cannot_be_pooled_are_refused(tmp_path):
+    one, two = (make_run(tmp_path, name, ONE, first=first) for first, name in enumerate("ab"))
+    again = make_run(tmp_path, "c", [[0.1, 0.6], [0.1, 0.7]], first=1, epochs="3")
+    with pytest.raises(ConfigError, match=r"two runs, and these 2 differ in their seed") as error:
+        pt.compare(one, two, pool=True)
+    assert error.value.hint.startswith("leave out pool to compare")
+    with pytest.raises(ConfigError, match=r"/b and .*/c have the same .* both have seed 1: "):
+        comparison.compare([one, two, again], pool=True)
+
+
+def test_data_that_have_moved_are_the_same_and_others_are_not(tmp_path, capsys):
+    one = make_run(tmp_path, "a", ONE, dataset="/old/images", sha256="1")
+    two = make_run(tmp_path, "b", ONE, dataset="/new/images", sha256="1", first=1)
+    (*_, settings), log = compared(capsys, one, two)
+    assert [settings, "NOTICE" in log] == [
+        [{"run": "a", "--seed": "0"}, {"run": "b", "--seed": "1"}], False,
+    ]  # fmt: skip
+    other = make_run(tmp_path, "b2", ONE, dataset="/old/others", sha256="2")
+    ((first, _), *_), log = compared(capsys, one, two, other, pool=True)
+    assert first["run"] == "a (2 runs)"
+    assert "on different data sets: images (a), others (b2).\n" in log
+    changed = make_run(tmp_path, "c", ONE, dataset="/old/images", sha256="3")
+    assert len(comparison.compare([one, two, changed], pool=True).runs) == 2
+
+
 def test_a_run_of_fewer_seeds_is_paired_with_the_same_seeds_of_the_other():
     found = differences.difference({2: 1.0, 3: 2.0}, {1: 9.0, 2: 0.5, 3: 1.0})
     assert (found.mean, found.method) == (pytest.approx(0.75), "paired, 2 seeds")
@@ -236,12 +384,15 @@ def test_an_accuracy_counts_as_reached_in_spite_of_its_rounding(tmp_path, capsys
 def test_runs_with_equal_names_get_longer_names(tmp_path, capsys):
     first, second = (make_run(tmp_path, f"2026010{day}-000000-a", ONE) for day in (1, 2))
     third, fourth = (make_run(tmp_path / folder, "b", ONE) for folder in "xy")
+    fifth = make_run(tmp_path / "other" / "x", "b", ONE)
     show_comparison([first, second])
     printed = capsys.readouterr()
     assert "\n20260101-000000-a  " in printed.out
     assert "all settings that affect results are the same" in printed.err
     assert "--" not in printed.out
     show_comparison([third, fourth])
+    assert "\nx/b  " in capsys.readouterr().out
+    show_comparison([third, fifth])
     assert f"\n{third.resolve()}  " in capsys.readouterr().out
 
 

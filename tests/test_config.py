@@ -1,3 +1,4 @@
+import math
 import tomllib
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from plateau_train.config import SETTINGS, RawValue, resolve, resolve_whole
 from plateau_train.config.resolve import BY_KEY
 from plateau_train.config.toml import to_toml
 from plateau_train.errors import ChangedSettingsError, ConfigError, ForeignConfigError, RunError
+from plateau_train.numerics.spec import TRACED
 from plateau_train.run.directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +50,13 @@ def test_the_defaults_are_the_published_experiment():
         "atol": 0.0,
         "accumulation_size": 200,
         "min_scale": 0.0,
+        "smooth": "none",
+        "max_drops": None,
+        "stop_at_min_scale": False,
+        "early_stop": None,
+        "on_drop": "keep",
     }
+    assert settings.optimizer.warmup_epochs == 0
 
 
 @pytest.mark.parametrize("mode", config.Mode.__args__)
@@ -111,6 +119,29 @@ def test_a_seed_on_the_command_line_outranks_the_seeds_of_a_file(toml):
     assert resolve(flags(seed="0"), file=file).settings.run.seeds == (0,)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2h30m", 9000), ("1h0m5s", 3605), ("0.5", 0.5)],
+)
+def test_a_time_is_kept_as_it_is_given_and_read_as_seconds(toml, text, seconds):
+    run = resolve(flags(max_time=text)).settings.run
+    assert (run.max_time, run.max_seconds) == (text, seconds)
+    assert resolve({}, file=toml(f'[run]\nmax_time = "{text}"')).settings.run == run
+
+
+def test_a_time_in_a_file_may_be_a_number_and_none_removes_a_limit(toml):
+    limited = resolve({}, file=toml("[run]\nmax_time = 1800"))
+    assert (limited.settings.run.max_time, limited.settings.run.max_seconds) == ("1800", 1800)
+    for free in (merge(limited, resolve(flags(max_time="none"))), resolve({})):
+        assert (free.settings.run.max_time, free.settings.run.max_seconds) == (None, math.inf)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0h0m", "-1", "1h2", "m", "30m2h", "1e3", "inf", "1 h"])
+def test_a_text_that_is_no_time_above_0_is_refused(text):
+    (problem,) = problems(max_time=text)
+    assert problem.startswith("--max-time must be a time above 0 such as 90s, 30m, 1.5h or 2h30m, ")
+
+
 def test_the_defaults_of_weight_decay_and_momentum_follow_the_optimizer():
     decays = {name: resolve(flags(optimizer=name)).settings.optimizer for name in ("adamw", "sgd")}
     assert decays["adamw"].weight_decay == 1e-4
@@ -122,7 +153,8 @@ def test_every_problem_of_the_file_and_of_the_flags_is_reported_at_once(toml):
     found = problems(file=file, seed="x", factor="1.5", hidden_sizes="10,x")
     assert [problem.partition(": ")[2] or problem for problem in found] == [
         "batch_size in [data] must be a whole number from 1 to 1,000,000,000, got 0",
-        'cooldown in [plateau] must be a whole number from 0 to 1,000,000,000, got "1"',
+        "cooldown in [plateau] must be a whole number from 0 to 1,000,000,000, or epochs such as "
+        '2epochs, got "1"',
         "unknown key patiense in [plateau] (did you mean patience?)",
         "unknown table or key platau (did you mean plateau?)",
         "--hidden-sizes must be whole numbers from 1 to 100,000, separated by commas, got x",
@@ -159,6 +191,12 @@ def test_settings_that_only_make_sense_together_are_refused_alone():
     )
     assert problems(momentum="0.9") == (
         "--momentum 0.9 has no meaning for adam: it is for sgd, rmsprop",
+    )
+    assert problems(schedule="schedule-free", optimizer="lamb") == (
+        "--schedule schedule-free has no meaning for lamb: it is for adam, adamw, sgd",
+    )
+    assert problems(schedule="schedule-free", optimizer="sgd", momentum="0") == (
+        "--schedule schedule-free needs a momentum: add --momentum 0.9",
     )
 
 
@@ -275,15 +313,15 @@ def test_the_help_of_a_setting_begins_with_a_capital_and_ends_without_full_stop(
 
 # A new setting is fixed and affects the results unless it is declared, and listed here, otherwise.
 CLUSTER = set(config.ClusterSettings.model_fields)
-FREE = {"data_dir", "runs_dir", "name", "quiet"} | CLUSTER
+FREE = {"data_dir", "runs_dir", "name", "quiet", "max_time"} | CLUSTER
 LOCAL = {"cache_dir", "devices"}
 
 
 def test_the_attributes_of_every_setting_are_those_that_were_decided_on():
     for attribute, keys in {
         "affects_results": {s.key for s in SETTINGS} - FREE - LOCAL - {"threads"},
-        "per_process": FREE - CLUSTER | {"cache_dir", "threads", "process_id"},
-        "is_traced": {"learning_rate", "patience", "cooldown", "min_scale", "seed"},
+        "per_process": FREE - CLUSTER - {"max_time"} | {"cache_dir", "threads", "process_id"},
+        "is_traced": {"learning_rate", "seed", *TRACED},
         "can_vary": {s.key for s in SETTINGS} - FREE - LOCAL - {"threads", "seed"},
     }.items():
         assert {s.key for s in SETTINGS if getattr(s, attribute)} == keys, attribute
@@ -347,10 +385,11 @@ def test_settings_that_a_run_cannot_change_are_refused_with_all_reasons():
     assert merge(begun, resolve({"threads": RawValue("7", "NPROC")})).settings.run.threads is None
 
 
-def test_the_epochs_of_a_cosine_do_not_change():
-    begun = resolve(flags(schedule="cosine", epochs="5"))
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "rex", "one-cycle"])
+def test_the_epochs_of_a_schedule_that_depends_on_them_do_not_change(schedule):
+    begun = resolve(flags(schedule=schedule, epochs="5"))
     ((*_, reason),) = refusals(begun, resolve(flags(epochs="6")))
-    assert reason == "the cosine depends on the number of epochs"
+    assert reason == f"--schedule {schedule} depends on the number of epochs"
     assert merge(begun, resolve(flags(epochs="5"))).settings == begun.settings
 
 

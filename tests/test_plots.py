@@ -300,6 +300,7 @@ def scheduled(schedule, scales):
     [
         ("constant", [1.0, 1.0, 1.0], "default", "linear"),
         ("cosine", [1.0, 0.75, 0.25, 0.0], "default", "linear"),
+        ("one-cycle", [0.04, 1.0, 0.5, 4e-6], "default", "linear"),
         ("step", [1.0, 1.0, 1.0, 0.5, 0.5], "steps-pre", "log"),
     ],
 )
@@ -747,15 +748,20 @@ def test_each_row_of_drops_is_named_by_its_seed_or_its_run():
     assert [text.get_text() for text in panel.texts] == ["drops", "run 1", "run 2"]
 
 
-def test_the_end_of_a_cosine_is_inside_the_axis_of_the_scale():
-    cosine, its_settings = scheduled("cosine", [1.0, 0.75, 0.25, 0.0])
+@pytest.mark.parametrize(
+    ("schedule", "scales", "hidden"),
+    [("cosine", [1.0, 0.75, 0.25, 0.0], [3]), ("one-cycle", [0.001, 1.0, 0.5, 4e-6], [0, 3])],
+)
+def test_the_ends_of_a_schedule_are_inside_the_axis_of_the_scale(schedule, scales, hidden):
+    smooth, its_settings = scheduled(schedule, scales)
     runs = [
-        PlottedRun(its_settings, [cosine], "cosine"),
+        PlottedRun(its_settings, [smooth], schedule),
         PlottedRun(config.Settings(), [make_history(12, drop_every=3)], "plateau"),
     ]
     panel: Any = draw_comparison(runs, "").axes[0]
     marker, curve = panel.lines[:2]
     low, _ = panel.get_ylim()
+    assert list(marker.get_xdata()) == hidden
     assert low < marker.get_ydata()[0] == curve.get_ydata()[-1] < 1 / 16
 
 

@@ -202,6 +202,28 @@ def test_an_interrupted_run_is_continued_after_its_last_epoch(folder, small_run,
     assert (run.status, (run.path / "metrics.jsonl").read_bytes()) == ("done", expected)
 
 
+def test_a_time_limit_stops_a_run_which_continues_to_the_same_bytes(folder, small_run, capsys):
+    values = SMALL_ARGUMENTS | {"quiet": False, "runs_dir": folder / "limited"}
+    run = pt.train(**values, epochs=6, max_time=0.01)
+    assert (run.status, run.metrics["epoch"].max()) == ("stopped", 1)
+    message, hint, _ = capsys.readouterr().err.splitlines()[-3:]
+    assert message == "stopped after epoch 1 (max_time=0.01)"
+    assert hint == f"hint: load('{run.path}').resume() continues it"
+    run.resume(max_time="none", quiet=True)
+    expected = (small_run / "metrics.jsonl").read_bytes()
+    assert (run.status, (run.path / "metrics.jsonl").read_bytes()) == ("done", expected)
+
+
+def test_a_time_limit_stops_a_sweep_and_names_the_call_that_continues_it(folder, capsys):
+    values = SMALL_ARGUMENTS | {"patience": [1, 2], "epochs": 2, "runs_dir": folder / "limited"}
+    sweep = pt.sweep(**values | {"quiet": False}, max_time="0.01s")
+    assert [run.status for run in sweep.runs] == ["stopped", "stopped"]
+    hint = f"hint: load_sweep('{sweep.path}').resume() continues it"
+    assert capsys.readouterr().err.splitlines()[-1] == hint
+    resumed = sweep.resume(max_time="none", quiet=True)
+    assert [run.status for run in resumed.runs] == ["done", "done"]
+
+
 def test_environment_variables_count_as_on_the_command_line(monkeypatch, tmp_path):
     monkeypatch.setenv("PLATEAU_TRAIN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
@@ -426,9 +448,8 @@ def test_a_replay_is_the_rule_over_values(tmp_path):
     assert [reason is None for reason in replay.table["reason"]] == [True, True, False, True]
     assert replay.drops["number"].tolist() == [3]
     longer = pt.replay([1, 1, 1, 0.5], patience=3)
-    text = longer.table["nearest_miss"][2]
-    assert text.startswith("wait 2 of 3 until value 3: 1 observation short")
-    assert longer.nearest_miss == text
+    assert longer.nearest_miss == longer.table["nearest_miss"][2]
+    assert str(longer.nearest_miss).startswith("wait 2 of 3 until value 3: 1 observation short")
     assert replay.counterfactual_from is None
     assert not {"seed", "epoch"} & {*replay.table}
     replay.plot(path=tmp_path / "replay.svg", dark=True)

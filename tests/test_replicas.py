@@ -71,8 +71,9 @@ def trio(processes, tmp_path_factory):
         {},
         {"mode": "test-loss", "accumulation_size": "1", "rtol": "0.5"},
         {"schedule": "cosine", "min_scale": "0.1"},
+        {"schedule": "schedule-free"},
     ],
-    ids=["train-loss", "test-loss", "cosine"],
+    ids=["train-loss", "test-loss", "cosine", "schedule-free"],
 )
 def test_a_replica_equals_a_single_training_of_its_seed(settings):
     together = histories_of(train_epochs(**EAGER | settings, seed="0-2"))

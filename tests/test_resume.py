@@ -112,8 +112,10 @@ def test_a_rule_on_evaluations_continues_inside_its_window(processes, tmp_path, 
     assert faults.result_of(*faults.runs_in(tmp_path / "stopped")) == expected
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "step"])
-def test_a_schedule_of_the_step_continues_at_its_step(processes, tmp_path, schedule):
+@pytest.mark.parametrize(
+    "schedule", ["cosine", "step", "linear", "rex", "one-cycle", "schedule-free"]
+)
+def test_a_schedule_continues_at_its_step(processes, tmp_path, schedule):
     settings = (*faults.TINY, f"--schedule={schedule}", "--step-epochs=2", "--epochs=6")
     expected, _ = faults.unbroken(processes, tmp_path, settings)
     (tmp_path / "stopped").mkdir()

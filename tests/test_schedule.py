@@ -622,7 +622,8 @@ def test_a_translation_is_one_line_of_valid_flags(options, settings, flags, note
         flag[2:].replace("-", "_"): RawValue(value, "flag")
         for flag, value in zip(words[::2], words[1::2], strict=True)
     }
-    assert config.resolve(given).settings.plateau.patience >= 1
+    rule = config.resolve(given).settings.plateau
+    assert rule.count(rule.patience, 1) >= 1
 
 
 def test_a_translation_is_replayed_over_values(schedule):
@@ -779,9 +780,9 @@ def test_of_several_seeds_the_one_with_the_longest_wait_is_named(two_seeds):
     nearest = describe_end(run, "")["nearest miss"]
     assert nearest.startswith("seed 0: wait 1 of 2 ")  # the first one of equal seeds
     falling = [ObservedValue(step=step, value=-step) for step in range(1, 5)]
-    first, second = run.histories
-    improving = first._replace(records=[first.records[0], record_of(1, observations=falling)])
-    run.histories = [improving, second]
+    first, *others = run.histories
+    records = [first.records[0], record_of(1, observations=falling)]
+    run.histories = [first._replace(records=records), *others]
     assert describe_end(run, "")["nearest miss"] == nearest.replace("seed 0", "seed 4")
 
 
@@ -794,13 +795,14 @@ def test_the_plot_marks_each_drop_and_no_text_leaves_it(num_values):
     values = [0.5 + 3 / number + number % 3 / 50 for number in range(1, num_values + 1)]
     rows, other = replay(rule, values), replay(rule.model_copy(update={"patience": 3}), values)
     positions = [Position(number, number * 10, number) for number in range(1, num_values + 1)]
-    series = Series("runs/" + "$long_name$" * 12, "val_loss", values, rule, positions)
+    series = Series("runs/" + "$long_name$" * 12, "val_loss", values, rule, positions=positions)
     drops = [row.number for row in rows if row.is_drop]
     figure: Any = draw_replay(
         series,
         {"optax": rows, "torch": other},
         rule="patience 2",
         reasons=["a long $reason$ " * 20 for _ in drops],
+        ending="",
         change=rows[-1],
     )
     top, bottom = figure.axes

@@ -45,7 +45,7 @@ def plain_optax_loop(
     spec: Spec, rule: Any, params: Any, batches: list[Examples], maybe_jit: Callable[..., Any]
 ) -> Any:
     """Train as the documentation of optax does; only the model is ours."""
-    arguments = {name: value for name, value in rule._asdict().items() if name != "maximize"}
+    arguments = rule.arguments_of_optax
     optimizer = optax.chain(optax.adam(0.01), optax.contrib.reduce_on_plateau(**arguments))
     opt_state = optimizer.init(params)
 

@@ -175,6 +175,33 @@ def test_a_sweep_that_was_stopped_continues_to_the_same_bytes(processes, unbroke
     assert (path / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
 
 
+def test_a_time_limit_ends_a_sweep_as_a_whole_and_what_is_left_continues(
+    processes, unbroken, tmp_path
+):
+    whole, _ = unbroken
+    stopped = processes.run(tmp_path, *GRID, "--max-time=0.01", "--quiet", "--json")
+    path = sweep_in(tmp_path)
+    assert stopped.code == 0, stopped.stderr
+    assert {row["last_epoch"] for row in json.loads(stopped.stdout)} == {1}
+    begun = [run.name for run in sorted(path.iterdir()) if run.is_dir()]
+    assert begun == [NAMES[0], NAMES[2]], "the runs of the second program were not begun"
+    assert [Run.open(path / name).state for name in begun] == ["stopped", "stopped"]
+    assert not (path / "results.csv").exists()
+
+    again = processes.run(tmp_path, "resume", path)
+    assert (again.code, again.stdout) == (0, "")
+    *_, message, hint = again.stderr.splitlines()
+    assert message == "stopped (--max-time 0.01)"
+    assert hint == f"hint: plateau-train resume {path} continues the sweep"
+    assert {Run.open(path / name).histories[0].last_epoch for name in begun} == {2}
+
+    resumed = processes.run(tmp_path, "resume", path, "--max-time=none")
+    assert resumed.code == 0, resumed.stderr
+    for name in NAMES:
+        assert faults.result_of(path / name) == faults.result_of(whole / name), name
+    assert (path / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
 def test_a_sweep_that_is_done_shows_its_results_and_trains_nothing(processes, unbroken, tmp_path):
     path, finished = unbroken
     copy = shutil.copytree(path, tmp_path / "copy")
@@ -206,13 +233,14 @@ def test_a_sweep_prints_a_line_for_each_run_and_no_means_over_settings(unbroken)
 
 
 def test_a_setting_without_effect_and_drops_without_a_rule_are_left_empty(processes, tmp_path):
-    words = ("sweep", *faults.TINY, "--epochs=1", "--schedule=plateau,constant", "--patience=1,2")
+    words = ("sweep", *faults.TINY, "--epochs=1", "--schedule=plateau,linear,rex", "--patience=1,2")
     finished = processes.run(tmp_path, *words)
     assert finished.code == 0, finished.stderr
-    row = rows_of(sweep_in(tmp_path))["003-schedule=constant"]
-    assert (row["patience"], row["num_drops_mean"]) == ("", "")
-    line = next(line for line in finished.stdout.splitlines() if line.endswith("=constant"))
-    assert line.split()[:2] == ["constant", "-"]
+    for number, name in ((3, "linear"), (4, "rex")):
+        row = rows_of(sweep_in(tmp_path))[f"{number:03}-schedule={name}"]
+        assert (row["patience"], row["num_drops_mean"]) == ("", "")
+        line = next(line for line in finished.stdout.splitlines() if line.endswith(f"={name}"))
+        assert line.split()[:2] == [name, "-"]
 
 
 def damage_metrics(path):

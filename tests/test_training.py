@@ -156,7 +156,8 @@ def test_all_that_is_recorded_follows_from_the_observations(tmp_path, settings):
             if cooldown > 0:
                 cooldown, wait = cooldown - 1, 0
             elif wait == rule.patience:
-                scale, cooldown, wait = max(scale * rule.factor, rule.min_scale), rule.cooldown, 0
+                scale, wait = max(scale * rule.factor, rule.min_scale), 0
+                cooldown = rule.count(rule.cooldown, 1)
             if scale < before:
                 expected.append((record.epoch, step, before, scale, value, best, to_beat, waited))
             best = min(best, value) if value < to_beat else best

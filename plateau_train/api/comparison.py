@@ -1,5 +1,6 @@
 """Compare runs: their results, the differences with confidence intervals, and their settings."""
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +13,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from plateau_train import plots
 from plateau_train.api.options import PathLike, for_python
 from plateau_train.api.pictures import draw_into
-from plateau_train.config import FIGURE_OPTIONS, SETTINGS, FigureOptions, Settings
-from plateau_train.errors import PROGRAM, ConfigError
+from plateau_train.config import FIGURE_OPTIONS, SETTINGS, FigureOptions, Resolved, Settings
+from plateau_train.config.settings import Seeds
+from plateau_train.errors import PROGRAM, ConfigError, RunError
 from plateau_train.report import console
 from plateau_train.report.console import MISSING, Column, Table, look_up
 from plateau_train.report.rows import Columns, Row, to_columns, to_html
-from plateau_train.report.stats import CONFIDENCE, Difference, difference
+from plateau_train.report.stats import (
+    CONFIDENCE,
+    POWER,
+    SMALL_DIFFERENCE,
+    Difference,
+    difference,
+)
 from plateau_train.run.directory import is_sweep, list_runs
-from plateau_train.run.history import History
+from plateau_train.run.environment import ModelFacts
+from plateau_train.run.history import History, completed
 from plateau_train.run.reader import Run
 from plateau_train.run.records import MeanStd
 from plateau_train.run.results import ROUNDING, ReplicaResult, Results
@@ -30,14 +39,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("plateau_train")
 
 BY_FLAG = {setting.flag: setting for setting in SETTINGS}
-NAME = Column("name", "run", is_number=False)
+NAME = Column("title", "run", is_number=False)
 
 
 class ComparedRun(NamedTuple):
-    """What a run achieved, and its differences from the first one."""
+    """What a run, or several as one, achieved, and its differences from the first one."""
 
     name: str  # unique among the runs
-    folder: str
+    num_runs: int
+    folders: Sequence[str]  # of each replica
     settings: Settings
     histories: Sequence[History]  # of the replicas that did not diverge
     results: Results
@@ -45,6 +55,11 @@ class ComparedRun(NamedTuple):
     level_epochs: Sequence[int | None]  # of each seed, the first that reaches the level
     differing: Mapping[str, str]  # flags and values of the settings that differ between the runs
     differences: Mapping[str, Difference]  # by the name of the metric; empty for the first run
+
+    @property
+    def title(self) -> str:
+        """The name, and the number of runs if they are several."""
+        return self.name + f" ({self.num_runs} runs)" * (self.num_runs > 1)
 
     @property
     def num_drops(self) -> MeanStd | None:
@@ -56,8 +71,9 @@ class ComparedRun(NamedTuple):
         settings = {each.key: each.effective_value(self.settings) for each in varied}
         for history, epoch in zip(self.histories, self.level_epochs, strict=True):
             result = ReplicaResult.of(history, self.settings)._asdict()
-            row = {"run": self.name, "folder": self.folder} | settings | result
-            yield row | {"level": level, "level_epoch": epoch, "run_seconds": self.seconds}
+            row = {"run": self.name, "folder": self.folders[history.replica]} | settings | result
+            row |= {"level": level, "level_epoch": epoch}
+            yield row | {"run_seconds": self.seconds, "num_runs": self.num_runs}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,6 +100,8 @@ class Comparison:
                 "high": None if each.half_width is None else each.mean + each.half_width,
                 "confidence": CONFIDENCE,
                 "method": each.method,
+                "seeds_for_0_001": each.seeds_for_0_001,
+                "seeds_for_difference": each.seeds_for_difference,
             }
             for run in self.runs
             for metric, each in run.differences.items()
@@ -115,12 +133,58 @@ class Comparison:
         return "".join(to_html(table) for table in self.tables() if len(table.columns) > 1)
 
 
-def compare(paths: Sequence[Path], *, level: float | None = None) -> Comparison:
+class RunGroup(NamedTuple):
+    """A run, or several that differ in their seed alone, as one run with all their replicas."""
+
+    name: str  # of the first run, unique among the groups
+    runs: Sequence[Run]
+    settings: Settings  # of the first run, with all seeds
+    histories: Sequence[History]  # numbered anew
+    folders: Sequence[str]  # of each replica
+
+    @classmethod
+    def of(cls, name: str, runs: Sequence[Run], dataset: str) -> "RunGroup":
+        """Group runs whose data have this name or path.
+
+        Raises ``ConfigError`` where two of them have a seed in common.
+        """
+        by_seed: dict[int, Run] = {}
+        for run in runs:
+            for seed in run.settings.run.seeds:
+                if seed in by_seed:
+                    raise ConfigError(
+                        f"{by_seed[seed].directory} and {run.directory} have the same settings, "
+                        f"and both have seed {seed}: --pool needs different seeds",
+                        hint="leave out one of them",
+                    )
+            by_seed |= dict.fromkeys(run.settings.run.seeds, run)
+        resolved = Resolved(runs[0].settings, {}).replace("dataset", dataset, "")
+        settings = resolved.replace("seed", Seeds(by_seed), "").settings
+        members = [(run, history) for run in runs for history in run.histories]
+        histories = [each._replace(replica=number) for number, (_, each) in enumerate(members)]
+        folders = [str(run.directory.path) for run, _ in members]
+        return cls(name, runs, settings, histories, folders)
+
+    @property
+    def completed(self) -> list[History]:
+        """The replicas without those that diverged."""
+        return completed(self.histories)
+
+    @property
+    def seconds(self) -> float | None:
+        """The duration of all epochs of all runs; None if that of one is not recorded."""
+        seconds = [run.seconds for run in self.runs]
+        return None if None in seconds else sum(filter(None, seconds))
+
+
+def compare(paths: Sequence[Path], *, level: float | None = None, pool: bool = False) -> Comparison:
     """Compare runs with the first one; a sweep stands for its runs.
 
     ``level`` is a test accuracy: the first epoch that reaches it is a result. The default is the
-    highest that every replica reaches. Raises ``ConfigError`` for fewer than two different runs and
-    for a level that is not an accuracy, ``RunError`` for a folder that is not a run or is damaged.
+    highest that every replica reaches. With ``pool``, runs that differ in their seed alone are
+    replicas of one run. Raises ``ConfigError`` for fewer than two different runs, for a level that
+    is not an accuracy and for replicas with the same seed, ``RunError`` for a folder that is not a
+    run or is damaged.
     """
     if level is not None and not (isinstance(level, Real) and 0 < level <= 1):
         shown = f"{level:g}" if isinstance(level, Real) else repr(level)
@@ -129,22 +193,26 @@ def compare(paths: Sequence[Path], *, level: float | None = None) -> Comparison:
             hint="write 87 % as 0.87",
         )
     runs = _read_runs(paths)
-    if mismatches := list(_find_mismatches(runs)):
+    groups = _group(runs, pool=pool)
+    if len(groups) < 2:
+        raise ConfigError(
+            f"compare needs at least two runs, and these {len(runs)} differ in their seed alone",
+            hint="leave out --pool to compare them with each other, or add a run to compare with",
+        )
+    differing = _find_differing_settings(groups)
+    if mismatches := list(_find_mismatches(groups, differing)):
         log.warning("\n".join(mismatches))
     reached = min(
         max(record.test_accuracy for record in history.records)
-        for run in runs.values()
-        for history in run.completed
+        for group in groups
+        for history in group.completed
     )
-    return Comparison(_compare(runs, level or reached), level or reached, level is not None)
+    compared = _compare(groups, differing, level or reached)
+    return Comparison(compared, level or reached, level is not None)
 
 
-def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """Open the runs, and those of each sweep, under short names.
-
-    A name is that of the folder without its time or number; where that is not unique, the whole
-    name, and where that is not unique, the path.
-    """
+def _read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Open the runs, and those of each sweep; each is there once, and there are at least two."""
     paths = [run for path in paths for run in (list_runs(path) if is_sweep(path) else [path])]
     if len(paths) < 2:
         raise ConfigError(
@@ -160,79 +228,147 @@ def _read_runs(paths: Sequence[Path]) -> dict[str, Run]:
                 f"{runs[folder].directory} and {path} are the same run", hint="give each run once"
             )
         runs[folder] = run
+    return list(runs.values())
+
+
+def _name_runs(runs: Sequence[Run]) -> list[str]:
+    """Return a short name of each run.
+
+    It is that of the folder without its time or number; where that is not unique, the whole name,
+    and where that is not unique, the name in its sweep, and last the path.
+    """
+    folders = [run.directory.path.resolve() for run in runs]
     levels = [
-        [re.sub(r"^(\d{8}-\d{6}|\d{3,}(?=-\w+=))-(?=.)", "", folder.name) for folder in runs],
-        [folder.name for folder in runs],
-        [str(folder) for folder in runs],
+        [re.sub(r"^(\d{8}-\d{6}|\d{3,}(?=-\w+=))-(?=.)", "", folder.name) for folder in folders],
+        [folder.name for folder in folders],
+        [f"{folder.parent.name}/{folder.name}" for folder in folders],
+        [str(folder) for folder in folders],
     ]
     names = (
         next(name for name, level in zip(names, levels, strict=True) if level.count(name) == 1)
         for names in zip(*levels, strict=True)
     )
-    return dict(zip(map(console.printable, names), runs.values(), strict=True))
+    return [console.printable(name) for name in names]
 
 
-def _find_mismatches(runs: Mapping[str, Run]) -> Iterator[str]:
+def _group(runs: Sequence[Run], *, pool: bool) -> list[RunGroup]:
+    """Group the runs that differ in their seed alone, or put each into a group of its own.
+
+    Data of one content are named as in the first run that has them: they may have been moved.
+    """
+    datasets: dict[str, str] = {}
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
+        data, code = _contents(run)
+        datasets.setdefault(data, run.settings.data.dataset)
+        settings = (each for each in SETTINGS if each.can_vary and each.key != "dataset")
+        values = (each.effective_value(run.settings) for each in settings)
+        groups.setdefault((data, code, *values) if pool else run, []).append(run)
+    names = _name_runs([group[0] for group in groups.values()])
+    return [
+        RunGroup.of(name, group, datasets[_contents(group[0])[0]])
+        for name, group in zip(names, groups.values(), strict=True)
+    ]
+
+
+def _contents(run: Run) -> tuple[str, ModelFacts | None]:
+    """Return the SHA-256 of the data, and the code of the user's network, if there is one.
+
+    A run without a readable ``environment.json`` has the name or path of the data instead.
+    """
+    with contextlib.suppress(RunError):
+        return run.environment.dataset.sha256, run.environment.model
+    return run.settings.data.dataset, None
+
+
+def _find_mismatches(
+    groups: Sequence[RunGroup], differing: Sequence[Mapping[str, str]]
+) -> Iterator[str]:
     """Yield what makes runs hard to compare."""
-    for path, what in (
-        ("data.dataset", "on different data sets"),
-        ("data.test_examples", "scored on different test images"),
-        ("run.epochs", "trained for different numbers of epochs"),
+    for flag, what in (
+        ("--dataset", "on different data sets"),
+        ("--test-examples", "scored on different test images"),
+        ("--epochs", "trained for different numbers of epochs"),
     ):
-        values = {name: look_up(run.settings, path) or "all" for name, run in runs.items()}
-        if len(set(values.values())) > 1:
-            texts = (f"{value} ({name})" for name, value in values.items())
+        if flag in differing[0]:
+            values = zip(groups, differing, strict=True)
+            texts = (f"{settings[flag]} ({group.name})" for group, settings in values)
             yield f"The runs are {what}: {', '.join(texts)}."
-    for name, run in runs.items():
-        num_epochs, num_seeds = run.settings.run.epochs, len(run.settings.run.seeds)
-        if run.results.epoch < num_epochs:
-            yield (
-                f"{name} has finished epoch {run.results.epoch} of {num_epochs}: "
-                "its final values are those of that epoch."
-            )
-        if num_early := num_seeds - len(run.completed):
-            yield f"{name}: {num_early} of {num_seeds} seeds ended earlier and are left out."
+    for group in groups:
+        num_epochs, num_seeds = group.settings.run.epochs, len(group.settings.run.seeds)
+        for run in group.runs:
+            if run.results.epoch < num_epochs:
+                name = group.name if len(group.runs) == 1 else run.directory
+                yield (
+                    f"{name} has finished epoch {run.results.epoch} of {num_epochs}: "
+                    "its final values are those of that epoch."
+                )
+        if num_early := num_seeds - len(group.completed):
+            yield f"{group.name}: {num_early} of {num_seeds} seeds ended earlier and are left out."
 
 
-def _find_differing_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Return each run's values of the settings that affect results and are not the same in all."""
-    values = {
-        setting.flag: [
-            setting.text(setting.value_in(run.settings))
-            if setting.matters_in(run.settings)
+def _find_differing_settings(groups: Sequence[RunGroup]) -> list[dict[str, str]]:
+    """Return each group's values of the settings that affect results and are not the same in all.
+
+    A data set has its name, or its path where two have the same name.
+    """
+    differing: list[dict[str, str]] = [{} for _ in groups]
+    for setting in (each for each in SETTINGS if each.affects_results):
+        values = [
+            setting.text(setting.value_in(group.settings))
+            if setting.matters_in(group.settings)
             else MISSING
-            for run in runs
+            for group in groups
         ]
-        for setting in SETTINGS
-        if setting.affects_results
-    }
-    differing = {flag: texts for flag, texts in values.items() if len({*texts} - {MISSING}) > 1}
-    return [{flag: texts[i] for flag, texts in differing.items()} for i in range(len(runs))]
+        if len({*values} - {MISSING}) < 2:
+            continue
+        if setting.key == "dataset":
+            names = [group.settings.data.name for group in groups]
+            values = names if len({*names}) == len({*values}) else values
+        for texts, value in zip(differing, values, strict=True):
+            texts[setting.flag] = value
+    return differing
 
 
-def _compare(runs: Mapping[str, Run], level: float) -> list[ComparedRun]:
-    """Read what each run achieved, and compute its differences from the first one."""
-    baseline, *_ = runs.values()
-    settings = _find_differing_settings(list(runs.values()))
+def _compare(
+    groups: Sequence[RunGroup], differing: Sequence[Mapping[str, str]], level: float
+) -> list[ComparedRun]:
+    """Read what each group achieved, and compute its differences from the first one."""
+    baseline, *others = groups
+    num_intervals = sum(len(group.completed) > 1 for group in others)
     compared = []
-    for (name, run), differing in zip(runs.items(), settings, strict=True):
+    for group, settings in zip(groups, differing, strict=True):
         differences = {
-            f"final_{metric}": difference(_finals(run, metric), _finals(baseline, metric))
+            f"final_{metric}": difference(
+                _finals(group, metric), _finals(baseline, metric), num_runs=num_intervals
+            )
             for metric in ("test_accuracy", "test_loss")
-            if run is not baseline
+            if group is not baseline
         }
         level_epochs = [
             next((e.epoch for e in history.records if e.test_accuracy > level - ROUNDING), None)
-            for history in run.completed
+            for history in group.completed
         ]
-        facts = run.settings, run.completed, run.results, run.seconds, level_epochs, differing
-        compared.append(ComparedRun(name, str(run.directory.path), *facts, differences))
+        compared.append(
+            ComparedRun(
+                name=group.name,
+                num_runs=len(group.runs),
+                folders=group.folders,
+                settings=group.settings,
+                histories=group.completed,
+                results=Results.of(group.histories),
+                seconds=group.seconds,
+                level_epochs=level_epochs,
+                differing=settings,
+                differences=differences,
+            )
+        )
     return compared
 
 
-def _finals(run: Run, metric: str) -> dict[int, float]:
+def _finals(group: RunGroup, metric: str) -> dict[int, float]:
     """Return a metric of the last epoch for each seed."""
-    return {history.seed: getattr(history.records[-1], metric) for history in run.completed}
+    return {history.seed: getattr(history.records[-1], metric) for history in group.completed}
 
 
 def _results_table(comparison: Comparison) -> Table:
@@ -259,17 +395,31 @@ def _results_table(comparison: Comparison) -> Table:
 
 
 def _differences_table(runs: Sequence[ComparedRun]) -> Table:
+    accuracy, loss = "differences.final_test_accuracy", "differences.final_test_loss"
+    small, own = f"seeds for {SMALL_DIFFERENCE:g}", "seeds for it"
     columns = [
         NAME,
-        Column("differences.final_test_accuracy", "final test accuracy"),
-        Column("differences.final_test_loss", "final test loss", omit=1),
-        Column("differences.final_test_accuracy.method", "interval", is_number=False),
+        Column(accuracy, "final test accuracy"),
+        Column(f"{accuracy}.seeds_for_0_001", small, ",", omit=1),
+        Column(f"{accuracy}.seeds_for_difference", own, ",", omit=1),
+        Column(loss, "final test loss", omit=2),
+        Column(f"{loss}.seeds_for_0_001", small, ",", omit=1),
+        Column(f"{loss}.seeds_for_difference", own, ",", omit=1),
+        Column(f"{accuracy}.method", "interval", is_number=False),
     ]
+    shown = [each for each in columns if any(each.text_of(run) != MISSING for run in runs[1:])]
     caption = (
-        f"difference from {runs[0].name}, and the {100 * CONFIDENCE:.0f} % confidence interval "
+        f"difference from {runs[0].title}, and the {100 * CONFIDENCE:.0f} % confidence interval "
         "of its mean over seeds"
     )
-    return Table(runs[1:], columns, caption)
+    intervals = [run for run in runs[1:] if look_up(run, f"{accuracy}.half_width") is not None]
+    caption += f", corrected for {len(intervals)} runs (Dunnett)" * (len(intervals) > 1)
+    if small in (each.title for each in shown):
+        caption += (
+            f"; seeds: how many would detect a difference of {SMALL_DIFFERENCE:g}, and this one, "
+            f"with a power of {POWER:g}"
+        )
+    return Table(runs[1:], shown, caption)
 
 
 def _settings_table(runs: Sequence[ComparedRun]) -> Table:
@@ -299,7 +449,7 @@ def _drops_text(epochs_of_seeds: Sequence[Sequence[int]]) -> str:
 def draw(comparison: Comparison, options: FigureOptions) -> "Figure":
     """Draw the panels with all runs."""
     runs = comparison.runs
-    plotted = [plots.PlottedRun(run.settings, run.histories, run.name) for run in runs]
+    plotted = [plots.PlottedRun(run.settings, run.histories, run.title) for run in runs]
     data = dict.fromkeys(run.settings.data.title for run in runs)
-    heading = f"{len(runs)} runs on {' and '.join(data)}"
+    heading = f"{sum(run.num_runs for run in runs)} runs on {' and '.join(data)}"
     return plots.draw_comparison(plotted, heading, options)

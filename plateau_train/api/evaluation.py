@@ -22,7 +22,7 @@ from plateau_train.report.rows import Columns, Row, to_columns, to_html
 from plateau_train.run import checkpoint
 from plateau_train.run.checkpoint import BEST, Checkpoint, Manifest
 from plateau_train.run.directory import FIND_HINT, RunDirectory
-from plateau_train.run.history import records_at
+from plateau_train.run.history import records_until
 from plateau_train.run.reader import Run
 from plateau_train.run.records import EpochRecord, best_record
 from plateau_train.run.results import ROUNDING
@@ -278,9 +278,9 @@ def choose_replica(
 
 
 def read_records(run: RunDirectory, epoch: int) -> list[EpochRecord]:
-    """Return what a run recorded in an epoch; nothing, with a warning, if that is damaged."""
+    """Return the records of the weights after an epoch; none, with a warning, if damaged."""
     try:
-        return records_at(Run(run).histories, epoch)
+        return records_until(Run(run).histories, epoch)
     except RunError as error:
         log.warning("\n".join(error.problems))
         return []

@@ -15,6 +15,7 @@ from plateau_train import config, data
 from plateau_train.config import (
     Augmentation,
     Mode,
+    OnDrop,
     OptimizerName,
     Precision,
     RawValue,
@@ -60,22 +61,30 @@ class SettingOptions(TypedDict, total=False):
     learning_rate: float
     schedule: Schedule
     step_epochs: int
+    warmup_epochs: float
+    warmup_start: float
     weight_decay: float
     momentum: float
     mode: Mode
-    patience: int
-    cooldown: int
+    patience: int | str
+    cooldown: int | str
     factor: float
     rtol: float
     atol: float
     accumulation_size: int
+    smooth: str
     min_scale: float
+    max_drops: int | None
+    stop_at_min_scale: bool
+    early_stop: int | None
+    on_drop: OnDrop
     epochs: int
     seed: Seeds
     name: str | None
     runs_dir: PathLike
     threads: int | None
     devices: int | None
+    max_time: str | float | None
     quiet: bool
 
 
@@ -99,22 +108,30 @@ class SweepOptions(TypedDict, total=False):
     learning_rate: float | Sequence[float]
     schedule: Schedule | Sequence[Schedule]
     step_epochs: int | Sequence[int]
+    warmup_epochs: float | Sequence[float]
+    warmup_start: float | Sequence[float]
     weight_decay: float | Sequence[float]
     momentum: float | Sequence[float]
     mode: Mode | Sequence[Mode]
-    patience: int | Sequence[int]
-    cooldown: int | Sequence[int]
+    patience: int | str | Sequence[int | str]
+    cooldown: int | str | Sequence[int | str]
     factor: float | Sequence[float]
     rtol: float | Sequence[float]
     atol: float | Sequence[float]
     accumulation_size: int | Sequence[int]
+    smooth: str | Sequence[str]
     min_scale: float | Sequence[float]
+    max_drops: int | Sequence[int] | None
+    stop_at_min_scale: bool | Sequence[bool]
+    early_stop: int | Sequence[int] | None
+    on_drop: OnDrop | Sequence[OnDrop]
     epochs: int | Sequence[int]
     seed: Seeds
     name: str | None
     runs_dir: PathLike
     threads: int | None
     devices: int | None
+    max_time: str | float | None
     quiet: bool
 
 

@@ -28,6 +28,7 @@ from plateau_train.api.sweeps import Sweep
 from plateau_train.config import SETTINGS
 from plateau_train.data.csv_files import parse_number
 from plateau_train.errors import ConfigError
+from plateau_train.process import clock
 from plateau_train.process.jax_session import own_configuration
 from plateau_train.report.notebook import make_report
 from plateau_train.run.environment import require_open_files
@@ -83,6 +84,7 @@ def train(*, config_file: PathLike | None = None, **settings: Unpack[SettingOpti
     ``ConfigError`` for settings that cannot be used, ``DataError`` for data that cannot, and
     ``NonFiniteLossError`` when no seed is finite any more.
     """
+    clock.start()
     resolved = config.resolve(read_settings(settings), file=_optional(config_file))
     report = make_report(is_quiet=resolved.settings.run.quiet)
     with own_configuration():
@@ -104,14 +106,17 @@ def runs(folder: PathLike = "runs") -> Runs:
 
 
 @for_python()
-def compare(*runs: Run | Sweep | PathLike, level: float | None = None) -> Comparison:
+def compare(
+    *runs: Run | Sweep | PathLike, level: float | None = None, pool: bool = False
+) -> Comparison:
     """Compare runs with the first one, with 95 % confidence intervals over their seeds.
 
     A sweep stands for its runs. ``level`` is a test accuracy: the first epoch that reaches it is
-    reported; by default it is the highest that every seed reaches. Raises ``ConfigError`` for fewer
-    than two runs.
+    reported; by default it is the highest that every seed reaches. With ``pool=True``, runs that
+    differ in their seed alone are replicas of one run. Raises ``ConfigError`` for fewer than two
+    runs, and for two of the same seed that are to be one.
     """
-    return comparison.compare([_path_of(run) for run in runs], level=level)
+    return comparison.compare([_path_of(run) for run in runs], level=level, pool=pool)
 
 
 @for_python(SETTINGS, SweepOptions.__annotations__)
@@ -127,6 +132,7 @@ def sweep(
     accuracy on held-out images, else on the test images. Runs that differ only in learning rate,
     patience, cooldown or min_scale are trained in one program. Raises as ``train``.
     """
+    clock.start()
     cells = config.resolve_sweep(read_settings(settings), file=_optional(config_file))
     own = cells.cells[0].settings.run
     report = make_report(is_quiet=own.quiet, is_sweep=True)

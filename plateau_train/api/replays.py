@@ -5,7 +5,7 @@ settings.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("plateau_train")
 
-# The settings of the rule itself, without the metric that it observes.
-RULE = {each.key: each for each in SETTINGS if each.table == "plateau" and each.key != "mode"}
+# The settings of the rule itself, without the metric that it observes, and what a drop brings back.
+RULE = {
+    each.key: each
+    for each in SETTINGS
+    if each.table == "plateau" or each.key.startswith("warmup_")
+    if each.key not in ("mode", "on_drop")
+}
 
 LIBRARIES = {"optax": "optax", "torch": "PyTorch", "keras": "Keras"}
 
@@ -107,11 +112,16 @@ class Replay:
                 f"{self.series.rule.accumulation_size:,}: there is nothing to draw",
                 hint="give more values, or a smaller --accumulation-size",
             )
-        rule = texts.describe_rule(self.series.rule)
+        rule = texts.describe_rule(self.series)
         reasons = texts.list_reasons(self.series, self.own_rows)
-        change = texts.find_change(self.series, self.own_rows)
         return plots.draw_replay(
-            self.series, self.rules, options, rule=rule, reasons=reasons, change=change
+            self.series,
+            self.rules,
+            options,
+            rule=rule,
+            reasons=reasons,
+            ending=texts.list_ending(self.series, self.own_rows),
+            change=texts.find_change(self.series, self.own_rows),
         )
 
     def __repr__(self) -> str:
@@ -131,16 +141,15 @@ def replay(series: Series, libraries: Sequence[str] = ()) -> Replay:
     for library in libraries:
         translation.check_name("--compare has no rule", library, LIBRARIES)
     check_values(series)
-    rows = apply_rule(series.rule, series.values)
-    # Without negative values optax's rule is that of the training.
-    has_negative = series.rule.rtol > 0 and min(series.values) < 0
-    rules, notes = {"optax" if libraries and not has_negative else "scale": rows}, {}
+    rows = texts.replay_series(series)
+    is_optax = libraries and not any(_differences_from_optax(series))
+    rules, notes = {"optax" if is_optax else "scale": rows}, {}
     for library in libraries:
         if library in rules:
             continue
         settings: dict[str, Any] = {}
         if library == "optax":
-            notes[library] = "an equal negative value is an improvement (optax pull request 1767)"
+            notes[library] = "; ".join(_differences_from_optax(series))
         else:
             parameters, difference = translation.with_same_numbers(library, series.rule)
             settings = translation.translate(library, parameters, learning_rate=1.0)
@@ -151,14 +160,37 @@ def replay(series: Series, libraries: Sequence[str] = ()) -> Replay:
     return Replay(series, rules, notes)
 
 
+def _differences_from_optax(series: Series) -> Iterator[str]:
+    """Yield where the rule of Optax differs on the values of a series."""
+    rule = series.rule
+    if series.warmup.scales:
+        yield "observes the warm-up"
+    if rule.smooth != "none":
+        yield "has no smoothing"
+    if rule.early_stop is not None or rule.max_drops is not None or rule.stop_at_min_scale:
+        yield "has no early end"
+    if rule.rtol > 0 and min(series.values) < 0:
+        yield "an equal negative value is an improvement (optax pull request 1767)"
+
+
 def make_series(
     title: str, name: str, values: Sequence[float], overrides: dict[str, RawValue]
 ) -> Series:
-    """Return values of a name, of which an observation is one unless the rule averages some."""
-    defaults = {"accumulation_size": RawValue("1", "default")}
-    rule = config.resolve(defaults | overrides).settings.plateau
+    """Return values of a name, of which an observation is one unless the rule averages some.
+
+    What is given in epochs is given in values.
+    """
+    defaults = {
+        "accumulation_size": RawValue("1", "default"),
+        "epochs": RawValue(f"{max(len(values), 1)}", "default"),
+    }
+    settings = config.resolve(defaults | overrides).settings
+    rule = settings.plateau.model_copy(update={"mode": "test-loss"}).counted(1)
     size = rule.accumulation_size
-    return Series(title, name if size == 1 else f"{name}, mean of {size:,}", values, rule)
+    name = name if size == 1 else f"{name}, mean of {size:,}"
+    name = name if rule.smooth == "none" else f"{name}, {rule.smooth}"
+    warmup = texts.read_warmup(settings.optimizer, 1, range(1, len(values) + 1), 1)
+    return Series(title, name, values, rule, warmup)
 
 
 def read_run(
@@ -173,7 +205,7 @@ def read_run(
         is_other = mode.startswith("train") != (own.plateau.split == "train")
         window = {"accumulation_size": RawValue("1", "default")} if is_other else {}
         overrides = {"mode": RawValue(mode, "flag"), **window, **overrides}
-    rule = config.resolve(overrides, file=run.directory.config).settings.plateau
+    settings = config.resolve(overrides, file=run.directory.config).settings
     histories, title = run.histories, f"{run.directory}"
     if replica is None and len(histories) > 1:
         raise ConfigError(
@@ -183,7 +215,7 @@ def read_run(
     history = histories[0]
     if replica is not None:
         history = find_replica(histories, replica, run.directory)
-    return texts.read_series(run, history, rule)
+    return texts.read_series(run, history, settings)
 
 
 def as_names(libraries: str | Sequence[str] | None) -> Sequence[str]:

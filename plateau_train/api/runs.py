@@ -24,6 +24,7 @@ from plateau_train.api.predictions import Predictions
 from plateau_train.api.replays import RULE, Replay
 from plateau_train.config import FIGURE_OPTIONS, SETTINGS
 from plateau_train.errors import ConfigError
+from plateau_train.process import clock
 from plateau_train.process.jax_session import own_configuration
 from plateau_train.report.console import Column, Table
 from plateau_train.report.notebook import make_report, show_figure
@@ -212,6 +213,7 @@ class Run:
         A setting that is not given stays as it is, but for ``quiet``. A run that is done is left as
         it is. Raises ``ChangedSettingsError`` for settings that a run cannot change.
         """
+        clock.start()
         overrides = config.resolve(read_settings(settings))
         report = make_report(is_quiet=overrides.settings.run.quiet)
         try:

@@ -18,6 +18,7 @@ from plateau_train.api.pictures import draw_into
 from plateau_train.api.runs import Run
 from plateau_train.config import FIXED_PANELS_OPTIONS, FigureOptions, Resolved, Setting, Settings
 from plateau_train.errors import ConfigError, NonFiniteLossError, RunError
+from plateau_train.process import clock
 from plateau_train.process.jax_session import own_configuration
 from plateau_train.report.console import MISSING, Column, Table, look_up
 from plateau_train.report.notebook import make_report
@@ -130,9 +131,14 @@ class Sweep:
         return to_columns(self.rows())
 
     @for_python()
-    def resume(self, *, quiet: bool = False) -> "Sweep":
-        """Train what is left of a sweep that was stopped, and return the results of all runs."""
-        overrides = config.resolve(config.read_arguments({"quiet": quiet}))
+    def resume(self, *, max_time: str | float | None = None, quiet: bool = False) -> "Sweep":
+        """Train what is left of a sweep that was stopped, and return the results of all runs.
+
+        Without ``max_time`` the limit stays as it is; "none" removes it.
+        """
+        clock.start()
+        given = {"max_time": max_time, "quiet": quiet}
+        overrides = config.resolve(config.read_arguments(given))
         report = make_report(is_quiet=quiet, is_sweep=True)
         with own_configuration():
             return resume(self.path, overrides, _prepare, report, lambda _: None)
@@ -193,7 +199,8 @@ def start(
     """Train a grid in a new folder, and save its results there.
 
     Everything that can be refused is refused before the folder is made: settings, data, devices.
-    Raises ``NonFiniteLossError`` where every replica of every run diverged.
+    A sweep that ``--max-time`` stops has no results there. Raises ``NonFiniteLossError`` where
+    every replica of every run diverged.
     """
     # Before the data are loaded, which decide.
     may_have_val = all(cell.settings.data.may_have_val for cell in cells.cells)
@@ -240,10 +247,12 @@ def _train(
             "folder": str(directory.path),
         }
     )
-    sweep.train_sweep(
+    is_done = sweep.train_sweep(
         directory, plan, programs, newest, datasets, callbacks, save_plot=plots.save_run_plot
     )
     results = _read(directory, plan)
+    if not is_done:
+        return results
     if not any(result.num_finished for result in results.ranked):
         raise NonFiniteLossError(
             f"all seeds of {directory} diverged", hint="train with smaller --learning-rate values"

@@ -21,11 +21,13 @@ def compare(
     picture: Path | None,
     options: FigureOptions,
     form: Form | None,
+    *,
+    pool: bool,
 ) -> None:
     """Compare runs, draw them into ``picture`` if given, and print the tables or the rows."""
     if picture is not None:
         plots.check_format(picture)
-    compared = comparison.compare(paths, level=level)
+    compared = comparison.compare(paths, level=level, pool=pool)
     if picture is not None:
         plots.save(picture, comparison.draw(compared, options))
     if form is None:

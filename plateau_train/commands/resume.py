@@ -4,13 +4,14 @@ import logging
 from pathlib import Path
 
 from plateau_train.api import training
-from plateau_train.config import Resolved
+from plateau_train.config import BUDGETED, Resolved
 from plateau_train.errors import PROGRAM
 from plateau_train.process import cluster
 from plateau_train.report.console import configure_logging, printable
 from plateau_train.report.progress import RunReport
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.journal import RunTask
+from plateau_train.run.reader import Run
 from plateau_train.training import setup
 from plateau_train.training.devices import start_devices
 
@@ -30,8 +31,11 @@ def resume(path: Path, overrides: Resolved) -> None:
 def _print_done(task: RunTask, *, is_quiet: bool) -> None:
     run, settings = task.directory, task.resolved.settings
     epochs = settings.run.epochs
-    log.info(f"{run.path} is done: all of its {epochs} epochs are trained")
-    if settings.optimizer.schedule != "cosine":
+    if any(history.ending and history.ending.is_early for history in Run(run).histories):
+        log.info(f"{run.path} is done: its seeds ended early")
+    else:
+        log.info(f"{run.path} is done: all of its {epochs} epochs are trained")
+    if settings.optimizer.schedule not in BUDGETED:
         log.info(f"{PROGRAM} resume {run} --epochs {2 * epochs} trains longer")
     if is_quiet:
         print(printable(run.path))

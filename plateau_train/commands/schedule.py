@@ -171,8 +171,10 @@ def print_replay(replayed: Replay, form: Form | None) -> None:
     else:
         num_values, size = len(series.values), series.rule.accumulation_size
         values = f"{num_values:,} from {series.title}: {series.observed}"
-        rule = texts.describe_rule(series.rule)
+        rule = texts.describe_rule(series)
         print_rows({"values": values, "rule": rule, **replayed.notes}, to_stderr=True)
+        if num_warm := len(series.warmup.scales):
+            log.info(f"warm-up: the rule does not observe the first {num_warm:,} values")
         print_table(texts.make_table(series, rules))
         print_rows(texts.describe_drops(series, rules, replayed.misses))
         if rest := num_values % size:

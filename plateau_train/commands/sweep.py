@@ -53,6 +53,7 @@ class _SweepReport(ProgramReport):
 
     def __init__(self, *, is_quiet: bool) -> None:
         super().__init__(is_quiet=is_quiet)
+        self._is_stopped = False
         console.configure_logging(is_quiet=is_quiet)
 
     def announce(self, rows: Mapping[str, str]) -> None:
@@ -60,14 +61,22 @@ class _SweepReport(ProgramReport):
         if not self.is_quiet:
             console.print_rows(rows, to_stderr=True)
 
+    def on_stop(self, folder: Path, message: str, hint: str) -> None:
+        """Print how far the sweep got."""
+        super().on_stop(folder, message, hint)
+        self._is_stopped = True
+
     def print_results(self, results: Sweep, form: Form | None) -> None:
-        """Print the results, the best first; if quiet, only the folder of the sweep."""
+        """Print the results, the best first, if it is done; if quiet, only the sweep's folder.
+
+        The rows for other programs are printed of a sweep that was stopped, too.
+        """
         folder = results.path
         if form is not None:
             write_rows(form, results.rows())
         elif self.is_quiet:
             print(console.printable(folder))
-        else:
+        elif not self._is_stopped:
             console.print_table(results.as_table())
             heat_map = {"heat map": str(picture_path(folder))} if len(results.varied) == 2 else {}
             best = RunDirectory(folder / results.ranked[0].name)

@@ -33,8 +33,13 @@ from plateau_train.config.resolve import (
     sweep_policy,
 )
 from plateau_train.config.settings import (
+    BUDGETED,
+    DECAYS,
     DEFAULT_MOMENTUM,
     DEFAULT_WEIGHT_DECAY,
+    LARGEST_COUNT,
+    LOWERING,
+    SCHEDULE_FREE,
     SETTINGS,
     Augmentation,
     ClusterSettings,
@@ -42,6 +47,7 @@ from plateau_train.config.settings import (
     Metric,
     Mode,
     ModelSettings,
+    OnDrop,
     OptimizerName,
     OptimizerSettings,
     PlateauSettings,
@@ -50,8 +56,11 @@ from plateau_train.config.settings import (
     Schedule,
     Setting,
     Settings,
+    Smoothing,
     Split,
     as_text,
+    describe_span,
     did_you_mean,
     expand_home,
+    read_smoothing,
 )

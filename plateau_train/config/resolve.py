@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from plateau_train.config.files import read_file
 from plateau_train.config.settings import (
+    BUDGETED,
     SETTINGS,
     ClusterSettings,
     DataSettings,
@@ -192,8 +193,8 @@ def _refusal(begun: Resolved, setting: Setting, policy: OnResume, value: Any) ->
         return _why_not_moved(setting.value_in(begun.settings), value)
     if policy == "grow" and value < setting.value_in(begun.settings):
         return "it can only grow"
-    if policy == "grow" and begun.settings.optimizer.schedule == "cosine":
-        return "the cosine depends on the number of epochs"
+    if policy == "grow" and begun.settings.optimizer.schedule in BUDGETED:
+        return f"--schedule {begun.settings.optimizer.schedule} depends on the number of epochs"
     return ""
 
 

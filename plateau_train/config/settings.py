@@ -7,6 +7,7 @@ A field of a table below is at once a flag (``--patience``), a TOML key (``patie
 import contextlib
 import difflib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,10 @@ Mode = Literal[
 ]
 Precision = Literal["float32", "tf32", "bfloat16"]
 Augmentation = Literal["none", "shift", "flip,shift"]
-Schedule = Literal["plateau", "constant", "cosine", "step"]
+OnDrop = Literal["keep", "restore-best", "restore-params"]
+Schedule = Literal[
+    "plateau", "constant", "cosine", "step", "linear", "rex", "one-cycle", "schedule-free"
+]  # fmt: skip
 OptimizerName = Literal[
     "adam", "adamw", "sgd", "rmsprop", "nadam", "nadamw", "radam", "adabelief", "adagrad",
     "adamax", "amsgrad", "lamb", "lion", "yogi",
@@ -40,6 +44,16 @@ OnResume = Literal["fixed", "free", "grow", "moved", "local"]
 # The optimizers that take weight decay or momentum: optax's defaults, and for sgd the usual 0.9.
 DEFAULT_WEIGHT_DECAY = {"adamw": 1e-4, "nadamw": 1e-4, "lamb": 0.0, "lion": 1e-3}
 DEFAULT_MOMENTUM = {"sgd": 0.9, "rmsprop": 0.0}
+# The optimizers with a schedule-free form, and its name in optax.contrib.
+SCHEDULE_FREE = {
+    "adam": "schedule_free_adamw", "adamw": "schedule_free_adamw", "sgd": "schedule_free_sgd",
+}  # fmt: skip
+
+# The schedules that fall from 1 to --min-scale over all epochs; those whose scale depends on the
+# number of epochs, which therefore cannot grow; those that lower the rate whatever is observed.
+DECAYS: tuple[Schedule, ...] = ("cosine", "linear", "rex")
+BUDGETED: tuple[Schedule, ...] = (*DECAYS, "one-cycle")
+LOWERING: tuple[Schedule, ...] = (*BUDGETED, "step")
 
 LARGEST_COUNT = 1_000_000_000  # counts enter the compiled program as 32-bit integers
 LARGEST_SEED = 2**32 - 1
@@ -67,6 +81,7 @@ class Setting(NamedTuple):
     is_traced: bool = False  # a traced value, one per replica: it shares a compiled program
     separator: str = ","  # of the values of a sweep; a semicolon where a value can have commas
     schedules: tuple[Schedule, ...] = ()  # those whose training depends on it; none stands for all
+    is_observation: bool = False  # it changes what the rule observes, which --early-stop counts
     models: tuple[str, ...] = ()  # the same for the built-in networks
 
     @property
@@ -95,6 +110,7 @@ class Setting(NamedTuple):
     def matters_in(self, settings: "Settings") -> bool:
         """Return whether the training depends on it, and not only what the rule records."""
         has_schedule = not self.schedules or settings.optimizer.schedule in self.schedules
+        has_schedule |= self.is_observation and settings.plateau.early_stop is not None
         return has_schedule and (not self.models or settings.model.model in self.models)
 
     def value_in(self, settings: "Settings") -> Any:
@@ -154,6 +170,7 @@ def declare(default: Any, meaning: str, **options: Any) -> Any:
 
 _free_setting = partial(declare, on_resume="free", affects_results=False)
 _rule_setting = partial(declare, schedules=("plateau",))
+_observation_setting = partial(_rule_setting, is_observation=True)
 
 
 class Seeds(tuple[int, ...]):
@@ -206,6 +223,59 @@ def _as_seeds(value: object) -> object:
     return tuple(seeds)
 
 
+def _normal_span(span: int | str) -> int | str:
+    """Write a number of epochs like ``2.5epochs``."""
+    return span if isinstance(span, int) else f"{epochs_of(span):g}epochs"
+
+
+def _spans_some(span: int | str) -> int | str:
+    if not epochs_of(span):
+        raise PydanticCustomError("span", "nothing")
+    return span
+
+
+def epochs_of(span: int | str) -> float:
+    """Return the number of a span, in the unit that it has."""
+    return float(span.rstrip("epochs ")) if isinstance(span, str) else span
+
+
+def describe_span(span: int | str) -> str:
+    """Return a span as a sentence has it, such as ``5`` or ``2 epochs``."""
+    return str(span).replace("epochs", " epochs")
+
+
+class Smoothing(NamedTuple):
+    """How observations are smoothed, and the weight or the number of them."""
+
+    kind: Literal["none", "ema", "median"]
+    number: float = 0.0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "none" else f"{self.kind}:{self.number:g}"
+
+
+MOST_SMOOTHED = 1000  # observations that a median is over
+
+
+def read_smoothing(text: str) -> Smoothing:
+    """Read ``none``, ``ema:0.9`` or ``median:5``; raises ``ValueError`` for anything else."""
+    kind, _, number = (part.strip() for part in text.partition(":"))
+    if kind == "none" and not number:
+        return Smoothing("none")
+    if kind == "ema" and 0 <= float(number) < 1:
+        return Smoothing("ema", float(number))
+    if kind == "median" and 1 <= int(number) <= MOST_SMOOTHED:
+        return Smoothing("median", int(number))
+    raise ValueError(text)
+
+
+def _as_smoothing(text: str) -> str:
+    try:
+        return str(read_smoothing(text))
+    except ValueError:
+        raise PydanticCustomError("smoothing", "no smoothing") from None
+
+
 def _distinct(seeds: tuple[int, ...]) -> Seeds:
     if len(set(seeds)) < len(seeds):
         raise PydanticCustomError("seeds", "a seed twice")
@@ -234,6 +304,27 @@ def _as_dataset(text: str) -> str:
         return os.path.realpath(path) if ".." in path.parts else str(path.absolute())
     if not _DATASET_NAME.fullmatch(text):
         raise PydanticCustomError("dataset", "neither a name nor a path")
+    return text
+
+
+_NUMBER = r"([0-9]+(?:\.[0-9]*)?)"
+_DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?|{_NUMBER}")
+
+
+def _seconds_of(text: str) -> float:
+    """Return the seconds of a text such as ``2h30m`` or ``90``, and 0 for any other text."""
+    parts = _DURATION.fullmatch(text)
+    numbers = parts.groups(default="0") if parts else ()
+    return sum(float(n) * unit for n, unit in zip(numbers, (3600, 60, 1, 1), strict=False))
+
+
+def _as_duration(value: object) -> object:
+    """Return a text of a time above 0, or a number as its text; None for the text ``none``."""
+    text = str(value)
+    if value is None or text == "none":
+        return None
+    if isinstance(value, bool) or not _seconds_of(text):
+        raise PydanticCustomError("duration", "no time above 0")
     return text
 
 
@@ -285,12 +376,22 @@ LayerSizes = Annotated[
 ]
 JsonObject = Annotated[str, BeforeValidator(_as_json), AfterValidator(_printable)]
 NetworkName = Annotated[str, AfterValidator(_as_network), AfterValidator(_printable)]
+# A number of observations, or a text like 2epochs.
+_Epochs = Annotated[str, Field(pattern=r"^(\d{1,7}(\.\d*)?|\.\d+) *epochs?$")]
+SpanOrNone = Annotated[
+    Annotated[int, Field(ge=0, le=LARGEST_COUNT)] | _Epochs, AfterValidator(_normal_span)
+]
+Span = Annotated[Count | _Epochs, AfterValidator(_normal_span), AfterValidator(_spans_some)]
+SmoothingText = Annotated[str, AfterValidator(_as_smoothing)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 SeedTuple = Annotated[
     tuple[Seed, ...],
     Field(min_length=1, max_length=MOST_SEEDS),
     BeforeValidator(_as_seeds, json_schema_input_type=Seed | str | list[Seed]),
     AfterValidator(_distinct),
+]
+Duration = Annotated[
+    str | None, BeforeValidator(_as_duration, json_schema_input_type=float | str | None)
 ]
 
 
@@ -434,13 +535,23 @@ class OptimizerSettings(Table):
     )
     schedule: Schedule = declare(
         "plateau",
-        "What sets the scale: the plateau rule; a constant 1; half a cosine over all epochs down "
-        "to --min-scale; or a multiplication by --factor every --step-epochs epochs. With any "
-        "schedule other than plateau the rule only records; it never lowers the rate",
+        "What sets the scale: the plateau rule; a constant 1; half a cosine, a line or the REX "
+        "profile over all epochs down to --min-scale; a multiplication by --factor every "
+        "--step-epochs epochs; one cycle of a rise to 1 and a fall; or, schedule-free, a constant "
+        f"1 with averaged parameters ({', '.join(SCHEDULE_FREE)}). With any schedule other than "
+        "plateau the rule only records; it never lowers the rate",
     )
     step_epochs: Count = declare(
         10, "Epochs between two drops of --schedule step", schedules=("step",)
     )
+    warmup_epochs: float = declare(
+        0.0,
+        "Epochs, or a fraction of one, over which a factor on the scale rises linearly from "
+        "--warmup-start to 1; the rule observes nothing until then",
+        ge=0,
+        le=1_000_000,
+    )
+    warmup_start: Fraction = declare(0.1, "Factor on the scale at the first step of a warm-up")
     weight_decay: NonNegative = declare(
         lambda fields: DEFAULT_WEIGHT_DECAY.get(fields["optimizer"], 0.0),
         f"Weight decay, for {', '.join(DEFAULT_WEIGHT_DECAY)}",
@@ -449,25 +560,49 @@ class OptimizerSettings(Table):
     )
     momentum: Fraction = declare(
         lambda fields: DEFAULT_MOMENTUM.get(fields["optimizer"], 0.0),
-        f"Momentum, for {' and '.join(DEFAULT_MOMENTUM)}",
+        f"Momentum, for {' and '.join(DEFAULT_MOMENTUM)}; it is optax's b1 with --schedule "
+        "schedule-free",
         default_text=", ".join(f"{value:g} for {name}" for name, value in DEFAULT_MOMENTUM.items()),
     )
 
+    def warmup_steps(self, steps_per_epoch: float) -> int:
+        """Return the steps of the warm-up: at least one, unless it has no epochs."""
+        return round(self.warmup_epochs * steps_per_epoch) or math.ceil(self.warmup_epochs)
+
+    def warmup_factor(self, step: float, steps_per_epoch: float) -> float:
+        """Return the factor of the warm-up at a step, counted from 0."""
+        num_steps, start = self.warmup_steps(steps_per_epoch), self.warmup_start
+        return 1.0 if step >= num_steps else start + (1 - start) * step / num_steps
+
+    def warmup_curve(self, steps_per_epoch: float, last: float) -> list[tuple[float, float]]:
+        """Return epochs up to the ``last`` and the factors there, to draw the warm-up, if any."""
+        num_steps = self.warmup_steps(steps_per_epoch)
+        steps = [num_steps * share / 100 for share in range(101)] if num_steps else []
+        points = [
+            (step / steps_per_epoch, self.warmup_factor(step, steps_per_epoch)) for step in steps
+        ]
+        return [point for point in points if point[0] <= last]
+
 
 class PlateauSettings(Table):
-    mode: Mode = _rule_setting(
+    mode: Mode = _observation_setting(
         "train-loss",
         "Metric that the rule observes; the train modes average a window of steps, the test and "
         "val modes take the evaluation of each epoch; an accuracy counts as 1 - accuracy",
     )
-    patience: Count = _rule_setting(
+    patience: Span = _rule_setting(
         5,
         "Observations in a row without improvement after which the rate drops "
-        "(5 x 200 steps are 2.1 epochs of 468 steps)",
+        "(5 x 200 steps are 2.1 epochs of 468 steps), or epochs such as 2epochs, which are the "
+        "fewest observations that take as long",
         is_traced=True,
+        values_text=f"a whole number from 1 to {LARGEST_COUNT:,}, or epochs such as 2epochs",
     )
-    cooldown: Annotated[int, Field(ge=0, le=LARGEST_COUNT)] = _rule_setting(
-        0, "Observations after a drop that do not count towards patience", is_traced=True
+    cooldown: SpanOrNone = _rule_setting(
+        0,
+        "Observations after a drop that do not count towards patience, or epochs",
+        is_traced=True,
+        values_text=f"a whole number from 0 to {LARGEST_COUNT:,}, or epochs such as 2epochs",
     )
     factor: float = declare(
         0.5,
@@ -476,20 +611,48 @@ class PlateauSettings(Table):
         gt=0,
         lt=1,
     )
-    rtol: Fraction = _rule_setting(
+    rtol: Fraction = _observation_setting(
         1e-4, "Relative improvement that counts: a value must be below (1 - rtol) best - atol"
     )
-    atol: NonNegative = _rule_setting(0.0, "Absolute improvement that counts")
-    accumulation_size: Count = _rule_setting(
+    atol: NonNegative = _observation_setting(0.0, "Absolute improvement that counts")
+    accumulation_size: Count = _observation_setting(
         lambda fields: 200 if fields["mode"].startswith("train") else 1,
         "Values averaged into one observation: steps in the train modes, epochs otherwise",
         default_text="200 in the train modes, 1 otherwise",
     )
+    smooth: SmoothingText = _observation_setting(
+        "none",
+        "Smoothing of the observations that the rule compares: ema:A is the moving average "
+        "s = A s + (1 - A) x, which begins with the first x; median:K is the median of the last K",
+        values_text=f"none, ema:A with A from 0 below 1, or median:K with K from 1 to "
+        f"{MOST_SMOOTHED:,}",
+    )
     min_scale: Fraction = declare(
         0.0,
         "Smallest scale allowed",
-        schedules=("plateau", "cosine", "step"),
+        schedules=("plateau", "step", *DECAYS),
         is_traced=True,
+    )
+    max_drops: Annotated[int | None, Field(ge=0, le=LARGEST_COUNT)] = _rule_setting(
+        None,
+        "End the run when the scale would drop once more after N drops",
+        default_text="no limit",
+        is_traced=True,
+    )
+    stop_at_min_scale: bool = _rule_setting(
+        False, "End the run when the scale would drop and is --min-scale already"
+    )
+    early_stop: OptionalCount = declare(
+        None,
+        "End the run after N observations without improvement, counted from the best one or from "
+        "the last drop; more than --patience",
+        default_text="never",
+        is_traced=True,
+    )
+    on_drop: OnDrop = _rule_setting(
+        "keep",
+        "What a drop brings back before the next step: nothing; the parameters and the state of "
+        "the optimizer at the best observation; or its parameters alone",
     )
 
     @property
@@ -502,17 +665,38 @@ class PlateauSettings(Table):
         """The metric that the rule observes."""
         return self.mode.partition("-")[2]  # pyright: ignore[reportReturnType]
 
-    def observation_epochs(self, steps_per_epoch: int) -> float:
+    def observation_epochs(self, steps_per_epoch: float) -> float:
         """Return how many epochs one observation spans."""
         return self.accumulation_size / (steps_per_epoch if self.split == "train" else 1)
+
+    def count(self, span: int | str, steps_per_epoch: float) -> int:
+        """Return a patience or a cooldown in observations: the fewest that take as long."""
+        if isinstance(span, int):
+            return span
+        number = epochs_of(span) / self.observation_epochs(steps_per_epoch)
+        return math.ceil(number - 1e-9)  # a quotient of floats may be a little too large
+
+    def counted(self, steps_per_epoch: float) -> "PlateauSettings":
+        """Return these settings with patience and cooldown in observations."""
+        spans = {"patience": self.patience, "cooldown": self.cooldown}
+        return self.model_copy(
+            update={key: self.count(span, steps_per_epoch) for key, span in spans.items()}
+        )
 
     def describe_observation(self) -> str:
         """Return what one observation is, such as ``train loss, mean of 200 steps``."""
         what = f"{'1 - ' if self.metric == 'accuracy' else ''}{self.split} {self.metric}"
-        if self.accumulation_size == 1:
-            return what
-        unit = "steps" if self.split == "train" else "epochs"
-        return f"{what}, mean of {self.accumulation_size} {unit}"
+        if self.accumulation_size > 1:
+            unit = "steps" if self.split == "train" else "epochs"
+            what += f", mean of {self.accumulation_size} {unit}"
+        return what if self.smooth == "none" else f"{what}, {self.smooth}"
+
+    def problems(self) -> Iterator[str]:
+        """Yield one sentence per combination of valid settings that cannot be used."""
+        if self.rtol == 0 and self.atol == 0:
+            yield "--rtol and --atol are both 0: one of them must be above 0"
+        if self.stop_at_min_scale and self.min_scale == 0:
+            yield "--stop-at-min-scale needs a --min-scale above 0, such as --min-scale 0.01"
 
 
 class RunSettings(Table):
@@ -554,12 +738,24 @@ class RunSettings(Table):
         on_resume="local",
         affects_results=False,
     )
+    max_time: Duration = _free_setting(
+        None,
+        "Stop after the last epoch that fits in this time from the start of the command, and after "
+        "at least one; resume continues, with the whole time again",
+        default_text="none",
+        values_text="a time above 0 such as 90s, 30m, 1.5h or 2h30m, a number of seconds, or none",
+    )
     quiet: bool = _free_setting(False, "Print only the run's folder", per_process=True)
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of each replica of the run, replica 0 first."""
         return self.seed
+
+    @property
+    def max_seconds(self) -> float:
+        """``max_time`` in seconds; infinite without one."""
+        return math.inf if self.max_time is None else _seconds_of(self.max_time)
 
 
 class ClusterSettings(Table):
@@ -619,10 +815,25 @@ class Settings(Table):
         schedule = self.optimizer.schedule
         return self.plateau.mode if schedule == "plateau" else schedule
 
+    def early_stop_problems(self, patience: int | str) -> Iterator[str]:
+        """Yield what is wrong with the early stop for a patience in observations.
+
+        A patience in epochs is compared when the number of steps in an epoch is known.
+        """
+        stop, is_used = self.plateau.early_stop, self.optimizer.schedule == "plateau"
+        if stop is not None and is_used and isinstance(patience, int) and stop <= patience:
+            yield (
+                f"--early-stop {stop} must be larger than --patience {patience}: otherwise the run "
+                "ends before the rate drops"
+            )
+
     def problems(self) -> Iterator[str]:
         """Yield one sentence per combination of valid settings that cannot be used."""
-        if self.plateau.rtol == 0 and self.plateau.atol == 0:
-            yield "--rtol and --atol are both 0: one of them must be above 0"
+        yield from self.plateau.problems()
+        yield from self.early_stop_problems(self.plateau.patience)
+        if self.optimizer.warmup_epochs >= self.run.epochs:
+            problem = f"--warmup-epochs {self.optimizer.warmup_epochs:g} must be below"
+            yield f"{problem} --epochs {self.run.epochs}"
         if self.plateau.split == "val" and not self.data.may_have_val:
             yield f"--mode {self.plateau.mode} needs held-out images: add --val-fraction 0.1"
         model = self.model
@@ -635,13 +846,18 @@ class Settings(Table):
             yield f"{problem} {self.data.dataset}: it has test images of its own"
         yield from self.cluster.problems()
         optimizer = self.optimizer
-        for flag, value, takers in (
-            ("--weight-decay", optimizer.weight_decay, DEFAULT_WEIGHT_DECAY),
-            ("--momentum", optimizer.momentum, DEFAULT_MOMENTUM),
+        weight_decay, momentum = optimizer.weight_decay, optimizer.momentum
+        is_schedule_free = optimizer.schedule == "schedule-free"
+        for option, is_used, takers in (
+            (f"--weight-decay {weight_decay:g}", weight_decay > 0, DEFAULT_WEIGHT_DECAY),
+            (f"--momentum {momentum:g}", momentum > 0, DEFAULT_MOMENTUM),
+            ("--schedule schedule-free", is_schedule_free, SCHEDULE_FREE),
         ):
-            if value and optimizer.optimizer not in takers:
-                problem = f"{flag} {value:g} has no meaning for {optimizer.optimizer}"
+            if is_used and optimizer.optimizer not in takers:
+                problem = f"{option} has no meaning for {optimizer.optimizer}"
                 yield f"{problem}: it is for {', '.join(takers)}"
+        if is_schedule_free and optimizer.optimizer == "sgd" and momentum == 0:
+            yield "--schedule schedule-free needs a momentum: add --momentum 0.9"
 
 
 SETTINGS = tuple(

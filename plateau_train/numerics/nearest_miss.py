@@ -51,35 +51,43 @@ def find_nearest_miss(settings: config.PlateauSettings, rows: Sequence[Row]) -> 
     nearest, longest, start = None, 0, 0
     for row, after in zip_longest(observations, observations[1:]):
         has_ended = after is None or after.wait == 0
+        is_short = row.wait < int(settings.patience)  # else it ended the training
         if row.is_drop:
             start = row.number
-        elif has_ended and row.wait > longest and row.scale > lowest:
+        elif has_ended and is_short and row.wait > longest and row.scale > lowest:
             nearest, longest = NearestMiss(row.wait, start, row.number, after), row.wait
     return nearest
 
 
 def find_changes(
-    settings: config.PlateauSettings, rows: Sequence[Row], miss: NearestMiss
+    settings: config.PlateauSettings,
+    rows: Sequence[Row],
+    miss: NearestMiss,
+    *,
+    num_unobserved: int = 0,
 ) -> dict[str, int | float]:
     """Return the smallest change of patience, cooldown and rtol that lowers the scale at a miss.
 
     One setting is changed at a time. The replay starts after the last drop before the miss, where
     the cooldown that is left becomes the changed one, and ends where the wait for the next drop
-    begins. A setting is left out if no change of it lowers the scale there.
+    begins. A setting is left out if no change of it lowers the scale there. Nothing ends the
+    training, and the rule does not observe the first ``num_unobserved`` values.
     """
     stop = len(rows)
     if drop := next((row.number for row in rows[miss.last :] if row.is_drop), None):
         stop = max(row.number for row in rows[:drop] if row.is_complete and row.wait == 0)
     values = np.array([row.value for row in rows[:stop]], np.float32)
+    values[:num_unobserved] = np.nan
     before, between = np.full((2, max(MIN_SIZE, 1 << (stop - 1).bit_length())), np.nan, np.float32)
     before[: miss.start] = values[: miss.start]
     between[: stop - miss.start] = values[miss.start :]
-    rule = PlateauRule.from_settings(settings)
+    endless = {"max_drops": None, "early_stop": None, "stop_at_min_scale": False}
+    rule = PlateauRule.from_settings(settings.model_copy(update=endless))
     states = _replay(rule, rule.init(), before, *_columns(rule))
     state = jax.tree.map(lambda column: column[0], jax.device_get(states))
     find = partial(_find_first, rule, state, between)
     seen = [row for row in rows[miss.start : stop] if row.is_complete]
-    largest_cooldown = min(int(state.cooldown_count) - 1, len(seen) - settings.patience)
+    largest_cooldown = min(int(state.cooldown_count) - 1, len(seen) - int(settings.patience))
     changes = {
         "patience": find("patience", range(miss.wait, 0, -1)),  # no wait was longer
         "cooldown": find("cooldown", range(largest_cooldown, -1, -1)),
@@ -148,8 +156,18 @@ def _columns(
     return patience.astype(np.int32), sums, cooldown.astype(np.int32)
 
 
-@jax.jit
-def _replay(
+def _replay(rule: PlateauRule, *arguments: Any) -> PlateauState:
+    """Return the state of each rule after the values; those that are not finite change nothing.
+
+    A text is no argument of a compiled function, but the smoothing is static anyway.
+    """
+    numbers: Any = rule._replace(smooth=None)  # pyright: ignore[reportArgumentType]
+    return _replay_rules(rule.smooth, numbers, *arguments)
+
+
+@partial(jax.jit, static_argnums=0)
+def _replay_rules(
+    smooth: str,
     rule: PlateauRule,
     state: PlateauState,
     values: Float32[Array, " values"],
@@ -157,10 +175,9 @@ def _replay(
     rtol: _Rtol,
     cooldown: Int32[Array, " rules"],
 ) -> PlateauState:
-    """Return the state of each rule after the values; those that are not finite change nothing."""
-
     def follow(patience: Array, rtol: _Rtol, cooldown: Array) -> PlateauState:
-        changed = rule._replace(patience=patience, rtol=rtol, cooldown=cooldown)
+        changes: Any = {"patience": patience, "rtol": rtol, "cooldown": cooldown}
+        changed = rule._replace(smooth=smooth, **changes)
         start = state._replace(cooldown_count=jnp.minimum(state.cooldown_count, cooldown))
         end, _ = lax.scan(lambda each, value: (changed.observe(each, value), None), start, values)
         return end
@@ -176,7 +193,7 @@ def _critical_rtols(
     Only a value below all before it can improve. While a value is the best one at a drop, none of
     the ``patience`` observations after it improves: this excludes the smallest ones.
     """
-    values = np.array([observations[0].best, *(row.mean for row in observations)])
+    values = np.array([observations[0].best, *(row.smoothed for row in observations)])
     values = values[np.isfinite(values)]  # the first value has none before it
     lowest_before = np.minimum.accumulate([np.inf, *values[:-1]])
     (lows,) = np.nonzero(values < lowest_before)
@@ -186,9 +203,9 @@ def _critical_rtols(
             return (best - value - settings.atol) / abs(best)
 
     needed = [
-        critical(values[low], values[low + 1 : low + 1 + settings.patience].min())
+        critical(values[low], values[low + 1 : low + 1 + int(settings.patience)].min())
         for low in lows
-        if low + settings.patience < len(values)
+        if low + int(settings.patience) < len(values)
     ]
     lows = values[lows[-MAX_LOWS:]]
     rtols = np.unique(critical(lows[:, None], lows))

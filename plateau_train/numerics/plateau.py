@@ -4,6 +4,7 @@ On finite values that are not negative it is ``optax.contrib.reduce_on_plateau``
 docs/rule.md lists where it differs, on purpose.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +17,20 @@ from jaxtyping import Array, Bool, Float32, Int32
 
 from plateau_train import config
 from plateau_train.errors import ConfigError
+from plateau_train.numerics.smoothing import init_recent, smooth
+
+# More observations or drops than any training has.
+NEVER = config.LARGEST_COUNT
+
+# Why the rule ends a training, by the number in its state.
+ENDINGS = (None, "max-drops", "min-scale", "early-stop")
 
 
 class Observation(NamedTuple):
     """One value, or the mean of a window of values, and what the rule compared it with."""
 
     number: Int32[Array, "*n"]  # observations so far, this one included; 0 before the first
+    raw: Float32[Array, "*n"]  # before it is smoothed
     value: Float32[Array, "*n"]
     best: Float32[Array, "*n"]  # before this one; infinite before the first
     threshold: Float32[Array, "*n"]  # an improvement is below it; above it where higher is better
@@ -43,6 +52,10 @@ class PlateauState(NamedTuple):
     threshold: Float32[Array, "*n"]  # of the next observation
     patience: Int32[Array, "*n"]
     maximize: Bool[Array, "*n"]
+    recent: Float32[Array, "*n recent"]  # values that the smoothing needs
+    num_drops: Int32[Array, "*n"]
+    num_worse: Int32[Array, "*n"]  # observations since the best one or the last drop
+    ending: Int32[Array, "*n"]  # a place in ENDINGS; after an ending nothing is observed
     observation: Observation  # the last complete one
 
 
@@ -57,10 +70,26 @@ class PlateauRule(NamedTuple):
     accumulation_size: ArrayLike
     min_scale: ArrayLike
     maximize: ArrayLike = False
+    smooth: str = "none"
+    max_drops: ArrayLike = NEVER
+    stop_at_min_scale: ArrayLike = False
+    early_stop: ArrayLike = NEVER
 
     @classmethod
     def from_settings(cls, settings: config.PlateauSettings) -> "PlateauRule":
-        return cls(**settings.model_dump(include={*cls._fields}))
+        """Return the rule of settings whose patience and cooldown are in observations."""
+        arguments = settings.model_dump(include={*cls._fields}, exclude_none=True)
+        return cls(**arguments)
+
+    @property
+    def arguments_of_optax(self) -> dict[str, Any]:
+        """The arguments that Optax's rule has as well."""
+        names = inspect.signature(optax.contrib.reduce_on_plateau).parameters
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def smoothing(self) -> config.Smoothing:
+        return config.read_smoothing(self.smooth)
 
     @property
     def sign(self) -> Any:
@@ -77,14 +106,21 @@ class PlateauRule(NamedTuple):
             for name, value in self._asdict().items()
             if not isinstance(value, Tracer) and np.ndim(value) == 0
         }
-        given = {
-            name: config.RawValue(repr(number), config.ARGUMENT)
+        hint = "help(plateau_train.reduce_on_plateau) explains each argument"
+        for name in numbers.keys() - {"smooth"}:
+            if isinstance(numbers[name], str):  # a setting may be a number of epochs
+                raise ConfigError(f"{name} must be a number, got {numbers[name]!r}", hint=hint)
+        # One that is not checked may be what the others need.
+        texts = {"rtol": "0.5", "atol": "1", "patience": "1", "min_scale": "0.5"} | {
+            name: number if isinstance(number, str) else repr(number)
             for name, number in numbers.items()
+            if (name, number) not in (("max_drops", NEVER), ("early_stop", NEVER))
+        }
+        given = {
+            name: config.RawValue(text, config.ARGUMENT)
+            for name, text in texts.items()
             if name != "maximize"
         }
-        if {"rtol", "atol"} - given.keys():  # one that is not checked may be above 0
-            given.setdefault("atol", config.RawValue("1", config.ARGUMENT))
-        hint = "help(plateau_train.reduce_on_plateau) explains each argument"
         try:
             config.resolve(given)
         except ConfigError as error:
@@ -119,8 +155,19 @@ class PlateauRule(NamedTuple):
             threshold=number(worst),
             patience=count(self.patience),
             maximize=jnp.asarray(self.maximize, bool),
+            recent=init_recent(self.smoothing),
+            num_drops=count(),
+            num_worse=count(),
+            ending=count(),
             observation=Observation(
-                count(), number(0), number(worst), number(worst), count(), number(1), number(1)
+                number=count(),
+                raw=number(0),
+                value=number(0),
+                best=number(worst),
+                threshold=number(worst),
+                wait=count(),
+                scale_before=number(1),
+                scale=number(1),
             ),
         )
 
@@ -136,16 +183,29 @@ class PlateauRule(NamedTuple):
     def observe(self, state: PlateauState, value: Float32[Array, ""]) -> PlateauState:
         """Return the state after a value.
 
-        A value that is not finite, or that makes the mean of its window infinite, changes nothing.
+        A value that is not finite, or that makes the mean of its window infinite, changes nothing,
+        and neither does a value after an ending.
         """
         mean = (state.count * state.avg_value + value) / (state.count + 1)
-        is_counted = jnp.isfinite(mean)
+        is_counted = jnp.isfinite(mean) & (state.ending == 0)
         is_complete = is_counted & (state.count + 1 >= self.accumulation_size)
-        is_better = self.sign * mean < self.sign * state.threshold
-        best = jnp.where(is_better, mean, state.best_value)
+        number = state.observation.number + 1
+        recent, smoothed = smooth(self.smoothing, state.recent, mean, number == 1)
+        is_better = self.sign * smoothed < self.sign * state.threshold
+        best = jnp.where(is_better, smoothed, state.best_value)
         wait = jnp.where(is_better | (state.cooldown_count > 0), 0, state.plateau_count + 1)
-        is_drop = wait >= self.patience
+        is_due = wait >= self.patience
         lowered = jnp.maximum(state.scale * self.factor, self.min_scale)
+        would_drop = is_due & (lowered < state.scale)
+        num_worse = jnp.where(is_better | would_drop, 0, state.num_worse + 1)
+        conditions = {
+            "max-drops": would_drop & (state.num_drops >= self.max_drops),
+            "min-scale": is_due & (state.scale <= self.min_scale) & self.stop_at_min_scale,
+            "early-stop": num_worse >= self.early_stop,
+        }
+        endings = [ENDINGS.index(reason) for reason in conditions]
+        ending = jnp.select([*conditions.values()], endings, 0)
+        is_drop = is_due & (ending == 0)
         scale = jnp.where(is_drop, lowered, state.scale)
         complete = PlateauState(
             scale=scale,
@@ -159,9 +219,14 @@ class PlateauRule(NamedTuple):
             threshold=self.threshold(best),
             patience=jnp.asarray(self.patience),
             maximize=state.maximize,
+            recent=recent,
+            num_drops=state.num_drops + (scale < state.scale),
+            num_worse=num_worse,
+            ending=ending,
             observation=Observation(
-                number=state.observation.number + 1,
-                value=mean,
+                number=number,
+                raw=mean,
+                value=smoothed,
                 best=state.best_value,
                 threshold=state.threshold,
                 wait=wait,
@@ -191,6 +256,10 @@ def reduce_on_plateau(
     min_scale: ArrayLike = 0.0,
     *,
     maximize: ArrayLike = False,
+    smooth: str = "none",
+    max_drops: ArrayLike = NEVER,
+    stop_at_min_scale: ArrayLike = False,
+    early_stop: ArrayLike = NEVER,
 ) -> optax.GradientTransformationExtraArgs:
     """Scale updates down when a value stops improving; ``explain`` says when and why.
 
@@ -212,13 +281,23 @@ def reduce_on_plateau(
       accumulation_size: Values averaged into one observation, from 1.
       min_scale: Smallest scale allowed, from 0 and below 1.
       maximize: Whether higher values are better, as for an accuracy.
+      smooth: What observations are smoothed with before they are compared: ``"ema:0.9"``, a moving
+        average that begins with the first one, or ``"median:5"``, of the last five.
+      max_drops: Drops after which the next one ends the training, from 0.
+      stop_at_min_scale: Whether a drop ends the training where the scale is ``min_scale`` already.
+      early_stop: Observations without improvement, since the best one or the last drop, after which
+        the training ends; more than ``patience``.
+
+    The rule cannot end a loop: ``plateau_train.find_ending`` says that it should end. From then on
+    the rule observes nothing.
 
     Raises:
       ConfigError: An argument is outside of its range.
     """
     rule = PlateauRule(
-        factor, patience, rtol, atol, cooldown, accumulation_size, min_scale, maximize
-    ).checked()
+        factor, patience, rtol, atol, cooldown, accumulation_size, min_scale, maximize,
+        smooth, max_drops, stop_at_min_scale, early_stop,
+    ).checked()  # fmt: skip
 
     def init(params: Any) -> PlateauState:
         del params

@@ -14,6 +14,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, Key, PyTree, UInt8
 
+from plateau_train.config import OnDrop
 from plateau_train.numerics.augmentation import augment
 from plateau_train.numerics.model import Network, Params, Variables
 from plateau_train.numerics.plateau import Observation, PlateauState, as_loss
@@ -66,10 +67,21 @@ class TrainState(NamedTuple):
     scale: Float32[Array, ""]
     # What the network itself changes in a step, such as running averages; empty for most networks.
     model_state: PyTree[Array]
+    # By name, what a drop brings back of the fields above: as it was at the best observation.
+    best: dict[str, PyTree[Array]]
+    is_restored_next: Bool[Array, ""]  # whether the next step begins with it
 
     @property
     def variables(self) -> Variables:
         return Variables(self.params, self.model_state)
+
+
+# The fields of a state that a drop brings back.
+RESTORED: dict[OnDrop, tuple[str, ...]] = {
+    "keep": (),
+    "restore-params": ("params", "model_state"),
+    "restore-best": ("params", "model_state", "opt_state"),
+}
 
 
 def derive_key(seed: Seed, stream: int, epoch: Step) -> Key[Array, ""]:
@@ -87,7 +99,8 @@ def init_state(
     opt_state = spec.optimizer.make(hyperparams.learning_rate).init(params)
     plateau, first_step = spec.rule(hyperparams).init(), jnp.zeros((), jnp.int32)
     scale = spec.schedule.scale(first_step, plateau.scale, hyperparams.min_scale)
-    return TrainState(params, opt_state, plateau, scale, model_state)
+    state = TrainState(params, opt_state, plateau, scale, model_state, {}, jnp.zeros((), bool))
+    return state._replace(best={name: getattr(state, name) for name in RESTORED[spec.on_drop]})
 
 
 def epoch_order(
@@ -139,9 +152,11 @@ def train_step(
     """Take one optimizer step at the learning rate times the scale.
 
     In the train modes the rule observes the metric of the step first, and a new scale already acts
-    on the step that completes the window, as in ``optax.chain(adam, reduce_on_plateau)``. ``key``
-    is for the network, such as its dropout.
+    on the step that completes the window, as in ``optax.chain(adam, reduce_on_plateau)``. The step
+    after a drop begins with what the drop brings back. ``key`` is for the network, such as its
+    dropout.
     """
+    state = restore_best(state)
 
     def mean_loss(params: Any) -> tuple[Array, tuple[Array, PyTree[Array]]]:
         variables = Variables(params, state.model_state)
@@ -149,13 +164,13 @@ def train_step(
         losses, hits = score(training_losses, logits, batch.labels)
         return losses.mean(), (hits, model_state)
 
-    (loss, (hits, model_state)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    params = spec.optimizer.gradient_params(state.params, state.opt_state)
+    (loss, (hits, model_state)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
     metrics = Metrics(loss, hits.mean())
     observed = metrics if spec.observes_steps else None
     state = observe(spec, hyperparams, state, observed, step)
-    optimizer = spec.optimizer.make(state.scale * hyperparams.learning_rate)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    learning_rate = state.scale * hyperparams.learning_rate
+    params, opt_state = spec.optimizer.update(learning_rate, grads, state.opt_state, params)
     state = state._replace(params=params, opt_state=opt_state, model_state=model_state)
     observation = state.plateau.observation if spec.observes_steps else None
     return state, StepRecord(metrics, observation)
@@ -175,8 +190,28 @@ def observe(
         observes = spec.schedule.observes(jnp.asarray(step))
         observed = spec.rule(hyperparams).observe(plateau, value)
         plateau = jax.tree.map(lambda new, old: jnp.where(observes, new, old), observed, plateau)
+        state = keep_best(state, is_better=plateau.best_value != state.plateau.best_value)
+        is_drop = plateau.scale < state.plateau.scale
+        state = state._replace(is_restored_next=state.is_restored_next | is_drop)
     scale = spec.schedule.scale(jnp.asarray(step), plateau.scale, hyperparams.min_scale)
     return state._replace(plateau=plateau, scale=scale)
+
+
+def keep_best(state: TrainState, *, is_better: Bool[Array, ""]) -> TrainState:
+    """Keep what a drop brings back, if the observation is the best one so far."""
+    current = {name: getattr(state, name) for name in state.best}
+    best = lax.cond(is_better, lambda: current, lambda: state.best)
+    return state._replace(best=best)
+
+
+def restore_best(state: TrainState) -> TrainState:
+    """Bring back what was kept, if there was a drop since the last step.
+
+    Not at the drop itself: the state after an epoch is the one that was evaluated.
+    """
+    current = {name: getattr(state, name) for name in state.best}
+    restored = lax.cond(state.is_restored_next, lambda: state.best, lambda: current)
+    return state._replace(**restored, is_restored_next=jnp.zeros((), bool))
 
 
 def train_steps(

@@ -93,12 +93,13 @@ def draw_replay(
     *,
     rule: str,
     reasons: Sequence[str],
+    ending: str,
     change: "Row | None",
 ) -> "Figure":
     """Draw the values of a replay above the scale of each rule."""
     with _drawing(options, num_panels=2) as theme:
         return _module("replay").draw_replay(
-            series, rules, theme, rule=rule, reasons=reasons, change=change
+            series, rules, theme, rule=rule, reasons=reasons, ending=ending, change=change
         )
 
 

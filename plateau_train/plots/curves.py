@@ -57,12 +57,12 @@ class Curve(NamedTuple):
     def of_scales(cls, epochs: ArrayLike, replicas: Sequence[Any], *, is_single: bool) -> "Curve":
         """Return the geometric mean of scales, and the range from the lowest to the highest.
 
-        The mean is 0 where the scale of a replica has underflowed to 0.
+        A replica is NaN after its end. The mean is 0 where a scale has underflowed to 0.
         """
         scales = np.array(replicas)
-        low, high = scales.min(axis=0), scales.max(axis=0)
+        low, high = np.nanmin(scales, axis=0), np.nanmax(scales, axis=0)
         with np.errstate(divide="ignore"):
-            mean = np.exp2(np.log2(scales).mean(axis=0))
+            mean = np.exp2(np.nanmean(np.log2(scales), axis=0))
         drawn = scales if is_single and len(scales) > 1 else scales[:0]
         return cls(np.array(epochs), np.clip(mean, low, high), low, high, drawn)  # it is rounded
 

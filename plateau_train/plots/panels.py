@@ -13,7 +13,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from plateau_train.config import Metric, PanelName, Settings, Split
+from plateau_train.config import DECAYS, Metric, PanelName, Settings, Split, describe_span
 from plateau_train.errors import ConfigError
 from plateau_train.plots import PlottedRun
 from plateau_train.plots.curves import Contents, Curve, Start, cut_start
@@ -42,7 +42,10 @@ def draw_run(histories: Sequence[History], settings: Settings, theme: Theme) -> 
     figure, panels = _make_panels(contents, theme)
     theme.write_heading(figure, title(histories, settings, is_short=theme.is_brief))
     reasons = [drop.describe() for drop in drops]
-    theme.write_reasons(figure, reasons, "events.jsonl lists all drops with their reasons")
+    ending = histories[0].ending if len(histories) == 1 else None
+    end = ending.describe() if ending and ending.is_early else ""
+    where = "events.jsonl lists all drops with their reasons"
+    theme.write_reasons(figure, reasons, where, end)
     _draw_panels(figure, panels, contents, theme)
     return figure
 
@@ -68,17 +71,23 @@ def title(histories: Sequence[History], settings: Settings, *, is_short: bool = 
     plateau, optimizer = settings.plateau, settings.optimizer
     unit = "steps" if plateau.split == "train" else "epochs"
     window = f" x {plateau.accumulation_size} {unit}" if plateau.accumulation_size > 1 else ""
-    patience = f"patience {plateau.patience}{window}, cooldown {plateau.cooldown}"
+    window *= isinstance(plateau.patience, int)
+    patience, cooldown = map(describe_span, (plateau.patience, plateau.cooldown))
+    smoothing = "" if plateau.smooth == "none" else f", {plateau.smooth}"
+    patience = f"patience {patience}{window}, cooldown {cooldown}{smoothing}"
     rule = {
         "plateau": f", factor {plateau.factor:g}, {patience}",
-        "constant": "",
-        "cosine": f", down to a scale of {plateau.min_scale:g}",
         "step": f", factor {plateau.factor:g} every {optimizer.step_epochs} epochs",
-    }[optimizer.schedule]
+        **dict.fromkeys(DECAYS, f", down to a scale of {plateau.min_scale:g}"),
+    }.get(optimizer.schedule, "")
+    if optimizer.warmup_epochs:
+        rule += f", warm-up {optimizer.warmup_epochs:g} epochs"
     seeds = f"seed {histories[0].seed}" + ", diverged" * histories[0].has_diverged
     if len(histories) > 1:
         num_finished = len(completed(histories))
         of = f" of the {num_finished} that finished" if num_finished < len(histories) else ""
+        is_early = any(each.ending and each.ending.is_early for each in histories)
+        of += ", each up to its end" if is_early else ""
         seeds = f"{len(histories)} seeds (mean and one standard deviation{of})"
     elif len(settings.run.seeds) > 1:
         seeds += f" (replica {histories[0].replica})"
@@ -268,7 +277,7 @@ def draw_metric(
     theme.use_few_ticks(panel)
     points = [(line.curve.epochs, row) for line in lines for row in line.curve.rows]
     if observations is not None:
-        points += [(observations.epochs, row) for row in observations[1:3]]
+        points += [(observations.epochs, row) for row in observations.rows]
     best = [float(line.curve.center[line.best_epoch]) for line in lines]
     start = Start("epoch 0", [float(line.curve.center[0]) for line in lines], best)
     num_epochs = max(int(line.curve.epochs[-1]) for line in lines)

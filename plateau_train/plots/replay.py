@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from plateau_train.numerics.replay import Row
 from plateau_train.plots.curves import Start, cut_start
-from plateau_train.plots.rule import CAUSE, OBSERVED, TO_BEAT
+from plateau_train.plots.rule import CAUSE, OBSERVED, RAW, TO_BEAT
 from plateau_train.plots.scale import use_scale_axis
 from plateau_train.plots.style import ABOVE, CHARACTER, Look, Theme
 from plateau_train.run.series import Series
@@ -28,12 +28,13 @@ def draw_replay(
     *,
     rule: str,
     reasons: Sequence[str],
+    ending: str,
     change: Row | None,
 ) -> Figure:
     """Draw the values above the scale of each rule; the first rule is the one of training.
 
-    ``rule`` describes that rule, and ``reasons`` its drops. From the value ``change`` on the plot
-    is marked as counterfactual.
+    ``rule`` describes that rule, ``reasons`` its drops, and ``ending`` its early end, if any. From
+    the value ``change`` on the plot is marked as counterfactual.
     """
     rows = next(iter(rules.values()))
     figure = theme.new_figure(WIDTH, HEIGHT)
@@ -54,7 +55,8 @@ def draw_replay(
         height, va = (0.04, "bottom") if bottom.get_yscale() == "linear" else (0.97, "top")
         bottom.text(end, height, "counterfactual", ha="right", va=va, style="italic", **look)
     figure.align_ylabels()
-    theme.write_reasons(figure, reasons, "--json prints all drops with their reasons")
+    where, end = "--json prints all drops with their reasons", f"ends at {ending}" if ending else ""
+    theme.write_reasons(figure, reasons, where, end)
     return figure
 
 
@@ -65,13 +67,19 @@ def _draw_values(panel: Axes, series: Series, rows: Sequence[Row], theme: Theme)
         label = label.replace(", ", ",\n")
     panel.set_ylabel(label, fontsize=theme.label, parse_math=False)
     x = np.array([_x(series, row) for row in rows])
-    observed = np.array([row.mean for row in rows])
+    observed, means = (
+        np.array([getattr(row, name) for row in rows]) for name in ("smoothed", "mean")
+    )
     blue, vermilion = theme.run_colors[:2]
     # Before the first observation it is infinite, and matplotlib leaves it out.
     threshold = [row.threshold for row in rows]
     look: Look = {"drawstyle": "steps-mid", "color": theme.ink, "linewidth": 0.7 * theme.line}
     panel.plot(x, threshold, linestyle=(0, (4, 1.5)), zorder=1.5, label=TO_BEAT, **look)
     panel.margins(y=0.1)
+    if not np.array_equal(observed, means):
+        hollow: Look = {"marker": "o", "markersize": 3.5 * theme.enlarged, "alpha": 0.6}
+        hollow |= {"markerfacecolor": "none", "linestyle": "none", "color": theme.muted}
+        panel.plot(x, means, label=RAW, **hollow)
     panel.plot(x, observed, color=blue, linewidth=theme.line, label=OBSERVED)
     places = [place for place, row in enumerate(rows) if row.is_drop]
     if len(rows) <= MOST_DOTS:
@@ -102,7 +110,7 @@ def _draw_values(panel: Axes, series: Series, rows: Sequence[Row], theme: Theme)
         cut_start(
             panel, [(x, observed), (x, np.array(threshold))], firsts, start, theme, is_loss=True
         )
-    panel.legend(ncols=4, frameon=False, fontsize=theme.tick, **ABOVE)
+    panel.legend(ncols=5, frameon=False, fontsize=theme.tick, **ABOVE)
 
 
 def _draw_scales(
@@ -113,15 +121,17 @@ def _draw_scales(
     styles = zip(
         (theme.ink, *theme.run_colors[1:3]), ("-", "--", ":"), (1.3, 1.6, 1.9), strict=True
     )
-    lowest = 1.0
+    lowest, first = 1.0, next(iter(rules.values()))
     for (name, rows), (color, linestyle, width) in zip(rules.items(), styles, strict=False):
         drops = [row for row in rows if row.is_drop]
-        x = [0.0, *(_x(series, row) for row in drops), _x(series, rows[-1])]
+        points = list(series.warmup.curve) if rows is first else []
+        points = points or [(0.0, 1.0)]
         # A scale that has become 0 in float32 cannot be drawn on a logarithmic axis.
-        scales = [1.0, *(row.scale or row.scale_before for row in drops)]
-        lowest = min(lowest, *scales)
+        points += [(_x(series, row), row.scale or row.scale_before) for row in drops]
+        x, scales = zip(*points, (_x(series, rows[-1]), points[-1][1]), strict=True)
+        lowest = min(lowest, *filter(None, scales))
         look: Look = {"color": color, "linestyle": linestyle, "linewidth": width * theme.line}
-        panel.plot(x, [*scales, scales[-1]], drawstyle="steps-post", label=name, **look)
+        panel.plot(x, scales, drawstyle="steps-post", label=name, **look)
     use_scale_axis(panel, lowest, series.rule.factor, series.rule.min_scale, theme)
     panel.set_ylabel("scale", fontsize=theme.label)
     panel.set_xlabel("epoch" if series.positions else "number", fontsize=theme.label)

@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from plateau_train.plots import PlottedRun
 from plateau_train.plots.style import Look, Theme
 
-RULE_LABELS = OBSERVED, TO_BEAT, CAUSE = ("observed", "to beat", "before a drop")
+RULE_LABELS = OBSERVED, TO_BEAT, CAUSE, RAW = (
+    "observed", "to beat", "before a drop", "not smoothed",
+)  # fmt: skip
 
 
 class Observations(NamedTuple):
@@ -22,6 +24,7 @@ class Observations(NamedTuple):
 
     epochs: Float[np.ndarray, " observations"]  # where each was made, a fraction inside an epoch
     values: Float[np.ndarray, " observations"]
+    raw: Float[np.ndarray, " observations"]  # before they are smoothed
     thresholds: Float[np.ndarray, " observations"]  # from each on, for the next one
     is_cause: Bool[np.ndarray, " observations"]  # whether a drop followed from it and its neighbors
 
@@ -52,9 +55,15 @@ class Observations(NamedTuple):
             if drop.step in places:
                 end = places[drop.step] + 1
                 is_cause[max(0, end - drop.waited) : end] = True
-        values = np.array([[each.value for each in observed], thresholds], float)
-        values, limits = 1 - values if rule.metric == "accuracy" else values
-        return cls(epochs, values, limits, is_cause)
+        values, raw = ([getattr(each, name) for each in observed] for name in ("value", "measured"))
+        rows = np.array([values, raw, thresholds], float)
+        values, raw, limits = 1 - rows if rule.metric == "accuracy" else rows
+        return cls(epochs, values, raw, limits, is_cause)
+
+    @property
+    def rows(self) -> list[np.ndarray]:
+        """All that is drawn."""
+        return [self.values, self.raw, self.thresholds]
 
     def draw(self, panel: Axes, theme: Theme, color: str, last: float) -> None:
         """Draw the threshold as a line, and the observations as dots, those before drops dark."""
@@ -67,6 +76,10 @@ class Observations(NamedTuple):
         dots: Look = {"linestyle": "none", "marker": "o", "markersize": size}
         pale: Look = {"color": color, "alpha": 0.6 if theme.options.dark else 0.45, "zorder": 2}
         strong: Look = {"color": theme.ink, "zorder": 3.6}
+        if not np.array_equal(self.values, self.raw):
+            hollow: Look = {"markerfacecolor": "none", "markeredgewidth": 0.5 * theme.line}
+            panel.plot(self.epochs, self.raw, label=RAW, **dots | hollow | pale)
+            panel.plot(self.epochs, self.values, linewidth=0.8 * theme.line, **pale)
         for chosen, label, shade in (
             (~self.is_cause, OBSERVED, pale),
             (self.is_cause, CAUSE, strong),

@@ -18,8 +18,8 @@ from plateau_train.run.records import Drop
 LONGEST_TICK = 6  # characters
 MOST_ROWS = 12  # of ticks
 LONGEST_NAME = 14  # characters of a run beside its row
-# How far below the drops of other runs the axis may go for the end of a cosine schedule.
-COSINE_ROOM = 8
+# How far below the drops of other runs the axis may go for a schedule without steps.
+SMOOTH_ROOM = 8
 
 STEPPED = ("plateau", "step")  # the schedules whose scale changes in steps
 
@@ -42,7 +42,7 @@ def draw_scale(panel: Axes, contents: Contents, theme: Theme) -> None:
     every replica, in a strip below the curves.
     """
     runs, drops = contents.runs, contents.drops
-    steps = [[_steps(history) for history in completed(run.histories)] for run in runs]
+    steps = [[_steps(history, run) for history in completed(run.histories)] for run in runs]
     lowest = _lowest(runs, steps)
     for run, replicas in zip(runs, steps, strict=True):
         _draw_run(panel, run, replicas, lowest / _margin(lowest), theme)
@@ -111,7 +111,7 @@ def scale_ticks(lowest: float, factor: float, min_scale: float, most: int) -> di
 def _lowest(runs: Sequence[PlottedRun], steps: Sequence[Sequence[Steps]]) -> float:
     """Return the lowest scale that the axis shows; 1 if nothing falls in steps.
 
-    The end of a cosine schedule is inside the axis, unless that would compress the other runs.
+    A schedule without steps is inside the axis, unless that would compress the other runs.
     """
     lowest = {True: 1.0, False: 1.0}  # of the schedules that fall in steps, and of the others
     for run, replicas in zip(runs, steps, strict=True):
@@ -120,13 +120,16 @@ def _lowest(runs: Sequence[PlottedRun], steps: Sequence[Sequence[Steps]]) -> flo
         lowest[is_stepped] = min(lowest[is_stepped], *positive)
     if lowest[True] == 1:
         return 1.0
-    return min(lowest[True], max(lowest[False], lowest[True] / COSINE_ROOM))
+    return min(lowest[True], max(lowest[False], lowest[True] / SMOOTH_ROOM))
 
 
-def _steps(history: History) -> Steps:
-    """Return the scale after the last step of each epoch, and after each drop."""
+def _steps(history: History, run: PlottedRun) -> Steps:
+    """Return the scale after each epoch and each drop, and of the rule also in the warm-up."""
     points = [(float(record.epoch), record.scale) for record in history.records]
     points += [(drop.position, drop.scale_after) for drop in history.drops]
+    last, optimizer = history.records[-1], run.settings.optimizer
+    if optimizer.schedule == "plateau" and last.epoch:
+        points += optimizer.warmup_curve(last.step / last.epoch, last.epoch)
     epochs, scales = zip(*sorted(points, key=lambda point: point[0]), strict=True)
     return epochs, scales
 
@@ -139,9 +142,11 @@ def _draw_run(
     schedule = run.settings.optimizer.schedule
     if schedule != "plateau":  # a function of the step, the same for all replicas
         epochs, scales = replicas[0]
-        if bottom < 1 and scales[-1] < bottom:  # the axis is logarithmic, and shows a part
+        hidden = [epochs[end] for end in (0, -1) if scales[end] < bottom < 1]
+        if hidden:  # the axis is logarithmic, and shows a part
             marker: Look = {"marker": "v", "markersize": 6 * theme.enlarged, "zorder": 4}
-            panel.plot(epochs[-1], bottom, color=run.color, clip_on=False, **marker)
+            marker |= {"color": run.color, "clip_on": False, "linestyle": "none"}
+            panel.plot(hidden, [bottom] * len(hidden), **marker)
             scales = np.maximum(scales, bottom)
         curve = Curve.of(epochs, [scales], is_single=run.is_single)
         drawstyle = "steps-pre" if schedule == "step" else "default"
@@ -149,7 +154,11 @@ def _draw_run(
         return
     grid = np.unique(np.concatenate([epochs for epochs, _ in replicas]))
     on_grid = [
-        np.array(scales)[np.searchsorted(epochs, grid, side="right") - 1]
+        np.where(
+            grid <= epochs[-1],
+            np.array(scales)[np.searchsorted(epochs, grid, side="right") - 1],
+            np.nan,  # after its end
+        )
         for epochs, scales in replicas
     ]
     epochs, *curves = Curve.of_scales(grid, on_grid, is_single=run.is_single)
@@ -169,7 +178,7 @@ def _draw_rows(panel: Axes, runs: Sequence[PlottedRun], theme: Theme) -> None:
     else:
         low -= (high - low) * strip / (1 - strip)
     panel.set_ylim(low, high)
-    for line in panel.lines:  # a cosine schedule would continue through the strip
+    for line in panel.lines:  # a schedule without steps would continue through the strip
         line.set_clip_path(Rectangle((0, strip), 1, 1 - strip, transform=panel.transAxes))
     look: Look = {"fontsize": theme.note, "transform": panel.transAxes, "va": "center"}
     panel.text(0.01, strip - 0.05, "drops", color=theme.muted, **look)

@@ -152,13 +152,17 @@ class Theme(NamedTuple):
         title = self.options.title
         return description if title is None else title.strip()
 
-    def write_reasons(self, figure: Figure, reasons: Sequence[str], where: str) -> None:
+    def write_reasons(
+        self, figure: Figure, reasons: Sequence[str], where: str, end: str = ""
+    ) -> None:
         """Add lines below the panels: the first reasons, numbered, and where all of them are.
+
+        ``end`` is one without a number, after them.
 
         A slide and a small figure have none. They take at most a quarter of a figure whose size
         was given.
         """
-        if self.is_brief or not reasons:
+        if self.is_brief or not (reasons or end):
             return
         height = 1.52 * self.note / 72
         num_characters = int((figure.get_figwidth() - 0.3) * 72 / (0.54 * self.note))
@@ -178,6 +182,8 @@ class Theme(NamedTuple):
             num_listed += 1
         if num_more := len(reasons) - num_listed:
             lines.append(f"and {num_more:,} more: {where}" if num_listed else where)
+        indent = " " * 6
+        lines += textwrap.wrap(end, num_characters, initial_indent=indent, subsequent_indent=indent)
         if not self.has_fixed_size:
             figure.set_figheight(figure.get_figheight() + height * len(lines))
         look: Look = {"fontsize": self.note, "parse_math": False}

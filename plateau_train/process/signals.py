@@ -24,7 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop(NamedTuple):
-    """What is printed after a signal."""
+    """What is printed after a signal, or at the end of ``--max-time``."""
 
     progress: str  # how far the program got, such as "after epoch 8"; may be empty
     hint: str  # one line or more
@@ -53,7 +53,7 @@ def install() -> None:
 
 
 def set_description(describe: Callable[[], Stop]) -> None:
-    """Set the function that says, after a signal, how far the program got."""
+    """Set the function that says, when the program stops, how far it got."""
     global _describe
     _describe = describe
 
@@ -80,7 +80,7 @@ def received() -> int:
 def stop(number: int) -> NoReturn:
     """Raise ``InterruptedRunError`` for a signal, which another process may have received."""
     where = "" if number == _received else " in another process"
-    message, hint = _describe_stop(number, where)
+    message, hint = describe_stop(f"{signal.Signals(number).name}{where}")
     raise InterruptedRunError(message, hint=hint, signal_number=number)
 
 
@@ -120,15 +120,15 @@ def _wait(read_end: int) -> NoReturn:
     if _grace_seconds:
         select.select([read_end], [], [], _grace_seconds)  # returns early on a second signal
     if _output_lock.acquire(blocking=False):
-        _exit_with(*_describe_stop(number), 128 + number)
+        _exit_with(*describe_stop(signal.Signals(number).name), 128 + number)
     threading.Event().wait(GRACE_SECONDS / 2)  # the main thread is printing
     os._exit(128 + number)
 
 
-def _describe_stop(number: int, where: str = "") -> tuple[str, str]:
-    """Return the message and the hints for a signal."""
+def describe_stop(reason: str) -> tuple[str, str]:
+    """Return how far the program got and why it stopped, in one line, and the hints after it."""
     try:
         progress, hint = _describe()
     except OSError:  # the folder of the run cannot be read any more
         progress, hint = _describe_start()
-    return f"stopped {progress}".rstrip() + f" ({signal.Signals(number).name}{where})", hint
+    return f"stopped {progress}".rstrip() + f" ({reason})", hint

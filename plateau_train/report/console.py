@@ -122,8 +122,21 @@ def print_error(error: PlateauTrainError) -> None:
             for row in error.table:
                 grid.add_row("", *(Text(printable(cell)) for cell in row))
             console.print(grid)
-        for hint in error.hint.split("\n"):
+    print_hints(error.hint)
+
+
+def print_hints(hints: str) -> None:
+    """Print hints on stderr, a line each."""
+    with _console(to_stderr=True) as console:
+        for hint in hints.split("\n"):
             console.print(Text.assemble(("hint: ", "bold cyan"), printable(hint)))
+
+
+def print_stop(message: str, hints: str) -> None:
+    """Print how far a training got that was stopped on purpose, and hints, on stderr."""
+    with _console(to_stderr=True) as console:
+        console.print(Text(printable(message)))
+    print_hints(hints)
 
 
 def print_rows(rows: Mapping[str, str], *, to_stderr: bool = False) -> None:
@@ -251,3 +264,9 @@ def print_table(table: Table) -> None:
         console.print(grid)
         if omitted:
             console.print(omitted)
+
+
+def in_epochs(epochs: float) -> str:
+    """Write a number of epochs with two digits."""
+    shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
+    return f"{shown} epoch{'' if shown == '1' else 's'}"

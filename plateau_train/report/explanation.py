@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from plateau_train.errors import ConfigError
-from plateau_train.numerics.plateau import Observation, find_states
+from plateau_train.numerics.plateau import ENDINGS, Observation, PlateauState, find_states
 from plateau_train.run.records import drop_reason
 
 
@@ -16,6 +16,33 @@ def explain(state: Any) -> str:
     state of ``optax.chain``. Raises ``ConfigError`` for a pytree without one or with several, and
     for a state with a replica axis.
     """
+    rule = _find_state(state)
+    seen, side = rule.observation, "above" if rule.maximize else "below"
+    cooldown = f", cooldown {rule.cooldown_count}" * bool(rule.cooldown_count)
+    lines = [
+        _describe(seen, side, is_better=bool(rule.best_value != seen.best)),
+        f"wait {rule.plateau_count}/{rule.patience}{cooldown}, scale {rule.scale:.6g}",
+        "the next observation sets the best value",
+    ]
+    if np.isfinite(rule.threshold):
+        lines[-1] = f"the next observation improves if it is {side} {rule.threshold:.6g}"
+    if rule.ending:
+        lines[-1] = f"the training should end ({ENDINGS[rule.ending]}); nothing more is observed"
+    if rule.count > 0:
+        lines.append(f"values in its window so far: {rule.count:,}")
+    return "\n".join(lines)
+
+
+def find_ending(state: Any) -> str | None:
+    """Return why a plateau rule ends the training, from its state; None while it does not.
+
+    It is "max-drops", "min-scale" or "early-stop", after the argument of ``reduce_on_plateau``.
+    ``state`` is as for ``explain``; raises as that does.
+    """
+    return ENDINGS[_find_state(state).ending]
+
+
+def _find_state(state: Any) -> PlateauState:
     states = find_states(state)
     if len(states) != 1:
         raise ConfigError(
@@ -30,23 +57,14 @@ def explain(state: Any) -> str:
             f"the state has a replica axis: the shape of its scale is {shape}, not ()",
             hint="explain one replica, such as explain(jax.tree.map(lambda x: x[0], state))",
         )
-    seen, side = rule.observation, "above" if rule.maximize else "below"
-    cooldown = f", cooldown {rule.cooldown_count}" * bool(rule.cooldown_count)
-    lines = [
-        _describe(seen, side, is_better=bool(rule.best_value != seen.best)),
-        f"wait {rule.plateau_count}/{rule.patience}{cooldown}, scale {rule.scale:.6g}",
-        "the next observation sets the best value",
-    ]
-    if np.isfinite(rule.threshold):
-        lines[-1] = f"the next observation improves if it is {side} {rule.threshold:.6g}"
-    if rule.count > 0:
-        lines.append(f"values in its window so far: {rule.count:,}")
-    return "\n".join(lines)
+    return rule
 
 
 def _describe(seen: Observation, side: str, *, is_better: bool) -> str:
     """Describe the last observation; one that lowered the scale as training does."""
-    number = f"observation {seen.number:,}"
+    number, was = f"observation {seen.number:,}", f"{seen.value:.6g}"
+    if seen.raw != seen.value:
+        was += f", smoothed from {seen.raw:.6g}"
     if seen.number == 0:
         return "no observation yet"
     if seen.scale < seen.scale_before:
@@ -55,5 +73,5 @@ def _describe(seen: Observation, side: str, *, is_better: bool) -> str:
         return f"{number}: scale {seen.scale_before:.6g} -> {seen.scale:.6g}, because {reason}"
     if np.isfinite(seen.best):
         verb = f"was {'' if is_better else 'not '}{side} {seen.threshold:.6g}"
-        return f"{number} {verb} (best {seen.best:.6g}); it was {seen.value:.6g}"
-    return f"{number} was {seen.value:.6g}"
+        return f"{number} {verb} (best {seen.best:.6g}); it was {was}"
+    return f"{number} was {was}"

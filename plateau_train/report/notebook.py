@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from plateau_train.config import Settings
+from plateau_train.config import Settings, as_arguments
 from plateau_train.report.console import Update, make_console, printable
 from plateau_train.report.progress import ProgramReport, RunReport, show_range
 from plateau_train.run.info import TrainingInfo
@@ -43,6 +44,11 @@ class _Plain(RunReport):
 
     def loading(self) -> contextlib.AbstractContextManager[Update | None]:
         return contextlib.nullcontext()
+
+    def on_stop(self, folder: Path, message: str, hint: str) -> None:
+        """Print how far the training got, and the call that continues it."""
+        if not self.is_quiet:
+            super().on_stop(folder, *map(as_arguments, (message, hint)))
 
 
 class PlainReport(_Plain):
@@ -119,6 +125,12 @@ class NotebookReport(RunReport):
         """Show what the last run has and where it is."""
         self._is_running = False
         self._update(f"done in {seconds:.0f} s, {self._metrics}, {run.directory.path}")
+
+    def on_stop(self, folder: Path, message: str, hint: str) -> None:
+        """Show how far the training got, and the call that continues it."""
+        del folder  # the call names it
+        first, *_ = as_arguments(hint).split("\n")
+        self._update(f"{as_arguments(message)}: {first}")
 
     def close(self) -> None:
         """Show where a training stopped that did not finish."""

@@ -5,26 +5,29 @@ import datetime
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from plateau_train.config import Settings
+from plateau_train.config import DECAYS, Settings
 from plateau_train.errors import PROGRAM, RunError
 from plateau_train.numerics.nearest_miss import find_nearest_miss, on_cpu
-from plateau_train.numerics.replay import replay
 from plateau_train.report.console import (
     Column,
     Table,
     Update,
     busy,
+    in_epochs,
     lay_out,
     make_console,
     print_rows,
+    print_stop,
     printable,
 )
-from plateau_train.report.replay import describe_miss, read_series
+from plateau_train.report.replay import describe_miss, read_series, replay_series
+from plateau_train.run.history import History
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
@@ -43,6 +46,8 @@ class RunReport:
         self._progress: Progress | None = None
         self._titles: Sequence[object] = ()  # of the columns above the last row
         self._last_epoch = -1
+        self._patience = 0  # in observations
+        self._warmup_steps = 0
         self._names: list[str] = []  # of the runs of a program, if there may be several
 
     def loading(self) -> contextlib.AbstractContextManager[Update | None]:
@@ -51,7 +56,10 @@ class RunReport:
 
     def on_start(self, info: TrainingInfo) -> None:
         """Print the header: what is about to be trained."""
+        rule, steps_per_epoch = info.settings.plateau, info.steps_per_epoch
         self._last_epoch = info.last_epoch
+        self._patience = rule.count(rule.patience, steps_per_epoch)
+        self._warmup_steps = info.settings.optimizer.warmup_steps(steps_per_epoch)
         if not self.is_quiet:
             print_rows(describe_header(info), to_stderr=True)
         self._warn_of_no_drops(info)
@@ -102,7 +110,7 @@ class RunReport:
         seconds = sum(timing.seconds for written in lines for timing in written.timings)
         self._print_epoch(records, settings, num_replicas, seconds)
         for event in events:
-            if isinstance(event, Drop):
+            if isinstance(event, Drop) or (isinstance(event, Ending) and event.is_early):
                 seed = f"seed {event.seed}: " if num_replicas > 1 else ""
                 line = Text(f"{seed}{event.describe()}", style="bold yellow")
                 is_terminal = self._console.is_terminal
@@ -118,6 +126,13 @@ class RunReport:
         if self._last_epoch >= 0:
             duration = f", those after epoch {self._last_epoch}{duration}"
         print_rows(describe_end(run, duration))
+
+    def on_stop(self, folder: Path, message: str, hint: str) -> None:
+        """Print how far a run got and how to continue it; if quiet, only the path of its folder."""
+        if self.is_quiet:
+            print(printable(folder), flush=True)
+        else:
+            print_stop(message, hint)
 
     def close(self) -> None:
         """Remove the progress bar from the terminal."""
@@ -147,13 +162,15 @@ class RunReport:
     def _print_epoch(
         self, records: Sequence[EpochRecord], settings: Settings, num_replicas: int, seconds: float
     ) -> None:
-        num_epochs, patience = settings.run.epochs, None
+        num_epochs, wait = settings.run.epochs, None
         if num_replicas == 1 and settings.optimizer.schedule == "plateau":
-            patience = settings.plateau.patience
+            is_warmup = records[0].step < self._warmup_steps
+            wait = "warm" if is_warmup else f"{records[0].wait}/{self._patience}"
+            wait = wait.rjust(2 * len(f"{self._patience}") + 2)
         if not self._console.is_terminal:
-            self._console.print(Text(_epoch_line(records, num_epochs, patience)))
+            self._console.print(Text(_epoch_line(records, num_replicas, num_epochs, wait)))
             return
-        columns = _epoch_columns(records, num_replicas, num_epochs, patience, seconds)
+        columns = _epoch_columns(records, num_replicas, num_epochs, wait, seconds)
         row, omitted = lay_out(Table([()], columns), self._console.width)
         titles = [column.header for column in row.columns]
         row.show_header, self._titles = titles != self._titles, titles
@@ -181,6 +198,11 @@ class ProgramReport(RunReport):
         drops = results.drops_of(run.settings)
         self._show(f"{name}: {accuracy}{'' if drops is None else f', drops {drops}'}")
 
+    def on_stop(self, folder: Path, message: str, hint: str) -> None:
+        """Print how far a sweep got, unless quiet: the sweep prints its folder itself."""
+        if not self.is_quiet:
+            super().on_stop(folder, message, hint)
+
     def _show(self, line: str) -> None:
         log.info("%s", line)
 
@@ -189,7 +211,9 @@ class ProgramReport(RunReport):
         self._names.clear()
 
 
-def _epoch_line(records: Sequence[EpochRecord], num_epochs: int, patience: int | None) -> str:
+def _epoch_line(
+    records: Sequence[EpochRecord], num_replicas: int, num_epochs: int, wait: str | None
+) -> str:
     """Return an epoch as one plain line."""
     first = records[0]
     parts = [f"epoch {first.epoch}/{num_epochs}"]
@@ -199,10 +223,13 @@ def _epoch_line(records: Sequence[EpochRecord], num_epochs: int, patience: int |
     ]
     parts.append(f"scale {show_range([record.scale for record in records])}")
     parts.append(f"lr {show_range([record.learning_rate for record in records])}")
-    if patience is not None:
+    if len(records) < num_replicas:
+        parts.append(f"seeds left {len(records)} of {num_replicas}")
+    if wait is not None:
         to_beat = "" if first.to_beat is None else f", to beat {first.to_beat:.4f}"
         cooldown = f", cooldown {first.cooldown}" if first.cooldown else ""
-        parts.append(f"wait {first.wait}/{patience}{to_beat}{cooldown}")
+        wait = f"wait {wait.strip()}{to_beat}{cooldown}" if "/" in wait else "warm-up"
+        parts.append(wait)
     return "  ".join(parts)
 
 
@@ -210,7 +237,7 @@ def _epoch_columns(
     records: Sequence[EpochRecord],
     num_replicas: int,
     num_epochs: int,
-    patience: int | None,
+    wait: str | None,
     seconds: float,
 ) -> list[Column]:
     """Return an epoch as the row of a table that fits 80 columns without validation.
@@ -235,9 +262,11 @@ def _epoch_columns(
         columns.append(cell("highest", 10, f"{scale.max:.6g}", 3))
     else:
         columns.append(cell("lr", 9, f"{first.learning_rate:.4g}", 2))
-    if patience is not None:
-        wait = f"cd {first.cooldown}" if first.cooldown else f"{first.wait}/{patience}"
-        columns.append(cell("wait", len(f"{patience}") * 2 + 2, wait))
+    if len(records) < num_replicas:
+        columns.append(cell("seeds", 5, f"{len(records)}/{num_replicas}", 1))
+    if wait is not None:
+        shown = f"cd {first.cooldown}" if first.cooldown else wait
+        columns.append(cell("wait", len(wait), shown.strip()))
         to_beat = "" if first.to_beat is None else f"{first.to_beat:.4f}"
         columns.append(cell("to beat", 7, to_beat, 5))
     return [*columns, cell("time", 5, f"{seconds:.1f}s", 1)]
@@ -263,7 +292,7 @@ def describe_training(info: TrainingInfo) -> dict[str, str]:
         f"{in_epochs(settings.run.epochs)} of {info.steps_per_epoch} steps "
         f"of {settings.data.batch_size} images, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
-        **_describe_schedule(settings, info.steps_per_epoch),
+        **_describe_schedule(info),
         "device": info.devices,
     }
     if len(seeds) > 1:
@@ -271,35 +300,73 @@ def describe_training(info: TrainingInfo) -> dict[str, str]:
     return rows
 
 
-def _describe_schedule(settings: Settings, steps_per_epoch: int) -> dict[str, str]:
-    plateau, optimizer = settings.plateau, settings.optimizer
-    floor = f"{plateau.min_scale:g}"
+def _describe_schedule(info: TrainingInfo) -> dict[str, str]:
+    settings, plateau, optimizer = info.settings, info.settings.plateau, info.settings.optimizer
+    steps_per_epoch, rows = info.steps_per_epoch, _describe_warmup(info)
+    floor, length = f"{plateau.min_scale:g}", in_epochs(settings.run.epochs)
     baselines = {
-        "constant": "constant: the scale stays 1",
-        "cosine": f"cosine: the scale falls from 1 to {floor} over "
-        f"{in_epochs(settings.run.epochs)}",
-        "step": f"step: the scale is multiplied by {plateau.factor:g} "
+        "constant": "the scale stays 1",
+        **dict.fromkeys(DECAYS, f"the scale falls from 1 to {floor} over {length}"),
+        "one-cycle": f"the scale rises from 0.04 to 1 in 30 % of {length}, then falls to 4e-06",
+        "schedule-free": "the scale stays 1, and the parameters are averaged",
+        "step": f"the scale is multiplied by {plateau.factor:g} "
         f"every {in_epochs(optimizer.step_epochs)}, down to {floor}",
     }
-    if optimizer.schedule in baselines:
-        return {"schedule": f"{baselines[optimizer.schedule]}; the plateau rule only records"}
+    if description := baselines.get(optimizer.schedule):
+        rows["schedule"] = f"{optimizer.schedule}: {description}; the plateau rule only records"
+        return rows | _describe_endings(settings, steps_per_epoch)
     epochs = plateau.observation_epochs(steps_per_epoch)
-    return {
-        "plateau": f"an observation is the {plateau.describe_observation()} "
-        f"({in_epochs(epochs)}); patience {plateau.patience} "
-        f"({in_epochs(plateau.patience * epochs)}), cooldown {plateau.cooldown} "
-        f"({in_epochs(plateau.cooldown * epochs)}), factor {plateau.factor:g}, "
+    patience, cooldown = (
+        f"{count} ({in_epochs(count * epochs)})"
+        for span in (plateau.patience, plateau.cooldown)
+        for count in [plateau.count(span, steps_per_epoch)]
+    )
+    rows["plateau"] = (
+        f"an observation is the {plateau.describe_observation()} ({in_epochs(epochs)}); "
+        f"patience {patience}, cooldown {cooldown}, factor {plateau.factor:g}, "
         f"rtol {plateau.rtol:g}, atol {plateau.atol:g}"
+    )
+    brought_back = {
+        "restore-best": "the parameters and the state of the optimizer at the best observation",
+        "restore-params": "the parameters at the best observation",
+    }
+    if plateau.on_drop in brought_back:
+        rows["on drop"] = f"the next step begins with {brought_back[plateau.on_drop]}"
+    return rows | _describe_endings(settings, steps_per_epoch)
+
+
+def _describe_warmup(info: TrainingInfo) -> dict[str, str]:
+    optimizer = info.settings.optimizer
+    num_steps = optimizer.warmup_steps(info.steps_per_epoch)
+    if num_steps == 0:
+        return {}
+    return {
+        "warm-up": f"{in_epochs(optimizer.warmup_epochs)} ({num_steps:,} "
+        f"step{'s' * (num_steps > 1)}), the scale times a factor that rises from "
+        f"{optimizer.warmup_start:g} to 1; the rule observes nothing until then"
     }
 
 
-def in_epochs(epochs: float) -> str:
-    shown = f"{epochs:.2g}" if epochs < 10 else f"{epochs:,.0f}"
-    return f"{shown} epoch{'' if shown == '1' else 's'}"
+def _describe_endings(settings: Settings, steps_per_epoch: int) -> dict[str, str]:
+    """Return what else than the number of epochs ends the run."""
+    plateau, reasons = settings.plateau, []
+    if settings.optimizer.schedule == "plateau":
+        if plateau.max_drops is not None:
+            drops = f"{plateau.max_drops} drop{'s' * (plateau.max_drops != 1)}"
+            reasons.append(f"the scale would drop once more after {drops}")
+        if plateau.stop_at_min_scale:
+            reasons.append(f"it would drop and is {plateau.min_scale:g} already")
+    if plateau.early_stop is not None:
+        epochs = in_epochs(plateau.early_stop * plateau.observation_epochs(steps_per_epoch))
+        reasons.append(
+            f"{plateau.early_stop} observations ({epochs}) since the best one or the last drop "
+            "are no improvement"
+        )
+    return {"ends early": f"if {', or if '.join(reasons)}"} if reasons else {}
 
 
 def warn_of_no_drops(settings: Settings, steps_per_epoch: int) -> str | None:
-    """Return a warning if the run is too short for a drop."""
+    """Return a warning if the run is too short for a drop, or no early stop can end it."""
     plateau = settings.plateau
     if settings.optimizer.schedule != "plateau":
         return None
@@ -307,12 +374,27 @@ def warn_of_no_drops(settings: Settings, steps_per_epoch: int) -> str | None:
     if plateau.split == "train":
         unit, num_values = "steps", settings.run.epochs * steps_per_epoch
     # The first observation always improves; the others count towards patience.
-    needed = (1 + plateau.patience) * plateau.accumulation_size
+    patience = plateau.count(plateau.patience, steps_per_epoch)
+    needed = (1 + patience) * plateau.accumulation_size
+    num_values -= settings.optimizer.warmup_steps(1 if unit == "epochs" else steps_per_epoch)
     if num_values >= needed:
-        return None
+        return _warn_of_no_early_stop(settings, patience, steps_per_epoch)
     return (
         f"The rate cannot drop in this run: a drop takes {needed:,} {unit}, "
         f"(1 + patience) x accumulation size, and the run has {num_values:,}."
+    )
+
+
+def _warn_of_no_early_stop(settings: Settings, patience: int, steps_per_epoch: int) -> str | None:
+    """Return a warning if every early stop comes after a drop, which begins its count again."""
+    plateau = settings.plateau
+    longest = patience + plateau.count(plateau.cooldown, steps_per_epoch)
+    if plateau.early_stop is None or plateau.early_stop <= longest or plateau.min_scale > 0:
+        return None
+    return (
+        f"--early-stop {plateau.early_stop} cannot end this run: the rate drops after at most "
+        f"{longest} observations without improvement, and each drop begins the count again. With "
+        "a --min-scale above 0 it can, once the scale is there."
     )
 
 
@@ -329,11 +411,24 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
         },
         "best epoch": f"{results.best_epoch} (highest {mean}{results.split} accuracy): "
         + ", ".join(f"{split} {accuracy:.4f}" for split, (_, accuracy) in results.best.items()),
+        **_describe_early(run.histories),
         **_describe_scale(results, run.settings),
         **_describe_nearest_miss(run),
         **({"plot": str(run.directory.plot)} if run.directory.plot.exists() else {}),
         "next": f"{PROGRAM} evaluate {run.directory}",
     }
+
+
+def _describe_early(histories: Sequence[History]) -> dict[str, str]:
+    """Return why replicas ended before the last epoch, if some did."""
+    endings = [each.ending for each in histories if each.ending and each.ending.is_early]
+    if not endings:
+        return {}
+    if len(histories) == 1:
+        return {"ended": endings[0].message}
+    epochs = show_range([ending.epoch for ending in endings])
+    reasons = ", ".join(dict.fromkeys(ending.reason for ending in endings))
+    return {"ended": f"{len(endings)} of {len(histories)} seeds early ({reasons}), epochs {epochs}"}
 
 
 def _describe_scale(results: Results, settings: Settings) -> dict[str, str]:
@@ -356,8 +451,8 @@ def _describe_nearest_miss(run: Run) -> dict[str, str]:
     with on_cpu():
         for history in run.completed if run.settings.optimizer.schedule == "plateau" else ():
             with contextlib.suppress(RunError):  # nothing was observed
-                series = read_series(run, history, run.settings.plateau)
-                rows = replay(series.rule, series.values)
+                series = read_series(run, history, run.settings)
+                rows = replay_series(series)
                 if miss := find_nearest_miss(series.rule, rows):
                     found.append((series, rows, miss))
         if not found:

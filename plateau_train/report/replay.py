@@ -13,12 +13,12 @@ import numpy as np
 
 from plateau_train import config
 from plateau_train.numerics.nearest_miss import NearestMiss, find_changes
-from plateau_train.numerics.replay import Row, as_losses
-from plateau_train.report.console import Column, Table
+from plateau_train.numerics.replay import Row, as_losses, replay
+from plateau_train.report.console import Column, Table, in_epochs
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
-from plateau_train.run.records import drop_reason
-from plateau_train.run.series import Series, read_values
+from plateau_train.run.records import drop_reason, ending_reason
+from plateau_train.run.series import Series, SeriesWarmup, read_values
 
 log = logging.getLogger("plateau_train")
 
@@ -29,36 +29,85 @@ MAX_TABLE_ROWS = 1000
 MAX_LISTED = 20
 
 
-def read_series(run: Run, history: History, rule: config.PlateauSettings) -> Series:
-    """Read what a run measured for a rule, lower is better; raises as ``read_values``."""
+def describe_rule(series: Series) -> str:
+    """Write the settings of the rule of a series in one line."""
+    rule, epochs = series.rule, series.observation_epochs
+
+    def count(observations: Any) -> Any:
+        is_shown = epochs is not None and observations > 0
+        return f"{observations} ({in_epochs(observations * epochs)})" if is_shown else observations
+
+    parts = [
+        f"patience {count(rule.patience)}, cooldown {count(rule.cooldown)}, "
+        f"factor {rule.factor:g}, rtol {rule.rtol:g}, atol {rule.atol:g}",
+        f"min scale {rule.min_scale:g}" * (rule.min_scale > 0),
+        f"windows of {rule.accumulation_size:,}" * (rule.accumulation_size > 1),
+        f"smoothed by {rule.smooth}" * (rule.smooth != "none"),
+        "" if rule.max_drops is None else f"max drops {rule.max_drops}",
+        "ends at the min scale" * rule.stop_at_min_scale,
+        "" if rule.early_stop is None else f"early stop {count(rule.early_stop)}",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def read_series(run: Run, history: History, settings: config.Settings) -> Series:
+    """Read what a run measured for the rule of some settings, lower is better.
+
+    Raises as ``read_values``.
+    """
+    own, rule, size = run.settings, settings.plateau, 1
     values, positions = read_values(run, history, rule)
     observed, title = rule.describe_observation(), f"{run.directory}"
-    if len(run.settings.run.seeds) > 1:
+    if len(own.run.seeds) > 1:
         title += f", replica {history.replica} with seed {history.seed}"
+    steps_per_epoch = history.records[-1].step // history.records[-1].epoch
+    rule = rule.counted(steps_per_epoch)
+    epochs = rule.observation_epochs(steps_per_epoch)
     if rule.split == "train":  # the values are means already
+        size = rule.accumulation_size
         rule = rule.model_copy(update={"accumulation_size": 1})
     else:
         values = as_losses(rule.metric, np.array(values, np.float32)).tolist()
-    schedule = run.settings.optimizer.schedule
-    of_run = positions, history.drops, schedule, history.replica, history.seed
-    return Series(title, observed, values, rule, *of_run)
+    steps = [each.step for each in positions]
+    warmup = read_warmup(settings.optimizer, steps_per_epoch, steps, size)
+    of_run = positions, history.drops, own.optimizer.schedule, history.replica, history.seed
+    return Series(title, observed, values, rule, warmup, epochs, *of_run)
 
 
-def describe_rule(rule: config.PlateauSettings) -> str:
-    """Write the settings of a rule in one line."""
-    windows = f", windows of {rule.accumulation_size:,}" if rule.accumulation_size > 1 else ""
-    floor = f", min scale {rule.min_scale:g}" if rule.min_scale > 0 else ""
-    return (
-        f"patience {rule.patience}, cooldown {rule.cooldown}, factor {rule.factor:g}, "
-        f"rtol {rule.rtol:g}, atol {rule.atol:g}{floor}{windows}"
+def read_warmup(
+    optimizer: config.OptimizerSettings, steps_per_epoch: float, steps: Sequence[int], size: int
+) -> SeriesWarmup:
+    """Return the warm-up of values that are each over ``size`` steps, until one of ``steps``."""
+    num_steps = optimizer.warmup_steps(steps_per_epoch)
+    unobserved = [step for step in steps if step - size < num_steps]
+    return SeriesWarmup(
+        scales=[optimizer.warmup_factor(step - 1, steps_per_epoch) for step in unobserved],
+        curve=optimizer.warmup_curve(steps_per_epoch, steps[-1] / steps_per_epoch if steps else 0),
     )
+
+
+def replay_series(series: Series) -> list[Row]:
+    """Apply the rule of a series to its values; the rows of the warm-up have its scales."""
+    scales = series.warmup.scales
+    rows = replay(series.rule, series.values, num_unobserved=len(scales))
+    for place, scale in enumerate(scales):
+        rows[place] = rows[place]._replace(scale_before=scale, scale=scale)
+    return rows
 
 
 def describe_reason(series: Series, row: Row) -> str | None:
     """Write why a value lowered the scale, or None if it did not."""
     if not row.is_drop:
         return None
-    return drop_reason(series.observed, row.mean, row.best, row.threshold, row.wait)
+    return drop_reason(series.observed, row.smoothed, row.best, row.threshold, row.wait)
+
+
+def describe_ending(series: Series, row: Row) -> str | None:
+    """Write why a value ends the training, or None if it does not."""
+    if row.ending is None:
+        return None
+    compared = row.smoothed, row.best, row.threshold, row.wait
+    return ending_reason(row.ending, series.rule, series.observed, *compared)
 
 
 def describe_miss(series: Series, rows: Sequence[Row], miss: NearestMiss) -> str:
@@ -66,14 +115,14 @@ def describe_miss(series: Series, rows: Sequence[Row], miss: NearestMiss) -> str
 
     The changes of settings are replayed; see ``find_changes``.
     """
-    missing = series.rule.patience - miss.wait
+    missing = int(series.rule.patience) - miss.wait
     text = (
         f"wait {miss.wait} of {series.rule.patience} until {series.place_of(miss.last)}: "
         f"{missing} observation{'s' * (missing > 1)} short"
     )
     if miss.improvement is not None:
-        text += f"; then {miss.improvement.mean:.6g} was below {miss.improvement.threshold:.6g}"
-    changes = find_changes(series.rule, rows, miss)
+        text += f"; then {miss.improvement.smoothed:.6g} was below {miss.improvement.threshold:.6g}"
+    changes = find_changes(series.rule, rows, miss, num_unobserved=len(series.warmup.scales))
     if not changes:
         return text
     flags = " or ".join(f"--{name} {value}" for name, value in changes.items())
@@ -90,13 +139,19 @@ def list_reasons(series: Series, rows: Sequence[Row]) -> list[str]:
     return [f"{series.place_of(row.number)}: {describe_reason(series, row)}" for row in drops]
 
 
+def list_ending(series: Series, rows: Sequence[Row]) -> str:
+    """Write where and why the rule ends the training, or nothing if it does not."""
+    reason = describe_ending(series, rows[-1])
+    return "" if reason is None else f"{series.place_of(rows[-1].number)}: {reason}"
+
+
 def find_change(series: Series, rows: Sequence[Row]) -> Row | None:
     """Return the first value at which the drops differ from those of the run, if any.
 
     What follows it is counterfactual: all of it under a schedule that lowers the rate whatever is
     observed.
     """
-    if series.schedule in ("cosine", "step"):
+    if series.schedule in config.LOWERING:
         return rows[0]
     if series.schedule is None:
         return None
@@ -111,7 +166,7 @@ def report_change(series: Series, rows: Sequence[Row]) -> None:
     """Log from which value on the replay of a run is counterfactual."""
     because = "the recorded values come from a training at other rates"
     change = find_change(series, rows)
-    if series.schedule in ("cosine", "step"):
+    if series.schedule in config.LOWERING:
         log.warning(
             f"The whole replay is counterfactual: {because}, by --schedule {series.schedule}."
         )
@@ -148,13 +203,16 @@ def plain_rows(
             **origin,
             "number": row.number,
             "value": row.value,
-            "observation": row.mean if row.is_complete else None,
+            "observation": row.smoothed if row.is_complete else None,
+            "unsmoothed": row.mean if row.is_complete else None,
             "best": row.best if has_best else None,
             "to_beat": row.threshold if has_best else None,
             "wait": row.wait,
             "cooldown": row.cooldown,
             "scale": row.scale,
             "reason": describe_reason(series, row),
+            "ending": row.ending,
+            "ending_reason": describe_ending(series, row),
             "nearest_miss": misses.get(row.number),
         }
         for name, table in others:
@@ -186,6 +244,7 @@ def make_table(series: Series, rules: Mapping[str, Sequence[Row]]) -> Table:
         numbers,
         *(places if positions else ()),
         Column("mean", "mean" if size > 1 else "value", ".6g"),
+        *([] if series.rule.smooth == "none" else [Column("smoothed", series.rule.smooth, ".6g")]),
         Column("best", "best", _show_finite, omit=2),
         Column("threshold", "to beat", _show_finite),
         Column("wait", "wait", lambda wait: f"{wait}/{series.rule.patience}"),
@@ -210,6 +269,8 @@ def describe_drops(
         f"{row.scale:.6g}, because {describe_reason(series, row)}"
         for number, row in enumerate(drops, start=1)
     }
+    if ending := list_ending(series, next(iter(rules.values()))):
+        reasons["ends"] = ending
     if misses:
         (reasons["nearest miss"],) = misses.values()
     return reasons | {name: _summarize(table) for name, table in rules.items()}

@@ -33,8 +33,8 @@ from plateau_train.run.environment import Environment, available_memory
 
 BEST = "best.npz"
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
-FORMAT = 3
-READABLE = (2, FORMAT)  # in format 2 the state of the plateau rule had fewer arrays
+FORMAT = 4
+READABLE = (2, 3, FORMAT)  # before, the state of the plateau rule had fewer arrays
 DIGEST_BYTES = hashlib.sha256().digest_size
 MANIFEST = "manifest"
 

@@ -113,6 +113,18 @@ def completed(histories: Sequence[History]) -> list[History]:
     return whole or [history for history in histories if history.last_epoch == furthest]
 
 
+def records_until(histories: Sequence[History], epoch: int) -> list[EpochRecord]:
+    """Return the record of each replica in an epoch, or the last one if it ended before.
+
+    Those that diverged before are left out.
+    """
+    return [
+        history.records[min(epoch, history.last_epoch)]
+        for history in histories
+        if history.last_epoch >= epoch or (history.ending and history.ending.is_complete)
+    ]
+
+
 def records_at(histories: Sequence[History], epoch: int) -> list[EpochRecord]:
     """Return the record of each replica that has finished an epoch."""
     return [history.records[epoch] for history in histories if history.last_epoch >= epoch]

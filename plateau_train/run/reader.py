@@ -12,6 +12,7 @@ from plateau_train.run.checkpoint import Manifest
 from plateau_train.run.directory import RunDirectory, read_json
 from plateau_train.run.environment import Environment
 from plateau_train.run.history import History, completed, make_histories
+from plateau_train.run.journal import RunTask
 from plateau_train.run.records import EpochRecord, Event, Notice, Timing
 from plateau_train.run.results import Results
 
@@ -123,3 +124,11 @@ class Run:
             return "done"
         *_, last = ("", *(event.event for event in self.events if isinstance(event, Notice)))
         return "failed" if last == "failed" else "stopped"
+
+
+def is_over(task: RunTask) -> bool:
+    """Return whether all replicas of a run have ended by its checkpoint."""
+    if task.previous is None:
+        return False
+    histories = Run(task.directory, task.previous.manifest).histories
+    return all(history.is_over(task.resolved.settings.run.epochs) for history in histories)

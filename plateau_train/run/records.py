@@ -6,6 +6,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, computed_field
 
+from plateau_train.config import PlateauSettings
+
 FORMAT = 1  # of every line
 
 Count = Annotated[int, Field(ge=0)]
@@ -25,7 +27,13 @@ class ObservedValue(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, strict=True)
 
     step: int = Field(ge=1)
-    value: float
+    value: float  # smoothed, if the rule smooths
+    raw: float | None = Field(default=None, exclude_if=lambda raw: raw is None)  # where it does
+
+    @property
+    def measured(self) -> float:
+        """The value before it is smoothed."""
+        return self.value if self.raw is None else self.raw
 
 
 class EpochRecord(_Record):
@@ -88,6 +96,29 @@ def drop_reason(
     )
 
 
+def ending_reason(
+    ending: str,
+    rule: PlateauSettings,
+    observed: str,
+    value: float,
+    best: float,
+    to_beat: float,
+    waited: int,
+) -> str:
+    """Return why an observation ended a training, as one sentence without a full stop.
+
+    ``ending`` is one of ``numerics.plateau.ENDINGS``; the numbers are those of ``drop_reason``.
+    """
+    if ending == "early-stop" and rule.early_stop is not None:
+        waited = rule.early_stop
+    why = drop_reason(observed, value, best, to_beat, waited)
+    return {
+        "max-drops": f"--max-drops {rule.max_drops}: the scale would drop once more, because {why}",
+        "min-scale": f"--stop-at-min-scale: the scale is {rule.min_scale:g}, and {why}",
+        "early-stop": f"--early-stop {rule.early_stop}: {why}",
+    }[ending]
+
+
 class Drop(_Record):
     """An observation that lowered the scale, and why."""
 
@@ -139,6 +170,14 @@ class Ending(_Record):
     @property
     def is_complete(self) -> bool:
         return self.reason != "diverged"
+
+    @property
+    def is_early(self) -> bool:
+        """Whether something other than the number of epochs ended a replica that is complete."""
+        return self.reason not in ("diverged", "epochs")
+
+    def describe(self) -> str:
+        return f"ended after epoch {self.epoch}: {self.message}"
 
     def is_final(self, num_epochs: int) -> bool:
         """Return whether the replica stays ended in a run of this number of epochs."""

@@ -21,13 +21,23 @@ class Position(NamedTuple):
     position: float  # in epochs
 
 
+class SeriesWarmup(NamedTuple):
+    """The warm-up before the rule observes a value."""
+
+    scales: Sequence[float] = ()  # after each of the first values, which the rule does not observe
+    curve: Sequence[tuple[float, float]] = ()  # positions, and the scale at each of them
+
+
 class Series(NamedTuple):
     """Values for the rule, lower is better; the fields after the rule are those of a run."""
 
     title: str  # where the values come from
     observed: str  # one observation, in words
     values: Sequence[float]
-    rule: PlateauSettings  # its accumulation size averages ``values``
+    # Its accumulation size averages ``values``, and its patience and cooldown are observations.
+    rule: PlateauSettings
+    warmup: SeriesWarmup = SeriesWarmup()
+    observation_epochs: float | None = None  # epochs of an observation
     positions: Sequence[Position] = ()  # one per value
     drops: Sequence[Drop] = ()  # as recorded
     schedule: Schedule | None = None
@@ -69,7 +79,7 @@ def read_values(
         )
     else:
         observations = [each for record in history.records for each in record.observations]
-        measured = [(each.step, each.value) for each in observations]
+        measured = [(each.step, each.measured) for each in observations]
         problem = f"recorded no observation: the first one takes {size:,} steps, and the run has"
         problem, hint = f"{problem} {last.step:,}", OTHER_MODES
     if not measured:

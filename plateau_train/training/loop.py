@@ -29,12 +29,13 @@ from plateau_train.run.environment import DatasetFacts, Environment, describe_en
 from plateau_train.run.history import History
 from plateau_train.run.info import TrainingInfo, summarize
 from plateau_train.run.journal import EpochLines, Journal, RunTask
-from plateau_train.run.reader import Run
+from plateau_train.run.reader import Run, is_over
 from plateau_train.run.records import Ending, Notice, RunWarning
 from plateau_train.training.models import find_source
 from plateau_train.training.program import EpochArrays, Program
 from plateau_train.training.records import make_lines
 from plateau_train.training.state import restore
+from plateau_train.training.time_limit import TimeLimit
 
 log = logging.getLogger("plateau_train")
 
@@ -66,6 +67,9 @@ class Callbacks(Protocol):
     def on_finish(self, run: Run, seconds: float) -> None:
         """Called after a run is finished."""
 
+    def on_stop(self, folder: Path, message: str, hint: str) -> None:
+        """Called after ``--max-time`` stopped the run or the sweep of a folder."""
+
     def close(self) -> None:
         """Called at the end of training, also after an error."""
 
@@ -80,11 +84,13 @@ def fit(
     facts: DatasetFacts,
     callbacks: Callbacks,
     save_plot: SavePlot,
+    limit: TimeLimit,
 ) -> None:
     """Train the runs of a program into their folders; they all continue from the same epoch.
 
-    Only process 0 has ``tasks``: the others write nothing. Raises ``NonFiniteLossError`` when no
-    replica is finite any more.
+    A run that the time limit stops has no ending, and a resume continues it. Only process 0 has
+    ``tasks``: the others write nothing. Raises ``NonFiniteLossError`` when no replica is finite any
+    more.
     """
     started = time.perf_counter()
     source = find_source(program.runs[0].model)
@@ -98,12 +104,18 @@ def fit(
     first_epoch, state = _restore(tasks, program)
     try:
         with memory.report_exhaustion(), signals.graceful_shutdown(cluster.grace_seconds()):
-            for lines, arrays in train(program, first_epoch, state, callbacks):
+            for lines, arrays in train(program, first_epoch, state, callbacks, limit):
                 with cluster.fail_together():
                     for run, journal in enumerate(journals):
                         _commit(journal, lines[run], program.rows_of(run), arrays)
                 callbacks.on_epoch(lines, program.runs[0])
-        failures = [_finish(Run(task.directory), save_plot, callbacks, started) for task in tasks]
+        failures = list[PictureError | None]()
+        for run, (task, journal) in enumerate(zip(tasks, journals, strict=True)):
+            if any(program.endings.is_active[row] for row in program.rows_of(run)):
+                message, _ = signals.describe_stop(limit.reason)
+                journal.note(Notice(event="interrupted", message=message))
+            else:
+                failures.append(_finish(Run(task.directory), save_plot, callbacks, started))
     except (PlateauTrainError, KeyboardInterrupt) as error:
         _note_failure(journals, program, error)
         raise
@@ -114,7 +126,11 @@ def fit(
 
 
 def train(
-    program: Program, first_epoch: int, state: TrainState | None, callbacks: Callbacks
+    program: Program,
+    first_epoch: int,
+    state: TrainState | None,
+    callbacks: Callbacks,
+    limit: TimeLimit,
 ) -> Iterator[tuple[list[EpochLines], EpochArrays]]:
     """Yield the results of each epoch: what each run records, and the arrays.
 
@@ -127,13 +143,32 @@ def train(
     epoch, num_epochs = first_epoch, program.runs[0].run.epochs
     callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
     program.load(state)
-    while any(endings.is_active):
+    while any(endings.is_active) and limit.permits_epoch():
+        began = time.monotonic()
         callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
         arrays = program.run_epoch(epoch, callbacks.on_chunk)
+        if state is not None:
+            arrays = arrays._replace(state=_keep_ended(endings.is_active, state, arrays.state))
         lines = make_lines(program, arrays, epoch, state)
         state = arrays.state  # before the next epoch; the one before this is not needed any more
         yield lines, arrays
+        if epoch > 0:
+            limit.add_epoch(time.monotonic() - began)  # with its checkpoint
         epoch += 1
+
+
+def _keep_ended(is_active: Sequence[bool], before: TrainState, after: TrainState) -> TrainState:
+    """Return the host state after an epoch, in which what has ended stays as it was before it.
+
+    The devices train it further, unrecorded.
+    """
+    if all(is_active):
+        return after
+
+    def choose(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        return np.where(np.expand_dims(is_active, tuple(range(1, new.ndim))), new, old)
+
+    return jax.tree.map(choose, before, after)
 
 
 def _open_journal(task: RunTask, environment: Environment) -> Journal:
@@ -175,9 +210,11 @@ def describe_training(
 def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainState | None]:
     """Return the first epoch and the state to continue from; mark what has ended or stalled.
 
-    Only process 0 has read the checkpoints.
+    A run that is over may have ended in another epoch. Only process 0 has read the checkpoints.
     """
-    _, last_epoch = cluster.agree(value=tasks[0].last_epoch if tasks else 0)
+    going_on = [task for task in tasks if not is_over(task)]
+    last_epoch = max((task.last_epoch for task in going_on or tasks), default=0)
+    _, last_epoch = cluster.agree(value=last_epoch)
     if last_epoch < 0:
         return 0, None
     state, is_active = program.empty_state(), np.ones(len(program.members), bool)
@@ -234,15 +271,31 @@ def _finish(
     directory, failure = run.directory, None
     storage.write_text(directory.summary, json.dumps(summarize(run), indent=2) + "\n")
     try:
-        save_plot(directory.plot, run.histories, run.settings)
-    except Exception as error:  # matplotlib, its configuration, a font, the disk
-        failure = PictureError(
-            f"{directory} is done, but its picture could not be drawn: {_reason_of(error)}",
-            hint=f"{PROGRAM} plot {directory} draws it again",
-        )
-        failure.__cause__ = error
+        _draw(run, "done", save_plot)
+    except PictureError as error:
+        failure = error
     callbacks.on_finish(run, time.perf_counter() - started)
     return failure
+
+
+def report_stop(
+    directory: RunDirectory, limit: TimeLimit, callbacks: Callbacks, save_plot: SavePlot
+) -> None:
+    """Report how far a run got until the time limit, and draw it; raises as ``_draw``."""
+    callbacks.on_stop(directory.path, *signals.describe_stop(limit.reason))
+    _draw(Run(directory), "stopped", save_plot)
+
+
+def _draw(run: Run, state: str, save_plot: SavePlot) -> None:
+    """Save the plot of a run; raises ``PictureError``, which says that the run is in a state."""
+    directory = run.directory
+    try:
+        save_plot(directory.plot, run.histories, run.settings)
+    except Exception as error:  # matplotlib, its configuration, a font, the disk
+        raise PictureError(
+            f"{directory} is {state}, but its picture could not be drawn: {_reason_of(error)}",
+            hint=f"{PROGRAM} plot {directory} draws it again",
+        ) from error
 
 
 def _reason_of(error: Exception) -> str:

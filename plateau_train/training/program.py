@@ -70,19 +70,21 @@ class Program:
                     "no validation images of its own",
                     hint="add --val-fraction 0.1",
                 )
+        self.steps_per_epoch = num_examples // first.data.batch_size
+        _check_early_stop(runs, self.steps_per_epoch)
         self.members = [
             Member(run, replica, seed, settings)
             for run, settings in enumerate(runs)
             for replica, seed in enumerate(settings.run.seeds)
         ]
         self.endings = Endings(self.members)
-        self.steps_per_epoch = num_examples // first.data.batch_size
         network = load_network(first.model, len(dataset.class_names), dataset.image_shape)
         spec = Spec.from_settings(first, network, num_examples=num_examples)
         mesh = find_mesh(first, len(self.members))
         self.memory = check_memory(spec, len(self.members), mesh, dataset.image_shape)
         self.stalls = Stalls(self.members, follows_rule=spec.schedule.follows_rule)
-        self.replicas = Replicas(spec, Hyperparams.from_settings(runs), mesh)
+        hyperparams = Hyperparams.from_settings(runs, steps_per_epoch=self.steps_per_epoch)
+        self.replicas = Replicas(spec, hyperparams, mesh)
 
     def empty_state(self) -> TrainState:
         """Return zeros on the host in the shapes of the state."""
@@ -219,6 +221,15 @@ class Program:
     def device_names(self) -> list[str]:
         devices = self.replicas.mesh.devices.flat
         return [f"{device.platform}:{device.id} ({device.device_kind})" for device in devices]
+
+
+def _check_early_stop(runs: Sequence[Settings], steps_per_epoch: int) -> None:
+    """Raise ``ConfigError`` where a patience in epochs is not shorter than the early stop."""
+    for settings in runs:
+        patience = settings.plateau.counted(steps_per_epoch).patience
+        if problems := list(settings.early_stop_problems(patience)):
+            given = f"here --patience {settings.plateau.patience} is {patience}"
+            raise ConfigError(*problems, hint=f"give a larger one; {given}")
 
 
 def find_mesh(settings: Settings, num_replicas: int) -> Mesh:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from plateau_train.numerics.plateau import Observation
+from plateau_train.numerics.plateau import ENDINGS, Observation, PlateauState
 from plateau_train.numerics.step import TrainState
 from plateau_train.run.journal import EpochLines
-from plateau_train.run.records import Drop, EpochRecord, ObservedValue, Timing
+from plateau_train.run.records import Drop, EpochRecord, ObservedValue, Timing, ending_reason
 from plateau_train.training.endings import Member
 from plateau_train.training.program import EpochArrays, Program
 
@@ -19,7 +19,7 @@ def make_lines(
     """Return what each run records of an epoch: a record for each replica active in it.
 
     ``before`` is the host state before the epoch; None before epoch 0. Ends the replicas that have
-    finished all of their epochs.
+    finished all of their epochs, or that their rule has ended.
     """
     endings, timing = program.endings, _timing(program, arrays, epoch)
     lines = [EpochLines([], [], [timing]) for _ in program.runs]
@@ -32,7 +32,10 @@ def make_lines(
         if program.replicas.spec.schedule.follows_rule:
             events += _drops(member, observed, program.steps_per_epoch)
         events += program.stalls.check(row, records[-1], before, arrays.state)
-        if epoch == member.settings.run.epochs:
+        if ending := ENDINGS[arrays.state.plateau.ending[row]]:
+            message = _ending_message(ending, member, arrays.state.plateau, row)
+            endings.end(row, epoch, ending, message)
+        elif epoch == member.settings.run.epochs:
             endings.end(row, epoch, "epochs", f"epoch {epoch}, the last one")
     for row, ending in endings.take().items():
         lines[program.members[row].run].events.append(ending)
@@ -94,6 +97,15 @@ def _drops(
             )
 
 
+def _ending_message(ending: str, member: Member, plateau: PlateauState, row: int) -> str:
+    """Return why the rule of a replica ended it: its last observation."""
+    seen = plateau.observation
+    value, best, to_beat = (float(each[row]) for each in (seen.value, seen.best, seen.threshold))
+    rule, waited = member.settings.plateau, int(seen.wait[row])
+    observed = rule.describe_observation()
+    return ending_reason(ending, rule, observed, value, best, to_beat, waited)
+
+
 def _record(
     program: Program,
     arrays: EpochArrays,
@@ -103,6 +115,7 @@ def _record(
 ) -> EpochRecord:
     """Return the metrics of a replica and the state of its rule after an epoch."""
     member, plateau = program.members[row], arrays.state.plateau
+    is_raw = member.settings.plateau.smooth == "none"
     has_best = bool(np.isfinite(plateau.best_value[row]))
     scale = float(arrays.state.scale[row])
     scores: dict[str, Any] = {
@@ -123,7 +136,11 @@ def _record(
         best_value=float(plateau.best_value[row]) if has_best else None,
         to_beat=float(plateau.threshold[row]) if has_best else None,
         observations=tuple(
-            ObservedValue(step=step, value=float(observation.value))
+            ObservedValue(
+                step=step,
+                value=float(observation.value),
+                raw=None if is_raw else float(observation.raw),
+            )
             for step, observation in observed
         ),
     )

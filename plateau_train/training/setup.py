@@ -34,10 +34,11 @@ from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory, is_sweep, read_json
 from plateau_train.run.environment import DatasetFacts, Environment
 from plateau_train.run.journal import RunTask
-from plateau_train.run.reader import Run
+from plateau_train.run.reader import is_over
 from plateau_train.training import models, state
-from plateau_train.training.loop import Callbacks, NoCallbacks, SavePlot, fit
+from plateau_train.training.loop import Callbacks, NoCallbacks, SavePlot, fit, report_stop
 from plateau_train.training.program import Program, enable_compilation_cache
+from plateau_train.training.time_limit import TimeLimit
 
 log = logging.getLogger("plateau_train")
 
@@ -250,9 +251,7 @@ def is_done(task: RunTask) -> bool:
     directory = task.directory
     if task.previous is None or not (directory.summary.exists() and directory.plot.exists()):
         return False
-    histories = Run(task.directory, task.previous.manifest).histories
-    is_over = all(history.is_over(task.resolved.settings.run.epochs) for history in histories)
-    return is_over and not list(unreadable_files(task))
+    return is_over(task) and not list(unreadable_files(task))
 
 
 def unreadable_files(task: RunTask) -> Iterator[str]:
@@ -309,7 +308,7 @@ def merge_settings(
         """Return why the state of the run makes some values of a setting useless."""
         if previous is not None and setting.key == "patience":
             wait = int(previous.arrays["plateau/plateau_count"].max())
-            if value <= wait:
+            if isinstance(value, int) and value <= wait:
                 return f"the wait is already {wait}, and the rate drops when it reaches {value}"
         if previous is not None and setting.key == "accumulation_size":
             count = int(previous.arrays["plateau/count"].max())
@@ -442,7 +441,8 @@ def resume_in_hints(directory: RunDirectory | None) -> Iterator[None]:
         )
         yield
         return
-    command = f"{PROGRAM} resume {directory} continues it"
+    what = "the sweep" if is_sweep(directory.path) else "it"
+    command = f"{PROGRAM} resume {directory} continues {what}"
     signals.set_description(partial(describe_stop, directory, command))
     try:
         yield
@@ -481,7 +481,8 @@ def train_run(
     """Train one run in every process: in process 0 the one that it opened, or a new one.
 
     Returns its folder in process 0. Everything that can be refused is refused before anything is
-    written. The folder of a new run is locked until ``stack`` is closed.
+    written. The folder of a new run is locked until ``stack`` is closed. A run that ``--max-time``
+    stops is drawn as far as it got.
     """
     directory, known = (opened.directory, known_data(opened)) if opened else (None, None)
     with callbacks.loading() as progress:
@@ -505,6 +506,9 @@ def train_run(
                 directory.make_latest()
             except StorageError as error:  # nothing depends on the link
                 log.warning("%s", "\n".join(error.problems))
+    limit = TimeLimit(resolved.settings.run)
     with resume_in_hints(directory):
-        fit(tasks, program, facts, callbacks if tasks else NoCallbacks(), save_plot)
+        fit(tasks, program, facts, callbacks if tasks else NoCallbacks(), save_plot, limit)
+        if directory is not None and limit.is_reached:
+            report_stop(directory, limit, callbacks, save_plot)
     return directory

@@ -64,9 +64,10 @@ def restore_replica(
 def _complete_rule(
     spec: Spec, rows: Hyperparams, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of format 2 with those that it lacks of the plateau rule.
+    """Return the arrays of an older format with those that it lacks.
 
-    They follow from the others, but for the last observation, which only ``explain`` reads.
+    They follow from the others, but for the last observation, which only ``explain`` reads, and for
+    what settings need that those runs do not have.
     """
 
     def init(hyperparams: Hyperparams, best: jax.Array) -> PlateauState:
@@ -75,4 +76,7 @@ def _complete_rule(
 
     rule = jax.vmap(init)(rows, jnp.asarray(arrays["plateau/best_value"]))
     missing = {f"plateau/{name}": array for name, array in name_arrays(rule).items()}
+    missing["is_restored_next"] = np.zeros(len(rows.seed), bool)
+    if "plateau/observation/value" in arrays:
+        missing["plateau/observation/raw"] = arrays["plateau/observation/value"]
     return jax.device_get(missing) | dict(arrays)

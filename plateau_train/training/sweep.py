@@ -28,15 +28,17 @@ from plateau_train.errors import (
 )
 from plateau_train.numerics.model import Network
 from plateau_train.numerics.spec import Spec
+from plateau_train.process import signals
 from plateau_train.run import checkpoint, journal, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import SWEEP, RunDirectory
 from plateau_train.run.journal import RunTask
-from plateau_train.run.reader import Run
+from plateau_train.run.reader import Run, is_over
 from plateau_train.run.records import Ending
 from plateau_train.training import setup
 from plateau_train.training.loop import Callbacks, SavePlot, fit
 from plateau_train.training.program import Program
+from plateau_train.training.time_limit import TimeLimit
 
 log = logging.getLogger("plateau_train")
 
@@ -236,15 +238,18 @@ def train_sweep(
     datasets: LoadedDatasets,
     callbacks: Callbacks,
     save_plot: SavePlot,
-) -> None:
-    """Train the programs of a sweep one after the other.
+) -> bool:
+    """Train the programs of a sweep one after the other; return whether none is left.
 
     ``newest`` has the epoch of the newest checkpoint of each run when ``programs`` were grouped. A
     program whose replicas all diverge does not end the others.
     """
     fallbacks = {run.folder: run.fallback for run in plan.runs}
+    limit = TimeLimit(plan.runs[0].settings.run)
     with setup.resume_in_hints(directory):
         for number, tasks in enumerate(programs, start=1):
+            if not limit.permits_epoch():
+                break
             folders = [task.directory.path.name for task in tasks]
             names = ", ".join(folders)
             log.info("program %d of %d: %s", number, len(programs), names)
@@ -252,11 +257,15 @@ def train_sweep(
                 with contextlib.ExitStack() as stack:
                     for task in tasks:
                         _lock(task.directory, newest[task.directory], stack)
-                    _train_program(tasks, datasets, fallbacks[folders[0]], callbacks, save_plot)
+                    fallback = fallbacks[folders[0]]
+                    _train_program(tasks, datasets, fallback, callbacks, save_plot, limit)
             except NonFiniteLossError as error:
                 log.warning("All seeds of %s diverged; the last: %s", names, error.problems[0])
             except PictureError as error:  # its runs are done
                 log.warning("%s", "\n".join((*error.problems, error.hint)))
+        if limit.is_reached:
+            callbacks.on_stop(directory.path, *signals.describe_stop(limit.reason))
+    return not limit.is_reached
 
 
 def _lock(directory: RunDirectory, newest: int | None, stack: contextlib.ExitStack) -> None:
@@ -295,10 +304,15 @@ def group_programs(
         programs.setdefault(key, []).append(RunTask(planned.resolved, run, previous))
     groups: dict[Any, list[RunTask]] = {}
     for key, tasks in programs.items():
-        first = min(task.last_epoch for task in tasks)
+        ended = {task.directory: is_over(task) for task in tasks}
+        epochs = (task.last_epoch for task in tasks if not ended[task.directory])
+        first = min(epochs, default=0)
         for task in tasks:
-            earlier = task._replace(previous=_go_back(first, task))
-            groups.setdefault((key, earlier.last_epoch), []).append(earlier)
+            # What is over stays in its program: without it, the last bits of the others may differ.
+            is_left = not ended[task.directory]
+            earlier = task._replace(previous=_go_back(first, task)) if is_left else task
+            epoch = earlier.last_epoch if is_left else first
+            groups.setdefault((key, epoch), []).append(earlier)
     for (key, epoch), tasks in groups.items():
         if len(tasks) < num_planned[key] and epoch < tasks[0].resolved.settings.run.epochs:
             names = ", ".join(task.directory.path.name for task in tasks)
@@ -356,7 +370,8 @@ def _program_key(settings: Settings) -> Any:
     """Return what the runs of one program have in common: all but the traced settings."""
     # Epochs of one step keep different schedules apart. The settings stand for the network.
     spec = Spec.from_settings(settings, ANY_NETWORK, num_examples=settings.data.batch_size)
-    return spec, settings.model, settings.data, settings.run.epochs
+    warmup = settings.optimizer.warmup_epochs
+    return spec, settings.model, settings.data, settings.run.epochs, warmup
 
 
 def _name_folder(number: int, resolved: Resolved, varied: Sequence[Setting]) -> str:
@@ -408,6 +423,7 @@ def _train_program(
     fallback: str,
     callbacks: Callbacks,
     save_plot: SavePlot,
+    limit: TimeLimit,
 ) -> None:
     """Train some runs together; what cannot be continued is refused before anything is written."""
     dataset = replace(datasets.load(tasks[0].resolved.settings), fallback=fallback)
@@ -419,4 +435,4 @@ def _train_program(
     program = Program([task.resolved.settings for task in tasks], dataset)
     for task in tasks:
         setup.write_settings(task.directory, task.resolved)
-    fit(tasks, program, facts, callbacks, save_plot)
+    fit(tasks, program, facts, callbacks, save_plot, limit)
