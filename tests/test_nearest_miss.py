@@ -77,8 +77,9 @@ def test_the_nearest_miss_and_its_smallest_changes(settings, values, miss, impro
         ({"patience": 2}, [1, 1, 1]),
         ({"patience": 2, "accumulation_size": 4}, [1, 1, 1]),
         ({"patience": 2, "min_scale": 0.3, "factor": 0.1}, [1, 1, 1, 1, 0.5, 0.5, 0.5]),
+        ({"patience": 2, "max_drops": 1}, [1, 1, 1, 1, 0.5, 0.5, 0.5]),
     ],
-    ids=["no wait", "only a drop", "no observation", "only at the smallest scale"],
+    ids=["no wait", "only a drop", "no observation", "smallest scale", "no drop left"],
 )
 def test_there_is_no_miss_where_no_wait_could_have_led_to_a_drop(settings, values):
     rule = make_rule(**settings)

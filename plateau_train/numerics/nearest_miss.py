@@ -44,17 +44,18 @@ class NearestMiss(NamedTuple):
 def find_nearest_miss(settings: config.PlateauSettings, rows: Sequence[Row]) -> NearestMiss | None:
     """Return the first one of the longest waits that led to no drop; None if there was no wait.
 
-    Waits at the smallest scale are left out: no drop was possible there.
+    Waits at the smallest scale and after ``max_drops`` are left out: no drop was possible there.
     """
     lowest = np.float32(settings.min_scale)
+    drops_left = config.LARGEST_COUNT if settings.max_drops is None else settings.max_drops
     observations = [row for row in rows if row.is_complete]
     nearest, longest, start = None, 0, 0
     for row, after in zip_longest(observations, observations[1:]):
         has_ended = after is None or after.wait == 0
         is_short = row.wait < int(settings.patience)  # else it ended the training
         if row.is_drop:
-            start = row.number
-        elif has_ended and is_short and row.wait > longest and row.scale > lowest:
+            start, drops_left = row.number, drops_left - 1
+        elif has_ended and is_short and row.wait > longest and row.scale > lowest and drops_left:
             nearest, longest = NearestMiss(row.wait, start, row.number, after), row.wait
     return nearest
 
