@@ -54,13 +54,6 @@ def assert_finished(tmp_path, epochs):
     assert len(run.metrics.read_text().splitlines()) == epochs + 1
 
 
-def wait_until(is_so):
-    deadline = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 SMALL_RUN = f"plateau-train {shlex.join(SMALL)} --epochs=2"
 
 
@@ -113,59 +106,16 @@ def test_a_run_finishes_on_a_simple_terminal(shell, tmp_path, terminal):
     assert_finished(tmp_path, 2)
 
 
-# Where nohup started the tests, a process inherits that SIGHUP is ignored.
-WITH_SIGHUP = (
-    "import runpy, signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
-    "runpy.run_module('plateau_train', run_name='__main__')"
-)
-
-
 @pytest.mark.parametrize(
     ("number", "after"),
     [
         (signal.SIGINT, "drawing"),  # while data are loaded
         (signal.SIGTERM, "run  "),  # while jax compiles
-        (signal.SIGINT, "epoch 3/"),
-        (signal.SIGTERM, "epoch 3/"),
         (signal.SIGHUP, "epoch 3/"),
     ],
 )
-def test_a_signal_ends_a_run_within_seconds_at_any_moment(tmp_path, number, after):
-    program = [sys.executable, "-c", WITH_SIGHUP, *SMALL, "--epochs=1000000"]
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(program, cwd=tmp_path, text=True, **pipes) as running:
-        assert running.stdout is not None
-        for line in running.stdout:
-            if line.startswith(after):
-                break
-        running.send_signal(number)
-        started = time.monotonic()
-        try:
-            rest, _ = running.communicate(timeout=60)
-        finally:
-            running.kill()
-    # It takes a second on an idle machine.
-    assert time.monotonic() - started < 5
-    assert running.returncode == 128 + number
-    assert "Traceback" not in rest
-    assert "error" not in rest
-    folder = f"runs/{faults.runs_in(tmp_path)[0].name}" if faults.runs_in(tmp_path) else None
-    go_on = f"hint: plateau-train resume {folder} continues it"
-    if folder is None:
-        hint = "hint: start it again with the same command"
-        assert rest.splitlines()[-2:] == [f"stopped ({number.name})", hint]
-    elif not any(tmp_path.glob("runs/*/checkpoints/epoch-*")):
-        message = f"stopped before epoch 0 was finished ({number.name})"
-        assert rest.splitlines()[-2:] == [message, go_on]
-    else:
-        epoch = checkpoint.last_epoch(tmp_path / folder / "checkpoints")
-        message = f"stopped after epoch {epoch} ({number.name})"
-        look = f"hint: plateau-train plot {folder} draws what it has so far"
-        assert rest.splitlines()[-3:] == [message, go_on, look]
-        if after.startswith("epoch"):  # the process ends by itself
-            events = (tmp_path / folder / "events.jsonl").read_text()
-            assert f'"interrupted","message":"{message}"' in events
-            wait_until((tmp_path / folder / "plot.png").exists)
+def test_a_signal_ends_a_run_within_seconds_at_any_moment(processes, tmp_path, number, after):
+    faults.check_signal(processes, tmp_path, number, after)
 
 
 # The grace period is a minute, and the main thread never checks for a signal.

@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import conftest  # noqa: F401  # pyright: ignore[reportUnusedImport] -- the processes share compiled programs
 import faults
+import originals
 
 
 def main() -> None:
@@ -86,6 +88,24 @@ def check_promises(
     assert (first.code, second.code) == (0, 7), second.stderr
     assert faults.result_of(*faults.runs_in(place)) == long
     yield f"of two that resume one run, one is refused after {second.seconds:.2f} s"
+
+    num_stopped = faults.stop_sweep(
+        processes, folder(scratch, "sweep"), stops={0: (2, 9, 20), 2: (2, 9, 20)}
+    )
+    yield f"{num_stopped} resumes stopped while a sweep goes back an epoch: the same results"
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for after in ("drawing", "run  ", "epoch 0/", "epoch 3/"):
+            faults.check_signal(processes, folder(scratch, "signal"), number, after)
+    yield "SIGINT, SIGTERM and SIGHUP at each of 4 moments end a run within 5 s"
+
+    for num_seeds in (1, 3):
+        faults.check_sizes(processes, folder(scratch, "sizes"), num_seeds)
+    yield "an epoch of 1 and of 3 seeds writes as many bytes late as early"
+
+    if originals.ORIGINALS.is_dir():
+        originals.check_whole_download(folder(scratch, "fashion_mnist"))
+        yield "70,000 images of Fashion-MNIST downloaded, prepared and read"
 
     faults.fuzz(processes, scratch / "whole", options.fuzzed, options.seed)
     yield f"{options.fuzzed} runs with random bytes in their files: each command reports it"
