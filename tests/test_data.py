@@ -373,6 +373,11 @@ def settings(prepared, tmp_path):
     )
 
 
+def load_here(source):
+    """Read a prepared set in this process, which need not import tensorflow first."""
+    return tfds.Source(source.name, source.data_dir).decode()
+
+
 START = """
 import logging, sys
 from plateau_train import config, data
@@ -427,7 +432,7 @@ def test_a_signal_also_ends_the_process_that_decodes(settings):
 
 def test_the_cache_hides_neither_damage_nor_other_data(settings, monkeypatch, tmp_path, messages):
     load = tfds.Source.load
-    monkeypatch.setattr(tfds.Source, "load", tfds.Source.decode)
+    monkeypatch.setattr(tfds.Source, "load", load_here)
     before = data.load(settings)
     assert_is_tiny(before)
     (cached,) = settings.cache_dir.iterdir()
@@ -600,7 +605,7 @@ def test_fashion_mnist_is_downloaded_verified_and_prepared(tmp_path, monkeypatch
     """The first images of each split; scripts/torture prepares all of them."""
     monkeypatch.setattr(mnist, "_TRAIN_EXAMPLES", 200)
     monkeypatch.setattr(mnist, "_TEST_EXAMPLES", 100)
-    monkeypatch.setattr(tfds.Source, "load", tfds.Source.decode)
+    monkeypatch.setattr(tfds.Source, "load", load_here)
     described = originals.check_download(tmp_path)
     assert messages[0].startswith("downloading and preparing fashion_mnist/3.0.1")
     assert (described["train"], described["test"]) == ("200 images", "100 images")
