@@ -246,15 +246,6 @@ def runs_in(folder: Path) -> list[Path]:
     return [path for path in paths if path.is_dir() and not path.is_symlink()]
 
 
-def make_folder(runs_dir: Path) -> str:
-    """Create a run as a start does, without training, and return the name of its folder."""
-    run = RunDirectory.create(runs_dir, "same")
-    run.config.touch()
-    run.make_latest()
-    with run.locked():
-        return run.path.name
-
-
 def resume_or_start(
     processes: Processes, folder: Path, arguments: Sequence[str], **trouble: Any
 ) -> Finished:

@@ -1,13 +1,13 @@
 """Signals, closed pipes, full disks, unusual names and terminals do not damage a run."""
 
-import multiprocessing
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,19 @@ PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 @pytest.fixture
 def shell(tmp_path):
     """Return a function that runs a shell command with plateau-train on the path."""
+    return partial(run_shell, tmp_path)
 
-    def run(line, **environment):
-        return subprocess.run(
-            ["sh", "-c", line],
-            cwd=tmp_path,
-            env=os.environ | {"PATH": PATH} | environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
 
-    return run
+def run_shell(folder, line, **environment):
+    return subprocess.run(
+        ["sh", "-c", line],
+        cwd=folder,
+        env=os.environ | {"PATH": PATH} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def assert_finished(tmp_path, epochs):
@@ -81,29 +81,34 @@ def test_closed_descriptors_are_not_used_for_other_files(shell, tmp_path):
     assert shell("plateau-train --patience=0 >&- 2>&-").returncode == 2
 
 
-def test_names_control_neither_terminal_nor_markup(shell):
+def test_names_control_neither_terminal_nor_markup(shell, processes, tmp_path):
     name = "r\x1b[31m [red]ü[/] x"
     finished = shell(f"{SMALL_RUN} --runs-dir={shlex.quote(name)} --name='[b] é'", LC_ALL="C")
     assert finished.returncode == 0, finished.stderr
     printed = finished.stdout + finished.stderr
     assert "\x1b" not in printed
     assert "r\\x1b[31m [red]ü[/] x/" in printed
-    latest = shlex.quote(f"{name}/latest")
-    assert shell(f"plateau-train resume {latest} --check").returncode == 0
-    finished = shell(f"plateau-train resume {latest}")
+    assert processes.run(tmp_path, "resume", f"{name}/latest", "--check").code == 0
+    finished = processes.run(tmp_path, "resume", f"{name}/latest")
     assert "is done" in finished.stderr
     assert "\x1b" not in finished.stderr
 
 
-@pytest.mark.parametrize("terminal", ["TERM=dumb", "stty cols 20;", "TERM=xterm NO_COLOR=1"])
-def test_a_run_finishes_on_a_simple_terminal(shell, tmp_path, terminal):
+def test_a_run_finishes_on_a_narrow_terminal(tmp_path):
+    check_terminal(tmp_path, TERMINALS[0])
+
+
+TERMINALS = ("stty cols 20;", "TERM=dumb", "TERM=xterm NO_COLOR=1")  # scripts/torture uses all
+
+
+def check_terminal(folder, terminal):
     line = f"{terminal} {SMALL_RUN}"
     in_terminal = "import os, pty; print('code', os.waitstatus_to_exitcode(pty.spawn({})))"
     words = [sys.executable, "-c", in_terminal.format(["sh", "-c", line])]
-    finished = shell(f"{shlex.join(words)} < /dev/null")
+    finished = run_shell(folder, f"{shlex.join(words)} < /dev/null")
     assert "code 0" in finished.stdout
     assert "2/2" in finished.stdout
-    assert_finished(tmp_path, 2)
+    assert_finished(folder, 2)
 
 
 @pytest.mark.parametrize(
@@ -247,10 +252,32 @@ def test_variables_of_jax_change_no_result(shell, tmp_path, small_run):
     assert resumed.returncode == 0, resumed.stderr
 
 
+# What a start does, without training: 25 times, once all processes are there.
+START = """
+import sys
+from pathlib import Path
+from plateau_train.run.directory import RunDirectory
+
+print("ready", flush=True)
+sys.stdin.read()
+for _ in range(25):
+    run = RunDirectory.create(Path(sys.argv[1]), "same")
+    run.config.touch()
+    run.make_latest()
+    with run.locked():
+        print(run.path.name)
+"""
+
+
 def test_runs_that_start_at_once_get_different_folders(tmp_path):
-    # Not forked: this process may have threads of JAX.
-    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
-        names = list(pool.map(faults.make_folder, [tmp_path / "runs"] * 100))
+    program = [sys.executable, "-c", START, str(tmp_path / "runs")]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        starting = [stack.enter_context(subprocess.Popen(program, **pipes)) for _ in range(4)]
+        assert [process.stdout.readline() for process in starting] == ["ready\n"] * 4
+        for process in starting:
+            process.stdin.close()
+        names = [name for process in starting for name in process.stdout.read().split()]
     assert len(set(names)) == 100
     assert (tmp_path / "runs" / "latest").readlink().name in names
     assert len(list((tmp_path / "runs").iterdir())) == 101

@@ -15,6 +15,7 @@ import conftest  # noqa: F401  # pyright: ignore[reportUnusedImport] -- the proc
 import faults
 import originals
 import test_networks
+import test_process
 import test_resume
 
 Part = Callable[[faults.Processes, Path, argparse.Namespace], Iterator[str]]
@@ -137,6 +138,10 @@ def check_variants(
     for flags in test_resume.OTHERS:
         test_resume.check_continued(processes, folder(scratch, "continued"), *flags)
     yield "a rule on the test loss and a step schedule, stopped and resumed: the same result"
+
+    for terminal in test_process.TERMINALS:
+        test_process.check_terminal(folder(scratch, "terminal"), terminal)
+    yield f"a run finishes on {len(test_process.TERMINALS)} simple terminals"
 
     for kind in test_networks.RUNS:
         test_networks.check_resumed_elsewhere(processes, folder(scratch, "network"), kind)
