@@ -98,7 +98,7 @@ def test_the_wait_and_the_cooldown_of_the_rule_are_kept(processes, tmp_path):
 
 
 ON_EVALUATIONS = (
-    "--val-fraction=0.2", "--patience=1", "--rtol=0.3", "--accumulation-size=2", "--epochs=4",
+    "--val-fraction=0.2", "--patience=1", "--rtol=0.3", "--accumulation-size=2", "--epochs=6",
 )  # fmt: skip
 
 

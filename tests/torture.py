@@ -16,6 +16,7 @@ import faults
 import originals
 import test_networks
 import test_process
+import test_replicas
 import test_resume
 
 Part = Callable[[faults.Processes, Path, argparse.Namespace], Iterator[str]]
@@ -146,6 +147,17 @@ def check_variants(
     for kind in test_networks.RUNS:
         test_networks.check_resumed_elsewhere(processes, folder(scratch, "network"), kind)
     yield "networks of Linen and of NNX, stopped and resumed elsewhere: the same result"
+
+    meshes = test_replicas.run_meshes([*test_replicas.OTHERS, (4, 4)])
+    for key in test_replicas.OTHERS:
+        test_replicas.test_the_devices_share_replicas_and_batches_by_the_greatest_common_divisor(
+            meshes, key
+        )
+        test_replicas.test_steps_have_one_all_reduce_where_devices_share_a_batch_else_none(
+            meshes, key
+        )
+        test_replicas.test_every_mesh_gives_the_same_losses_up_to_rounding(meshes, key)
+    yield "one replica on four devices: the mesh, its collectives and its losses"
 
     for num_seeds in (1, 3):
         faults.check_sizes(processes, folder(scratch, "sizes"), num_seeds)
