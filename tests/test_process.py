@@ -273,7 +273,9 @@ def test_runs_that_start_at_once_get_different_folders(tmp_path):
     program = [sys.executable, "-c", START, str(tmp_path / "runs")]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with contextlib.ExitStack() as stack:
-        starting = [stack.enter_context(subprocess.Popen(program, **pipes)) for _ in range(4)]
+        starting: list[Any] = [
+            stack.enter_context(subprocess.Popen(program, **pipes)) for _ in range(4)
+        ]
         assert [process.stdout.readline() for process in starting] == ["ready\n"] * 4
         for process in starting:
             process.stdin.close()
