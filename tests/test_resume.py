@@ -45,6 +45,22 @@ def run(stopped_once, tmp_path):
     return RunDirectory.find(tmp_path / "runs" / "latest")
 
 
+@pytest.fixture(scope="module")
+def finished_once(processes, stopped_once, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(stopped_once / "runs", folder / "runs", symlinks=True)
+    ended = processes.run(folder, "resume", "runs/latest")
+    assert ended.code == 0, ended.stderr
+    return folder
+
+
+@pytest.fixture
+def done(finished_once, tmp_path):
+    """The folder of that run, resumed and finished."""
+    shutil.copytree(finished_once / "runs", tmp_path / "runs", symlinks=True)
+    return RunDirectory.find(tmp_path / "runs" / "latest")
+
+
 def content(run):
     """Return every byte of a run's folder, to check that nothing was changed."""
     return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
@@ -142,23 +158,21 @@ def test_a_lengthened_run_equals_one_of_that_length(processes, run, tmp_path, un
     assert whole.metrics.startswith(unbroken.metrics)
 
 
-def test_a_lengthened_run_that_is_stopped_keeps_its_new_length(processes, run):
-    finished(processes, run)
+def test_a_lengthened_run_that_is_stopped_keeps_its_new_length(processes, done):
     stopped = processes.run(
-        run.path.parents[1], "resume", run.path, "--epochs=8", fault="crash", at="epoch-000008"
+        done.path.parents[1], "resume", done.path, "--epochs=8", fault="crash", at="epoch-000008"
     )
     assert stopped.code == faults.CRASHED
-    assert not run.summary.exists(), "it would count as done"
-    assert epochs_printed(finished(processes, run).stdout)[-1] == 8
+    assert not done.summary.exists(), "it would count as done"
+    assert epochs_printed(finished(processes, done).stdout)[-1] == 8
 
 
-def test_a_finished_run_is_reported_and_not_changed(processes, run):
-    finished(processes, run)
-    said = refused(processes, run, code=0)
+def test_a_finished_run_is_reported_and_not_changed(processes, done):
+    said = refused(processes, done, code=0)
     assert "is done: all of its 7 epochs are trained" in said
-    assert f"plateau-train resume {run.path} --epochs 14 trains longer" in said
-    finished(processes, run, "--epochs=8")
-    assert json.loads(run.summary.read_text())["epochs"] == 8
+    assert f"plateau-train resume {done.path} --epochs 14 trains longer" in said
+    finished(processes, done, "--epochs=8")
+    assert json.loads(done.summary.read_text())["epochs"] == 8
 
 
 @pytest.mark.parametrize(
@@ -482,32 +496,30 @@ def test_lines_after_the_last_checkpoint_are_not_shown(processes, run):
         ("config.toml", "config.toml is not valid TOML"),
     ],
 )
-def test_a_damaged_description_of_a_finished_run_is_written_again(processes, run, name, problem):
-    finished(processes, run)
-    before = content(run)
-    path = run.path / name
+def test_a_damaged_description_of_a_finished_run_is_written_again(processes, done, name, problem):
+    before = content(done)
+    path = done.path / name
     path.write_text("[\n" + path.read_text())
-    assert problem in finished(processes, run, "--check", code=4).stderr
-    finished(processes, run)
-    assert "has nothing to do" in finished(processes, run, "--check").stdout
-    after = content(run)
-    for unchanged in (run.metrics, run.config, run.plot, run.timings):
+    assert problem in finished(processes, done, "--check", code=4).stderr
+    finished(processes, done)
+    assert "has nothing to do" in finished(processes, done, "--check").stdout
+    after = content(done)
+    for unchanged in (done.metrics, done.config, done.plot, done.timings):
         assert after[unchanged] == before[unchanged]
 
 
 @pytest.mark.parametrize("remove", [True, False])
 def test_a_finished_run_without_its_last_checkpoint_trains_that_epoch_again(
-    processes, run, unbroken, remove
+    processes, done, unbroken, remove
 ):
-    finished(processes, run)
-    newest = checkpoint.epoch_path(run.checkpoints, 7)
+    newest = checkpoint.epoch_path(done.checkpoints, 7)
     damage(newest)
     if remove:
         newest.unlink()
-    checked = finished(processes, run, "--check", code=0 if remove else 4)
+    checked = finished(processes, done, "--check", code=0 if remove else 4)
     assert "continues it from epoch 6" in checked.stdout + checked.stderr
-    assert epochs_printed(finished(processes, run).stdout) == [7]
-    assert faults.result_of(run.path) == unbroken
+    assert epochs_printed(finished(processes, done).stdout) == [7]
+    assert faults.result_of(done.path) == unbroken
 
 
 def test_check_refuses_what_resume_would(processes, run):
