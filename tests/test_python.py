@@ -540,6 +540,7 @@ def test_the_settings_that_a_training_would_use_are_resolved(tmp_path):
 
 def test_data_are_described_and_prepared(tmp_path, monkeypatch):
     monkeypatch.setattr(garments, "TRAIN_EXAMPLES", 600)  # drawing all takes ten seconds
+    monkeypatch.setattr(garments, "TEST_EXAMPLES", 100)
     described = pt.describe_data(dataset="garments", cache_dir=tmp_path / "cache")
     assert (described["train"], described["classes"][:3]) == ("600 images", "10:")
     assert pt.prepare_data(dataset="garments") == "garments is built in and needs no preparation"
