@@ -24,9 +24,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from helpers import epochs_printed
+import jax
+from helpers import SMALL, epochs_printed
 
 from plateau_train import config
+from plateau_train.data import garments
 from plateau_train.errors import RunError
 from plateau_train.run import checkpoint, journal
 from plateau_train.run.directory import RunDirectory
@@ -38,8 +40,8 @@ CRASHED = 99
 FILES = ("stdout", "stderr", "operations")  # of a process
 # By the server, so that no process has to: all that a command that trains imports.
 IMPORTED = (
-    "matplotlib.backends.backend_agg", "plateau_train.cli", "plateau_train.data.garments",
-    "plateau_train.plots.panels", "plateau_train.training.loop", "rich.progress",
+    "matplotlib.backends.backend_agg", "plateau_train.cli", "plateau_train.plots.panels",
+    "plateau_train.training.loop", "rich.progress",
 )  # fmt: skip
 OPERATIONS = (
     "open", "write", "fsync", "ftruncate", "replace", "link", "unlink", "symlink", "mkdir",
@@ -82,21 +84,26 @@ class Processes:
         fault: str | None = None,
         at: int | str = 0,
         kill_after: float | None = None,
+        send: tuple[int, int, str] | None = None,
         draws: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> list[Finished]:
         """Run several commands, each a folder and arguments, all at the same time.
 
         ``fault`` strikes at the operation ``at``, SIGKILL after some seconds. ``at`` is the number
-        of the operation, or a text in the name of a file: its first one. ``draws`` draws the
+        of the operation, or a text in the name of a file: its first one. ``send`` is a signal, the
+        index of the process that it is sent to, and the beginning of a line: it is sent when
+        process 0 has printed that; ``seconds`` are counted from then on. ``draws`` draws the
         panels of runs instead of an empty picture. ``environment`` is that of the processes
-        instead of that of the server, but for what JAX has read when it was imported.
+        instead of that of the server. Of the variables that JAX reads when it is imported, only
+        JAX_NUM_CPU_DEVICES has an effect.
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         words = [list(map(str, command)) for command in commands]
         task = {"commands": words, "fault": fault, "at": at, "kill_after": kill_after}
-        task |= {"draws": draws, "environment": environment and dict(environment)}
+        task |= {"draws": draws, "send": send}
+        task |= {"environment": environment and dict(environment)}
         self._server.stdin.write(json.dumps(task) + "\n")
         self._server.stdin.flush()
         return [Finished(**answer) for answer in json.loads(self._server.stdout.readline())]
@@ -239,15 +246,6 @@ def runs_in(folder: Path) -> list[Path]:
     return [path for path in paths if path.is_dir() and not path.is_symlink()]
 
 
-def make_folder(runs_dir: Path) -> str:
-    """Create a run as a start does, without training, and return the name of its folder."""
-    run = RunDirectory.create(runs_dir, "same")
-    run.config.touch()
-    run.make_latest()
-    with run.locked():
-        return run.path.name
-
-
 def resume_or_start(
     processes: Processes, folder: Path, arguments: Sequence[str], **trouble: Any
 ) -> Finished:
@@ -336,6 +334,95 @@ def kill(processes: Processes, folder: Path, count: int, seed: int, expected: Re
     return done
 
 
+SWEEP = ("sweep", *TINY, "--patience=1,2", "--rtol=0.9", "--epochs=2", "--name=sweep")
+
+
+def stop_sweep(processes: Processes, folder: Path, stops: Mapping[int, Sequence[int]]) -> int:
+    """Stop a sweep of two runs when one has committed an epoch and the other has not.
+
+    The first run then goes back. ``stops`` has for these epochs the operations at which the
+    resumes are stopped, before they get any further. Returns how many resumes were stopped.
+    """
+    whole, broken = folder / "whole", folder / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    assert processes.run(whole, *SWEEP).code == 0
+    for epoch, operations in stops.items():
+        name = f"002-patience=2/checkpoints/epoch-{epoch:06}"
+        command = ("resume", *runs_in(broken)) if runs_in(broken) else SWEEP
+        stopped = processes.run(broken, *command, fault="crash", at=name)
+        assert stopped.code == CRASHED
+        (sweep,) = runs_in(broken)
+        first, second = (
+            list(run.glob(f"checkpoints/epoch-{epoch:06}*")) for run in sweep.glob("0*")
+        )
+        assert len(first) + len(second) == 1
+        for at in operations:
+            again = processes.run(broken, "resume", sweep, fault="crash", at=at)
+            assert again.code == CRASHED, again.stderr
+    ended = processes.run(broken, "resume", *runs_in(broken))
+    assert ended.code == 0, ended.stderr
+    expected, actual = (
+        [result_of(run) for run in sorted(runs_in(place)[0].glob("0*"))]
+        for place in (whole, broken)
+    )
+    assert len(expected) == 2
+    assert actual == expected
+    return sum(map(len, stops.values()))
+
+
+def check_signal(processes: Processes, folder: Path, number: int, after: str) -> None:
+    """Send a signal after a line of output, and check that the run ends within seconds.
+
+    It takes a second on an idle machine.
+    """
+    (ended,) = processes.run_at_once(
+        [(folder, *SMALL, "--epochs=1000000")], send=(number, 0, after)
+    )
+    assert ended.seconds < 5
+    assert ended.code == 128 + number, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "error" not in ended.stderr
+    name = signal.Signals(number).name
+    lines = ended.stderr.splitlines()
+    if not runs_in(folder):
+        hint = "hint: start it again with the same command"
+        assert lines[-2:] == [f"stopped ({name})", hint]
+        return
+    (path,) = runs_in(folder)
+    go_on = f"hint: plateau-train resume runs/{path.name} continues it"
+    if not any(path.glob("checkpoints/epoch-*")):
+        assert lines[-2:] == [f"stopped before epoch 0 was finished ({name})", go_on]
+        return
+    message = f"stopped after epoch {checkpoint.last_epoch(path / 'checkpoints')} ({name})"
+    look = f"hint: plateau-train plot runs/{path.name} draws what it has so far"
+    assert lines[-3:] == [message, go_on, look]
+    if after.startswith("epoch"):  # the process ends by itself
+        events = (path / "events.jsonl").read_text()
+        assert f'"interrupted","message":"{message}"' in events
+        deadline = time.monotonic() + 60
+        while not (path / "plot.png").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def check_sizes(processes: Processes, folder: Path, num_seeds: int) -> None:
+    """Check that each of the files of an epoch grows as much in late epochs as in early ones.
+
+    These are lines of metrics, lines of timings, and a checkpoint.
+    """
+    flags = ("--schedule=constant", "--epochs=43", f"--seed=0-{num_seeds - 1}")
+    finished = processes.run(folder, *TINY, *flags)
+    assert finished.code == 0, finished.stderr
+    written = [size for size in finished.num_bytes if size]
+    # Before them are config.toml and environment.json; after them the last event and two files.
+    lines, timings, checkpoints = (written[2 + start :: 3] for start in range(3))
+    digits = 20 * num_seeds  # of numbers, in each of some ten columns
+    for sizes, tolerance in ((lines, 10 * digits), (timings, 40), (checkpoints, 40)):
+        early, late = sizes[4:9], sizes[37:42]
+        assert abs(max(late) - max(early)) <= tolerance
+
+
 def flip(path: Path, flips: int, cuts: int, seed: int) -> None:
     """Damage a checkpoint in many ways, and check that every damage is found."""
     dice = random.Random(seed)
@@ -402,6 +489,9 @@ def serve() -> None:
     """Fork a process for each line of stdin, and write how it ended to stdout."""
     for name in IMPORTED:
         importlib.import_module(name)
+    for num_train, num_test in ((60, 30), (600, 300)):  # what most runs train on; see helpers
+        garments.draw(num_train, seed=garments.TRAIN_SEED)
+        garments.draw(num_test, seed=garments.TEST_SEED)
 
     for line in sys.stdin:
         task = json.loads(line)
@@ -417,10 +507,7 @@ def serve() -> None:
                 _become(task, command, place)
             places[child] = place
         started = time.monotonic()
-        if task["kill_after"] is not None:
-            time.sleep(task["kill_after"])
-            for child in places:
-                os.kill(child, signal.SIGKILL)
+        started = _send_signals(task, places) or started
         answers = {}
         while len(answers) < len(places):
             child, status = os.wait()
@@ -434,10 +521,38 @@ def serve() -> None:
         print(json.dumps([answers[child] for child in places]), flush=True)
 
 
+def _send_signals(task: dict[str, Any], places: dict[int, Path]) -> float | None:
+    """Send the signals of a task to its processes; return when, if a line of output was due."""
+    if task["kill_after"] is not None:
+        time.sleep(task["kill_after"])
+        for child in places:
+            os.kill(child, signal.SIGKILL)
+    if task["send"] is None:
+        return None
+    number, index, beginning = task["send"]
+    first, *_ = places.values()
+    _wait_for_line(first, beginning)
+    sent = time.monotonic()
+    os.kill(list(places)[index], number)
+    return sent
+
+
+def _wait_for_line(place: Path, beginning: str) -> None:
+    """Wait, for up to a minute, until a process has printed a line with this beginning."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for name in FILES[:2]:
+            printed = (place / name).read_text(errors="replace")
+            if any(line.startswith(beginning) for line in printed.splitlines()):
+                return
+        time.sleep(0.01)
+
+
 def _become(task: dict[str, Any], command: list[str], place: Path) -> None:
     """Turn a forked process into one that runs the command, and never return."""
     code = 1
     signal.alarm(120)  # a process that does not end is no reason to wait for ever
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have started the tests
     try:
         for descriptor, name in enumerate(FILES[:2], start=1):
             os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), descriptor)
@@ -447,6 +562,8 @@ def _become(task: dict[str, Any], command: list[str], place: Path) -> None:
         if task["environment"] is not None:
             os.environ.clear()
             os.environ |= task["environment"]
+        if "JAX_NUM_CPU_DEVICES" in os.environ:
+            jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
         os.chdir(folder)
         log = (place / FILES[2]).open("w")
         from matplotlib.figure import Figure

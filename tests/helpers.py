@@ -7,8 +7,8 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from plateau_train import cli, config, data
 from plateau_train.commands.resume import resume
 from plateau_train.commands.train import train
 from plateau_train.config import RawValue, Resolved, Settings
+from plateau_train.data import garments
 from plateau_train.numerics.replicas import Replicas, make_mesh
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Examples, StepRecord, TrainState
@@ -34,6 +35,9 @@ from plateau_train.training import loop
 from plateau_train.training.models import load_network
 from plateau_train.training.program import EpochArrays, Program
 from plateau_train.training.time_limit import TimeLimit
+
+# A process draws the images of equal runs once.
+garments.draw = lru_cache(maxsize=8)(garments.draw)
 
 # A run of seconds on the built-in data; tests add to it.
 SMALL = (
@@ -56,30 +60,18 @@ IMAGE_SHAPE = (4, 4, 1)
 NUM_CLASSES = 3
 
 
-def command(
-    *arguments: object, cwd: Path, timeout: float = 120, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def command(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run plateau-train in a process of its own, with no terminal and no network.
 
-    It is forked, which saves the second of its imports, unless the environment has variables that
-    JAX reads when it is imported.
+    It is forked, which saves the seconds of its imports. Of the variables that JAX reads when it is
+    imported, only JAX_NUM_CPU_DEVICES has an effect.
     """
     import faults  # its imports need the command line, which not all tests need
 
-    words = [sys.executable, "-m", "plateau_train", *map(str, arguments)]
     variables = os.environ | {"TFDS_DATA_DIR": str(Path(cwd) / "no-data")} | environment
-    if not any(name.startswith("JAX_") for name in environment):
-        finished = faults.shared().run(Path(cwd), *arguments, draws=True, environment=variables)
-        return subprocess.CompletedProcess(words, finished.code, finished.stdout, finished.stderr)
-    return subprocess.run(
-        words,
-        cwd=cwd,
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+    finished = faults.shared().run(Path(cwd), *arguments, draws=True, environment=variables)
+    return subprocess.CompletedProcess(
+        list(map(str, arguments)), finished.code, finished.stdout, finished.stderr
     )
 
 
@@ -333,10 +325,10 @@ def free_port():
         return free.getsockname()[1]
 
 
-def run_two(processes, folder, *arguments, others=()):
+def run_two(processes, folder, *arguments, others=(), **trouble):
     """Run a cluster of two in forked processes; process 1 has other arguments as well.
 
-    Process 1 must change nothing on the disk.
+    Process 1 must change nothing on the disk. For ``trouble`` see ``faults.Processes``.
     """
     flags = (*arguments, f"--coordinator=127.0.0.1:{free_port()}", "--num-processes=2")
     commands = [
@@ -344,6 +336,6 @@ def run_two(processes, folder, *arguments, others=()):
     ]  # fmt: skip
     for place, *_ in commands:
         place.mkdir(exist_ok=True)
-    leader, other = processes.run_at_once(commands)
+    leader, other = processes.run_at_once(commands, **trouble)
     assert (other.operations, list((folder / "1").iterdir())) == ([], [])
     return leader, other

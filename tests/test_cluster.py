@@ -3,9 +3,9 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,50 +16,6 @@ from plateau_train.process import cluster
 from plateau_train.run.reader import Run
 
 SETTINGS = (*SMALL, "--batch-size=48")
-
-
-def start(folder, *arguments, process_id, port):
-    """Start one process of a cluster of two, in a folder of its own."""
-    folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "plateau_train", *map(str, arguments),
-            f"--coordinator=127.0.0.1:{port}", "--num-processes=2", f"--process-id={process_id}",
-        ],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-
-
-def start_two(folder, *arguments):
-    """Start a cluster of two by the command."""
-    port = free_port()
-    return [
-        start(folder / f"{number}", *arguments, process_id=number, port=port) for number in (0, 1)
-    ]
-
-
-def end(*processes, within=120):
-    """Wait for processes; return the exit code, stdout and stderr of each."""
-    results = []
-    for process in processes:
-        try:
-            stdout, stderr = process.communicate(timeout=within)
-        finally:
-            process.kill()
-        results.append((process.returncode, stdout, stderr))
-    return results
-
-
-def wait_for(process, beginning):
-    """Read the output of a process up to a line with this beginning."""
-    for line in process.stdout:
-        if line.startswith(beginning):
-            return
-    pytest.fail(f"it ended before it printed {beginning!r}: {process.stderr.read()}")
 
 
 def assert_same_training(path, other):
@@ -160,15 +116,12 @@ def test_several_seeds_in_two_processes_equal_those_in_one_and_continue(processe
 
 
 def test_a_killed_process_ends_the_other_and_the_run_continues_alone(processes, tmp_path):
-    leader, other = start_two(tmp_path, *SETTINGS, "--epochs=30")
-    wait_for(leader, "epoch 3/30")
-    other.kill()
-    killed = time.monotonic()
-    (code, _, stderr), _ = end(leader, other)
-    assert time.monotonic() - killed < 30
-    assert code == 8
-    assert "error: another process of this run was lost" in stderr
-    assert "Traceback" not in stderr
+    send = (signal.SIGKILL, 1, "epoch 3/30")
+    leader, other = run_two(processes, tmp_path, *SETTINGS, "--epochs=30", send=send)
+    assert leader.seconds < 30
+    assert (leader.code, other.code) == (8, -signal.SIGKILL), leader.stderr
+    assert "error: another process of this run was lost" in leader.stderr
+    assert "Traceback" not in leader.stderr
 
     resumed = processes.run(tmp_path / "0", "resume", "runs/latest")
     assert resumed.code == 0, resumed.stderr
@@ -177,14 +130,14 @@ def test_a_killed_process_ends_the_other_and_the_run_continues_alone(processes, 
 
 
 def test_a_signal_to_one_process_stops_both_and_both_can_continue(processes, tmp_path):
-    leader, other = start_two(tmp_path, *SETTINGS, "--epochs=30")
-    wait_for(leader, "epoch 3/30")
-    other.terminate()
-    (code, _, stderr), (other_code, _, other_stderr) = end(leader, other)
-    assert (code, other_code) == (143, 143), stderr + other_stderr
-    assert re.search(r"^stopped after epoch \d+ \(SIGTERM in another process\)$", stderr, re.M)
-    assert "\nstopped (SIGTERM)\n" in other_stderr
-    assert "Traceback" not in stderr + other_stderr
+    send = (signal.SIGTERM, 1, "epoch 3/30")
+    leader, other = run_two(processes, tmp_path, *SETTINGS, "--epochs=30", send=send)
+    stderr = leader.stderr + other.stderr
+    assert (leader.code, other.code) == (143, 143), stderr
+    stopped = r"^stopped after epoch \d+ \(SIGTERM in another process\)$"
+    assert re.search(stopped, leader.stderr, re.MULTILINE)
+    assert "\nstopped (SIGTERM)\n" in other.stderr
+    assert "Traceback" not in stderr
 
     run = tmp_path / "0" / "runs" / "latest"
     leader, other = run_two(processes, tmp_path, "resume", run)
@@ -216,14 +169,14 @@ def test_settings_that_one_process_refuses_end_both_before_a_folder_is_made(proc
 
 
 @pytest.mark.parametrize("process_id", [0, 1])
-def test_a_process_that_cannot_reach_the_others_does_not_train_alone(tmp_path, process_id):
-    process = start(
-        tmp_path, *SETTINGS, "--join-timeout=1", process_id=process_id, port=free_port()
-    )
-    ((code, _, stderr),) = end(process)
-    assert code == 8
-    assert "the other processes could not be reached through 127.0.0.1:" in stderr
-    assert "--join-timeout waits longer" in stderr
+def test_a_process_that_cannot_reach_the_others_does_not_train_alone(
+    processes, tmp_path, process_id
+):
+    cluster = f"--coordinator=127.0.0.1:{free_port()} --num-processes=2 --process-id={process_id}"
+    ended = processes.run(tmp_path, *SETTINGS, "--join-timeout=1", *cluster.split())
+    assert ended.code == 8, ended.stderr
+    assert "the other processes could not be reached through 127.0.0.1:" in ended.stderr
+    assert "--join-timeout waits longer" in ended.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -309,8 +262,13 @@ def test_values_and_errors_of_one_process_reach_the_other():
         )
         for number in (0, 1)
     ]
-    for code, _, error in end(*processes):
-        assert code == 0, error
+    try:
+        for process in processes:
+            _, error = process.communicate(timeout=120)
+            assert process.returncode == 0, error
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def test_a_single_process_communicates_nothing_and_gathers_copies():

@@ -1,5 +1,6 @@
 import contextlib
 import fcntl
+import gzip
 import http.server
 import json
 import os
@@ -15,9 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import originals
 import pytest
 import tensorflow_datasets
 from helpers import ORIGINALS
+from tensorflow_datasets.image_classification import mnist
 
 from plateau_train import config, data
 from plateau_train.data import tfds
@@ -126,7 +129,7 @@ def test_a_server_that_never_answers_is_given_up_within_seconds(tmp_path, monkey
         ("garmets", "did you mean garments?"),
         ("no_such_thing_at_all", "there is no data set"),
         ("mnist:9.9.9", "tensorflow-datasets has no mnist:9.9.9"),
-        ("coco", "is not an image classification set"),
+        ("iris", "is not an image classification set"),
         ("imagenet2012", "one fixed shape"),
     ],
 )
@@ -370,6 +373,11 @@ def settings(prepared, tmp_path):
     )
 
 
+def load_here(source):
+    """Read a prepared set in this process, which need not import tensorflow first."""
+    return tfds.Source(source.name, source.data_dir).decode()
+
+
 START = """
 import logging, sys
 from plateau_train import config, data
@@ -423,6 +431,8 @@ def test_a_signal_also_ends_the_process_that_decodes(settings):
 
 
 def test_the_cache_hides_neither_damage_nor_other_data(settings, monkeypatch, tmp_path, messages):
+    load = tfds.Source.load
+    monkeypatch.setattr(tfds.Source, "load", load_here)
     before = data.load(settings)
     assert_is_tiny(before)
     (cached,) = settings.cache_dir.iterdir()
@@ -434,8 +444,10 @@ def test_the_cache_hides_neither_damage_nor_other_data(settings, monkeypatch, tm
     assert cached.read_bytes() == content
     folder = settings.data_dir / "tiny" / "1.0.0"
     flip(-1)(folder / FIRST)
-    with pytest.raises(DataError, match=f"{FIRST} cannot be read: corrupted"):
-        data.load(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(tfds.Source, "load", load)  # in a process of its own, as always
+        with pytest.raises(DataError, match=f"{FIRST} cannot be read: corrupted"):
+            data.load(settings)
     shutil.rmtree(folder)
     monkeypatch.setattr(Tiny, "IMAGES", 255 - Tiny.IMAGES)
     assert_is_tiny(data.load(settings))
@@ -590,41 +602,16 @@ def test_a_path_where_no_folder_can_be_made_is_refused(tmp_path):
 
 @needs_originals
 def test_fashion_mnist_is_downloaded_verified_and_prepared(tmp_path, monkeypatch, messages):
-    """Serve the original files through a proxy on this machine; takes about twenty seconds."""
-
-    class Proxy(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            with (ORIGINALS / Path(self.path).name).open("rb") as file:
-                shutil.copyfileobj(file, self.wfile)
-
-        def log_message(self, format, *_):  # noqa: A002 (the name in the base class)
-            pass
-
-    class QuietServer(http.server.ThreadingHTTPServer):
-        def handle_error(
-            self, request, client_address
-        ):  # the probe disconnects without reading the file
-            pass
-
-    settings = config.DataSettings(data_dir=tmp_path, cache_dir=tmp_path / "cache")
-    with QuietServer(("127.0.0.1", 0), Proxy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
-        result = data.prepare(settings)
-        server.shutdown()
-    assert result == f"prepared fashion_mnist/3.0.1 in {tmp_path}"
+    """The first images of each split; scripts/torture prepares all of them."""
+    monkeypatch.setattr(mnist, "_TRAIN_EXAMPLES", 200)
+    monkeypatch.setattr(mnist, "_TEST_EXAMPLES", 100)
+    monkeypatch.setattr(tfds.Source, "load", load_here)
+    described = originals.check_download(tmp_path)
     assert messages[0].startswith("downloading and preparing fashion_mnist/3.0.1")
-
-    described = data.describe(settings)
-    assert described["train"] == "60,000 images"
-    assert described["test"] == "10,000 images"
-    assert described["pixels"] == "mean 0.28604, standard deviation 0.35302, from 0 to 1"
-    assert described["per class"] == "6,000 images in train, 1,000 images in test"
-    assert "is already prepared" in data.prepare(settings, ORIGINALS)
-    with pytest.raises(DataError, match="t10k-images-idx3-ubyte"):
-        data.prepare(settings, tmp_path)  # a wrong folder, although the set is prepared
+    assert (described["train"], described["test"]) == ("200 images", "100 images")
+    with gzip.open(ORIGINALS / "train-images-idx3-ubyte.gz") as file:
+        first = np.frombuffer(file.read(16 + 200 * 784)[16:], np.uint8)
+    assert described["pixels"].startswith(f"mean {first.mean() / 255:.5f}, standard deviation")
 
 
 def test_a_tilde_in_the_data_folder_is_the_home_folder(tmp_path, monkeypatch):

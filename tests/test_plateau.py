@@ -331,7 +331,6 @@ def test_a_stored_state_continues_with_the_same_bits():
         ({"patience": np.int32(0)}, "patience must be a whole number from 1"),
         ({"patience": jnp.float32(2.5)}, "patience must be a whole number from 1"),
         ({"patience": True}, "patience must be a whole number from 1 to 1,000,000,000, or epochs"),
-        ({"patience": "2epochs"}, "patience must be a number, got '2epochs'"),
         ({"cooldown": -1}, "cooldown must be a whole number from 0 to 1,000,000,000, or epochs"),
         ({"accumulation_size": 0}, "accumulation_size must be a whole number from 1"),
         ({"factor": 0.0}, "factor must be a number above 0 below 1, got 0.0"),

@@ -21,6 +21,7 @@ from plateau_train import config
 from plateau_train.api import evaluation
 from plateau_train.api.options import SettingOptions, SweepOptions
 from plateau_train.config import SETTINGS
+from plateau_train.data import garments
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.reader import Run
 
@@ -563,8 +564,11 @@ def test_the_settings_that_a_training_would_use_are_resolved(tmp_path):
         pt.resolve_settings(factor=2)
 
 
-def test_data_are_described_and_prepared(tmp_path):
-    assert pt.describe_data(dataset="garments")["classes"].startswith("10")
+def test_data_are_described_and_prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr(garments, "TRAIN_EXAMPLES", 600)  # drawing all takes ten seconds
+    monkeypatch.setattr(garments, "TEST_EXAMPLES", 100)
+    described = pt.describe_data(dataset="garments", cache_dir=tmp_path / "cache")
+    assert (described["train"], described["classes"][:3]) == ("600 images", "10:")
     assert pt.prepare_data(dataset="garments") == "garments is built in and needs no preparation"
     with pytest.raises(pt.errors.DataError):
         pt.prepare_data(dataset="mnist", data_dir=tmp_path, originals=tmp_path / "nowhere")

@@ -54,6 +54,8 @@ FLAGS = [f"--{key}={value}" for key, value in EAGER.items()]
 
 # Devices and replicas, and the mesh (replica, batch) of gcd(R, D) that they are trained on.
 MESHES = {(1, 1): (1, 1), (4, 1): (1, 4), (4, 2): (2, 2), (4, 3): (1, 4), (4, 4): (4, 1)}
+OTHERS = [(4, 1)]  # which scripts/torture tests: its mesh is that of (4, 3)
+KEYS = [key for key in MESHES if key not in OTHERS]
 
 
 @pytest.fixture(scope="module")
@@ -181,25 +183,29 @@ def test_evaluation_scores_every_image_once(monkeypatch, num_examples, num_repli
         np.testing.assert_array_equal(confusion[row], expected)
 
 
-@pytest.fixture(scope="module")
-def meshes():
-    """What tests/meshes.py prints of each of ``MESHES``, on four simulated devices."""
+def run_meshes(keys):
+    """Return what tests/meshes.py prints of each of ``MESHES``, on four simulated devices."""
     script = Path(__file__).with_name("meshes.py")
     finished = subprocess.run(
-        [sys.executable, script, json.dumps(list(MESHES))],
+        [sys.executable, script, json.dumps(list(keys))],
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    return dict(zip(MESHES, json.loads(finished.stdout), strict=True))
+    return dict(zip(keys, json.loads(finished.stdout), strict=True))
 
 
-@pytest.mark.parametrize("key", MESHES, ids=str)
+@pytest.fixture(scope="module")
+def meshes():
+    return run_meshes(KEYS)
+
+
+@pytest.mark.parametrize("key", KEYS, ids=str)
 def test_the_devices_share_replicas_and_batches_by_the_greatest_common_divisor(meshes, key):
     assert tuple(meshes[key]["mesh"]) == MESHES[key]
 
 
-@pytest.mark.parametrize("key", MESHES, ids=str)
+@pytest.mark.parametrize("key", KEYS, ids=str)
 def test_steps_have_one_all_reduce_where_devices_share_a_batch_else_none(meshes, key):
     collectives, (_, num_sharing) = meshes[key]["collectives"], MESHES[key]
     assert collectives["train_steps"] == (["all-reduce"] if num_sharing > 1 else [])
@@ -208,7 +214,7 @@ def test_steps_have_one_all_reduce_where_devices_share_a_batch_else_none(meshes,
     assert {"init_state", "epoch_order", "evaluate", "observe"} < collectives.keys()
 
 
-@pytest.mark.parametrize("key", MESHES, ids=str)
+@pytest.mark.parametrize("key", KEYS, ids=str)
 def test_every_mesh_gives_the_same_losses_up_to_rounding(meshes, key):
     actual, expected = meshes[key], meshes[4, 4]
     num_replicas = key[1]

@@ -45,6 +45,22 @@ def run(stopped_once, tmp_path):
     return RunDirectory.find(tmp_path / "runs" / "latest")
 
 
+@pytest.fixture(scope="module")
+def finished_once(processes, stopped_once, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(stopped_once / "runs", folder / "runs", symlinks=True)
+    ended = processes.run(folder, "resume", "runs/latest")
+    assert ended.code == 0, ended.stderr
+    return folder
+
+
+@pytest.fixture
+def done(finished_once, tmp_path):
+    """The folder of that run, resumed and finished."""
+    shutil.copytree(finished_once / "runs", tmp_path / "runs", symlinks=True)
+    return RunDirectory.find(tmp_path / "runs" / "latest")
+
+
 def content(run):
     """Return every byte of a run's folder, to check that nothing was changed."""
     return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
@@ -97,34 +113,41 @@ def test_the_wait_and_the_cooldown_of_the_rule_are_kept(processes, tmp_path):
     assert faults.result_of(path) == expected
 
 
-@pytest.mark.parametrize("mode", ["test-loss", "val-accuracy"])
-def test_a_rule_on_evaluations_continues_inside_its_window(processes, tmp_path, mode):
-    settings = (
-        *faults.TINY, f"--mode={mode}", "--val-fraction=0.2", "--patience=1", "--rtol=0.3",
-        "--accumulation-size=2", "--epochs=6",
-    )  # fmt: skip
-    expected, _ = faults.unbroken(processes, tmp_path, settings)
+ON_EVALUATIONS = (
+    "--val-fraction=0.2", "--patience=1", "--rtol=0.3", "--accumulation-size=2", "--epochs=6",
+)  # fmt: skip
+
+
+def test_a_rule_on_evaluations_continues_inside_its_window(processes, tmp_path):
+    expected = check_continued(processes, tmp_path, "--mode=val-accuracy", *ON_EVALUATIONS)
     assert expected.drops[0]
-    (tmp_path / "stopped").mkdir()
-    processes.run(tmp_path / "stopped", *settings, fault="crash", at=MIDDLE)
-    again = processes.run(tmp_path / "stopped", "resume", "runs/latest")
-    assert again.code == 0, again.stderr
-    assert faults.result_of(*faults.runs_in(tmp_path / "stopped")) == expected
 
 
-@pytest.mark.parametrize(
-    "schedule", ["cosine", "step", "linear", "rex", "one-cycle", "schedule-free"]
+@pytest.mark.parametrize("schedule", ["cosine", "schedule-free"])
+def test_a_schedule_of_the_step_continues_at_its_step(processes, tmp_path, schedule):
+    check_continued(processes, tmp_path, f"--schedule={schedule}", "--epochs=4")
+
+
+# What scripts/torture resumes beside these.
+OTHERS = (
+    ("--mode=test-loss", *ON_EVALUATIONS),
+    ("--schedule=step", "--step-epochs=2", "--epochs=6"),
+    *((f"--schedule={schedule}", "--epochs=4") for schedule in ("linear", "rex", "one-cycle")),
 )
-def test_a_schedule_continues_at_its_step(processes, tmp_path, schedule):
-    settings = (*faults.TINY, f"--schedule={schedule}", "--step-epochs=2", "--epochs=6")
-    expected, _ = faults.unbroken(processes, tmp_path, settings)
-    (tmp_path / "stopped").mkdir()
-    processes.run(tmp_path / "stopped", *settings, fault="crash", at=MIDDLE)
-    checked = processes.run(tmp_path / "stopped", "resume", "--check", "runs/latest")
+
+
+def check_continued(processes, folder, *flags):
+    """Check that a run stopped in epoch 3 has, once resumed, the result of one never stopped."""
+    settings = (*faults.TINY, *flags)
+    expected, _ = faults.unbroken(processes, folder, settings)
+    (folder / "stopped").mkdir()
+    processes.run(folder / "stopped", *settings, fault="crash", at=MIDDLE)
+    checked = processes.run(folder / "stopped", "resume", "--check", "runs/latest")
     assert checked.code == 0, checked.stderr
-    again = processes.run(tmp_path / "stopped", "resume", "runs/latest")
+    again = processes.run(folder / "stopped", "resume", "runs/latest")
     assert again.code == 0, again.stderr
-    assert faults.result_of(*faults.runs_in(tmp_path / "stopped")) == expected
+    assert faults.result_of(*faults.runs_in(folder / "stopped")) == expected
+    return expected
 
 
 def test_a_lengthened_run_equals_one_of_that_length(processes, run, tmp_path, unbroken):
@@ -137,23 +160,21 @@ def test_a_lengthened_run_equals_one_of_that_length(processes, run, tmp_path, un
     assert whole.metrics.startswith(unbroken.metrics)
 
 
-def test_a_lengthened_run_that_is_stopped_keeps_its_new_length(processes, run):
-    finished(processes, run)
+def test_a_lengthened_run_that_is_stopped_keeps_its_new_length(processes, done):
     stopped = processes.run(
-        run.path.parents[1], "resume", run.path, "--epochs=8", fault="crash", at="epoch-000008"
+        done.path.parents[1], "resume", done.path, "--epochs=8", fault="crash", at="epoch-000008"
     )
     assert stopped.code == faults.CRASHED
-    assert not run.summary.exists(), "it would count as done"
-    assert epochs_printed(finished(processes, run).stdout)[-1] == 8
+    assert not done.summary.exists(), "it would count as done"
+    assert epochs_printed(finished(processes, done).stdout)[-1] == 8
 
 
-def test_a_finished_run_is_reported_and_not_changed(processes, run):
-    finished(processes, run)
-    said = refused(processes, run, code=0)
+def test_a_finished_run_is_reported_and_not_changed(processes, done):
+    said = refused(processes, done, code=0)
     assert "is done: all of its 7 epochs are trained" in said
-    assert f"plateau-train resume {run.path} --epochs 14 trains longer" in said
-    finished(processes, run, "--epochs=8")
-    assert json.loads(run.summary.read_text())["epochs"] == 8
+    assert f"plateau-train resume {done.path} --epochs 14 trains longer" in said
+    finished(processes, done, "--epochs=8")
+    assert json.loads(done.summary.read_text())["epochs"] == 8
 
 
 @pytest.mark.parametrize(
@@ -446,15 +467,17 @@ def test_a_damaged_history_is_never_shown(processes, dropped, name):
     assert content(dropped) == before
 
 
-@pytest.mark.parametrize("name", list(journal.FILES))
-def test_a_checkpoint_can_be_scored_though_the_history_is_damaged(processes, dropped, name):
+def test_a_checkpoint_can_be_scored_though_the_history_is_damaged(processes, dropped):
     folder = dropped.path.parents[1]
     whole = processes.run(folder, "evaluate", dropped)
-    damage_history(dropped, name)
-    ended = processes.run(folder, "evaluate", dropped)
-    assert (ended.code, ended.stdout) == (0, whole.stdout)
-    assert f"{name} is damaged" in ended.stderr
     assert "damaged" not in whole.stderr
+    for name in journal.FILES:
+        before = (dropped.path / name).read_bytes()
+        damage_history(dropped, name)
+        ended = processes.run(folder, "evaluate", dropped)
+        assert (ended.code, ended.stdout) == (0, whole.stdout)
+        assert f"{name} is damaged" in ended.stderr
+        (dropped.path / name).write_bytes(before)
 
 
 def test_lines_after_the_last_checkpoint_are_not_shown(processes, run):
@@ -475,32 +498,30 @@ def test_lines_after_the_last_checkpoint_are_not_shown(processes, run):
         ("config.toml", "config.toml is not valid TOML"),
     ],
 )
-def test_a_damaged_description_of_a_finished_run_is_written_again(processes, run, name, problem):
-    finished(processes, run)
-    before = content(run)
-    path = run.path / name
+def test_a_damaged_description_of_a_finished_run_is_written_again(processes, done, name, problem):
+    before = content(done)
+    path = done.path / name
     path.write_text("[\n" + path.read_text())
-    assert problem in finished(processes, run, "--check", code=4).stderr
-    finished(processes, run)
-    assert "has nothing to do" in finished(processes, run, "--check").stdout
-    after = content(run)
-    for unchanged in (run.metrics, run.config, run.plot, run.timings):
+    assert problem in finished(processes, done, "--check", code=4).stderr
+    finished(processes, done)
+    assert "has nothing to do" in finished(processes, done, "--check").stdout
+    after = content(done)
+    for unchanged in (done.metrics, done.config, done.plot, done.timings):
         assert after[unchanged] == before[unchanged]
 
 
 @pytest.mark.parametrize("remove", [True, False])
 def test_a_finished_run_without_its_last_checkpoint_trains_that_epoch_again(
-    processes, run, unbroken, remove
+    processes, done, unbroken, remove
 ):
-    finished(processes, run)
-    newest = checkpoint.epoch_path(run.checkpoints, 7)
+    newest = checkpoint.epoch_path(done.checkpoints, 7)
     damage(newest)
     if remove:
         newest.unlink()
-    checked = finished(processes, run, "--check", code=0 if remove else 4)
+    checked = finished(processes, done, "--check", code=0 if remove else 4)
     assert "continues it from epoch 6" in checked.stdout + checked.stderr
-    assert epochs_printed(finished(processes, run).stdout) == [7]
-    assert faults.result_of(run.path) == unbroken
+    assert epochs_printed(finished(processes, done).stdout) == [7]
+    assert faults.result_of(done.path) == unbroken
 
 
 def test_check_refuses_what_resume_would(processes, run):

@@ -407,7 +407,7 @@ def test_equal_negative_values_are_a_plateau_here_and_not_for_optax_and_torch(sc
     output = schedule(
         {"patience": 2, "rtol": 0, "atol": 0.1}, values="-1,-1,-1,-1", compare="optax"
     )
-    assert output.lines[-1].split(maxsplit=1) == ["optax", "0.5 at the end, 1 drop at value 3"]
+    assert "optax 0.5 at the end, 1 drop at value 3" in " ".join(output.lines[-1].split())
 
 
 def test_without_negative_values_a_replay_of_the_rule_of_optax_has_the_same_rows():

@@ -174,7 +174,8 @@ def print_replay(replayed: Replay, form: Form | None) -> None:
         rule = texts.describe_rule(series)
         print_rows({"values": values, "rule": rule, **replayed.notes}, to_stderr=True)
         if num_warm := len(series.warmup.scales):
-            log.info(f"warm-up: the rule does not observe the first {num_warm:,} values")
+            unobserved = f"{num_warm:,} values" if num_warm > 1 else "value"
+            log.info(f"warm-up: the rule does not observe the first {unobserved}")
         print_table(texts.make_table(series, rules))
         print_rows(texts.describe_drops(series, rules, replayed.misses))
         if rest := num_values % size:
