@@ -44,13 +44,13 @@ def make_rule(**settings):
             None,
             {"patience": 1, "cooldown": 1},
         ),
-        # The threshold of the first observation after a drop is that from before it.
+        # The threshold of the first observation after a drop has the changed rtol.
         (
             {"patience": 2, "rtol": 0.01},
             [1, 1, 1, 0.985, 0.99, 0.9],
             (1, 3, 5),
             (0.9, 0.99 * 0.985),
-            {"patience": 1, "rtol": 0.087},
+            {"patience": 1, "rtol": 0.015},
         ),
         # The first of two equal waits.
         ({"patience": 3}, [4, 4, 2, 2, 1], (1, 0, 2), (2, 3.9996), {"patience": 1, "rtol": 0.5}),
@@ -86,6 +86,11 @@ def test_there_is_no_miss_where_no_wait_could_have_led_to_a_drop(settings, value
     assert find_nearest_miss(rule, replay(rule, values)) is None
 
 
+def threshold_of(rule, best):
+    factor = 1 - rule.rtol if best >= 0 else 1 + rule.rtol
+    return np.float32(factor) * best - np.float32(rule.atol)
+
+
 def follow(rule, values, start=0, **changed):
     """Yield the number, the observation, its wait and whether it lowers the scale, in plain NumPy.
 
@@ -97,6 +102,7 @@ def follow(rule, values, start=0, **changed):
         if number == start + 1:
             rule = rule.model_copy(update=changed)
             cooldown = min(cooldown, rule.cooldown)
+            threshold = threshold_of(rule, best)
         window.append(f(value))
         if len(window) < rule.accumulation_size:
             continue
@@ -106,7 +112,7 @@ def follow(rule, values, start=0, **changed):
         window = []
         improved = mean < threshold
         best = mean if improved else best
-        threshold = f(1 - rule.rtol if best >= 0 else 1 + rule.rtol) * best - f(rule.atol)
+        threshold = threshold_of(rule, best)
         wait = 0 if improved or cooldown else wait + 1
         cooldown = max(cooldown - 1, 0)
         lowered = max(scale * f(rule.factor), f(rule.min_scale)) if wait == rule.patience else scale

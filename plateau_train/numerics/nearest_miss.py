@@ -70,7 +70,8 @@ def find_changes(
     """Return the smallest change of patience, cooldown and rtol that lowers the scale at a miss.
 
     One setting is changed at a time. The replay starts after the last drop before the miss, where
-    the cooldown that is left becomes the changed one, and ends where the wait for the next drop
+    the cooldown that is left becomes the changed one and the threshold is that of the changed rtol,
+    and ends where the wait for the next drop
     begins. A setting is left out if no change of it lowers the scale there. Nothing ends the
     training, and the rule does not observe the first ``num_unobserved`` values.
     """
@@ -179,7 +180,10 @@ def _replay_rules(
     def follow(patience: Array, rtol: _Rtol, cooldown: Array) -> PlateauState:
         changes: Any = {"patience": patience, "rtol": rtol, "cooldown": cooldown}
         changed = rule._replace(smooth=smooth, **changes)
-        start = state._replace(cooldown_count=jnp.minimum(state.cooldown_count, cooldown))
+        start = state._replace(
+            cooldown_count=jnp.minimum(state.cooldown_count, cooldown),
+            threshold=changed.threshold(state.best_value),
+        )
         end, _ = lax.scan(lambda each, value: (changed.observe(each, value), None), start, values)
         return end
 
