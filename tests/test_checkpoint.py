@@ -169,7 +169,7 @@ def test_an_array_that_declares_more_than_its_file_has_is_not_read(tmp_path):
 def test_a_checkpoint_of_another_format_is_of_another_version(tmp_path, number):
     path = tmp_path / "epoch-000001.npz"
     path.write_bytes(archived(manifest=np.array(b'{"format": %d}' % number)))
-    said = f"is of another version: it has format {number}, and this version reads 2 and {FORMAT}"
+    said = f"is of another version: it has format {number}, and this version reads 2 to {FORMAT}"
     for read in (read_manifest, read_checkpoint):
         with pytest.raises(ForeignRunError, match=said):
             read(path)

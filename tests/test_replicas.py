@@ -314,8 +314,8 @@ def explosive(monkeypatch):
     """Give the replica of seed 1 a learning rate at which its loss is soon not finite."""
     from_settings = Hyperparams.from_settings
 
-    def explode(runs):
-        rows: Any = from_settings(runs)
+    def explode(runs, **options):
+        rows: Any = from_settings(runs, **options)
         rows.learning_rate[rows.seed == 1] = 1e30
         return rows
 

@@ -303,21 +303,21 @@ def test_means_and_deviations_of_several_replicas_are_printed(terminal, capsys):
     print_epoch(RunReport(is_quiet=False), *records, events=[drop], seed="0-2")
     line, reason = capsys.readouterr().out.splitlines()
     assert "test loss 1.5000 ± 0.7071 acc" in line
-    assert line.endswith("  scale 0.25 to 1  lr 0.0025 to 0.01")
+    assert line.endswith("  scale 0.25 to 1  lr 0.0025 to 0.01  seeds left 2 of 3")
     assert reason == f"seed 2: {DROP.describe()}"
     terminal(200)
     print_epoch(RunReport(is_quiet=False), *records, seed="0-2")
     titles, row = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
     assert titles.split() == [
         *("epoch", "train", "loss", "±", "acc", "±", "test", "loss", "±", "acc", "±"),
-        *("scale", "lowest", "highest", "time"),
+        *("scale", "lowest", "highest", "seeds", "time"),
     ]
     assert row.split()[5:7] == ["1.5000", "0.7071"]
-    assert row.split()[-4:] == ["0.5", "0.25", "1", "3.1s"]
+    assert row.split()[-5:] == ["0.5", "0.25", "1", "2/3", "3.1s"]
     terminal(60)
     print_epoch(RunReport(is_quiet=False), *records, seed="0-2")
     omitted, titles, _ = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
-    assert omitted == "not shown at this width: acc, lowest, highest, time"
+    assert omitted == "not shown at this width: acc, lowest, highest, seeds, time"
     assert titles.split() == ["epoch", "train", "loss", "±", "test", "loss", "±", "scale"]
 
 

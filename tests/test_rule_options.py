@@ -400,7 +400,7 @@ def test_an_ended_run_has_nothing_to_resume_and_its_replay_ends_where_it_did(
     assert history.ending is not None
     assert rows[-1]["ending_reason"] in history.ending.message
     assert [row["epoch"] for row in rows if row["reason"]] == [drop.epoch for drop in history.drops]
-    assert rows[-1]["unsmoothed"] != rows[-1]["observation"]
+    assert rows[-1]["raw"] != rows[-1]["observation"]
 
 
 def test_a_sweep_with_a_run_that_ended_resumes_to_the_same_bytes(processes, tmp_path):

@@ -97,7 +97,7 @@ class Run:
         """Each value that the plateau rule observed; an accuracy is recorded as 1 - accuracy."""
         rows = [
             {"replica": record.replica, "seed": record.seed, "epoch": record.epoch}
-            | observation.model_dump()
+            | {"step": observation.step, "value": observation.value, "raw": observation.measured}
             for record in self._stored.records
             for observation in record.observations
         ]

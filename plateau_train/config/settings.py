@@ -593,14 +593,14 @@ class PlateauSettings(Table):
     patience: Span = _rule_setting(
         5,
         "Observations in a row without improvement after which the rate drops "
-        "(5 x 200 steps are 2.1 epochs of 468 steps), or epochs such as 2epochs, which are the "
-        "fewest observations that take as long",
+        "(5 x 200 steps are 2.1 epochs of 468 steps); 2epochs stands for the fewest observations "
+        "that take 2 epochs",
         is_traced=True,
         values_text=f"a whole number from 1 to {LARGEST_COUNT:,}, or epochs such as 2epochs",
     )
     cooldown: SpanOrNone = _rule_setting(
         0,
-        "Observations after a drop that do not count towards patience, or epochs",
+        "Observations after a drop that do not count towards patience; 2epochs as for --patience",
         is_traced=True,
         values_text=f"a whole number from 0 to {LARGEST_COUNT:,}, or epochs such as 2epochs",
     )

@@ -46,8 +46,7 @@ class RunReport:
         self._progress: Progress | None = None
         self._titles: Sequence[object] = ()  # of the columns above the last row
         self._last_epoch = -1
-        self._patience = 0  # in observations
-        self._warmup_steps = 0
+        self._steps_per_epoch = 1
         self._names: list[str] = []  # of the runs of a program, if there may be several
 
     def loading(self) -> contextlib.AbstractContextManager[Update | None]:
@@ -56,10 +55,7 @@ class RunReport:
 
     def on_start(self, info: TrainingInfo) -> None:
         """Print the header: what is about to be trained."""
-        rule, steps_per_epoch = info.settings.plateau, info.steps_per_epoch
-        self._last_epoch = info.last_epoch
-        self._patience = rule.count(rule.patience, steps_per_epoch)
-        self._warmup_steps = info.settings.optimizer.warmup_steps(steps_per_epoch)
+        self._last_epoch, self._steps_per_epoch = info.last_epoch, info.steps_per_epoch
         if not self.is_quiet:
             print_rows(describe_header(info), to_stderr=True)
         self._warn_of_no_drops(info)
@@ -164,9 +160,11 @@ class RunReport:
     ) -> None:
         num_epochs, wait = settings.run.epochs, None
         if num_replicas == 1 and settings.optimizer.schedule == "plateau":
-            is_warmup = records[0].step < self._warmup_steps
-            wait = "warm" if is_warmup else f"{records[0].wait}/{self._patience}"
-            wait = wait.rjust(2 * len(f"{self._patience}") + 2)
+            num_warmup = settings.optimizer.warmup_steps(self._steps_per_epoch)
+            patience = settings.plateau.count(settings.plateau.patience, self._steps_per_epoch)
+            is_warmup = records[0].step < num_warmup
+            wait = "warm" if is_warmup else f"{records[0].wait}/{patience}"
+            wait = wait.rjust(2 * len(f"{patience}") + 2)
         if not self._console.is_terminal:
             self._console.print(Text(_epoch_line(records, num_replicas, num_epochs, wait)))
             return

@@ -204,7 +204,7 @@ def plain_rows(
             "number": row.number,
             "value": row.value,
             "observation": row.smoothed if row.is_complete else None,
-            "unsmoothed": row.mean if row.is_complete else None,
+            "raw": row.mean if row.is_complete else None,
             "best": row.best if has_best else None,
             "to_beat": row.threshold if has_best else None,
             "wait": row.wait,

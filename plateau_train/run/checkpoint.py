@@ -34,7 +34,7 @@ from plateau_train.run.environment import Environment, available_memory
 BEST = "best.npz"
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
 FORMAT = 4
-READABLE = (2, 3, FORMAT)  # before, the state of the plateau rule had fewer arrays
+READABLE = range(2, FORMAT + 1)  # before, the state of the plateau rule had fewer arrays
 DIGEST_BYTES = hashlib.sha256().digest_size
 MANIFEST = "manifest"
 
@@ -170,7 +170,7 @@ def _read_arrays(file: BinaryIO, *names: str) -> dict[str, np.ndarray]:
 def _parse(path: Path, text: bytes) -> Manifest:
     written = json.loads(text)["format"]
     if written not in READABLE:
-        known = " and ".join(map(str, READABLE))
+        known = f"{READABLE[0]} to {FORMAT}"
         raise _foreign(path, f"it has format {written}, and this version reads {known}")
     manifest = Manifest.model_validate_json(text)
     if path.name not in (BEST, epoch_path(path.parent, manifest.epoch).name):
