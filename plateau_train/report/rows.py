@@ -25,7 +25,7 @@ Form = Literal["json", "csv"]
 TEXTS = {
     "run", "folder", "status", "problems", "schedule", "mode", "dataset", "ending", "best_by",
     "baseline", "metric", "method", "file", "class", "most_wrong_class", "split", "observed",
-    "reason", "torch_reason", "keras_reason", "optax_reason", "nearest_miss",
+    "reason", "ending_reason", "torch_reason", "keras_reason", "optax_reason", "nearest_miss",
 }  # fmt: skip
 
 
