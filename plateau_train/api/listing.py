@@ -30,7 +30,7 @@ COLUMNS = (
     Column("results.final_score.mean", "final", ".4f", omit=7),
     Column("results.split", "split", is_number=False, omit=1),
     Column("results.final_scale.geometric_mean", "scale", ".6g", omit=4),
-    Column("state", "status", is_number=False),
+    Column("status", "status", is_number=False),
 )
 
 # The names of the fields of each row.
@@ -56,6 +56,15 @@ class ListedRun(NamedTuple):
         """The last epoch and the planned number of epochs."""
         planned = "-" if self.settings is None else self.settings.run.epochs
         return None if self.results is None else f"{self.results.epoch}/{planned}"
+
+    @property
+    def status(self) -> str:
+        """The state, and why the replicas of a run that is done ended early, if they did."""
+        endings = [history.ending for history in self.histories if history.ending]
+        early = dict.fromkeys(ending.reason for ending in endings if ending.is_early)
+        return (
+            f"{self.state} ({', '.join(early)})" if early and self.state == "done" else self.state
+        )
 
     def rows(self) -> list[Row]:
         """Return a row for each replica, or one for a run of which none can be read."""

@@ -31,11 +31,10 @@ def resume(path: Path, overrides: Resolved) -> None:
 def _print_done(task: RunTask, *, is_quiet: bool) -> None:
     run, settings = task.directory, task.resolved.settings
     epochs = settings.run.epochs
-    if any(history.ending and history.ending.is_early for history in Run(run).histories):
-        log.info(f"{run.path} is done: its seeds ended early")
-    else:
-        log.info(f"{run.path} is done: all of its {epochs} epochs are trained")
-    if settings.optimizer.schedule not in BUDGETED:
+    is_early = all(each.ending and each.ending.is_early for each in Run(run).histories)
+    what = "its seeds ended early" if is_early else f"all of its {epochs} epochs are trained"
+    log.info(f"{run.path} is done: {what}")
+    if settings.optimizer.schedule not in BUDGETED and not is_early:
         log.info(f"{PROGRAM} resume {run} --epochs {2 * epochs} trains longer")
     if is_quiet:
         print(printable(run.path))

@@ -400,9 +400,11 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
     """Return how a run ended, and what to type next."""
     results, dataset = run.results, run.environment.dataset
     mean = "mean " if len(run.histories) > 1 else ""
+    is_early = any(each.ending and each.ending.is_early for each in run.histories)
+    planned = f" of {run.settings.run.epochs}" * is_early
     fallback = f", on {dataset.name}, NOT on Fashion-MNIST" if dataset.fallback else ""
     return {
-        "done": f"{in_epochs(results.epoch)}{duration}{fallback}",
+        "done": f"{in_epochs(results.epoch)}{planned}{duration}{fallback}",
         **{
             split: f"loss {loss:.4f}, accuracy {accuracy:.4f}"
             for split, (loss, accuracy) in results.final.items()
