@@ -419,9 +419,11 @@ def test_a_sweep_with_a_run_that_ended_resumes_to_the_same_bytes(processes, tmp_
     crash = f"{late.name}/checkpoints/epoch-{last + 1:06}"
     assert processes.run(stopped, *grid, fault="crash", at=crash).code == faults.CRASHED
     (other,) = [path for path in (stopped / "runs").iterdir() if path.name.endswith("-sweep")]
-    resumed = processes.run(stopped, "resume", other)
-    assert resumed.code == 0, resumed.stderr
-    assert "last bits" not in resumed.stderr
+    for limit in ("0.1", "none"):  # the first trains one epoch
+        resumed = processes.run(stopped, "resume", other, f"--max-time={limit}")
+        assert resumed.code == 0, resumed.stderr
+        assert "last bits" not in resumed.stderr
+        assert (other / early.name / "summary.json").exists() == (limit == "none")
     for run in (early, late):
         assert faults.result_of(other / run.name) == faults.result_of(run), run.name
 

@@ -109,9 +109,9 @@ def fit(
                     for run, journal in enumerate(journals):
                         _commit(journal, lines[run], program.rows_of(run), arrays)
                 callbacks.on_epoch(lines, program.runs[0])
-        failures = list[PictureError | None]()
-        for run, (task, journal) in enumerate(zip(tasks, journals, strict=True)):
-            if any(program.endings.is_active[row] for row in program.rows_of(run)):
+        is_stopped, failures = any(program.endings.is_active), list[PictureError | None]()
+        for task, journal in zip(tasks, journals, strict=True):
+            if is_stopped:  # all of them: a resume trains them in one program again
                 message, _ = signals.describe_stop(limit.reason)
                 journal.note(Notice(event="interrupted", message=message))
             else:
