@@ -36,6 +36,7 @@ from plateau_train.numerics import smoothing
 from plateau_train.numerics import step as numerics
 from plateau_train.numerics.schedules import make_schedule
 from plateau_train.numerics.spec import Hyperparams
+from plateau_train.report.progress import warn_of_no_drops
 from plateau_train.run.history import records_until
 from plateau_train.run.reader import Run
 
@@ -435,6 +436,14 @@ def test_an_early_stop_that_no_run_reaches_is_named_at_the_start(processes, tmp_
     assert refused.code == 2
     assert "--early-stop 3 must be larger than --patience 3" in refused.stderr
     assert "--patience 1epochs is 3" in refused.stderr
+
+
+def test_options_of_drops_say_that_they_have_no_effect_with_another_schedule():
+    settings = resolve(schedule="constant", max_drops="1", on_drop="restore-best").settings
+    said = warn_of_no_drops(settings, 100)
+    assert said is not None
+    assert said.startswith("--max-drops and --on-drop have no effect with --schedule constant")
+    assert warn_of_no_drops(resolve(schedule="constant").settings, 100) is None
 
 
 def test_values_in_the_warm_up_are_not_observed(tmp_path):

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from plateau_train.config import DECAYS, Settings
+from plateau_train.config import DECAYS, SETTINGS, PlateauSettings, Settings
 from plateau_train.errors import PROGRAM, RunError
 from plateau_train.numerics.nearest_miss import find_nearest_miss, on_cpu
 from plateau_train.report.console import (
@@ -367,7 +367,7 @@ def warn_of_no_drops(settings: Settings, steps_per_epoch: int) -> str | None:
     """Return a warning if the run is too short for a drop, or no early stop can end it."""
     plateau = settings.plateau
     if settings.optimizer.schedule != "plateau":
-        return None
+        return _warn_of_no_effect(settings)
     unit, num_values = "epochs", settings.run.epochs
     if plateau.split == "train":
         unit, num_values = "steps", settings.run.epochs * steps_per_epoch
@@ -380,6 +380,22 @@ def warn_of_no_drops(settings: Settings, steps_per_epoch: int) -> str | None:
     return (
         f"The rate cannot drop in this run: a drop takes {needed:,} {unit}, "
         f"(1 + patience) x accumulation size, and the run has {num_values:,}."
+    )
+
+
+def _warn_of_no_effect(settings: Settings) -> str | None:
+    """Return a warning if options of drops were given for a schedule that has none."""
+    default = PlateauSettings()
+    names = ("max_drops", "stop_at_min_scale", "on_drop")
+    given = [
+        setting.flag
+        for setting in SETTINGS
+        if setting.key in names and setting.value_in(settings) != getattr(default, setting.key)
+    ]
+    schedule = settings.optimizer.schedule
+    effect = f"no effect with --schedule {schedule}: its scale does not follow the rule."
+    return (
+        f"{' and '.join(given)} {'has' if len(given) == 1 else 'have'} {effect}" if given else None
     )
 
 
