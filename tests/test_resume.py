@@ -296,6 +296,32 @@ def rewrite(run, newest, **changes):
     checkpoint.save_checkpoint(run.checkpoints, Checkpoint(manifest, newest.arrays))
 
 
+# The state of the plateau rule in format 2, and what format 3 had besides it.
+SIX = ("scale", "best_value", "plateau_count", "cooldown_count", "count", "avg_value")
+MORE = ("threshold", "patience", "maximize") + tuple(
+    f"observation/{name}"
+    for name in ("number", "value", "best", "threshold", "wait", "scale_before", "scale")
+)
+
+
+@pytest.mark.parametrize(("number", "names"), [(2, SIX), (3, SIX + MORE)])
+def test_a_checkpoint_of_an_earlier_format_continues_to_the_same_bytes(
+    processes, run, unbroken, number, names
+):
+    newest = read_newest(run)
+    arrays = {
+        name: array
+        for name, array in newest.arrays.items()
+        if name.removeprefix("plateau/") in names or name.startswith(("params/", "opt_state/"))
+    }
+    assert len(arrays) < len(newest.arrays)
+    arrays["scale"] = newest.arrays["scale"]
+    manifest = newest.manifest.model_copy(update={"format": number})
+    checkpoint.save_checkpoint(run.checkpoints, Checkpoint(manifest, arrays))
+    finished(processes, run)
+    assert faults.result_of(run.path).metrics == unbroken.metrics
+
+
 def test_a_run_in_another_environment_is_no_longer_bit_exact(processes, run):
     newest = read_newest(run)
     versions = newest.manifest.environment.versions

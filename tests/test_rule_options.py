@@ -39,6 +39,7 @@ from plateau_train.numerics.spec import Hyperparams
 from plateau_train.report.progress import warn_of_no_drops
 from plateau_train.run.history import records_until
 from plateau_train.run.reader import Run
+from plateau_train.run.records import RunWarning
 
 
 def replay(values, *, num_unobserved=0, **settings):
@@ -302,6 +303,13 @@ def test_the_step_after_a_drop_begins_with_what_was_best(on_drop):
     assert any(changed) == (on_drop != "keep"), "the comparison holds nothing"
 
 
+def test_a_warm_up_below_the_smallest_scale_is_not_that_scale():
+    options = {"mode": "test-loss", "accumulation_size": "1", "patience": "1", "rtol": "0.9"}
+    results = train_epochs(**options, min_scale="0.4", warmup_epochs="1", epochs="5")
+    warned = [e.epoch for r in results for e in r.events if isinstance(e, RunWarning)]
+    assert warned == [4]  # 2 is the first evaluation that counts; 3 and 4 drop
+
+
 def test_what_a_drop_brings_back_is_in_the_plan_of_the_memory():
     sizes = {}
     for on_drop in ("keep", "restore-params", "restore-best"):
@@ -393,7 +401,9 @@ def test_an_ended_run_has_nothing_to_resume_and_its_replay_ends_where_it_did(
     path, _ = ended
     again = processes.run(tmp_path, "resume", path)
     assert again.code == 0
-    assert "its seeds ended early" in again.stderr
+    assert "is done: its rule ended it" in again.stderr
+    checked = processes.run(tmp_path, "resume", path, "--check")
+    assert "has nothing to do: its rule ended it" in checked.stdout
     rows = json.loads(call("schedule", path, "--replica=0", "--json"))
     history = Run.open(path).histories[0]
     assert rows[-1]["ending"] == "max-drops"

@@ -299,9 +299,11 @@ def _find_mismatches(
         for run in group.runs:
             if run.results.epoch < num_epochs:
                 name = group.name if len(group.runs) == 1 else run.directory
+                is_early = any(each.ending and each.ending.is_early for each in run.histories)
                 yield (
-                    f"{name} has finished epoch {run.results.epoch} of {num_epochs}: "
-                    "its final values are those of that epoch."
+                    f"{name} {'ended early, after' if is_early else 'has finished'} epoch "
+                    f"{run.results.epoch} of {num_epochs}: its final values are those of "
+                    f"{'the end of each seed' if is_early else 'that epoch'}."
                 )
         if num_early := num_seeds - len(group.completed):
             yield f"{group.name}: {num_early} of {num_seeds} seeds ended earlier and are left out."

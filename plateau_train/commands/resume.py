@@ -11,7 +11,7 @@ from plateau_train.report.console import configure_logging, printable
 from plateau_train.report.progress import RunReport
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.journal import RunTask
-from plateau_train.run.reader import Run
+from plateau_train.run.reader import Run, describe_done
 from plateau_train.training import setup
 from plateau_train.training.devices import start_devices
 
@@ -31,10 +31,9 @@ def resume(path: Path, overrides: Resolved) -> None:
 def _print_done(task: RunTask, *, is_quiet: bool) -> None:
     run, settings = task.directory, task.resolved.settings
     epochs = settings.run.epochs
-    is_early = all(each.ending and each.ending.is_early for each in Run(run).histories)
-    what = "its seeds ended early" if is_early else f"all of its {epochs} epochs are trained"
-    log.info(f"{run.path} is done: {what}")
-    if settings.optimizer.schedule not in BUDGETED and not is_early:
+    log.info(f"{run.path} is done: {describe_done(task)}")
+    can_grow = not any(each.ending and each.ending.is_early for each in Run(run).histories)
+    if settings.optimizer.schedule not in BUDGETED and can_grow:
         log.info(f"{PROGRAM} resume {run} --epochs {2 * epochs} trains longer")
     if is_quiet:
         print(printable(run.path))

@@ -241,7 +241,7 @@ def epochs_of(span: int | str) -> float:
 
 def describe_span(span: int | str) -> str:
     """Return a span as a sentence has it, such as ``5`` or ``2 epochs``."""
-    return str(span).replace("epochs", " epochs")
+    return "1 epoch" if span == "1epochs" else str(span).replace("epochs", " epochs")
 
 
 class Smoothing(NamedTuple):

@@ -236,7 +236,9 @@ class _Line(NamedTuple):
         epochs = range(1 + max(history.last_epoch for history in histories))
         values = [[getattr(record, name) for record in each.records] for each in histories]
         curve = Curve.of(epochs, values, is_single=run.is_single)
-        best = int(curve.center.argmin() if metric == "loss" else curve.center.argmax())
+        # After the first end of a replica, the mean is over others.
+        shared = curve.center[: 1 + min(history.last_epoch for history in histories)]
+        best = int(shared.argmin() if metric == "loss" else shared.argmax())
         word = "lowest" if metric == "loss" else "highest"
         word += " mean" if len(histories) > 1 else ""
         label = f"{word} {curve.center[best]:.4f} at epoch {best}"

@@ -125,11 +125,16 @@ def _lowest(runs: Sequence[PlottedRun], steps: Sequence[Sequence[Steps]]) -> flo
 
 def _steps(history: History, run: PlottedRun) -> Steps:
     """Return the scale after each epoch and each drop, and of the rule also in the warm-up."""
-    points = [(float(record.epoch), record.scale) for record in history.records]
-    points += [(drop.position, drop.scale_after) for drop in history.drops]
-    last, optimizer = history.records[-1], run.settings.optimizer
+    points, optimizer, last = (
+        list[tuple[float, float]](),
+        run.settings.optimizer,
+        history.records[-1],
+    )
     if optimizer.schedule == "plateau" and last.epoch:
         points += optimizer.warmup_curve(last.step / last.epoch, last.epoch)
+    end = points[-1][0] if points else -1
+    points += [(float(each.epoch), each.scale) for each in history.records if each.epoch > end]
+    points += [(drop.position, drop.scale_after) for drop in history.drops]
     epochs, scales = zip(*sorted(points, key=lambda point: point[0]), strict=True)
     return epochs, scales
 

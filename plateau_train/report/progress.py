@@ -194,7 +194,11 @@ class ProgramReport(RunReport):
         name, results = run.directory.path.name, run.results
         accuracy = f"{results.split} accuracy {results.final_score:.4f}"
         drops = results.drops_of(run.settings)
-        self._show(f"{name}: {accuracy}{'' if drops is None else f', drops {drops}'}")
+        drops = "" if drops is None else f", drops {drops}"
+        early = [each.ending for each in run.histories if each.ending and each.ending.is_early]
+        reasons = ", ".join(dict.fromkeys(ending.reason for ending in early))
+        ended = f", {len(early)} of {len(run.histories)} seeds ended by {reasons}" if early else ""
+        self._show(f"{name}: {accuracy}{drops}{ended}")
 
     def on_stop(self, folder: Path, message: str, hint: str) -> None:
         """Print how far a sweep got, unless quiet: the sweep prints its folder itself."""
@@ -353,7 +357,7 @@ def _describe_endings(settings: Settings, steps_per_epoch: int) -> dict[str, str
             drops = f"{plateau.max_drops} drop{'s' * (plateau.max_drops != 1)}"
             reasons.append(f"the scale would drop once more after {drops}")
         if plateau.stop_at_min_scale:
-            reasons.append(f"it would drop and is {plateau.min_scale:g} already")
+            reasons.append(f"the scale would drop and is {plateau.min_scale:g} already")
     if plateau.early_stop is not None:
         epochs = in_epochs(plateau.early_stop * plateau.observation_epochs(steps_per_epoch))
         reasons.append(
@@ -444,7 +448,8 @@ def _describe_early(histories: Sequence[History]) -> dict[str, str]:
         return {"ended": endings[0].message}
     epochs = show_range([ending.epoch for ending in endings])
     reasons = ", ".join(dict.fromkeys(ending.reason for ending in endings))
-    return {"ended": f"{len(endings)} of {len(histories)} seeds early ({reasons}), epochs {epochs}"}
+    number = f"{len(endings)} of {len(histories)} seeds"
+    return {"ended": f"{number} by their rule ({reasons}), epochs {epochs}"}
 
 
 def _describe_scale(results: Results, settings: Settings) -> dict[str, str]:

@@ -132,3 +132,11 @@ def is_over(task: RunTask) -> bool:
         return False
     histories = Run(task.directory, task.previous.manifest).histories
     return all(history.is_over(task.resolved.settings.run.epochs) for history in histories)
+
+
+def describe_done(task: RunTask) -> str:
+    """Return why nothing is left to train of a run that is over."""
+    histories = Run(task.directory).histories
+    if all(history.ending and history.ending.is_early for history in histories):
+        return "its rule ended it"
+    return f"all of its {task.resolved.settings.run.epochs} epochs are trained"

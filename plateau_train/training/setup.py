@@ -34,7 +34,7 @@ from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import FIND_HINT, RunDirectory, is_sweep, read_json
 from plateau_train.run.environment import DatasetFacts, Environment
 from plateau_train.run.journal import RunTask
-from plateau_train.run.reader import is_over
+from plateau_train.run.reader import describe_done, is_over
 from plateau_train.training import models, state
 from plateau_train.training.loop import Callbacks, NoCallbacks, SavePlot, fit, report_stop
 from plateau_train.training.program import Program, enable_compilation_cache
@@ -417,8 +417,7 @@ def _next_step(task: RunTask, *, has_damage: bool, has_problems: bool) -> str:
     if task.previous is None:
         return f"{command} starts it again"
     if not has_problems and is_done(task):
-        epochs = task.resolved.settings.run.epochs
-        return f"{command} has nothing to do: all of its {epochs} epochs are trained"
+        return f"{command} has nothing to do: {describe_done(task)}"
     return f"{command} continues it from epoch {task.previous.manifest.epoch}"
 
 

@@ -30,7 +30,7 @@ class Stalls:
     ) -> Iterator[RunWarning]:
         """Yield new warnings of a replica, given the host states before and after an epoch."""
         checks = {
-            "min-scale": lambda: self._check_scale(row, record),
+            "min-scale": lambda: self._check_scale(row, record, after),
             "params": lambda: _check_params(row, record, before, after),
         }
         member = self._members[row]
@@ -46,9 +46,10 @@ class Stalls:
                     message=message,
                 )
 
-    def _check_scale(self, row: int, record: EpochRecord) -> str | None:
+    def _check_scale(self, row: int, record: EpochRecord, after: TrainState) -> str | None:
         lowest = self._members[row].settings.plateau.min_scale
-        if not self._follows_rule or record.scale > np.float32(lowest):
+        # Without the factor of a warm-up, which the recorded scale has.
+        if not self._follows_rule or after.plateau.scale[row] > np.float32(lowest):
             return None
         return (
             f"the scale has reached --min-scale ({lowest:g}) in epoch {record.epoch}: the rule "
