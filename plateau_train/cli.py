@@ -14,6 +14,7 @@ from plateau_train import config
 from plateau_train.config import (
     FIGURE_OPTIONS,
     FIXED_PANELS_OPTIONS,
+    RULE_KEYS,
     SETTINGS,
     FigureOptions,
     RawValue,
@@ -24,8 +25,6 @@ from plateau_train.config.resolve import BY_KEY
 from plateau_train.errors import PROGRAM, ConfigError
 
 ALL = tuple(setting.key for setting in SETTINGS)
-PLATEAU = {setting.key for setting in SETTINGS if setting.table == "plateau"}
-WARMUP = ("warmup_epochs", "warmup_start")
 CLUSTER = {setting.key for setting in SETTINGS if setting.table == "cluster"}
 
 
@@ -628,7 +627,7 @@ SCHEDULE_EXAMPLES = _examples(
 
 @_command(epilog=SCHEDULE_EXAMPLES)
 # The mode is checked together with the run's other settings.
-@_takes(*(PLATEAU - {"mode", "on_drop"} | {"learning_rate", "runs_dir", *WARMUP}))
+@_takes(*RULE_KEYS, "learning_rate", "runs_dir")
 @_draws(FIXED_PANELS_OPTIONS, into="plot")
 def schedule(
     resolved: Resolved,

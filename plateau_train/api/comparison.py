@@ -28,7 +28,7 @@ from plateau_train.report.stats import (
 )
 from plateau_train.run.directory import is_sweep, list_runs
 from plateau_train.run.environment import ModelFacts
-from plateau_train.run.history import History, completed
+from plateau_train.run.history import History, completed, early_endings
 from plateau_train.run.reader import Run
 from plateau_train.run.records import MeanStd
 from plateau_train.run.results import ROUNDING, ReplicaResult, Results
@@ -299,7 +299,7 @@ def _find_mismatches(
         for run in group.runs:
             if run.results.epoch < num_epochs:
                 name = group.name if len(group.runs) == 1 else run.directory
-                is_early = any(each.ending and each.ending.is_early for each in run.histories)
+                is_early = bool(early_endings(run.histories))
                 yield (
                     f"{name} {'ended early, after' if is_early else 'has finished'} epoch "
                     f"{run.results.epoch} of {num_epochs}: its final values are those of "

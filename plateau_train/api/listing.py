@@ -11,7 +11,7 @@ from plateau_train.errors import PROGRAM, ForeignRunError, RunError
 from plateau_train.report.console import Column
 from plateau_train.report.rows import Row
 from plateau_train.run.directory import LATEST, RunDirectory, is_sweep
-from plateau_train.run.history import History
+from plateau_train.run.history import History, early_endings
 from plateau_train.run.reader import Run
 from plateau_train.run.results import ReplicaResult, Results
 
@@ -60,11 +60,9 @@ class ListedRun(NamedTuple):
     @property
     def status(self) -> str:
         """The state, and why the replicas of a run that is done ended early, if they did."""
-        endings = [history.ending for history in self.histories if history.ending]
-        early = dict.fromkeys(ending.reason for ending in endings if ending.is_early)
-        return (
-            f"{self.state} ({', '.join(early)})" if early and self.state == "done" else self.state
-        )
+        reasons = dict.fromkeys(ending.reason for ending in early_endings(self.histories))
+        is_shown = reasons and self.state == "done"
+        return f"{self.state} ({', '.join(reasons)})" if is_shown else self.state
 
     def rows(self) -> list[Row]:
         """Return a row for each replica, or one for a run of which none can be read."""

@@ -15,7 +15,7 @@ import numpy as np
 from plateau_train import config, plots
 from plateau_train.api.options import PathLike, for_python
 from plateau_train.api.pictures import draw_into
-from plateau_train.config import FIXED_PANELS_OPTIONS, SETTINGS, FigureOptions, RawValue
+from plateau_train.config import FIXED_PANELS_OPTIONS, RULE_KEYS, SETTINGS, FigureOptions, RawValue
 from plateau_train.errors import ConfigError, RunError
 from plateau_train.numerics import translation
 from plateau_train.numerics.nearest_miss import find_nearest_miss
@@ -32,13 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("plateau_train")
 
-# The settings of the rule itself, without the metric that it observes, and what a drop brings back.
-RULE = {
-    each.key: each
-    for each in SETTINGS
-    if each.table == "plateau" or each.key.startswith("warmup_")
-    if each.key not in ("mode", "on_drop")
-}
+RULE = {each.key: each for each in SETTINGS if each.key in RULE_KEYS}
 
 LIBRARIES = {"optax": "optax", "torch": "PyTorch", "keras": "Keras"}
 

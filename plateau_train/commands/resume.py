@@ -10,6 +10,7 @@ from plateau_train.process import cluster
 from plateau_train.report.console import configure_logging, printable
 from plateau_train.report.progress import RunReport
 from plateau_train.run.directory import RunDirectory
+from plateau_train.run.history import early_endings
 from plateau_train.run.journal import RunTask
 from plateau_train.run.reader import Run, describe_done
 from plateau_train.training import setup
@@ -32,8 +33,7 @@ def _print_done(task: RunTask, *, is_quiet: bool) -> None:
     run, settings = task.directory, task.resolved.settings
     epochs = settings.run.epochs
     log.info(f"{run.path} is done: {describe_done(task)}")
-    can_grow = not any(each.ending and each.ending.is_early for each in Run(run).histories)
-    if settings.optimizer.schedule not in BUDGETED and can_grow:
+    if settings.optimizer.schedule not in BUDGETED and not early_endings(Run(run).histories):
         log.info(f"{PROGRAM} resume {run} --epochs {2 * epochs} trains longer")
     if is_quiet:
         print(printable(run.path))

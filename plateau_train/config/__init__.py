@@ -39,6 +39,7 @@ from plateau_train.config.settings import (
     DEFAULT_WEIGHT_DECAY,
     LARGEST_COUNT,
     LOWERING,
+    RULE_KEYS,
     SCHEDULE_FREE,
     SETTINGS,
     Augmentation,

@@ -574,15 +574,6 @@ class OptimizerSettings(Table):
         num_steps, start = self.warmup_steps(steps_per_epoch), self.warmup_start
         return 1.0 if step >= num_steps else start + (1 - start) * step / num_steps
 
-    def warmup_curve(self, steps_per_epoch: float, last: float) -> list[tuple[float, float]]:
-        """Return epochs up to the ``last`` and the factors there, to draw the warm-up, if any."""
-        num_steps = self.warmup_steps(steps_per_epoch)
-        steps = [num_steps * share / 100 for share in range(101)] if num_steps else []
-        points = [
-            (step / steps_per_epoch, self.warmup_factor(step, steps_per_epoch)) for step in steps
-        ]
-        return [point for point in points if point[0] <= last]
-
 
 class PlateauSettings(Table):
     mode: Mode = _observation_setting(
@@ -864,6 +855,15 @@ SETTINGS = tuple(
     Setting(table, key, field, **cast(dict[str, Any], field.json_schema_extra))
     for table, info in Settings.model_fields.items()
     for key, field in cast(type[Table], info.annotation).model_fields.items()
+)
+
+
+# What a replay of the rule takes: not the metric, and not what a drop brings back.
+RULE_KEYS = tuple(
+    setting.key
+    for setting in SETTINGS
+    if (setting.table == "plateau" and setting.key not in ("mode", "on_drop"))
+    or setting.key.startswith("warmup_")
 )
 
 

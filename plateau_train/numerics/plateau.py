@@ -198,13 +198,13 @@ class PlateauRule(NamedTuple):
         lowered = jnp.maximum(state.scale * self.factor, self.min_scale)
         would_drop = is_due & (lowered < state.scale)
         num_worse = jnp.where(is_better | would_drop, 0, state.num_worse + 1)
-        conditions = {
+        is_at_floor = is_due & (state.scale <= self.min_scale)
+        ends = {
             "max-drops": would_drop & (state.num_drops >= self.max_drops),
-            "min-scale": is_due & (state.scale <= self.min_scale) & self.stop_at_min_scale,
+            "min-scale": is_at_floor & self.stop_at_min_scale,
             "early-stop": num_worse >= self.early_stop,
         }
-        endings = [ENDINGS.index(reason) for reason in conditions]
-        ending = jnp.select([*conditions.values()], endings, 0)
+        ending = jnp.select([*ends.values()], [*map(ENDINGS.index, ends)], 0)
         is_drop = is_due & (ending == 0)
         scale = jnp.where(is_drop, lowered, state.scale)
         complete = PlateauState(

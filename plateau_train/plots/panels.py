@@ -20,7 +20,7 @@ from plateau_train.plots.curves import Contents, Curve, Start, cut_start
 from plateau_train.plots.rule import RULE_LABELS, Observations
 from plateau_train.plots.scale import draw_scale, row_names
 from plateau_train.plots.style import RUN_LINESTYLES, SPLIT_LINESTYLES, Look, Theme, fit_text
-from plateau_train.run.history import History, completed
+from plateau_train.run.history import History, completed, early_endings
 
 WIDTH, HEIGHT = 4.0, 4.5  # of a panel in inches
 MOST_COLUMNS = 5
@@ -42,8 +42,8 @@ def draw_run(histories: Sequence[History], settings: Settings, theme: Theme) -> 
     figure, panels = _make_panels(contents, theme)
     theme.write_heading(figure, title(histories, settings, is_short=theme.is_brief))
     reasons = [drop.describe() for drop in drops]
-    ending = histories[0].ending if len(histories) == 1 else None
-    end = ending.describe() if ending and ending.is_early else ""
+    endings = early_endings(histories) if len(histories) == 1 else []
+    end = "".join(ending.describe() for ending in endings)
     where = "events.jsonl lists all drops with their reasons"
     theme.write_reasons(figure, reasons, where, end)
     _draw_panels(figure, panels, contents, theme)
@@ -86,8 +86,7 @@ def title(histories: Sequence[History], settings: Settings, *, is_short: bool = 
     if len(histories) > 1:
         num_finished = len(completed(histories))
         of = f" of the {num_finished} that finished" if num_finished < len(histories) else ""
-        is_early = any(each.ending and each.ending.is_early for each in histories)
-        of += ", each up to its end" if is_early else ""
+        of += ", each up to its end" if early_endings(histories) else ""
         seeds = f"{len(histories)} seeds (mean and one standard deviation{of})"
     elif len(settings.run.seeds) > 1:
         seeds += f" (replica {histories[0].replica})"

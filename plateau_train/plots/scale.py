@@ -14,6 +14,7 @@ from plateau_train.plots.curves import Contents, Curve
 from plateau_train.plots.style import Look, Theme
 from plateau_train.run.history import History, completed
 from plateau_train.run.records import Drop
+from plateau_train.run.series import warmup_curve
 
 LONGEST_TICK = 6  # characters
 MOST_ROWS = 12  # of ticks
@@ -131,7 +132,7 @@ def _steps(history: History, run: PlottedRun) -> Steps:
         history.records[-1],
     )
     if optimizer.schedule == "plateau" and last.epoch:
-        points += optimizer.warmup_curve(last.step / last.epoch, last.epoch)
+        points += warmup_curve(optimizer, last.step / last.epoch, last.epoch)
     end = points[-1][0] if points else -1
     points += [(float(each.epoch), each.scale) for each in history.records if each.epoch > end]
     points += [(drop.position, drop.scale_after) for drop in history.drops]

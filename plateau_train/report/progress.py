@@ -27,7 +27,7 @@ from plateau_train.report.console import (
     printable,
 )
 from plateau_train.report.replay import describe_miss, read_series, replay_series
-from plateau_train.run.history import History
+from plateau_train.run.history import History, early_endings
 from plateau_train.run.info import TrainingInfo
 from plateau_train.run.journal import EpochLines
 from plateau_train.run.reader import Run
@@ -195,7 +195,7 @@ class ProgramReport(RunReport):
         accuracy = f"{results.split} accuracy {results.final_score:.4f}"
         drops = results.drops_of(run.settings)
         drops = "" if drops is None else f", drops {drops}"
-        early = [each.ending for each in run.histories if each.ending and each.ending.is_early]
+        early = early_endings(run.histories)
         reasons = ", ".join(dict.fromkeys(ending.reason for ending in early))
         ended = f", {len(early)} of {len(run.histories)} seeds ended by {reasons}" if early else ""
         self._show(f"{name}: {accuracy}{drops}{ended}")
@@ -420,8 +420,7 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
     """Return how a run ended, and what to type next."""
     results, dataset = run.results, run.environment.dataset
     mean = "mean " if len(run.histories) > 1 else ""
-    is_early = any(each.ending and each.ending.is_early for each in run.histories)
-    planned = f" of {run.settings.run.epochs}" * is_early
+    planned = f" of {run.settings.run.epochs}" if early_endings(run.histories) else ""
     fallback = f", on {dataset.name}, NOT on Fashion-MNIST" if dataset.fallback else ""
     return {
         "done": f"{in_epochs(results.epoch)}{planned}{duration}{fallback}",
@@ -441,7 +440,7 @@ def describe_end(run: Run, duration: str) -> dict[str, str]:
 
 def _describe_early(histories: Sequence[History]) -> dict[str, str]:
     """Return why replicas ended before the last epoch, if some did."""
-    endings = [each.ending for each in histories if each.ending and each.ending.is_early]
+    endings = early_endings(histories)
     if not endings:
         return {}
     if len(histories) == 1:

@@ -18,7 +18,7 @@ from plateau_train.report.console import Column, Table, in_epochs
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
 from plateau_train.run.records import drop_reason, ending_reason
-from plateau_train.run.series import Series, SeriesWarmup, read_values
+from plateau_train.run.series import Series, SeriesWarmup, read_values, warmup_curve
 
 log = logging.getLogger("plateau_train")
 
@@ -82,7 +82,7 @@ def read_warmup(
     unobserved = [step for step in steps if step - size < num_steps]
     return SeriesWarmup(
         scales=[optimizer.warmup_factor(step - 1, steps_per_epoch) for step in unobserved],
-        curve=optimizer.warmup_curve(steps_per_epoch, steps[-1] / steps_per_epoch if steps else 0),
+        curve=warmup_curve(optimizer, steps_per_epoch, steps[-1] / steps_per_epoch if steps else 0),
     )
 
 

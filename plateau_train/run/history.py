@@ -113,6 +113,11 @@ def completed(histories: Sequence[History]) -> list[History]:
     return whole or [history for history in histories if history.last_epoch == furthest]
 
 
+def early_endings(histories: Sequence[History]) -> list[Ending]:
+    """Return the endings of the replicas that their rule ended."""
+    return [each.ending for each in histories if each.ending and each.ending.is_early]
+
+
 def records_until(histories: Sequence[History], epoch: int) -> list[EpochRecord]:
     """Return the record of each replica in an epoch, or the last one if it ended before.
 

@@ -11,7 +11,7 @@ from plateau_train.run import checkpoint, journal
 from plateau_train.run.checkpoint import Manifest
 from plateau_train.run.directory import RunDirectory, read_json
 from plateau_train.run.environment import Environment
-from plateau_train.run.history import History, completed, make_histories
+from plateau_train.run.history import History, completed, early_endings, make_histories
 from plateau_train.run.journal import RunTask
 from plateau_train.run.records import EpochRecord, Event, Notice, Timing
 from plateau_train.run.results import Results
@@ -137,6 +137,6 @@ def is_over(task: RunTask) -> bool:
 def describe_done(task: RunTask) -> str:
     """Return why nothing is left to train of a run that is over."""
     histories = Run(task.directory).histories
-    if all(history.ending and history.ending.is_early for history in histories):
+    if len(early_endings(histories)) == len(histories):
         return "its rule ended it"
     return f"all of its {task.resolved.settings.run.epochs} epochs are trained"

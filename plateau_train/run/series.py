@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from plateau_train.config import PlateauSettings, Schedule
+from plateau_train.config import OptimizerSettings, PlateauSettings, Schedule
 from plateau_train.errors import PROGRAM, RunError
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
@@ -26,6 +26,19 @@ class SeriesWarmup(NamedTuple):
 
     scales: Sequence[float] = ()  # after each of the first values, which the rule does not observe
     curve: Sequence[tuple[float, float]] = ()  # positions, and the scale at each of them
+
+
+def warmup_curve(
+    optimizer: OptimizerSettings, steps_per_epoch: float, last: float
+) -> list[tuple[float, float]]:
+    """Return epochs up to the ``last`` and the factors there, to draw a warm-up, if any."""
+    num_steps = optimizer.warmup_steps(steps_per_epoch)
+    steps = [num_steps * share / 100 for share in range(101)] if num_steps else []
+    return [
+        (step / steps_per_epoch, optimizer.warmup_factor(step, steps_per_epoch))
+        for step in steps
+        if step / steps_per_epoch <= last
+    ]
 
 
 class Series(NamedTuple):
