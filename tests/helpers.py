@@ -126,7 +126,10 @@ def iterate_epochs(
     program: Program, first_epoch: int = 0, state: TrainState | None = None
 ) -> Iterator[EpochResult]:
     """Yield the result of each epoch of the only run of a program."""
-    epochs = loop.train(program, first_epoch, state, loop.NoCallbacks(), UNLIMITED)
+    silent = loop.NoCallbacks()
+    epochs = loop.train(
+        program, first_epoch, state, silent.on_epoch_start, silent.on_chunk, UNLIMITED
+    )
     for (lines,), arrays in epochs:
         yield EpochResult(lines.records, lines.events, arrays)
 

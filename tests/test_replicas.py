@@ -159,6 +159,28 @@ def test_an_epoch_in_chunks_is_traced_once_and_has_the_bits_of_a_whole_one(monke
     assert len(traces) == 1
 
 
+def test_static_bounds_are_in_the_compiled_program_and_leave_the_bits(monkeypatch):
+    replicas = make_replicas(make_settings(batch_size=8, accumulation_size=4, patience=1))
+    split, order = make_examples(80), replicas.epoch_order(1, 80)
+    programs, results = [], []
+    for is_static in (False, True):
+        monkeypatch.setattr(numerics.Replicas, "has_static_bounds", is_static)
+        state, records = replicas.init(IMAGE_SHAPE), replicas.empty_records(10)
+        function = numerics.compiled(
+            numerics.single.train_steps, (replicas.spec, 5 if is_static else None),
+            replicas.mesh, (numerics.REPLICA_AXIS,),
+        )  # fmt: skip
+        arguments = replicas.hyperparams, (state, records), (order,), (split, 0, 5, 1)
+        programs.append(function.lower(*arguments).compile().as_text())
+        for start in (0, 5):
+            bounds = start, start + 5
+            state, records = replicas.train_steps(state, records, order, split, *bounds, 1)
+        results.append((state, records))
+    assert ['"known_trip_count":{"n":"5"}' in text for text in programs] == [False, True]
+    for traced, static in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(traced, static)
+
+
 @pytest.mark.parametrize("num_replicas", [1, 2])
 @pytest.mark.parametrize("num_examples", [7, 8, 9, 41])  # beside one and five batches
 def test_evaluation_scores_every_image_once(monkeypatch, num_examples, num_replicas):

@@ -23,7 +23,7 @@ from plateau_train.run.directory import RunDirectory
 from plateau_train.run.history import History
 from plateau_train.run.reader import Run
 from plateau_train.run.records import Ending, Notice, RunWarning
-from plateau_train.training import program
+from plateau_train.training import chunks
 from plateau_train.training.state import name_arrays
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -294,7 +294,7 @@ def test_equal_settings_give_equal_metrics_and_another_seed_does_not(tmp_path):
 
 def test_the_length_of_the_chunks_leaves_the_metrics_unchanged(tmp_path, monkeypatch):
     whole = train_one(tmp_path)[0].directory.metrics.read_bytes()
-    monkeypatch.setattr(program, "CHUNK_SECONDS", 0.0)  # every chunk is one step
+    monkeypatch.setattr(chunks, "CHUNK_SECONDS", 0.0)  # every chunk is one step
     assert train_one(tmp_path)[0].directory.metrics.read_bytes() == whole
 
 

@@ -162,8 +162,14 @@ def _describe(tree: PyTree[Any]) -> dict[str, str]:
 
 def name_arrays(tree: PyTree[Any]) -> dict[str, Any]:
     """Name every array of a tree by its path, such as params/Dense_0/kernel."""
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    leaves, structure = jax.tree.flatten(tree)
+    return dict(zip(_names(structure), leaves, strict=True))
+
+
+@lru_cache(MOST_MEASURED)
+def _names(structure: Any) -> list[str]:
+    leaves, _ = jax.tree.flatten_with_path(structure.unflatten(range(structure.num_leaves)))
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
 def count_values(tree: PyTree[Array | jax.ShapeDtypeStruct]) -> int:

@@ -54,6 +54,19 @@ class Replicas(NamedTuple):
     hyperparams: Hyperparams
     mesh: Mesh
 
+    @property
+    def has_static_bounds(self) -> bool:
+        """Whether the steps of a call are compiled for their number.
+
+        After each step of a loop with traced bounds XLA's GPU runtime asks the host whether to go
+        on. On the CPU this costs nothing, and one compilation serves calls of any length.
+        """
+        return not self._is_cpu
+
+    @property
+    def _is_cpu(self) -> bool:
+        return self.mesh.devices.flat[0].platform == "cpu"
+
     def init(self, image_shape: tuple[int, int, int]) -> TrainState:
         """Return the state before the first step."""
         return _run(single.init_state, (self.spec, image_shape), self.mesh, self.hyperparams)
@@ -101,12 +114,13 @@ class Replicas(NamedTuple):
         that has some are calls from the host.
         """
         function, calls = single.train_steps, [(start, stop)]
-        is_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        if is_cpu and has_convolutions(self.spec.network, split.images.shape[1:]):
+        static = self.spec, (stop - start if self.has_static_bounds else None)
+        if self._is_cpu and has_convolutions(self.spec.network, split.images.shape[1:]):
             function, calls = single.take_step, [(index,) for index in range(start, stop)]
+            static = (self.spec,)
         for position in calls:
             state, records = _run(
-                function, (self.spec,), self.mesh, self.hyperparams,
+                function, static, self.mesh, self.hyperparams,
                 donated=(state, records), mapped=(order,), unmapped=(split, *position, epoch),
             )  # fmt: skip
         return state, records
@@ -174,15 +188,21 @@ class Replicas(NamedTuple):
         variables: Variables,
         split: Examples,
     ) -> Any:
-        """Apply a function to batches of indices that the devices divide evenly.
-
-        The last batch is filled with indices beyond the split.
-        """
-        num_examples, num_devices = len(split.labels), self.mesh.shape[BATCH_AXIS]
-        batch_size = _round_up(min(EVALUATION_BATCH, num_examples), num_devices)
-        indices = np.arange(_round_up(num_examples, batch_size), dtype=np.int32)
-        batches = self.put(indices.reshape(-1, batch_size), (None, BATCH_AXIS))
+        """Apply a function to the batches of indices of an evaluation."""
+        batches = _evaluation_batches(self.mesh, len(split.labels))
         return _run(function, static, self.mesh, variables, unmapped=(split, batches))
+
+
+@lru_cache(MOST_COMPILED)
+def _evaluation_batches(mesh: Mesh, num_examples: int) -> Int32[Array, "batches batch"]:
+    """Return the indices of a split in batches that the devices divide evenly.
+
+    The last batch is filled with indices beyond the split.
+    """
+    batch_size = _round_up(min(EVALUATION_BATCH, num_examples), mesh.shape[BATCH_AXIS])
+    indices = np.arange(_round_up(num_examples, batch_size), dtype=np.int32)
+    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXIS))
+    return jax.device_put(indices.reshape(-1, batch_size), sharding)
 
 
 def estimate_memory(spec: Spec, image_shape: tuple[int, int, int]) -> tuple[int, int]:

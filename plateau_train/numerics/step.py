@@ -216,6 +216,7 @@ def restore_best(state: TrainState) -> TrainState:
 
 def train_steps(
     spec: Spec,
+    num_steps: int | None,
     hyperparams: Hyperparams,
     state: TrainState,
     records: StepRecord,
@@ -227,14 +228,17 @@ def train_steps(
 ) -> tuple[TrainState, StepRecord]:
     """Take the steps ``start`` to ``stop - 1`` of an epoch; steps count from 0, epochs from 1.
 
-    The bounds are traced: one compilation serves every chunk of an epoch, and chunks leave the
-    bits unchanged. ``records`` gets the rows of these steps.
+    With ``num_steps``, the static number of these steps, the loop is compiled for it; else one
+    compilation serves any number. Both give the same bits. ``records`` gets the rows of the steps.
     """
+    # With static bounds fori_loop is a scan, of which the compiler knows the length.
+    first, end = (0, num_steps) if num_steps is not None else (start, stop)
 
     def body(index: Array, carry: tuple[TrainState, StepRecord]) -> tuple[TrainState, StepRecord]:
-        return take_step(spec, hyperparams, *carry, order, split, index, epoch)
+        position = index if num_steps is None else start + index
+        return take_step(spec, hyperparams, *carry, order, split, position, epoch)
 
-    return lax.fori_loop(start, stop, body, (state, records))
+    return lax.fori_loop(first, end, body, (state, records))
 
 
 def take_step(

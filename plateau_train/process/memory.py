@@ -9,11 +9,11 @@ from pathlib import Path
 
 from plateau_train.errors import PROGRAM, OutOfMemoryError
 
-# What libraries, the dynamic linker and XLA report, as errors of several types.
 # Number of allocations between two garbage collections. The default of Python suits programs that
 # make reference cycles; the imports and traces here make few, and their objects stay alive.
 GARBAGE_THRESHOLD = 100_000
 
+# What libraries, the dynamic linker and XLA report, as errors of several types.
 EXHAUSTED = re.compile(
     r"RESOURCE_EXHAUSTED|out of memory|cannot allocate memory|can't start new thread"
     r"|failed to map segment|bad_alloc|unable to allocate",

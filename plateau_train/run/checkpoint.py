@@ -14,11 +14,13 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import struct
 import tokenize
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
@@ -35,6 +37,8 @@ BEST = "best.npz"
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
 FORMAT = 4
 READABLE = range(2, FORMAT + 1)  # before, the state of the plateau rule had fewer arrays
+MOST_HEADERS = 1000  # more than one process of usual networks needs
+EPOCH_NAME = re.compile(r"epoch-\d{6,}\.npz")
 DIGEST_BYTES = hashlib.sha256().digest_size
 MANIFEST = "manifest"
 
@@ -100,11 +104,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     manifest, arrays = checkpoint
     path = epoch_path(folder, manifest.epoch)
     buffer = io.BytesIO()
-    members = {f"state/{name}": array for name, array in arrays.items()}
-    text = np.array(manifest.model_dump_json().encode())
-    np.savez(buffer, allow_pickle=False, manifest=text, **members)
-    with zipfile.ZipFile(buffer, "a") as archive:
+    # As numpy.savez does it, in a third of the time that it takes for many small arrays.
+    with zipfile.ZipFile(buffer, "w") as archive:
         archive.comment = bytes(DIGEST_BYTES)
+        text = np.array(manifest.model_dump_json().encode())
+        members = {f"state/{name}": array for name, array in arrays.items()}
+        for name, array in {MANIFEST: text, **members}.items():
+            content = _header(array.shape, array.dtype) + array.tobytes()
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content)
     # Released before anything can fail: in the traceback of an error, a view of the buffer would
     # crash the garbage collection of Python 3.12.1 (CPython issue 111049).
     with buffer.getbuffer() as content:
@@ -116,6 +123,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     older = [old for old in _epochs(folder) if old < path]
     for old in older[: len(older) - KEPT + 1]:
         storage.remove_file(old)
+
+
+@lru_cache(MOST_HEADERS)
+def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """Return what precedes the values of an array in a ``.npy`` file."""
+    header, description = io.BytesIO(), np.lib.format.dtype_to_descr(dtype)
+    fields = {"shape": shape, "fortran_order": False, "descr": description}
+    np.lib.format.write_array_header_1_0(header, fields)
+    return header.getvalue()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -226,9 +242,8 @@ def candidates(folder: Path) -> list[Path]:
 
 def _epochs(folder: Path) -> list[Path]:
     """Return the checkpoints of epochs, the oldest first; other names are the user's files."""
-    return sorted(
-        path for path in folder.glob("epoch-*.npz") if re.fullmatch(r"epoch-\d{6,}", path.stem)
-    )
+    names = os.listdir(folder) if folder.exists() else []
+    return sorted(folder / name for name in names if EPOCH_NAME.fullmatch(name))
 
 
 def last_epoch(folder: Path) -> int | None:

@@ -1,10 +1,11 @@
-"""The only loop over epochs: train, evaluate, record, commit, report."""
+"""The only loop over epochs: train, evaluate, record, commit beside the next one, report."""
 
 import contextlib
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +37,7 @@ from plateau_train.training.program import EpochArrays, Program
 from plateau_train.training.records import make_lines
 from plateau_train.training.state import restore
 from plateau_train.training.time_limit import TimeLimit
+from plateau_train.training.writer import Writer
 
 log = logging.getLogger("plateau_train")
 
@@ -62,7 +64,10 @@ class Callbacks(Protocol):
         """Called after some steps of an epoch, with the mean loss of the last one."""
 
     def on_epoch(self, lines: Sequence[EpochLines], settings: Settings) -> None:
-        """Called after an epoch is committed, with what each run recorded."""
+        """Called after an epoch is committed, with what each run recorded.
+
+        The next epoch may have started by then.
+        """
 
     def on_finish(self, run: Run, seconds: float) -> None:
         """Called after a run is finished."""
@@ -103,12 +108,12 @@ def fit(
             callbacks.on_start(info)
     first_epoch, state = _restore(tasks, program)
     try:
-        with memory.report_exhaustion(), signals.graceful_shutdown(cluster.grace_seconds()):
-            for lines, arrays in train(program, first_epoch, state, callbacks, limit):
-                with cluster.fail_together():
-                    for run, journal in enumerate(journals):
-                        _commit(journal, lines[run], program.rows_of(run), arrays)
-                callbacks.on_epoch(lines, program.runs[0])
+        with (
+            memory.report_exhaustion(),
+            signals.graceful_shutdown(cluster.grace_seconds()),
+            Writer() as writer,
+        ):
+            _train_into(journals, program, first_epoch, state, callbacks, limit, writer)
         is_stopped, failures = any(program.endings.is_active), list[PictureError | None]()
         for task, journal in zip(tasks, journals, strict=True):
             if is_stopped:  # all of them: a resume trains them in one program again
@@ -125,11 +130,45 @@ def fit(
         raise failure
 
 
-def train(
+def _train_into(
+    journals: Sequence[Journal],
     program: Program,
     first_epoch: int,
     state: TrainState | None,
     callbacks: Callbacks,
+    limit: TimeLimit,
+    writer: Writer,
+) -> None:
+    """Train, and commit each epoch beside the training of the next one."""
+
+    def commit(lines: Sequence[EpochLines], state: TrainState) -> None:
+        for run, journal in enumerate(journals):
+            _commit(journal, lines[run], program.rows_of(run), state)
+
+    def on_chunk(step: int, loss: float) -> None:
+        with cluster.fail_together():
+            writer.poll()
+        callbacks.on_chunk(step, loss)
+
+    began = time.monotonic()
+    epochs = train(program, first_epoch, state, callbacks.on_epoch_start, on_chunk, limit)
+    for epoch, (lines, arrays) in enumerate(epochs, start=first_epoch):
+        report = partial(callbacks.on_epoch, lines, program.runs[0])
+        with cluster.fail_together():
+            writer.submit(partial(commit, lines, arrays.state), report)
+        if epoch > 0:
+            limit.add_epoch(time.monotonic() - began + writer.seconds)
+        began = time.monotonic()
+    with cluster.fail_together():
+        writer.wait()
+
+
+def train(
+    program: Program,
+    first_epoch: int,
+    state: TrainState | None,
+    on_epoch_start: Callable[[int, int, int], None],
+    on_chunk: Callable[[int, float], None],
     limit: TimeLimit,
 ) -> Iterator[tuple[list[EpochLines], EpochArrays]]:
     """Yield the results of each epoch: what each run records, and the arrays.
@@ -141,19 +180,16 @@ def train(
     if not any(endings.is_active):
         return
     epoch, num_epochs = first_epoch, program.runs[0].run.epochs
-    callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
+    on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
     program.load(state)
     while any(endings.is_active) and limit.permits_epoch():
-        began = time.monotonic()
-        callbacks.on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
-        arrays = program.run_epoch(epoch, callbacks.on_chunk)
+        on_epoch_start(epoch, num_epochs, program.steps_per_epoch)
+        arrays = program.run_epoch(epoch, on_chunk)
         if state is not None:
             arrays = arrays._replace(state=_keep_ended(endings.is_active, state, arrays.state))
         lines = make_lines(program, arrays, epoch, state)
         state = arrays.state  # before the next epoch; the one before this is not needed any more
         yield lines, arrays
-        if epoch > 0:
-            limit.add_epoch(time.monotonic() - began)  # with its checkpoint
         epoch += 1
 
 
@@ -246,11 +282,11 @@ def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainStat
     return last_epoch + 1, state
 
 
-def _commit(journal: Journal, lines: EpochLines, rows: Sequence[int], arrays: EpochArrays) -> None:
+def _commit(journal: Journal, lines: EpochLines, rows: Sequence[int], state: TrainState) -> None:
     """Write an epoch of a run; if all replicas have diverged in it, write their endings."""
     if lines.records:
-        state = jax.tree.map(lambda array: array[rows[0] : rows[-1] + 1], arrays.state)
-        journal.commit(lines, name_arrays(state))
+        own = jax.tree.map(lambda array: array[rows[0] : rows[-1] + 1], state)
+        journal.commit(lines, name_arrays(own))
         return
     endings = [event for event in lines.events if isinstance(event, Ending)]
     for ending in endings:

@@ -23,14 +23,11 @@ from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Metrics, StepRecord, TrainState, training_losses
 from plateau_train.process import cluster, signals
 from plateau_train.run.environment import identify_code
+from plateau_train.training.chunks import Chunks
 from plateau_train.training.endings import Endings, Member
 from plateau_train.training.memory import check_memory
 from plateau_train.training.models import load_network
 from plateau_train.training.stalls import Stalls
-
-# An epoch is cut into chunks of about this duration: after each the progress is reported, losses
-# are checked and signals are handled. Chunks leave the bits unchanged.
-CHUNK_SECONDS = 0.25
 
 # Limit of the cache of compiled programs.
 COMPILED_BYTES = 100_000_000
@@ -98,8 +95,8 @@ class Program:
     def load(self, state: TrainState | None) -> None:
         """Put the data and a host state, or the state before the first step, on the devices.
 
-        Then compile the training steps with a call that takes no step. Meanwhile the devices
-        score an untrained network on the training images.
+        Then compile the training steps with a call that takes no step, where one compilation
+        serves all calls. Meanwhile the devices score an untrained network on the training images.
         """
         named = {"train": self.dataset.train, "val": self.dataset.val, "test": self.dataset.test}
         self._splits = {
@@ -107,7 +104,9 @@ class Program:
             for name, split in named.items()
             if split is not None
         }
-        train, self._chunk, self._untrained = self._splits["train"], 1, None
+        train, self._untrained = self._splits["train"], None
+        is_static = self.replicas.has_static_bounds
+        self._chunks = Chunks(self.steps_per_epoch, is_static=is_static)
         if state is None:
             self._state = self.replicas.init(self.dataset.image_shape)
             variables = self._state.variables
@@ -116,7 +115,8 @@ class Program:
             self._state = self.replicas.put(state)
         # Filled again in each epoch, in the same memory.
         self._records: StepRecord = self.replicas.empty_records(self.steps_per_epoch)
-        self._take_steps(self.replicas.epoch_order(1, len(train.labels)), 0, 0, 1)
+        if not is_static:
+            self._take_steps(self.replicas.epoch_order(1, len(train.labels)), 0, 0, 1)
 
     def try_step(self) -> "Trial":
         """Take the first step and evaluate, each twice, to time them once they are compiled.
@@ -189,15 +189,15 @@ class Program:
         order = self.replicas.epoch_order(epoch, len(self._splits["train"].labels))
         while start < num_steps:
             began = time.perf_counter()
-            stop = min(start + self._chunk, num_steps)
+            stop = min(start + self._chunks.length, num_steps)
             self._take_steps(order, start, stop, epoch)
             losses = cluster.gather(self._records.metrics.loss)[:, start:stop]
             self.endings.check_steps(losses, epoch, (epoch - 1) * num_steps + start + 1)
             on_chunk(stop, fmean(losses[self.endings.is_active, -1].tolist()))
-            rate = (stop - start) / (time.perf_counter() - began)
-            # At most eight times the last: a short chunk says little about the rate.
-            chunk = max(1, min(int(rate * CHUNK_SECONDS), 8 * self._chunk, num_steps))
-            signal_number, self._chunk = cluster.agree(signals.received(), chunk)
+            length = self._chunks.propose(
+                stop - start, time.perf_counter() - began, is_epoch_over=stop == num_steps
+            )
+            signal_number, self._chunks.length = cluster.agree(signals.received(), length)
             if signal_number:
                 signals.stop(signal_number)
             start = stop

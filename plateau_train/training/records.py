@@ -11,6 +11,7 @@ from plateau_train.run.journal import EpochLines
 from plateau_train.run.records import Drop, EpochRecord, ObservedValue, Timing, ending_reason
 from plateau_train.training.endings import Member
 from plateau_train.training.program import EpochArrays, Program
+from plateau_train.training.stalls import count_changed
 
 
 def make_lines(
@@ -22,16 +23,18 @@ def make_lines(
     finished all of their epochs, or that their rule has ended.
     """
     endings, timing = program.endings, _timing(program, arrays, epoch)
+    observed_by_row = _observations(arrays, epoch, program.steps_per_epoch)
+    num_changed = before and count_changed(before.params, arrays.state.params)
     lines = [EpochLines([], [], [timing]) for _ in program.runs]
     for row, member in enumerate(program.members):
         if not endings.is_active[row]:
             continue
         records, events, _ = lines[member.run]
-        observed = list(_observations(arrays, row, epoch, program.steps_per_epoch))
+        observed = observed_by_row[row]
         records.append(_record(program, arrays, row, epoch, observed))
         if program.replicas.spec.schedule.follows_rule:
             events += _drops(member, observed, program.steps_per_epoch)
-        events += program.stalls.check(row, records[-1], before, arrays.state)
+        events += program.stalls.check(row, records[-1], num_changed, arrays.state)
         if ending := ENDINGS[arrays.state.plateau.ending[row]]:
             message = _ending_message(ending, member, arrays.state.plateau, row)
             endings.end(row, epoch, ending, message)
@@ -55,17 +58,18 @@ def _timing(program: Program, arrays: EpochArrays, epoch: int) -> Timing:
 
 
 def _observations(
-    arrays: EpochArrays, row: int, epoch: int, steps_per_epoch: int
-) -> Iterator[tuple[int, Observation]]:
-    """Yield each new observation of a replica with its step, counted from the run's start."""
-    # Rows of the epoch's steps, or one of its evaluation.
-    rows: Any = (np.atleast_1d(column[row]) for column in arrays.observation)
-    columns = Observation(*rows)
-    last_step, num_rows = epoch * steps_per_epoch, len(columns.number)
-    is_new = np.diff(columns.number, prepend=arrays.num_observations[row]) > 0
-    for index in np.flatnonzero(is_new).tolist():
-        step = last_step - num_rows + index + 1
-        yield step, Observation(*(column[index].item() for column in columns))
+    arrays: EpochArrays, epoch: int, steps_per_epoch: int
+) -> list[list[tuple[int, Observation]]]:
+    """Return each new observation of each replica with its step, counted from the run's start."""
+    # A column for each of the epoch's steps, or one for its evaluation.
+    table = Observation(*(each.reshape(len(each), -1) for each in arrays.observation))
+    is_new = np.diff(table.number, prepend=arrays.num_observations[:, None]) > 0
+    first_step = epoch * steps_per_epoch - is_new.shape[1] + 1
+    observed = [list[tuple[int, Observation]]() for _ in is_new]
+    for row, column in np.argwhere(is_new).tolist():
+        observation = Observation(*(each[row, column].item() for each in table))
+        observed[row].append((first_step + column, observation))
+    return observed
 
 
 def _drops(
@@ -75,7 +79,6 @@ def _drops(
 ) -> Iterator[Drop]:
     """Yield the observations that lowered the scale."""
     base = member.settings.optimizer.learning_rate
-    description = member.settings.plateau.describe_observation()
     for step, observation in observed:
         scale, new_scale = float(observation.scale_before), float(observation.scale)
         if new_scale < scale:
@@ -89,7 +92,7 @@ def _drops(
                 scale_after=new_scale,
                 learning_rate_before=base * scale,
                 learning_rate_after=base * new_scale,
-                observed=description,
+                observed=member.settings.plateau.describe_observation(),
                 value=float(observation.value),
                 best=float(observation.best),
                 to_beat=float(observation.threshold),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Int64, PyTree
 
 from plateau_train.numerics.step import TrainState
 from plateau_train.run.records import EpochRecord, RunWarning
@@ -26,12 +27,19 @@ class Stalls:
         self._follows_rule = follows_rule  # whether the plateau rule lowers the scale
 
     def check(
-        self, row: int, record: EpochRecord, before: TrainState | None, after: TrainState
+        self,
+        row: int,
+        record: EpochRecord,
+        num_changed: Int64[np.ndarray, " replicas"] | None,
+        after: TrainState,
     ) -> Iterator[RunWarning]:
-        """Yield new warnings of a replica, given the host states before and after an epoch."""
+        """Yield new warnings of a replica after an epoch, given its host state.
+
+        ``num_changed`` is that of ``count_changed``; None before epoch 1.
+        """
         checks = {
             "min-scale": lambda: self._check_scale(row, record, after),
-            "params": lambda: _check_params(row, record, before, after),
+            "params": lambda: _check_params(row, record, num_changed, after),
         }
         member = self._members[row]
         for reason, check in checks.items():
@@ -57,18 +65,24 @@ class Stalls:
         )
 
 
+def count_changed(before: PyTree[np.ndarray], after: PyTree[np.ndarray]) -> Int64[np.ndarray, " n"]:
+    """Count the parameters of each replica that an epoch has changed, given those on the host."""
+    leaves = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    changed = [(old != new).reshape(len(old), -1) for old, new in leaves]
+    return np.sum([np.count_nonzero(each, axis=1) for each in changed], axis=0)
+
+
 def _check_params(
-    row: int, record: EpochRecord, before: TrainState | None, after: TrainState
+    row: int,
+    record: EpochRecord,
+    num_changed: Int64[np.ndarray, " replicas"] | None,
+    after: TrainState,
 ) -> str | None:
-    if before is None:
-        return None
-    leaves = zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True)
-    changes = [old[row] != new[row] for old, new in leaves]
-    num_changed, num_params = sum(map(np.count_nonzero, changes)), sum(map(np.size, changes))
-    if num_changed >= LEAST_CHANGED * num_params:
+    num_params = sum(leaf[row].size for leaf in jax.tree.leaves(after.params))
+    if num_changed is None or num_changed[row] >= LEAST_CHANGED * num_params:
         return None
     return (
-        f"epoch {record.epoch} changed {num_changed:,} of {num_params:,} parameters, and the "
+        f"epoch {record.epoch} changed {num_changed[row]:,} of {num_params:,} parameters, and the "
         f"learning rate is {record.learning_rate:.3g} now: the other updates are 0, or too small "
         "for float32"
     )

@@ -1,0 +1,41 @@
+"""How many steps a call of the devices takes.
+
+After each call the progress is reported, losses are checked and signals are handled. Chunks leave
+the bits unchanged.
+"""
+
+CHUNK_SECONDS = 0.25  # that a call takes about
+LONGEST_SECONDS = 0.5  # the same, where it can be a whole epoch
+MOST_TRIAL_STEPS = 16
+
+
+class Chunks:
+    """Chooses ``length``, the number of steps, from the time that calls take.
+
+    With static bounds each length is compiled, so it divides the number of steps in an epoch, and
+    it changes at the end of an epoch only: few steps at first, then the whole epoch if it is short.
+    """
+
+    def __init__(self, num_steps: int, *, is_static: bool) -> None:
+        self._num_steps = num_steps
+        self._is_static = is_static
+        self._divisors = [each for each in range(1, num_steps + 1) if num_steps % each == 0]
+        self._compiled = set[int]()
+        self._rate = 0.0  # the highest so far, in steps a second
+        self.length = self._longest_below(MOST_TRIAL_STEPS) if is_static else 1
+
+    def propose(self, num_steps: int, seconds: float, *, is_epoch_over: bool) -> int:
+        """Return the length for the next call, after one of some steps."""
+        rate = num_steps / seconds
+        if not self._is_static:
+            # At most eight times the last: a short chunk says little about the rate.
+            return max(1, min(int(rate * CHUNK_SECONDS), 8 * self.length, self._num_steps))
+        if num_steps in self._compiled:
+            self._rate = max(self._rate, rate)
+        self._compiled.add(num_steps)
+        if not is_epoch_over or not self._rate:
+            return self.length
+        return self._longest_below(self._rate * LONGEST_SECONDS)
+
+    def _longest_below(self, most: float) -> int:
+        return max(each for each in self._divisors if each <= max(1, most))
