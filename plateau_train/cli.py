@@ -356,6 +356,9 @@ def train(resolved: Resolved, dry_run: DryRun = False) -> None:
 
 
 def _train(resolved: Resolved, *, dry_run: bool) -> None:
+    from plateau_train import data
+
+    data.start_reading(resolved.settings.data)  # beside the imports
     from plateau_train.commands import train
 
     (train.dry_run if dry_run else train.train)(resolved)

@@ -10,7 +10,9 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from plateau_train.errors import DataUnavailableError
 
 # What --dataset auto loads, and what it loads if that is not available.
 AUTO, PREFERRED, BUILT_IN = "auto", "fashion_mnist", "garments"
+
+# Sets that ``start_reading`` reads, by their file in the cache.
+_early: dict[Path, Future[Dataset | None]] = {}
 
 log = logging.getLogger("plateau_train")
 
@@ -119,21 +124,36 @@ def _load_whole(
         return images.load(settings, progress)
     if settings.dataset == BUILT_IN:
         return _load_built_in(settings)
-    name = _full_name(settings)
-    # With all versions and configurations: the name may stand for one that is added later.
-    folder = config.expand_home(settings.data_dir) / re.split("[/:]", name)[0]
-    path = cache.path_of(config.expand_home(settings.cache_dir), name, folder)
-    dataset = cache.read(path, cache.fingerprint_of_files(folder))
+    folder, path = _places(settings)
+    early = _early.pop(path, None)
+    dataset = early.result() if early else cache.read(path, cache.fingerprint_of_files(folder))
     if dataset is None:
         from plateau_train.data import tfds
 
-        source = tfds.Source(name, settings.data_dir)
+        source = tfds.Source(_full_name(settings), settings.data_dir)
         source.prepare() if download else source.require_prepared()
         log.info("reading %s from %s", source.full_name, settings.data_dir)
         fingerprint = cache.fingerprint_of_files(folder)
         dataset = source.load()
         cache.write(path, fingerprint, dataset)
     return replace(dataset, source=f"{dataset.source} in {settings.data_dir}")
+
+
+def _places(settings: config.DataSettings) -> tuple[Path, Path]:
+    """Return the folder of a prepared set, and its file in the cache."""
+    name = _full_name(settings)
+    # With all versions and configurations: the name may stand for one that is added later.
+    folder = config.expand_home(settings.data_dir) / re.split("[/:]", name)[0]
+    return folder, cache.path_of(config.expand_home(settings.cache_dir), name, folder)
+
+
+def start_reading(settings: config.DataSettings) -> None:
+    """Read a prepared set from the cache in another thread, for the next ``load`` of it."""
+    if settings.is_custom or settings.dataset == BUILT_IN:
+        return
+    folder, path = _places(settings)
+    read = partial(cache.read, path, cache.fingerprint_of_files(folder))
+    _early[path] = ThreadPoolExecutor(1, "reader").submit(read)
 
 
 def _load_built_in(settings: config.DataSettings) -> Dataset:

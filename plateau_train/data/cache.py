@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from plateau_train.config.files import is_private
 from plateau_train.data.splits import Dataset, Split
+from plateau_train.process import npz
 
 FORMAT = 2
 SPLITS = ("train", "test", "val")  # the last one only of some sets
@@ -51,17 +53,19 @@ def read(path: Path, fingerprint: str) -> Dataset | None:
     if not os.path.isfile(path) or not is_private(path.parent):  # a pipe would wait forever
         return None
     try:
-        # Opened here: numpy.load does not close a file that is not a zip.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            text = arrays["manifest"].item()
-            splits = {
-                split: Split(*(arrays[f"{split}/{field}"] for field in Split._fields))
-                for split in SPLITS
-                if split != "val" or "val/images" in arrays
-            }
+        # In one piece: a thread that reads beside imports would wait for the lock of the
+        # interpreter at each of many small ones.
+        arrays = npz.read_arrays(path.read_bytes())
+        text = arrays["manifest"].item()
+        splits = {
+            split: Split(*(arrays[f"{split}/{field}"] for field in Split._fields))
+            for split in SPLITS
+            if split != "val" or "val/images" in arrays
+        }
         name, source, class_names = (json.loads(text)[key] for key in DESCRIPTION)
         parts = splits["train"], splits["test"], splits.get("val")
         dataset = Dataset(name, source, tuple(class_names), *parts)
+        dataset = replace(dataset, digest=dataset.sha256)
         is_sound = text == _manifest(dataset, fingerprint) and _is_image_set(dataset)
         return dataset if is_sound else None
     except Exception:  # zip, NumPy and JSON raise many kinds of errors for foreign bytes

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,8 @@ class Dataset:
     """Images and labels, and where they come from.
 
     ``val`` are the validation images that the set has of its own, or those that were held out.
-    ``fallback`` is the reason why this data set replaces another one, or empty.
+    ``fallback`` is the reason why this data set replaces another one, or empty. ``digest`` is that
+    of ``sha256`` where it is known already.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Dataset:
     test: Split
     val: Split | None = None
     fallback: str = ""
+    digest: str | None = field(default=None, compare=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -55,6 +57,8 @@ class Dataset:
     @property
     def sha256(self) -> str:
         """The digest of all images and labels, split by split."""
+        if self.digest is not None:
+            return self.digest
         digest = hashlib.sha256()
         for name, split in (("train", self.train), ("test", self.test), ("val", self.val)):
             for array in split or ():
@@ -85,7 +89,7 @@ def hold_out_test(train: Split, fraction: float) -> tuple[Split, Split]:
 
 
 def _take_first(split: Split, limit: int | None) -> Split:
-    return split.take(slice(limit))
+    return split if limit is None else split.take(slice(limit))
 
 
 def _choose(split: Split, limit: int | None) -> Split:
@@ -125,4 +129,5 @@ def split_dataset(dataset: Dataset, settings: config.DataSettings) -> Dataset:
         problem = f"--batch-size {settings.batch_size:,} is larger than the {len(train.labels):,}"
         hint = f"use --batch-size {len(train.labels)} or less"
         raise ConfigError(f"{problem} training images of {dataset.name}{held_out}", hint=hint)
-    return replace(dataset, train=train, test=test, val=val)
+    is_whole = train is dataset.train and test is dataset.test
+    return dataset if is_whole else replace(dataset, train=train, test=test, val=val, digest=None)
