@@ -2,7 +2,8 @@
 
 The floor is the step's five large matrix products and one pass over Adam's bytes, which reads the
 gradients, parameters and both moments and writes the last three: each as often as an epoch has
-steps, and by every library at hand. Prints a line of JSON a round, in seconds.
+steps, and by every library at hand. That of an evaluation is its two large products for each batch
+of the test images. Prints a line of JSON a round, in seconds.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import numpy as np
 
 from plateau_train import config
 from plateau_train.data.splits import Split
-from plateau_train.numerics.replicas import Replicas
+from plateau_train.numerics.replicas import EVALUATION_BATCH, Replicas
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.run.environment import available_cores
 from plateau_train.training.models import load_network
@@ -46,13 +47,18 @@ def main() -> None:
     settings = config.resolve({}).settings
     with np.load(arguments.data) as arrays:
         train = Split(arrays["train_images"], arrays["train_labels"])
+        num_batches = len(arrays["test_labels"]) // EVALUATION_BATCH
     num_steps = len(train.labels) // settings.data.batch_size
     products, moments = draw_operands(settings)
+    forward = draw_forward(settings, EVALUATION_BATCH)
     work = {"ours": our_epoch(settings, train)}
     for library, make in LIBRARIES.items():
         if find_spec(library):
-            for what, step in zip(("products", "adam"), make(products, moments), strict=True):
-                work[f"{what} {library}"] = partial(repeat, step, num_steps)
+            multiply, update = make(products, moments)
+            score, _ = make(forward, moments)
+            work[f"products {library}"] = partial(repeat, multiply, num_steps)
+            work[f"adam {library}"] = partial(repeat, update, num_steps)
+            work[f"scores {library}"] = partial(repeat, score, num_batches)
     for run in work.values():  # compiles, starts threads, touches the memory
         run()
     for number in range(arguments.rounds):
@@ -94,17 +100,23 @@ def our_epoch(settings: config.Settings, train: Split) -> Work:
 
 def draw_operands(settings: config.Settings) -> tuple[Products, Moments]:
     """Draw arrays of the shapes that the default model has."""
-    draw = partial(np.random.default_rng(0).standard_normal, dtype=np.float32)
-    batch_size, sizes = settings.data.batch_size, (28 * 28, *settings.model.hidden_sizes, 10)
-    kernels = [draw(shape) for shape in pairwise(sizes)]
-    inputs, hidden, *_ = (draw((batch_size, size)) for size in sizes)
-    grads = draw((batch_size, sizes[1]))
-    products = [
-        (inputs, kernels[0]), (hidden, kernels[1]),  # forward
-        (inputs.T, grads), (hidden.T, grads), (grads, kernels[1].T),  # backward
-    ]  # fmt: skip
+    forward = draw_forward(settings, settings.data.batch_size)
+    (inputs, _), (hidden, kernel) = forward
+    grads = draw(hidden.shape)
+    backward = [(inputs.T, grads), (hidden.T, grads), (grads, kernel.T)]
+    sizes = (28 * 28, *settings.model.hidden_sizes, 10)
     num_params = sum((size + 1) * next_size for size, next_size in pairwise(sizes))
-    return products, tuple(draw(num_params) for _ in range(4))
+    return [*forward, *backward], tuple(draw((num_params,)) for _ in range(4))
+
+
+def draw_forward(settings: config.Settings, batch_size: int) -> Products:
+    """Draw the operands of the two large products that score a batch."""
+    sizes = pairwise((28 * 28, *settings.model.hidden_sizes))
+    return [(draw((batch_size, size)), draw((size, next_size))) for size, next_size in sizes]
+
+
+def draw(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
 def with_numpy(products: Products, moments: Moments) -> tuple[Work, Work]:
