@@ -9,13 +9,12 @@ Finished runs in --runs-dir are used again, so the script can be stopped and sta
 
 import argparse
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from evidence import describe_machine, train
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -114,15 +113,8 @@ def reference(runs_dir: Path, mode: str, seed: int, *more: str) -> RunDirectory:
 
 
 def trained(runs_dir: Path, name: str, *arguments: str) -> RunDirectory:
-    """Return the finished run of this name, training it where it is not there yet."""
-    done = sorted(runs_dir.glob(f"*-{name}/summary.json"))
-    if not done:
-        command = [sys.executable, "-m", "plateau_train", *arguments]
-        subprocess.run(
-            [*command, "--name", name, "--runs-dir", str(runs_dir)], cwd=ROOT, check=True
-        )
-        done = sorted(runs_dir.glob(f"*-{name}/summary.json"))
-    return RunDirectory.open(done[-1].parent)
+    """Return the finished run of this name, after training or resuming it if need be."""
+    return RunDirectory.open(train(runs_dir, name, *arguments))
 
 
 def helps_table(runs: Sequence[RunDirectory]) -> str:
@@ -218,14 +210,7 @@ def networks_table(runs: Mapping[str, RunDirectory]) -> str:
 
 def made_by(run: RunDirectory) -> str:
     """Return a sentence with the script, the machine and the versions of a run."""
-    environment = Run(run).environment
-    versions = ", ".join(
-        f"{name} {environment.versions[name]}" for name in ("jax", "flax", "optax")
-    )
-    return (
-        f"Made by `scripts/reproduce.py` on {environment.processor_cores} cores "
-        f"({environment.processor}) with {versions}, Python {environment.python}."
-    )
+    return f"Made by `scripts/reproduce.py` on {describe_machine(Run(run))}."
 
 
 def garments_result(run: RunDirectory) -> str:
