@@ -26,7 +26,7 @@ class TimeLimit:
         self._recent = deque[float](maxlen=NUM_RECENT)
 
     def add_epoch(self, seconds: float) -> None:
-        """Record the duration of a trained epoch, from its first step to the next epoch."""
+        """Record the duration of a trained epoch, with that of writing one."""
         self._recent.append(seconds)
 
     def permits_epoch(self) -> bool:
