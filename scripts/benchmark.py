@@ -1,6 +1,6 @@
 """Measure plateau-train and the alternatives, and write the tables of docs/performance.md.
 
-    .venv/bin/python scripts/benchmark.py --write              # two hours on two cores
+    .venv/bin/python scripts/benchmark.py --write              # hours on two cores
     .venv/bin/python scripts/benchmark.py --only start epoch   # parts of it
     .venv/bin/python scripts/benchmark.py --read FILE --write  # the table of an earlier --output
 
@@ -55,7 +55,6 @@ TINY_EPOCHS = {"0": (450, 3800), "0-63": (50, 290)}
 TINY_GOALS = {"0": 150, "0-63": 60}
 TINY_SPAN = 40
 TRAIN_SETS = 6  # the training images, in sets as large as that of the test images
-SEEDS = ("together", "alone")
 EPOCH_LINE = re.compile(r"epoch (?P<epoch>\d+)/.* test loss .*? acc (?P<accuracy>\S+)")
 
 
@@ -527,7 +526,9 @@ def describe_many(figures: Mapping[str, Any]) -> Iterator[Row]:
             ("", "the epochs of `--seed 0-7`, relative to those of eight single runs", 1.02),
             (" whole", "the same with the starts of the commands", None),
         ):
-            together, alone = ([each[f"{how}{kind}"] for each in seeds] for how in SEEDS)
+            together, alone = (
+                [each[f"{how}{kind}"] for each in seeds] for how in ("together", "alone")
+            )
             ratio = MedianRange.of_ratios(together, alone).show(".2f")
             yield what, ratio, f"at most {goal}" if goal else ""
 

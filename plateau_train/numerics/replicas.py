@@ -58,8 +58,8 @@ class Replicas(NamedTuple):
     def has_static_bounds(self) -> bool:
         """Whether the steps of a call are compiled for their number.
 
-        After each step of a loop with traced bounds XLA's GPU runtime asks the host whether to go
-        on. On the CPU this costs nothing, and one compilation serves calls of any length.
+        With traced bounds XLA's GPU runtime copies the condition of the loop to the host after
+        each step, and waits. On the CPU one compilation serves calls of any length.
         """
         return not self._is_cpu
 

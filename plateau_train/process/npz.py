@@ -11,11 +11,11 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 MOST_HEADERS = 1000  # more than one process of usual networks needs
-# In front of the bytes of each file in a zip, after what the index of the zip has as well.
-_LENGTHS_OFFSET, _LENGTHS = 26, struct.Struct("<HH")  # of the name, and of extra fields
+# The header of a member of a zip ends with the lengths of its name and of its extra fields.
+_LENGTHS_OFFSET, _LENGTHS = 26, struct.Struct("<HH")
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     """Where the values of an array are in the bytes of a file."""
 
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ def read_array(file: BinaryIO, name: str) -> np.ndarray:
             return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def _find(file: BinaryIO, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Place:
+def _find(file: BinaryIO, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Location:
     """Find an array, before any memory is allocated for it.
 
     Raises ``ValueError`` for a member that is compressed or does not have the size it declares:
@@ -66,14 +66,11 @@ def _find(file: BinaryIO, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _
     file.seek(entry.header_offset + _LENGTHS_OFFSET)
     lengths = sum(_LENGTHS.unpack(file.read(_LENGTHS.size)))
     start = entry.header_offset + _LENGTHS_OFFSET + _LENGTHS.size + lengths + header_size
-    return _Place(shape, dtype, start)
+    return _Location(shape, dtype, start)
 
 
 def write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray], comment: bytes) -> None:
-    """Write a file with a comment at its end.
-
-    For many small arrays this takes a third of the time of ``numpy.savez``.
-    """
+    """Write a file with a comment at its end; for many small arrays faster than numpy.savez."""
     with zipfile.ZipFile(file, "w") as archive:
         archive.comment = comment
         for name, array in arrays.items():

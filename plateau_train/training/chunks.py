@@ -19,7 +19,6 @@ class Chunks:
     def __init__(self, num_steps: int, *, is_static: bool) -> None:
         self._num_steps = num_steps
         self._is_static = is_static
-        self._divisors = [each for each in range(1, num_steps + 1) if num_steps % each == 0]
         self._compiled = set[int]()
         self._rate = 0.0  # the highest so far, in steps a second
         self.length = self._longest_below(MOST_TRIAL_STEPS) if is_static else 1
@@ -38,4 +37,6 @@ class Chunks:
         return self._longest_below(self._rate * LONGEST_SECONDS)
 
     def _longest_below(self, most: float) -> int:
-        return max(each for each in self._divisors if each <= max(1, most))
+        """Return the largest divisor of the steps of an epoch that is not above ``most``, or 1."""
+        lengths = range(1, min(int(max(1, most)), self._num_steps) + 1)
+        return max(each for each in lengths if self._num_steps % each == 0)

@@ -15,9 +15,8 @@ class _Pending(NamedTuple):
 class Writer:
     """One thread that commits one epoch at a time, in order.
 
-    ``submit`` waits for the epoch before: at most one epoch is trained, and none is reported, that
-    the disk does not have. At the end of the block nothing is being written any more, and an error
-    of the disk is raised there if it was not raised before.
+    ``submit`` waits until the previous epoch is committed, and an epoch is reported only after its
+    commit. The end of the block waits for the last commit, and raises its error.
     """
 
     def __init__(self) -> None:
