@@ -48,10 +48,13 @@ def train(num_devices: int, num_replicas: int) -> dict[str, Any]:
     metrics = replicas.evaluate(state.variables, test)
     confusion = replicas.count_confusion(state.variables, test)
     state = replicas.observe(state, metrics, 19)
+    shards = split.images.addressable_shards
+    addresses = {shard.data.unsafe_buffer_pointer() for shard in shards}
     return {
         "mesh": [mesh.shape["replica"], mesh.shape["batch"]],
         "train_loss": np.concatenate(losses, axis=1).tolist(),
         "test_loss": np.asarray(metrics.loss).tolist(),
+        "num_copies": len(addresses),
         "num_scored": int(np.asarray(confusion).sum()),
         "scale": np.asarray(state.scale).tolist(),
     }

@@ -52,14 +52,16 @@ def alone(processes, tmp_path_factory):
 
 
 def test_four_devices_train_what_one_does(alone, tmp_path):
-    finished = command(*SETTINGS, "--epochs=4", cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
+    flags = "--epochs=4", "--devices=4"
+    finished = command(*SETTINGS, *flags, cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
     assert finished.returncode == 0, finished.stderr
     assert "4 x cpu" in finished.stderr
     run = tmp_path / "runs" / "latest"
     assert len(json.loads((run / "environment.json").read_text())["devices"]) == 4
     assert_same_training(run, alone)
 
-    resumed = command("resume", run, "--epochs=5", cwd=tmp_path, JAX_NUM_CPU_DEVICES="2")
+    flags = "--epochs=5", "--devices=2"
+    resumed = command("resume", run, *flags, cwd=tmp_path, JAX_NUM_CPU_DEVICES="2")
     assert resumed.returncode == 0, resumed.stderr
     assert "no longer bit-exact: devices cpu:0 (cpu), cpu:1 (cpu), cpu:2" in resumed.stderr
 
@@ -78,7 +80,7 @@ def test_a_run_continues_on_fewer_devices_than_it_began_with(processes, tmp_path
 def test_missing_devices_and_indivisible_batches_are_refused(tmp_path):
     for arguments, message in (
         (("--devices=7",), "--devices 7 is more than the 5 here"),
-        ((), "--batch-size 48 is not divisible by the 5 devices"),
+        (("--devices=5",), "--batch-size 48 is not divisible by the 5 devices"),
     ):
         refused = command(
             *SETTINGS, *arguments, "--epochs=4", cwd=tmp_path, JAX_NUM_CPU_DEVICES="5"

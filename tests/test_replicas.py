@@ -256,6 +256,29 @@ def test_replicas_on_three_devices_equal_those_on_one(trio, tmp_path):
         assert_same_history(history, other)
 
 
+@pytest.mark.parametrize(("seeds", "num_devices"), [("0-3", 4), ("0-2", 3), ("0-4", 1), ("7", 1)])
+def test_the_cores_of_a_cpu_share_the_seeds_evenly(tmp_path, seeds, num_devices):
+    flags = ("--epochs=1", f"--seed={seeds}", "--train-examples=200", "--hidden-sizes=8")
+    finished = command(*SMALL, *flags, cwd=tmp_path, NPROC="4")
+    assert finished.returncode == 0, finished.stderr
+    devices = Run.open(tmp_path / "runs" / "latest").environment.devices
+    assert devices == [f"cpu:{number} (cpu)" for number in range(num_devices)]
+
+
+def test_the_scores_of_seeds_on_several_cores_are_those_of_the_training(tmp_path):
+    finished = command(*SMALL, "--epochs=2", "--seed=0-3", cwd=tmp_path, NPROC="2")
+    assert finished.returncode == 0, finished.stderr
+    for replica in range(4):
+        flags = f"--replica={replica}", "--checkpoint=last"
+        scored = command("evaluate", "runs/latest", *flags, cwd=tmp_path, NPROC="2")
+        assert (scored.returncode, scored.stderr.count("differ")) == (0, 0), scored.stderr
+
+
+@pytest.mark.parametrize("key", KEYS, ids=str)
+def test_the_devices_of_a_cpu_hold_the_images_once(meshes, key):
+    assert meshes[key]["num_copies"] == 1
+
+
 def needed_memory(num_replicas: float) -> int:
     """Return the available memory in which so many replicas of a small run fit."""
     spec = small_spec()

@@ -725,7 +725,7 @@ class RunSettings(Table):
     devices: OptionalCount = declare(
         None,
         "Devices used by each process; they share the replicas, or the images of each batch",
-        default_text="all",
+        default_text="all, or of a CPU as many as divide the seeds",
         on_resume="local",
         affects_results=False,
     )

@@ -32,6 +32,9 @@ REPLICA_AXIS, BATCH_AXIS = "replica", "batch"
 # Images scored at a time. Larger products than those of a step are faster, up to a limit.
 EVALUATION_BATCH = 1000
 
+# Bytes. XLA's devices of a CPU use host arrays in place at such addresses, and copy others.
+ALIGNMENT = 64
+
 # Functions that stay compiled in a process that trains many different programs.
 MOST_COMPILED = 256
 
@@ -45,6 +48,11 @@ def make_mesh(devices: Sequence[Any], num_replicas: int) -> Mesh:
     """
     shape = (math.gcd(num_replicas, len(devices)), -1)
     return Mesh(np.array(devices).reshape(shape), (REPLICA_AXIS, BATCH_AXIS))
+
+
+def count_sharing(num_replicas: int, num_devices: int) -> int:
+    """Return the largest number of devices that share the replicas evenly."""
+    return max(num for num in range(1, num_devices + 1) if num_replicas % num == 0)
 
 
 class Replicas(NamedTuple):
@@ -79,8 +87,11 @@ class Replicas(NamedTuple):
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(*axes)))
 
     def put_split(self, split: Iterable[Any]) -> Examples:
-        """Put the images and labels of a split on every device."""
-        return self.put(Examples(*split), ())
+        """Put the images and labels of a split on every device.
+
+        Those of a CPU share the memory of the host arrays, if it is aligned.
+        """
+        return self.put(Examples(*map(_align, split)), ())
 
     def epoch_order(self, epoch: int, num_examples: int) -> Int32[Array, "replicas steps batch"]:
         """Return the batches of an epoch as indices."""
@@ -226,6 +237,15 @@ def has_convolutions(network: Network, image_shape: tuple[int, int, int]) -> boo
     variables = init_shapes(network, image_shape)
     apply = partial(network.apply, key=None)
     return "conv_general_dilated" in str(jax.make_jaxpr(apply)(variables, images))
+
+
+def _align(array: np.ndarray) -> np.ndarray:
+    """Copy an array to an address that is a multiple of ``ALIGNMENT``."""
+    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    aligned = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    aligned[...] = array
+    return aligned
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -1,5 +1,8 @@
 """Start the devices of this process, with a fixed number of threads."""
 
+import contextlib
+import os
+
 import jax
 
 from plateau_train.errors import ConfigError
@@ -7,15 +10,25 @@ from plateau_train.process import cluster, memory
 from plateau_train.run import environment
 
 PLATFORMS = ("jax_platforms", "jax_platform_name")  # the settings that choose the devices
+# Those of JAX and XLA for the number of devices that the CPU is divided into.
+CPU_DEVICES, XLA_CPU_DEVICES = "jax_num_cpu_devices", "xla_force_host_platform_device_count"
 
 
 def start_devices(num_threads: int | None) -> None:
     """Fix the number of XLA's threads, by default the available cores, and start the devices.
 
+    A CPU is started as that many devices, because XLA uses one core for much of what it computes
+    on a device: replicas on several devices use all cores. A number in the environment is kept,
+    and each process of a cluster has one CPU device.
+
     Raises ``ConfigError`` where the environment names a device that is not there, and
     ``OutOfMemoryError`` where the memory is too small.
     """
     environment.pin_threads(num_threads)
+    is_given = jax.config.values[CPU_DEVICES] >= 0 or XLA_CPU_DEVICES in os.getenv("XLA_FLAGS", "")
+    if not is_given and not cluster.is_multiprocess():
+        with contextlib.suppress(RuntimeError):  # the devices of this process have started
+            jax.config.update(CPU_DEVICES, environment.num_threads())
     _start()
 
 

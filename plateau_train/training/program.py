@@ -18,7 +18,7 @@ from plateau_train.config.files import is_private
 from plateau_train.data.splits import Dataset
 from plateau_train.errors import ConfigError
 from plateau_train.numerics.plateau import Observation
-from plateau_train.numerics.replicas import BATCH_AXIS, Replicas, make_mesh
+from plateau_train.numerics.replicas import BATCH_AXIS, Replicas, count_sharing, make_mesh
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Metrics, StepRecord, TrainState, training_losses
 from plateau_train.process import cluster, signals
@@ -235,6 +235,9 @@ def _check_early_stop(runs: Sequence[Settings], steps_per_epoch: int) -> None:
 def find_mesh(settings: Settings, num_replicas: int) -> Mesh:
     """Arrange all devices, or the first ``--devices`` of each process.
 
+    The devices of one CPU have the same cores: by default there are as many as share the replicas
+    evenly, and none share a batch.
+
     Raises ``ConfigError`` where there are fewer, or where they cannot share a batch evenly.
     """
     wanted = settings.run.devices
@@ -244,6 +247,8 @@ def find_mesh(settings: Settings, num_replicas: int) -> Mesh:
             f"{', '.join(map(str, jax.local_devices()))}",
             hint="leave --devices out to use all of them",
         )
+    if wanted is None and jax.default_backend() == "cpu" and not cluster.is_multiprocess():
+        wanted = count_sharing(num_replicas, jax.local_device_count())
     devices = [
         device
         for process in range(jax.process_count())

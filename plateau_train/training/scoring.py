@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int32, UInt8
 
 from plateau_train.config import ModelSettings
 from plateau_train.data.splits import Dataset
-from plateau_train.numerics.replicas import Replicas, make_mesh
+from plateau_train.numerics.replicas import Replicas, count_sharing, make_mesh
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.training.state import restore_network
@@ -35,7 +35,9 @@ def score(
     network, state = restore_network(checkpoint, model)
     spec = Spec.from_settings(settings, network, num_examples=len(dataset.train.labels))
     rows = Hyperparams.from_settings([settings])
-    replicas = Replicas(spec, rows, make_mesh(jax.devices()[:1], len(rows.seed)))
+    num_replicas, devices = len(rows.seed), jax.devices()
+    devices = devices[: count_sharing(num_replicas, len(devices))]
+    replicas = Replicas(spec, rows, make_mesh(devices, num_replicas))
     variables = replicas.put(state.variables)
     scores = {}
     for name, split in (("val", dataset.val), ("test", dataset.test)):
