@@ -239,7 +239,7 @@ def has_convolutions(network: Network, image_shape: tuple[int, int, int]) -> boo
     return "conv_general_dilated" in str(jax.make_jaxpr(apply)(variables, images))
 
 
-def _align(array: np.ndarray) -> np.ndarray:
+def _align(array: np.ndarray) -> Any:
     """Copy an array to an address that is a multiple of ``ALIGNMENT``."""
     memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
