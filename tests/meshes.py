@@ -1,6 +1,7 @@
 """Train the replicas of one program on several meshes; print the losses and the collectives.
 
-With the word own it is a network with batch normalization and dropout. It is a process of its own:
+With the word own it is a network with batch normalization and dropout, and with the word together
+the replicas are trained at once, as on accelerators. It is a process of its own:
 the number of simulated devices is fixed when JAX starts.
 """
 
@@ -81,5 +82,7 @@ def record_collectives(mesh: tuple[int, int]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if "together" in sys.argv:
+        numerics.one_by_one = numerics.together
     run = (lambda mesh: train(*mesh)) if "own" in sys.argv else record_collectives
     print(json.dumps([run(mesh) for mesh in json.loads(sys.argv[1])]))

@@ -156,6 +156,7 @@ def test_random_numbers_differ_between_steps_epochs_and_seeds_and_repeat(kind):
     replicas = Replicas(spec, hyperparams, one_device(1))
     state = jax.tree.map(lambda array: array[0], replicas.init(IMAGE_SHAPE))
     records = jax.tree.map(lambda array: array[0], replicas.empty_records(2))
+    carry = single.Carry(state, records)
     # Equal images: only the random numbers of a step make its loss another one.
     split = Examples(jnp.tile(IMAGES[:1], (8, 1, 1, 1)), jnp.zeros(8, jnp.int32))
     order = jnp.tile(jnp.arange(8), (2, 1))
@@ -163,7 +164,7 @@ def test_random_numbers_differ_between_steps_epochs_and_seeds_and_repeat(kind):
     @jax.jit
     def loss_of(seed, epoch, index):
         own = rows._replace(seed=jnp.asarray(seed, jnp.uint32))
-        _, after = single.take_step(spec, own, state, records, order, split, index, epoch)
+        _, after = single.take_step(spec, own, carry, order, split, index, epoch)
         return after.metrics.loss[index]
 
     places = list(itertools.product((0, 1), (1, 2), (0, 1)))

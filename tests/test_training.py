@@ -294,7 +294,7 @@ def test_equal_settings_give_equal_metrics_and_another_seed_does_not(tmp_path):
 
 def test_the_length_of_the_chunks_leaves_the_metrics_unchanged(tmp_path, monkeypatch):
     whole = train_one(tmp_path)[0].directory.metrics.read_bytes()
-    monkeypatch.setattr(chunks, "CHUNK_SECONDS", 0.0)  # every chunk is one step
+    monkeypatch.setattr(chunks, "MOST_SECONDS", 0.0)  # every chunk is one step
     assert train_one(tmp_path)[0].directory.metrics.read_bytes() == whole
 
 

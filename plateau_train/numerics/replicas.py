@@ -25,7 +25,7 @@ from plateau_train.numerics.model import (
     measure,
 )
 from plateau_train.numerics.spec import Hyperparams, Spec
-from plateau_train.numerics.step import Examples, Losses, Metrics, StepRecord, TrainState
+from plateau_train.numerics.step import Carry, Examples, Losses, Metrics, StepRecord, TrainState
 
 REPLICA_AXIS, BATCH_AXIS = "replica", "batch"
 
@@ -77,7 +77,7 @@ class Replicas(NamedTuple):
 
     def init(self, image_shape: tuple[int, int, int]) -> TrainState:
         """Return the state before the first step."""
-        return _run(single.init_state, (self.spec, image_shape), self.mesh, self.hyperparams)
+        return _run(single.init_state, (self.spec, image_shape), self.mesh, (self.hyperparams,))
 
     def put(self, tree: Tree, axes: Sequence[str | None] = (REPLICA_AXIS,)) -> Tree:
         """Put host arrays on the devices, sharded over the named axes.
@@ -97,7 +97,7 @@ class Replicas(NamedTuple):
         """Return the batches of an epoch as indices."""
         static, axes = (num_examples, self.spec.batch_size), (REPLICA_AXIS, None, BATCH_AXIS)
         seeds = self.hyperparams.seed
-        return _run(single.epoch_order, static, self.mesh, seeds, unmapped=(epoch,), axes=axes)
+        return _run(single.epoch_order, static, self.mesh, (seeds,), (epoch,), axes=axes)
 
     def empty_records(self, num_steps: int) -> StepRecord:
         """Return the arrays that ``train_steps`` fills in."""
@@ -118,7 +118,7 @@ class Replicas(NamedTuple):
         start: int,
         stop: int,
         epoch: int,
-    ) -> tuple[TrainState, StepRecord]:
+    ) -> Carry:
         """Take some steps of an epoch; ``state`` and ``records`` are donated.
 
         On a CPU, convolutions of XLA take six times as long inside a loop: the steps of a network
@@ -129,12 +129,13 @@ class Replicas(NamedTuple):
         if self._is_cpu and has_convolutions(self.spec.network, split.images.shape[1:]):
             function, calls = single.take_step, [(index,) for index in range(start, stop)]
             static = (self.spec,)
+        carry = Carry(state, records)
         for position in calls:
-            state, records = _run(
-                function, static, self.mesh, self.hyperparams,
-                donated=(state, records), mapped=(order,), unmapped=(split, *position, epoch),
+            carry = _run(
+                function, static, self.mesh, (self.hyperparams, order), (split, *position, epoch),
+                carry=carry,
             )  # fmt: skip
-        return state, records
+        return carry
 
     def count_flops(
         self,
@@ -148,7 +149,8 @@ class Replicas(NamedTuple):
         They are those of the compiled program. Returns None for a device without such a count.
         """
         function = compiled(single.take_step, (self.spec,), self.mesh, (REPLICA_AXIS,))
-        lowered = function.lower(self.hyperparams, (state, records), (order,), (split, 0, 1))
+        mapped, carry = (self.hyperparams, order), Carry(state, records)
+        lowered = function.lower(carry, mapped, (split, 0, 1))
         return (lowered.compile().cost_analysis() or {}).get("flops")
 
     def evaluate(
@@ -181,16 +183,14 @@ class Replicas(NamedTuple):
             filled = np.pad(batch, [(0, batch_size - len(batch)), *[(0, 0)] * 3])
             rows = self.put(filled, (BATCH_AXIS,))
             static = (self.spec.network,)
-            computed = _run(single.predict, static, self.mesh, variables, unmapped=(rows,))
+            computed = _run(single.predict, static, self.mesh, (variables,), (rows,))
             logits.append(np.asarray(computed)[:, : len(batch)])
         return np.concatenate(logits, axis=1)
 
     def observe(self, state: TrainState, metrics: Metrics, step: int) -> TrainState:
         """Give each rule its evaluation after an epoch; ``state`` is donated."""
-        return _run(
-            single.observe, (self.spec,), self.mesh, self.hyperparams,
-            donated=(state,), mapped=(metrics,), unmapped=(step,),
-        )  # fmt: skip
+        mapped = self.hyperparams, metrics
+        return _run(single.observe, (self.spec,), self.mesh, mapped, (step,), carry=state)
 
     def _score(
         self,
@@ -201,7 +201,7 @@ class Replicas(NamedTuple):
     ) -> Any:
         """Apply a function to the batches of indices of an evaluation."""
         batches = _evaluation_batches(self.mesh, len(split.labels))
-        return _run(function, static, self.mesh, variables, unmapped=(split, batches))
+        return _run(function, static, self.mesh, (variables,), (split, batches))
 
 
 @lru_cache(MOST_COMPILED)
@@ -256,18 +256,18 @@ def _run(
     function: Callable[..., Any],
     static: tuple[Any, ...],
     mesh: Mesh,
-    leading: Any,
-    donated: tuple[Any, ...] = (),
-    mapped: tuple[Any, ...] = (),
+    mapped: tuple[Any, ...],
     unmapped: tuple[Any, ...] = (),
+    carry: Any = None,
     axes: tuple[str | None, ...] = (REPLICA_AXIS,),
 ) -> Any:
     """Apply a function of one training to each replica; ``axes`` are those of the results.
 
-    The function gets the static arguments; then its replica of ``leading``, ``donated`` and
-    ``mapped``, which have a replica axis; then ``unmapped``. ``donated`` is donated.
+    The function gets the static arguments; then its replica of ``mapped``, which have a replica
+    axis; then ``unmapped``. ``carry`` is a replica of what it returns anew, and is donated: it
+    comes after the first of ``mapped``.
     """
-    return compiled(function, static, mesh, axes)(leading, donated, mapped, unmapped)
+    return compiled(function, static, mesh, axes)(carry, mapped, unmapped)
 
 
 @lru_cache(MOST_COMPILED)
@@ -283,19 +283,54 @@ def compiled(
     KeyboardInterrupt that comes meanwhile into a ValueError.
     """
 
-    def _run(
-        leading: Any, donated: tuple[Any, ...], mapped: tuple[Any, ...], unmapped: tuple[Any, ...]
-    ) -> Any:
-        def apply(*replica: Any) -> Any:
-            return function(*static, *replica, *unmapped)
+    def apply(carry: Any, mapped: tuple[Any, ...], unmapped: tuple[Any, ...]) -> Any:
+        first, *others = mapped
+        given = () if carry is None else (carry,)
+        return function(*static, first, *given, *others, *unmapped)
 
-        arguments = (leading, *donated, *mapped)
-        # An axis of length 1 is squeezed: with it, XLA's matrix products on the CPU are slower.
-        if len(jax.tree.leaves(leading)[0]) > 1:
-            results = jax.vmap(apply, spmd_axis_name=REPLICA_AXIS)(*arguments)
-        else:
-            only = jax.tree.map(lambda array: array[0], arguments)
-            results = jax.tree.map(lambda array: array[None], apply(*only))
+    each = one_by_one if mesh.devices.flat[0].platform == "cpu" else together
+    rows, whole = PartitionSpec(REPLICA_AXIS), PartitionSpec()
+    shared = jax.shard_map(
+        partial(each, apply), mesh=mesh, in_specs=(rows, rows, whole), out_specs=rows,
+        axis_names={REPLICA_AXIS}, check_vma=False,
+    )  # fmt: skip
+
+    def _run(carry: Any, mapped: tuple[Any, ...], unmapped: tuple[Any, ...]) -> Any:
+        results = shared(carry, mapped, unmapped)
         return lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    return jax.jit(_run, donate_argnums=1)
+    return jax.jit(_run, donate_argnums=0)
+
+
+def together(
+    apply: Callable[..., Any], carry: Any, mapped: tuple[Any, ...], unmapped: tuple[Any, ...]
+) -> Any:
+    """Apply a function to all replicas at once: an accelerator needs much to do."""
+    return jax.vmap(apply, in_axes=(0, 0, None))(carry, mapped, unmapped)
+
+
+def one_by_one(
+    apply: Callable[..., Any], carry: Any, mapped: tuple[Any, ...], unmapped: tuple[Any, ...]
+) -> Any:
+    """Apply a function to one replica after the other: each has the bits of a training alone.
+
+    On a CPU that is also faster, because what a replica needs stays in the caches.
+    """
+
+    def apply_to(row: Any, carry: Any) -> Any:
+        own = jax.tree.map(
+            lambda array: lax.dynamic_index_in_dim(array, row, keepdims=False), (carry, mapped)
+        )
+        return lax.optimization_barrier(apply(*lax.optimization_barrier(own), unmapped))
+
+    def replace(row: Any, carry: Any) -> Any:
+        return jax.tree.map(
+            lambda array, own: lax.dynamic_update_index_in_dim(array, own, row, 0),
+            carry,
+            apply_to(row, carry),
+        )
+
+    num_replicas = len(jax.tree.leaves(mapped)[0])
+    if carry is None:
+        return lax.map(lambda row: apply_to(row, None), np.arange(num_replicas))
+    return lax.fori_loop(0, num_replicas, replace, carry)

@@ -76,6 +76,13 @@ class TrainState(NamedTuple):
         return Variables(self.params, self.model_state)
 
 
+class Carry(NamedTuple):
+    """What the steps of an epoch change: the state, and the records with a row for each step."""
+
+    state: TrainState
+    records: StepRecord
+
+
 # The fields of a state that a drop brings back.
 RESTORED: dict[OnDrop, tuple[str, ...]] = {
     "keep": (),
@@ -218,40 +225,39 @@ def train_steps(
     spec: Spec,
     num_steps: int | None,
     hyperparams: Hyperparams,
-    state: TrainState,
-    records: StepRecord,
+    carry: Carry,
     order: Int32[Array, "steps batch"],
     split: Examples,
     start: Step,
     stop: Step,
     epoch: Step,
-) -> tuple[TrainState, StepRecord]:
+) -> Carry:
     """Take the steps ``start`` to ``stop - 1`` of an epoch; steps count from 0, epochs from 1.
 
     With ``num_steps``, the static number of these steps, the loop is compiled for it; else one
-    compilation serves any number. Both give the same bits. ``records`` gets the rows of the steps.
+    compilation serves any number. Both give the same bits.
     """
     # With static bounds fori_loop is a scan, of which the compiler knows the length.
     first, end = (0, num_steps) if num_steps is not None else (start, stop)
 
-    def body(index: Array, carry: tuple[TrainState, StepRecord]) -> tuple[TrainState, StepRecord]:
+    def body(index: Array, carry: Carry) -> Carry:
         position = index if num_steps is None else start + index
-        return take_step(spec, hyperparams, *carry, order, split, position, epoch)
+        return take_step(spec, hyperparams, carry, order, split, position, epoch)
 
-    return lax.fori_loop(first, end, body, (state, records))
+    return lax.fori_loop(first, end, body, carry)
 
 
 def take_step(
     spec: Spec,
     hyperparams: Hyperparams,
-    state: TrainState,
-    records: StepRecord,
+    carry: Carry,
     order: Int32[Array, "steps batch"],
     split: Examples,
     index: Step,
     epoch: Step,
-) -> tuple[TrainState, StepRecord]:
-    """Take one step of an epoch; ``records`` gets its row."""
+) -> Carry:
+    """Take one step of an epoch."""
+    state, records = carry
     batch = take(split, order[index])
     network_key, augment_key = (
         jax.random.fold_in(derive_key(hyperparams.seed, stream, epoch), index)
@@ -260,7 +266,8 @@ def take_step(
     batch = batch._replace(images=augment(spec.augment, augment_key, batch.images))
     step = (epoch - 1) * len(order) + index
     state, record = train_step(spec, hyperparams, state, batch, step, network_key)
-    return state, jax.tree.map(lambda rows, row: rows.at[index].set(row), records, record)
+    records = jax.tree.map(lambda rows, row: rows.at[index].set(row), records, record)
+    return Carry(state, records)
 
 
 def take(split: Examples, indices: Int32[Array, " batch"]) -> Examples:

@@ -4,8 +4,10 @@ After each call the progress is reported, losses are checked and signals are han
 the bits unchanged.
 """
 
-CHUNK_SECONDS = 0.25  # that a call takes about
-LONGEST_SECONDS = 0.5  # the same, where it can be a whole epoch
+# Seconds that a call takes about. On a CPU a replica takes all of its steps before the next one
+# begins, and few steps are not worth fetching its state for.
+REPLICA_SECONDS, MOST_SECONDS = 0.25, 2.0
+LONGEST_SECONDS = 0.5  # the same, where a call can be a whole epoch
 MOST_TRIAL_STEPS = 16
 
 
@@ -16,8 +18,9 @@ class Chunks:
     it changes at the end of an epoch only: few steps at first, then the whole epoch if it is short.
     """
 
-    def __init__(self, num_steps: int, *, is_static: bool) -> None:
+    def __init__(self, num_steps: int, num_replicas: int, *, is_static: bool) -> None:
         self._num_steps = num_steps
+        self._seconds = min(num_replicas * REPLICA_SECONDS, MOST_SECONDS)
         self._is_static = is_static
         self._compiled = set[int]()
         self._rate = 0.0  # the highest so far, in steps a second
@@ -28,7 +31,7 @@ class Chunks:
         rate = num_steps / seconds
         if not self._is_static:
             # At most eight times the last: a short chunk says little about the rate.
-            return max(1, min(int(rate * CHUNK_SECONDS), 8 * self.length, self._num_steps))
+            return max(1, min(int(rate * self._seconds), 8 * self.length, self._num_steps))
         if num_steps in self._compiled:
             self._rate = max(self._rate, rate)
         self._compiled.add(num_steps)

@@ -106,7 +106,7 @@ class Program:
         }
         train, self._untrained = self._splits["train"], None
         is_static = self.replicas.has_static_bounds
-        self._chunks = Chunks(self.steps_per_epoch, is_static=is_static)
+        self._chunks = Chunks(self.steps_per_epoch, len(self.members), is_static=is_static)
         if state is None:
             self._state = self.replicas.init(self.dataset.image_shape)
             variables = self._state.variables
