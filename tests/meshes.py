@@ -67,10 +67,12 @@ def record_collectives(mesh: tuple[int, int]) -> dict[str, Any]:
     executables: dict[Any, Any] = {}
     compiled = numerics.compiled
 
-    def compile_and_read(function: Any, *static: Any) -> Any:
+    def compile_and_read(function: Any, *static: Any, at_once: bool) -> Any:
         def run(*arguments: Any) -> Any:
             if (function, static) not in executables:
-                executable = compiled(function, *static).lower(*arguments).compile()
+                executable = (
+                    compiled(function, *static, at_once=at_once).lower(*arguments).compile()
+                )
                 executables[function, static] = executable
                 collectives[function.__name__] = COLLECTIVE.findall(executable.as_text())
             return executables[function, static](*arguments)

@@ -107,7 +107,7 @@ def test_traced_hyperparameters_differ_in_one_compiled_program():
         _, records = take_epoch(replicas, replicas.init(IMAGE_SHAPE), split, 1)
         results.append(records)
         static = (replicas.spec,), replicas.mesh, (numerics.REPLICA_AXIS,)
-        steps = numerics.compiled(train_steps, *static)
+        steps = numerics.compiled(train_steps, *static, at_once=False)
         num_compiled.add((numerics.compiled.cache_info().currsize, steps._cache_size()))
     assert len(num_compiled) == 1
     records, swapped = results
@@ -172,7 +172,7 @@ def test_static_bounds_are_in_the_compiled_program_and_leave_the_bits(monkeypatc
         state, records = replicas.init(IMAGE_SHAPE), replicas.empty_records(10)
         function = numerics.compiled(
             numerics.single.train_steps, (replicas.spec, 5 if is_static else None),
-            replicas.mesh, (numerics.REPLICA_AXIS,),
+            replicas.mesh, (numerics.REPLICA_AXIS,), at_once=False,
         )  # fmt: skip
         mapped = replicas.hyperparams, order
         arguments = numerics.Carry(state, records), mapped, (split, 0, 5, 1)

@@ -122,18 +122,19 @@ class Replicas(NamedTuple):
         """Take some steps of an epoch; ``state`` and ``records`` are donated.
 
         On a CPU, convolutions of XLA take six times as long inside a loop: the steps of a network
-        that has some are calls from the host.
+        that has some are calls from the host, for all replicas at once.
         """
         function, calls = single.train_steps, [(start, stop)]
         static = self.spec, (stop - start if self.has_static_bounds else None)
-        if self._is_cpu and has_convolutions(self.spec.network, split.images.shape[1:]):
+        at_once = has_convolutions(self.spec.network, split.images.shape[1:])
+        if self._is_cpu and at_once:
             function, calls = single.take_step, [(index,) for index in range(start, stop)]
             static = (self.spec,)
         carry = Carry(state, records)
         for position in calls:
             carry = _run(
                 function, static, self.mesh, (self.hyperparams, order), (split, *position, epoch),
-                carry=carry,
+                carry=carry, at_once=at_once,
             )  # fmt: skip
         return carry
 
@@ -148,7 +149,9 @@ class Replicas(NamedTuple):
 
         They are those of the compiled program. Returns None for a device without such a count.
         """
-        function = compiled(single.take_step, (self.spec,), self.mesh, (REPLICA_AXIS,))
+        at_once = not self._is_cpu or has_convolutions(self.spec.network, split.images.shape[1:])
+        static, axes = (self.spec,), (REPLICA_AXIS,)
+        function = compiled(single.take_step, static, self.mesh, axes, at_once=at_once)
         mapped, carry = (self.hyperparams, order), Carry(state, records)
         lowered = function.lower(carry, mapped, (split, 0, 1))
         return (lowered.compile().cost_analysis() or {}).get("flops")
@@ -201,7 +204,9 @@ class Replicas(NamedTuple):
     ) -> Any:
         """Apply a function to the batches of indices of an evaluation."""
         batches = _evaluation_batches(self.mesh, len(split.labels))
-        return _run(function, static, self.mesh, (variables,), (split, batches))
+        at_once = has_convolutions(self.spec.network, split.images.shape[1:])
+        mapped, unmapped = (variables,), (split, batches)
+        return _run(function, static, self.mesh, mapped, unmapped, at_once=at_once)
 
 
 @lru_cache(MOST_COMPILED)
@@ -260,14 +265,19 @@ def _run(
     unmapped: tuple[Any, ...] = (),
     carry: Any = None,
     axes: tuple[str | None, ...] = (REPLICA_AXIS,),
+    *,
+    at_once: bool = False,
 ) -> Any:
     """Apply a function of one training to each replica; ``axes`` are those of the results.
+
+    Accelerators apply it to all replicas at once, and a CPU if ``at_once``.
 
     The function gets the static arguments; then its replica of ``mapped``, which have a replica
     axis; then ``unmapped``. ``carry`` is a replica of what it returns anew, and is donated: it
     comes after the first of ``mapped``.
     """
-    return compiled(function, static, mesh, axes)(carry, mapped, unmapped)
+    at_once = at_once or mesh.devices.flat[0].platform != "cpu"
+    return compiled(function, static, mesh, axes, at_once=at_once)(carry, mapped, unmapped)
 
 
 @lru_cache(MOST_COMPILED)
@@ -276,6 +286,8 @@ def compiled(
     static: tuple[Any, ...],
     mesh: Mesh,
     axes: tuple[str | None, ...],
+    *,
+    at_once: bool,
 ) -> Any:
     """Return the compiled form of a function; see ``_run``.
 
@@ -288,15 +300,20 @@ def compiled(
         given = () if carry is None else (carry,)
         return function(*static, first, *given, *others, *unmapped)
 
-    each = one_by_one if mesh.devices.flat[0].platform == "cpu" else together
+    def apply_to_rows(carry: Any, mapped: tuple[Any, ...], unmapped: tuple[Any, ...]) -> Any:
+        # An axis of length 1 makes XLA's matrix products on the CPU slower.
+        has_several = len(jax.tree.leaves(mapped)[0]) > 1
+        each = together if at_once and has_several else one_by_one
+        return each(apply, carry, mapped, unmapped)
+
     rows, whole = PartitionSpec(REPLICA_AXIS), PartitionSpec()
-    shared = jax.shard_map(
-        partial(each, apply), mesh=mesh, in_specs=(rows, rows, whole), out_specs=rows,
+    share = jax.shard_map(
+        apply_to_rows, mesh=mesh, in_specs=(rows, rows, whole), out_specs=rows,
         axis_names={REPLICA_AXIS}, check_vma=False,
     )  # fmt: skip
 
     def _run(carry: Any, mapped: tuple[Any, ...], unmapped: tuple[Any, ...]) -> Any:
-        results = shared(carry, mapped, unmapped)
+        results = share(carry, mapped, unmapped)
         return lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec(*axes)))
 
     return jax.jit(_run, donate_argnums=0)
@@ -314,7 +331,8 @@ def one_by_one(
 ) -> Any:
     """Apply a function to one replica after the other: each has the bits of a training alone.
 
-    On a CPU that is also faster, because what a replica needs stays in the caches.
+    On a CPU that is also faster, because what a replica needs stays in the caches. The barriers
+    keep the compiler from fusing a training with what depends on the number of replicas.
     """
 
     def apply_to(row: Any, carry: Any) -> Any:
@@ -331,6 +349,8 @@ def one_by_one(
         )
 
     num_replicas = len(jax.tree.leaves(mapped)[0])
+    if num_replicas == 1:  # XLA keeps a loop of one iteration, and convolutions in it are slow
+        return jax.tree.map(lambda array: array[None], apply_to(0, carry))
     if carry is None:
         return lax.map(lambda row: apply_to(row, None), np.arange(num_replicas))
     return lax.fori_loop(0, num_replicas, replace, carry)
