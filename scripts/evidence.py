@@ -6,7 +6,7 @@ Where a file is missing its runs are trained; an unfinished one is resumed.
 
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -203,12 +203,6 @@ def best_rates(evidence: Mapping[str, Evidence]) -> dict[str, float]:
         name: max(_by_rate(trained), key=lambda rate: _mean_score(trained, rate, "val_accuracy"))
         for name, trained in evidence.items()
     }
-
-
-def at_rate(trained: Evidence, rate: float, seeds: Collection[int]) -> Evidence:
-    """Return the replicas at a rate that have one of some seeds."""
-    replicas = [each for each in _by_rate(trained)[rate] if each.seed in seeds]
-    return trained.model_copy(update={"replicas": replicas})
 
 
 def _by_rate(trained: Evidence) -> dict[float, list[Replica]]:

@@ -14,18 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from evidence import (
-    SCORES,
-    Evidence,
-    at_rate,
-    best_rates,
-    budget_table,
-    describe_machine,
-    draw_tuned,
-    obtain,
-    train,
-    tuned_table,
-)
+from evidence import describe_machine, train
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -53,12 +42,7 @@ SCHEDULES = {
     "val-loss": ("--mode", "val-loss"),
     "cosine": ("--schedule", "cosine"),
 }
-SAME = ("--dataset", "fashion_mnist", "--val-fraction", "0.1")
-# More of them on a smaller network: at several rates, and at the best one for fewer epochs.
-TUNED = SCHEDULES | {name: ("--schedule", name) for name in ("linear", "rex", "step")}
-SMALLER = (*SAME, "--hidden-sizes", "256,256")
-RATES = ("--learning-rate", "0.0003,0.001,0.003,0.01")
-LONGEST, BUDGETS = 50, (5, 10, 25)  # epochs
+SAME = ("--dataset", "fashion_mnist", "--val-fraction", "0.1", "--seed", "0-3")
 NETWORKS = {"mlp": "--model mlp", "cnn": "--model cnn"}
 NETWORK_FLAGS = ("--dataset", "fashion_mnist", "--epochs", "10", "--seed", "0-2")
 # Of the published notebook, one run each on a TPU.
@@ -99,62 +83,9 @@ def write_garments(runs_dir: Path) -> None:
 
 def write_helps(runs_dir: Path) -> None:
     """Train with each schedule."""
-    helps = [
-        trained(runs_dir, f"helps-{name}", *flags, *SAME, "--seed", "0-3")
-        for name, flags in SCHEDULES.items()
-    ]
+    helps = [trained(runs_dir, f"helps-{name}", *flags, *SAME) for name, flags in SCHEDULES.items()]
     rewrite(DOCS / "results.md", "helps", helps_table(helps))
     pt.compare(*(run.path for run in helps[:2])).plot(path=DOCS / "helps.png")
-
-
-def write_tuned(runs_dir: Path) -> None:
-    """Train with more schedules at several rates."""
-    evidence = tuned(runs_dir)
-    example, machine = evidence["constant"].command, evidence["constant"].machine
-    about = (
-        "Means and standard deviations of 4 seeds. The best rate has the highest mean validation "
-        "accuracy; rate and epoch are chosen on held-out images. The intervals are corrected for "
-        f"their number (Dunnett). The first row: `{example}`. Made by `scripts/reproduce.py` on "
-        f"{machine}."
-    )
-    rewrite(DOCS / "results.md", "tuned", f"{tuned_table(evidence)}\n\n{about}")
-    draw_tuned(evidence).savefig(DOCS / "tuned.png")
-
-
-def tuned(runs_dir: Path) -> dict[str, Evidence]:
-    """Return the trainings of each schedule at several rates."""
-    more = (*SMALLER, *RATES, "--seed", "0-3", "--epochs", str(LONGEST))
-    return {
-        name: obtain(runs_dir, f"tuned-{name}", SCORES, "sweep", *flags, *more)
-        for name, flags in TUNED.items()
-    }
-
-
-def write_budgets(runs_dir: Path) -> None:
-    """Train with each schedule, at its best rate, for fewer epochs."""
-    longest = tuned(runs_dir)
-    rates = best_rates(longest)
-    evidence = {
-        epochs: {
-            name: obtain(
-                runs_dir, f"budget-{epochs}-{name}", SCORES, *flags, *SMALLER,
-                "--learning-rate", f"{rates[name]:g}", "--seed", "0,1", "--epochs", str(epochs),
-            )
-            for name, flags in TUNED.items()
-        }
-        for epochs in BUDGETS
-    }  # fmt: skip
-    seeds = {each.seed for each in evidence[BUDGETS[0]]["constant"].replicas}
-    evidence[LONGEST] = {
-        name: at_rate(trained, rates[name], seeds) for name, trained in longest.items()
-    }
-    example = evidence[BUDGETS[0]]["constant"]
-    about = (
-        "Means and standard deviations of 2 seeds, each schedule at its best rate for "
-        f"{LONGEST} epochs. The first cell: `{example.command}`. Made by `scripts/reproduce.py` on "
-        f"{example.machine}."
-    )
-    rewrite(DOCS / "results.md", "budgets", f"{budget_table(evidence)}\n\n{about}")
 
 
 def write_networks(runs_dir: Path) -> None:
@@ -170,8 +101,6 @@ SECTIONS = {
     "references": write_references,
     "garments": write_garments,
     "helps": write_helps,
-    "tuned": write_tuned,
-    "budgets": write_budgets,
     "networks": write_networks,
 }
 
