@@ -60,7 +60,7 @@ def test_the_readme_has_at_most_200_lines_and_begins_with_commands_and_a_picture
 
 
 @every_page
-def test_every_link_of_a_page_leads_to_a_file_or_a_heading(page):
+def test_every_link_of_a_page_leads_to_a_file_a_folder_or_a_heading(page):
     text = page.read_text()
     headings = {
         re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
@@ -70,7 +70,7 @@ def test_every_link_of_a_page_leads_to_a_file_or_a_heading(page):
         if target.startswith("#"):
             assert target[1:] in headings, target
         elif not target.startswith("https://"):
-            assert (page.parent / target).is_file(), target
+            assert (page.parent / target).exists(), target
 
 
 def test_every_page_and_picture_is_linked():
