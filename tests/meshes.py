@@ -1,6 +1,6 @@
 """Train the replicas of one program on several meshes; print the losses and the collectives.
 
-With the word own it is a network with batch normalization and dropout, and with the word together
+With the word own it is a network with batch normalization and dropout, and with the word at-once
 the replicas are trained at once, as on accelerators. It is a process of its own:
 the number of simulated devices is fixed when JAX starts.
 """
@@ -84,7 +84,7 @@ def record_collectives(mesh: tuple[int, int]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if "together" in sys.argv:
-        numerics.one_by_one = numerics.together
+    if "at-once" in sys.argv:
+        numerics.one_by_one = numerics.all_at_once
     run = (lambda mesh: train(*mesh)) if "own" in sys.argv else record_collectives
     print(json.dumps([run(mesh) for mesh in json.loads(sys.argv[1])]))

@@ -243,7 +243,7 @@ def test_steps_have_one_all_reduce_where_devices_share_a_batch_else_none(meshes,
 
 def test_replicas_trained_at_once_as_on_accelerators_agree_with_those_one_by_one(meshes):
     key = (4, 2)
-    (at_once,) = run_meshes([key], "together").values()
+    (at_once,) = run_meshes([key], "at-once").values()
     assert at_once["collectives"]["train_steps"] == ["all-reduce"]
     for name in ("train_loss", "test_loss", "scale"):
         np.testing.assert_allclose(at_once[name], meshes[key][name], rtol=TOLERANCE)

@@ -149,7 +149,7 @@ class Replicas(NamedTuple):
 
         They are those of the compiled program. Returns None for a device without such a count.
         """
-        at_once = not self._is_cpu or has_convolutions(self.spec.network, split.images.shape[1:])
+        at_once = has_convolutions(self.spec.network, split.images.shape[1:])
         static, axes = (self.spec,), (REPLICA_AXIS,)
         function = compiled(single.take_step, static, self.mesh, axes, at_once=at_once)
         mapped, carry = (self.hyperparams, order), Carry(state, records)
@@ -276,7 +276,6 @@ def _run(
     axis; then ``unmapped``. ``carry`` is a replica of what it returns anew, and is donated: it
     comes after the first of ``mapped``.
     """
-    at_once = at_once or mesh.devices.flat[0].platform != "cpu"
     return compiled(function, static, mesh, axes, at_once=at_once)(carry, mapped, unmapped)
 
 
@@ -300,10 +299,12 @@ def compiled(
         given = () if carry is None else (carry,)
         return function(*static, first, *given, *others, *unmapped)
 
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
+
     def apply_to_rows(carry: Any, mapped: tuple[Any, ...], unmapped: tuple[Any, ...]) -> Any:
         # An axis of length 1 makes XLA's matrix products on the CPU slower.
         has_several = len(jax.tree.leaves(mapped)[0]) > 1
-        each = together if at_once and has_several else one_by_one
+        each = all_at_once if (at_once or not is_cpu) and has_several else one_by_one
         return each(apply, carry, mapped, unmapped)
 
     rows, whole = PartitionSpec(REPLICA_AXIS), PartitionSpec()
@@ -319,7 +320,7 @@ def compiled(
     return jax.jit(_run, donate_argnums=0)
 
 
-def together(
+def all_at_once(
     apply: Callable[..., Any], carry: Any, mapped: tuple[Any, ...], unmapped: tuple[Any, ...]
 ) -> Any:
     """Apply a function to all replicas at once: an accelerator needs much to do."""
