@@ -49,10 +49,10 @@ from plateau_train.numerics.nnx_modules import from_nnx
 from plateau_train.numerics.replicas import Replicas, has_convolutions
 from plateau_train.numerics.spec import Hyperparams, Spec
 from plateau_train.numerics.step import Examples
-from plateau_train.run import checkpoint
+from plateau_train.run import checkpoint, environment
 from plateau_train.run.directory import SWEEP, RunDirectory
 from plateau_train.run.environment import ModelFacts
-from plateau_train.training import sweep
+from plateau_train.training import memory, sweep
 from plateau_train.training.devices import use_process
 
 pytestmark = pytest.mark.usefixtures("no_saved_plots")
@@ -207,6 +207,17 @@ def test_only_networks_with_convolutions_of_xla_are_said_to_have_some(network):
         built_in = settings.model.model_copy(update={"model": model})
         spec = make_spec(settings.model_copy(update={"model": built_in}))
         assert not has_convolutions(spec.network, IMAGE_SHAPE)
+
+
+def test_networks_with_convolutions_of_xla_need_the_memory_of_all_replicas_at_once(monkeypatch):
+    replicas = make_replicas(make_network("linen"), *range(6))
+    per_replica, state_bytes = numerics.estimate_memory(replicas.spec, IMAGE_SHAPE)
+    free = 5.5 * (per_replica + memory.HOST_COPIES * state_bytes)
+    monkeypatch.setattr(environment, "available_memory", lambda: free / memory.USABLE
+    memory.check_memory(replicas.spec, 5, replicas.mesh, IMAGE_SHAPE)
+    with pytest.raises(ConfigError) as refused:
+        memory.check_memory(replicas.spec, 6, replicas.mesh, IMAGE_SHAPE)
+    assert refused.value.hint == "train 5 of them at a time"
 
 
 def test_replicas_equal_single_trainings_of_their_seeds():

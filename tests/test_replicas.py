@@ -293,10 +293,13 @@ def test_the_devices_of_a_cpu_hold_the_images_once(meshes, key):
 
 
 def needed_memory(num_replicas: float) -> int:
-    """Return the available memory in which so many replicas of a small run fit."""
-    spec = small_spec()
-    per_replica, state_bytes = estimate_memory(spec, (28, 28, 1))
-    return int(num_replicas * (per_replica + memory.HOST_COPIES * state_bytes) / memory.USABLE)
+    """Return the available memory in which so many replicas of a small run fit on a CPU.
+
+    Each has its state on the device and on the host. One at a time has gradients and activations.
+    """
+    per_replica, state_bytes = estimate_memory(small_spec(), (28, 28, 1))
+    states = num_replicas * (1 + memory.HOST_COPIES) * state_bytes
+    return int((states + per_replica - state_bytes) / memory.USABLE)
 
 
 def small_spec() -> Spec:

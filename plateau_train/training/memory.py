@@ -1,9 +1,11 @@
 """How much memory the replicas of a program need, and whether they fit."""
 
+import math
+
 from jax.sharding import Mesh
 
 from plateau_train.errors import ConfigError
-from plateau_train.numerics.replicas import REPLICA_AXIS, estimate_memory
+from plateau_train.numerics.replicas import REPLICA_AXIS, estimate_memory, has_convolutions
 from plateau_train.numerics.spec import Spec
 from plateau_train.process import memory
 from plateau_train.run import environment
@@ -22,19 +24,23 @@ def check_memory(
     """Describe the memory that replicas need; raises ``ConfigError`` with the number that fits."""
     per_replica, state_bytes = estimate_memory(spec, image_shape)
     free = USABLE * min(environment.available_memory(), memory.free_address_space())
-    on_host = HOST_COPIES * state_bytes
+    on_host, shared, num_on_devices = HOST_COPIES * state_bytes, 0, math.inf
     limits = [
         stats["bytes_limit"] - stats["bytes_in_use"]
         for device in mesh.local_devices
         if (stats := device.memory_stats()) and "bytes_limit" in stats  # a CPU has no such limit
     ]
-    if not limits:  # the devices take the memory of the host
-        on_host += per_replica
-    num_fitting = free / on_host
     if limits:
-        on_devices = USABLE * min(limits) / per_replica * mesh.shape[REPLICA_AXIS]
-        num_fitting = min(num_fitting, on_devices)
-    needed, usable = (f"{num_bytes / 1e9:.3g} GB" for num_bytes in (num_replicas * on_host, free))
+        num_on_devices = USABLE * min(limits) / per_replica * mesh.shape[REPLICA_AXIS]
+    elif has_convolutions(spec.network, image_shape):  # a CPU trains all replicas at once,
+        on_host += per_replica
+    else:  # or one at a time on each of its devices
+        on_host += state_bytes
+        shared = mesh.shape[REPLICA_AXIS] * (per_replica - state_bytes)
+    num_fitting = max(0, min((free - shared) / on_host, num_on_devices))
+    needed, usable = (
+        f"{num_bytes / 1e9:.3g} GB" for num_bytes in (num_replicas * on_host + shared, free)
+    )
     if num_replicas > num_fitting:
         few = int(num_fitting)
         raise ConfigError(
