@@ -6,9 +6,10 @@ Where a file is missing its runs are trained; an unfinished one is resumed.
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -129,48 +130,62 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values) - half_width, fmean(values) + half_width
 
 
-def spread_table(evidence: Mapping[str, Evidence], published: Mapping[str, Sequence[str]]) -> str:
-    """Return a table of many seeds of the published experiment beside its single runs.
+class Published(NamedTuple):
+    """One published run: its mean train accuracy by epoch, and the first epoch at each scale."""
 
-    ``published`` has the final mean train accuracy of each mode and how often its rate dropped.
-    """
+    train_accuracy: Mapping[int, float]
+    first_epochs: Sequence[int]
+
+
+def spread_table(evidence: Mapping[str, Evidence], published: Mapping[str, Published]) -> str:
+    """Return a table of many seeds of the published experiment beside its single runs."""
     lines = [
-        "| mode | | final mean train accuracy | final test accuracy | drops | epoch of the first |",
+        "| mode | | final mean train accuracy | final test accuracy | drops "
+        "| first epoch at a lower scale |",
         "|---|---|---|---|---|---|",
     ]
     for mode, trained in evidence.items():
-        accuracy, *rest = published[mode]
+        # A window that closes inside an epoch acts in that epoch, an evaluation in the next.
+        later = 0 if mode.startswith("train") else 1
         columns = [
             [each.metrics["train_accuracy"][-1] for each in trained.replicas],
             [each.metrics["test_accuracy"][-1] for each in trained.replicas],
             [len(each.drop_epochs) for each in trained.replicas],
-            [each.drop_epochs[0] for each in trained.replicas if each.drop_epochs],
+            [each.drop_epochs[0] + later for each in trained.replicas if each.drop_epochs],
         ]
-        forms = (".4f", ".4f", ".1f", ".1f")
-        low, high = prediction_interval(columns[0])
-        place = "within" if low <= float(accuracy) <= high else "outside"
+        forms, ranges = (".4f", ".4f", ".1f", ".1f"), (".4f", ".4f", "d", "d")
+        first_epochs = published[mode].first_epochs
+        accuracy = [*published[mode].train_accuracy.values()][-1]
+        single = (accuracy, None, len(first_epochs), first_epochs[0])
         seeds = f"{len(trained.replicas)} seeds"
         rows = {
-            "published, one run on a TPU": [f"{accuracy}, {place} the interval", *rest],
-            f"{seeds}: mean and sd": [
+            f"{seeds}, mean and sd": [
                 f"{MeanStd.of(column):{form}}" for column, form in zip(columns, forms, strict=True)
             ],
-            f"{seeds}: range": [
+            f"{seeds}, range": [
                 f"{min(column):{form}} to {max(column):{form}}"
-                for column, form in zip(columns, (".4f", ".4f", "d", "d"), strict=True)
+                for column, form in zip(columns, ranges, strict=True)
             ],
-            "one more run, 95 % interval": [
+            "95 % interval of one more run": [
                 "{:{form}} to {:{form}}".format(*prediction_interval(column), form=form)
                 for column, form in zip(columns, forms, strict=True)
+            ],
+            "published, one run on a TPU": [
+                "not published" if value is None else f"{value:{form}}, {placed(value, column)}"
+                for value, form, column in zip(single, ranges, columns, strict=True)
             ],
         }
         lines += [f"| {mode} | {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     return "\n".join(lines)
 
 
-def draw_spread(
-    evidence: Mapping[str, Evidence], published: Mapping[str, Mapping[int, float]]
-) -> Figure:
+def placed(value: float, others: Sequence[float]) -> str:
+    """Return whether a value lies where one more of the others is expected."""
+    low, high = prediction_interval(others)
+    return "inside" if low <= value <= high else "below" if value < low else "above"
+
+
+def draw_spread(evidence: Mapping[str, Evidence], published: Mapping[str, Published]) -> Figure:
     """Draw all seeds of each mode, their mean, and the published epochs of the train accuracy."""
     theme = Theme.of(FigureOptions(), len(evidence))
     with theme.applied():
@@ -183,7 +198,7 @@ def draw_spread(
                 panel.plot(epochs, rows.T, color=color, linewidth=0.6, alpha=0.4)
                 name = f"{split}, {len(rows)} seeds and their mean"
                 panel.plot(epochs, rows.mean(axis=0), color=color, linewidth=2.5, label=name)
-            points = published[mode]
+            points = published[mode].train_accuracy
             look = {"color": theme.ink, "zorder": 5, "markersize": 6}
             panel.plot(
                 list(points), list(points.values()), "o", label="train, published run", **look
@@ -203,6 +218,12 @@ def best_rates(evidence: Mapping[str, Evidence]) -> dict[str, float]:
         name: max(_by_rate(trained), key=lambda rate: _mean_score(trained, rate, "val_accuracy"))
         for name, trained in evidence.items()
     }
+
+
+def at_rate(trained: Evidence, rate: float, seeds: Collection[int]) -> Evidence:
+    """Return the replicas at a rate that have one of some seeds."""
+    replicas = [each for each in _by_rate(trained)[rate] if each.seed in seeds]
+    return trained.model_copy(update={"replicas": replicas})
 
 
 def _by_rate(trained: Evidence) -> dict[float, list[Replica]]:

@@ -2,7 +2,7 @@
 
 import evidence
 import pytest
-from evidence import Evidence, Replica
+from evidence import Evidence, Published, Replica
 
 RATES = (0.001, 0.01)
 
@@ -64,15 +64,20 @@ def test_the_published_run_stands_beside_the_spread_of_many_seeds():
         )  # fmt: skip
 
     replicas = [train(last) for last in (0.90, 0.91, 0.92)]
-    trained = {"train-loss": Evidence(command="", machine="", replicas=replicas)}
-    for accuracy, place in (("0.9263", "within"), ("0.99", "outside")):
-        published = {"train-loss": (accuracy, "not published", "5", "11")}
-        first, mean, span, _ = evidence.spread_table(trained, published).splitlines()[2:]
-        assert f"| {accuracy}, {place} the interval | not published | 5 | 11 |" in first
-        assert "| 0.9100 ± 0.0100 | 0.8100 ± 0.0100 | 1.0 ± 0.0 | 1.0 ± 0.0 |" in mean
-        assert "| 0.9000 to 0.9200 | 0.8000 to 0.8200 | 1 to 1 | 1 to 1 |" in span
-    figure = evidence.draw_spread(trained, {"train-loss": {1: 0.9}})
-    assert len(figure.axes) == 1
+    for mode, first_epoch in (("train-loss", "1.0"), ("test-loss", "2.0")):
+        trained = {mode: Evidence(command="", machine="", replicas=replicas)}
+        for accuracy, place in ((0.9263, "inside"), (0.99, "above"), (0.5, "below")):
+            published = {mode: Published({1: 0.8, 50: accuracy}, (1, 28))}
+            mean, span, interval, single = evidence.spread_table(trained, published).splitlines()[
+                2:
+            ]
+            assert (
+                f"| 0.9100 ± 0.0100 | 0.8100 ± 0.0100 | 1.0 ± 0.0 | {first_epoch} ± 0.0 |" in mean
+            )
+            assert "| 0.9000 to 0.9200 | 0.8000 to 0.8200 | 1 to 1 |" in span
+            assert interval.count(" to ") == 4
+            assert f"| {accuracy:.4f}, {place} | not published | 2, above | 1, " in single
+        assert len(evidence.draw_spread(trained, published).axes) == 1
 
 
 def test_stored_trainings_are_read_and_not_trained_again(tmp_path, monkeypatch, tuned):

@@ -213,7 +213,7 @@ def test_networks_with_convolutions_of_xla_need_the_memory_of_all_replicas_at_on
     replicas = make_replicas(make_network("linen"), *range(6))
     per_replica, state_bytes = numerics.estimate_memory(replicas.spec, IMAGE_SHAPE)
     free = 5.5 * (per_replica + memory.HOST_COPIES * state_bytes)
-    monkeypatch.setattr(environment, "available_memory", lambda: free / memory.USABLE
+    monkeypatch.setattr(environment, "available_memory", lambda: free / memory.USABLE)
     memory.check_memory(replicas.spec, 5, replicas.mesh, IMAGE_SHAPE)
     with pytest.raises(ConfigError) as refused:
         memory.check_memory(replicas.spec, 6, replicas.mesh, IMAGE_SHAPE)
