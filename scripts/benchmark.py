@@ -25,11 +25,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 # What this process holds in memory is the least that the kernel reports of a child, so nothing
 # large is imported here.
 from plateau_train.run.environment import available_cores, describe_processor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RIVALS = Path(__file__).resolve().parent / "rivals"
 PACKAGES = ("jax", "flax", "optax", "numpy", "tensorflow-datasets", "torch")
@@ -89,6 +92,7 @@ def main() -> None:
         from reproduce import DOCS, rewrite
 
         rewrite(DOCS / "performance.md", "benchmark", text)
+        draw(figures).savefig(DOCS / "performance.png")
 
 
 class Finished(NamedTuple):
@@ -469,6 +473,43 @@ def describe_commands(
         yield f"| {' | '.join(cells)} |"
 
 
+def draw(figures: Mapping[str, Any]) -> "Figure":
+    """Draw the seconds of each program beside the least that its epochs can take."""
+    from plateau_train.config import FigureOptions
+    from plateau_train.plots.style import Theme
+
+    epochs, ours = figures["epochs"], figures["commands"][OURS]
+    floor = epochs * statistics.median(floor_of(figures["epoch"]))
+    theme = Theme.of(FigureOptions(), 1)
+    with theme.applied():
+        figure = theme.new_figure(10, 3.6)
+        (panel,) = theme.add_panels(figure, 1, 1)
+        for name, rounds in figures["commands"].items():
+            seconds = [each["seconds"] for each in rounds]
+            median, low, high = MedianRange.of(seconds)
+            program = name if name == OURS else PROGRAMS[name][0].partition(":")[0]
+            look = {"color": theme.run_colors[0] if name == OURS else theme.muted, "alpha": 0.6}
+            panel.barh(program, median, 0.6, xerr=[[median - low], [high - median]],
+                       error_kw={"ecolor": theme.ink, "capsize": 4}, **look)  # fmt: skip
+            times = MedianRange.of_ratios(seconds, (each["seconds"] for each in ours)).median
+            note = f"  {median:.0f} s" + (f", {times:.2f} times as long" if name != OURS else "")
+            panel.text(high, name, note, va="center", fontsize=theme.tick)
+        panel.axvline(floor, color=theme.ink, linestyle="--")
+        panel.annotate(
+            "the matrix products and Adam's bytes alone", (floor, 1), (6, 4),
+            xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=theme.tick,
+        )  # fmt: skip
+        panel.invert_yaxis()
+        panel.set_xlim(0, 1.35 * panel.get_xlim()[1])
+        panel.set_xlabel(
+            f"seconds for {epochs} epochs, median and range of {figures['rounds']} rounds",
+            fontsize=theme.label,
+        )
+        panel.tick_params(labelsize=theme.tick)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 Row = tuple[str, str, str]  # what was measured, the figure, and the goal
 
 
@@ -484,13 +525,12 @@ def describe_floor(figures: Mapping[str, Any]) -> Iterator[Row]:
     if epoch := figures.get("epoch"):
         columns, fastest = columns_of(epoch)
         products, adam = (columns[fastest[work]] for work in ("products", "adam"))
-        floor = [sum(pair) for pair in zip(products, adam, strict=True)]
         yield (
             f"training epoch, relative to the floor: the five large matrix products of each step "
             f"({statistics.median(products):.2f} s, {library_of(fastest['products'])}) and one "
             f"pass over Adam's bytes ({statistics.median(adam):.2f} s, "
             f"{library_of(fastest['adam'])})",
-            MedianRange.of_ratios(columns["ours"], floor).show(".2f")
+            MedianRange.of_ratios(columns["ours"], floor_of(epoch)).show(".2f")
             + f"; {statistics.median(columns['ours']):.2f} s",
             "at most 1.10",
         )
@@ -554,6 +594,13 @@ def describe_rest(figures: Mapping[str, Any]) -> Iterator[Row]:
     ):
         if start := figures.get("start"):
             yield what, MedianRange.of(start[name]).show(".2f", " s"), goal
+
+
+def floor_of(rounds: Sequence[Mapping[str, float]]) -> list[float]:
+    """Return the seconds of the least work of an epoch, by rounds."""
+    columns, fastest = columns_of(rounds)
+    products, adam = (columns[fastest[work]] for work in ("products", "adam"))
+    return [sum(pair) for pair in zip(products, adam, strict=True)]
 
 
 def columns_of(

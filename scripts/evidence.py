@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from plateau_train.api.sweeps import table_path
 from plateau_train.config import FigureOptions
-from plateau_train.plots.style import ABOVE, RUN_LINESTYLES, Theme
+from plateau_train.plots.style import RUN_LINESTYLES, Theme
 from plateau_train.report.stats import critical_value, difference
 from plateau_train.run.directory import RunDirectory, is_sweep, list_runs
 from plateau_train.run.reader import Run
@@ -266,34 +266,54 @@ def tuned_table(evidence: Mapping[str, Evidence]) -> str:
     return "\n".join(lines)
 
 
-def draw_tuned(evidence: Mapping[str, Evidence]) -> Figure:
-    """Draw the test accuracy of each schedule over the rate, in the epoch that is chosen."""
-    theme = Theme.of(FigureOptions(), 1)
+def draw_tuned(
+    evidence: Mapping[str, Evidence], by_budget: Mapping[int, Mapping[str, Evidence]]
+) -> Figure:
+    """Draw the test accuracy of each schedule over the rate, and over the number of epochs."""
+    theme = Theme.of(FigureOptions(), 2)
+    by_rate = {
+        name: {rate: _accuracy(replicas) for rate, replicas in _by_rate(trained).items()}
+        for name, trained in evidence.items()
+    }
+    by_epochs = {
+        name: {epochs: _accuracy(trained[name].replicas) for epochs, trained in by_budget.items()}
+        for name in evidence
+    }
     with theme.applied():
-        figure = theme.new_figure(9, 5.5)
-        (panel,) = theme.add_panels(figure, 1, 1)
-        for number, (name, trained) in enumerate(evidence.items()):
-            rows = {
-                rate: MeanStd.of([each.chosen("test_accuracy") for each in replicas])
-                for rate, replicas in _by_rate(trained).items()
-            }
+        figure = theme.new_figure(13, 5.5)
+        left, right = theme.add_panels(figure, 1, 2)
+        for number, (name, rows) in enumerate(by_rate.items()):
             shift = 1.03 ** (number - len(evidence) / 2)  # or the bars would cover each other
-            panel.errorbar(
-                [rate * shift for rate in rows], [each.mean for each in rows.values()],
-                [each.sd for each in rows.values()], label=name, capsize=3, marker="o",
-                color=theme.run_colors[number % len(theme.run_colors)],
-                linestyle=RUN_LINESTYLES[number // len(theme.run_colors)],
-            )  # fmt: skip
-        panel.set_xscale("log")
-        rates = list(_by_rate(evidence[BASELINE]))
-        panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        panel.minorticks_off()
-        panel.set_xlabel("base learning rate", fontsize=theme.label)
-        panel.set_ylabel("test accuracy in the chosen epoch", fontsize=theme.label)
-        panel.tick_params(labelsize=theme.tick)
-        panel.grid(visible=True, alpha=0.3)
-        panel.legend(ncols=4, fontsize=theme.tick, **ABOVE)
+            look = {
+                "color": theme.run_colors[number % len(theme.run_colors)],
+                "linestyle": RUN_LINESTYLES[number // len(theme.run_colors)],
+                "label": name, "marker": "o", "capsize": 3,
+            }  # fmt: skip
+            for panel, points in ((left, rows), (right, by_epochs[name])):
+                panel.errorbar(
+                    [place * shift for place in points],
+                    [each.mean for each in points.values()],
+                    [each.sd for each in points.values()],
+                    **look,
+                )
+        for panel, places, what in (
+            (left, list(by_rate[BASELINE]), "base learning rate"),
+            (right, list(by_budget), "epochs, at each schedule's best rate"),
+        ):
+            panel.set_xscale("log")
+            panel.set_xticks(places, [f"{place:g}" for place in places])
+            panel.minorticks_off()
+            panel.set_xlabel(what, fontsize=theme.label)
+            panel.tick_params(labelsize=theme.tick)
+            panel.grid(visible=True, alpha=0.3)
+        left.set_ylabel("test accuracy, mean and sd of the seeds", fontsize=theme.label)
+        handles, names = left.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=8, fontsize=theme.tick)
     return figure
+
+
+def _accuracy(replicas: Sequence[Replica]) -> MeanStd:
+    return MeanStd.of([each.chosen("test_accuracy") for each in replicas])
 
 
 def budget_table(by_budget: Mapping[int, Mapping[str, Evidence]]) -> str:
@@ -303,9 +323,6 @@ def budget_table(by_budget: Mapping[int, Mapping[str, Evidence]]) -> str:
         "|---|" + "---|" * len(by_budget),
     ]
     for name in next(iter(by_budget.values())):
-        cells = [
-            f"{MeanStd.of([each.chosen('test_accuracy') for each in trained[name].replicas]):.4f}"
-            for trained in by_budget.values()
-        ]
+        cells = [f"{_accuracy(trained[name].replicas):.4f}" for trained in by_budget.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -131,17 +131,25 @@ def write_helps(runs_dir: Path) -> None:
 
 
 def write_tuned(runs_dir: Path) -> None:
-    """Train with more schedules at several rates."""
+    """Train with more schedules at several rates, and at the best of them for fewer epochs."""
     evidence = tuned(runs_dir)
-    example, machine = evidence["constant"].command, evidence["constant"].machine
+    example = evidence["constant"]
     about = (
-        "Means and standard deviations of 4 seeds. The best rate has the highest mean validation "
-        "accuracy; rate and epoch are chosen on held-out images. The intervals are corrected for "
-        f"their number (Dunnett). The first row: `{example}`. Made by `scripts/reproduce.py` on "
-        f"{machine}."
+        f"Means and standard deviations of 4 seeds after {LONGEST} epochs. The best rate has the "
+        "highest mean validation accuracy. Rate and epoch are chosen on held-out images. The "
+        "differences are paired by seed, and their intervals corrected for their number (Dunnett). "
+        f"The first row: `{example.command}`. Made by `scripts/reproduce.py` on {example.machine}."
     )
     rewrite(DOCS / "results.md", "tuned", f"{tuned_table(evidence)}\n\n{about}")
-    draw_tuned(evidence).savefig(DOCS / "tuned.png")
+    by_budget = budgets(runs_dir, evidence)
+    example = by_budget[BUDGETS[0]]["constant"]
+    about = (
+        "Means and standard deviations of 2 seeds, each schedule at its best rate of the table "
+        f"above. The first cell: `{example.command}`. Made by `scripts/reproduce.py` on "
+        f"{example.machine}."
+    )
+    rewrite(DOCS / "results.md", "budgets", f"{budget_table(by_budget)}\n\n{about}")
+    draw_tuned(evidence, by_budget).savefig(DOCS / "tuned.png")
 
 
 def tuned(runs_dir: Path) -> dict[str, Evidence]:
@@ -153,11 +161,10 @@ def tuned(runs_dir: Path) -> dict[str, Evidence]:
     }
 
 
-def write_budgets(runs_dir: Path) -> None:
-    """Train with each schedule, at its best rate, for fewer epochs."""
-    longest = tuned(runs_dir)
+def budgets(runs_dir: Path, longest: Mapping[str, Evidence]) -> dict[int, dict[str, Evidence]]:
+    """Return the trainings of each schedule, at its best rate, by their number of epochs."""
     rates = best_rates(longest)
-    evidence = {
+    shorter = {
         epochs: {
             name: obtain(
                 runs_dir, f"budget-{epochs}-{name}", SCORES, *flags, *SMALLER,
@@ -167,17 +174,9 @@ def write_budgets(runs_dir: Path) -> None:
         }
         for epochs in BUDGETS
     }  # fmt: skip
-    seeds = {each.seed for each in evidence[BUDGETS[0]]["constant"].replicas}
-    evidence[LONGEST] = {
-        name: at_rate(trained, rates[name], seeds) for name, trained in longest.items()
-    }
-    example = evidence[BUDGETS[0]]["constant"]
-    about = (
-        "Means and standard deviations of 2 seeds, each schedule at its best rate for "
-        f"{LONGEST} epochs. The first cell: `{example.command}`. Made by `scripts/reproduce.py` on "
-        f"{example.machine}."
-    )
-    rewrite(DOCS / "results.md", "budgets", f"{budget_table(evidence)}\n\n{about}")
+    seeds = {each.seed for each in shorter[BUDGETS[0]]["constant"].replicas}
+    own = {name: at_rate(trained, rates[name], seeds) for name, trained in longest.items()}
+    return shorter | {LONGEST: own}
 
 
 def write_networks(runs_dir: Path) -> None:
@@ -194,7 +193,6 @@ SECTIONS = {
     "garments": write_garments,
     "helps": write_helps,
     "tuned": write_tuned,
-    "budgets": write_budgets,
     "networks": write_networks,
 }
 

@@ -44,7 +44,14 @@ def test_rates_and_epochs_are_chosen_on_held_out_images(tuned):
         "| train-loss | 0.01 | 0.8500 ± 0.0000 | 0.7550 ± 0.0071 | +0.0500 (+0.0500 to +0.0500) "
         "| 1 ± 0 | 2.0 ± 0.0 |"
     )
-    assert evidence.draw_tuned(tuned).axes[0].get_legend() is not None
+    rates = evidence.best_rates(tuned)
+    best = {name: evidence.at_rate(each, rates[name], {0, 1}) for name, each in tuned.items()}
+    by_budget = {5: best, 50: best}
+    _, _, constant, rule = evidence.budget_table(by_budget).splitlines()
+    assert constant == "| constant | 0.7050 ± 0.0071 | 0.7050 ± 0.0071 |"
+    assert rule == "| train-loss | 0.7550 ± 0.0071 | 0.7550 ± 0.0071 |"
+    for panel in evidence.draw_tuned(tuned, by_budget).axes:
+        assert [bars.get_label() for bars in panel.containers] == ["constant", "train-loss"]
 
 
 def test_a_prediction_interval_holds_one_more_value():
