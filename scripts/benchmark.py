@@ -484,21 +484,22 @@ def draw(figures: Mapping[str, Any]) -> "Figure":
     with theme.applied():
         figure = theme.new_figure(10, 3.6)
         (panel,) = theme.add_panels(figure, 1, 1)
-        for name, rounds in figures["commands"].items():
+        for row, (name, rounds) in enumerate(figures["commands"].items()):
             seconds = [each["seconds"] for each in rounds]
             median, low, high = MedianRange.of(seconds)
-            program = name if name == OURS else PROGRAMS[name][0].partition(":")[0]
             look = {"color": theme.run_colors[0] if name == OURS else theme.muted, "alpha": 0.6}
-            panel.barh(program, median, 0.6, xerr=[[median - low], [high - median]],
+            panel.barh(row, median, 0.6, xerr=[[median - low], [high - median]],
                        error_kw={"ecolor": theme.ink, "capsize": 4}, **look)  # fmt: skip
             times = MedianRange.of_ratios(seconds, (each["seconds"] for each in ours)).median
             note = f"  {median:.0f} s" + (f", {times:.2f} times as long" if name != OURS else "")
-            panel.text(high, name, note, va="center", fontsize=theme.tick)
+            panel.text(high, row, note, va="center", fontsize=theme.tick)
         panel.axvline(floor, color=theme.ink, linestyle="--")
         panel.annotate(
             "the matrix products and Adam's bytes alone", (floor, 1), (6, 4),
             xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=theme.tick,
         )  # fmt: skip
+        programs = (PROGRAMS[name][0].partition(":")[0] for name in figures["commands"])
+        panel.set_yticks(range(len(PROGRAMS)), [OURS, *list(programs)[1:]])
         panel.invert_yaxis()
         panel.set_xlim(0, 1.35 * panel.get_xlim()[1])
         panel.set_xlabel(
