@@ -281,7 +281,7 @@ def draw_tuned(
     }
     with theme.applied():
         figure = theme.new_figure(13, 5.5)
-        left, right = theme.add_panels(figure, 1, 2)
+        left, right = theme.add_panels(figure, 1, 2, sharey=True)
         for number, (name, rows) in enumerate(by_rate.items()):
             shift = 1.03 ** (number - len(evidence) / 2)  # or the bars would cover each other
             look = {
