@@ -2,6 +2,7 @@
 
     .venv/bin/python scripts/benchmark.py --write              # hours on two cores
     .venv/bin/python scripts/benchmark.py --only start epoch   # parts of it
+    .venv/bin/python scripts/benchmark.py --output FILE        # measures what FILE lacks
     .venv/bin/python scripts/benchmark.py --read FILE --write  # the table of an earlier --output
 
 Needs a prepared Fashion-MNIST (TFDS_DATA_DIR), pip install -e '.[benchmark]', and a machine that
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
                         help=f"of {', '.join(PARTS)}")  # fmt: skip
-    parser.add_argument("--output", type=Path, help="JSON file for all figures")
+    parser.add_argument("--output", type=Path, help="JSON file for all figures; adds what it lacks")
     parser.add_argument("--read", type=Path, help="take the figures of such a file, measure none")
     parser.add_argument("--write", action="store_true", help="also into docs/performance.md")
     arguments = parser.parse_args()
@@ -80,15 +81,15 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory(prefix="plateau-train-benchmark-") as scratch:
             bench = Bench(Path(scratch), epochs=arguments.epochs, rounds=arguments.rounds)
-            figures = {}
-            for figures in bench.measure(arguments.only):
+            figures = bench.begin(arguments.output)
+            for _ in bench.measure(figures, arguments.only):
                 if arguments.output:  # after each part, for it may be a long time to the last
                     arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
     text = "\n".join(describe(figures))
     print(text)
     if arguments.write:
         if not set(PARTS) <= set(figures):
-            parser.error("docs/performance.md shows all parts, measured in one go")
+            parser.error("docs/performance.md shows all parts")
         from reproduce import DOCS, rewrite
 
         rewrite(DOCS / "performance.md", "benchmark", text)
@@ -113,24 +114,32 @@ class Bench:
         self._arrays = scratch / "fashion_mnist.npz"
         self._our_runs: list[tuple[Finished, Path]] = []
 
-    def measure(self, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Yield the figures, seconds and bytes of all rounds, after each of some parts."""
-        figures: dict[str, Any] = {
+    def begin(self, output: Path | None) -> dict[str, Any]:
+        """Return the figures of an earlier output, or none; leave if they are not comparable."""
+        figures = {
             "machine": describe_machine(),
             "epochs": self._epochs,
             "rounds": self._rounds,
-            "elsewhere": {},
         }
+        if output is None or not output.exists():
+            return figures | {"elsewhere": {}}
+        earlier = json.loads(output.read_text(encoding="utf-8"))
+        if any(earlier[name] != value for name, value in figures.items()):
+            sys.exit(f"{output} is of another machine, version or number of epochs or rounds")
+        return earlier
+
+    def measure(self, figures: dict[str, Any], parts: Sequence[str]) -> Iterator[str]:
+        """Add the seconds and bytes of all rounds to the figures; yield after each part."""
         say("not measured: decodes the data and fills the caches")
         self.run([sys.executable, __file__, "decode", str(self._arrays)])
         self.train(1)
         for part, measure in PARTS.items():
-            if part in parts:
+            if part in parts and part not in figures:
                 say(part)
                 load = Load()
                 figures[part] = measure(self)
                 figures["elsewhere"][part] = load.elsewhere()
-                yield figures
+                yield part
 
     def run(self, command: Sequence[str], *, cache: str = "cache") -> Finished:
         """Run a program to its end; where it fails, leave with what it said."""
