@@ -130,6 +130,7 @@ def test_a_server_that_never_answers_is_given_up_within_seconds(tmp_path, monkey
         ("no_such_thing_at_all", "there is no data set"),
         ("mnist:9.9.9", "tensorflow-datasets has no mnist:9.9.9"),
         ("iris", "is not an image classification set"),
+        ("titanic", "is not an image classification set"),
         ("imagenet2012", "one fixed shape"),
     ],
 )

@@ -193,8 +193,8 @@ class Source:
         """Return the keys of the image and of the label; raise if a set has no such pair."""
         info: Any = self.builder.info
         kinds: Any = tfds.features
-        keys: Any = info.supervised_keys or ()
-        match [info.features[key] for key in keys if key in info.features]:
+        keys: Any = info.supervised_keys or ()  # or structures of keys, such as in titanic
+        match [info.features[key] for key in keys if isinstance(key, str) and key in info.features]:
             case [kinds.Image() as image, kinds.ClassLabel()]:
                 shape, dtype = image.shape, np.dtype(image.np_dtype)
                 if None not in shape and dtype == np.uint8:
