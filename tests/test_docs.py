@@ -158,7 +158,7 @@ def test_the_map_of_the_code_names_every_file_in_its_folder():
 def test_each_generated_section_is_on_the_page_that_its_script_writes(tmp_path):
     scripts = [(ROOT / "scripts" / name).read_text() for name in ("reproduce.py", "benchmark.py")]
     written = re.findall(r'rewrite\((?:(README)|DOCS / "([\w.]+)"), "(\w+)"', "".join(scripts))
-    assert len(written) == 7
+    assert len(written) == 9
     for readme, page, section in written:
         content = (ROOT / "README.md" if readme else ROOT / "docs" / page).read_text()
         copy = tmp_path / "page.md"
