@@ -320,7 +320,7 @@ def merge_settings(
         begun,
         *sources,
         problem=f"{directory.path} cannot continue with other settings",
-        hint=f"leave these out, also in {directory.config}, or start a new run; --epochs may grow",
+        hint=f"leave these out, also in {directory.config}, or start a new run",
         why_not=why_not,
     )
 
