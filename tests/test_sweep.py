@@ -292,6 +292,37 @@ def test_a_deleted_run_is_trained_again_with_a_notice(processes, unbroken, tmp_p
     assert list(rows_of(copy)) == list(rows_of(unbroken[0]))
 
 
+def test_a_deleted_run_of_a_stopped_sweep_leaves_the_others_where_they_are(processes, tmp_path):
+    words = ("sweep", *faults.TINY, "--epochs=3", "--patience=1,3,5")
+    stopped = processes.run(
+        tmp_path, *words, fault="crash", at="001-patience=1/checkpoints/epoch-000003"
+    )
+    assert stopped.code == faults.CRASHED
+    path = sweep_in(tmp_path)
+    shutil.rmtree(path / "002-patience=3")
+    kept = path / "003-patience=5" / "metrics.jsonl"
+    before = kept.read_text().splitlines()
+    programs, _ = sweep.group_programs(RunDirectory(path), read_json(path / SWEEP, SweepPlan))
+    epochs = {task.directory.path.name: task.last_epoch for tasks in programs for task in tasks}
+    assert epochs == {"001-patience=1": 2, "002-patience=3": -1, "003-patience=5": 2}
+    resumed = processes.run(tmp_path, "resume", path)
+    assert resumed.code == 0, resumed.stderr
+    assert kept.read_text().splitlines()[:3] == before[:3]
+    assert [row["finished"] for row in rows_of(path).values()] == ["1"] * 3
+
+
+def test_a_sweep_says_where_a_run_with_a_damaged_checkpoint_continues(processes, tmp_path):
+    stopped = processes.run(
+        tmp_path, *GRID, fault="crash", at=f"{NAMES[0]}/checkpoints/epoch-000003"
+    )
+    assert stopped.code == faults.CRASHED
+    path = sweep_in(tmp_path)
+    newest = path / NAMES[0] / "checkpoints" / "epoch-000002.npz"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    resumed = processes.run(tmp_path, "resume", path)
+    assert (resumed.code, "The run continues from epoch 1." in resumed.stderr) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("place", "value", "problem"),
     [

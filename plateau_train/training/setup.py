@@ -11,10 +11,9 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from plateau_train import config, data
-from plateau_train.config import Resolved, Setting, Settings
+from plateau_train.config import Resolved, Settings
 from plateau_train.config.files import read_file
 from plateau_train.config.toml import to_toml
 from plateau_train.data.splits import Dataset, Progress
@@ -173,6 +172,11 @@ def open_run(directory: RunDirectory, overrides: Resolved, stack: contextlib.Exi
     intact, and ``ChangedSettingsError`` for settings that it cannot change.
     """
     stack.enter_context(directory.locked())
+    return read_task(directory, overrides)
+
+
+def read_task(directory: RunDirectory, overrides: Resolved) -> RunTask:
+    """Read what a run continues from; warn of damaged checkpoints, and raise as ``open_run``."""
     previous, problems = checkpoint.read_newest(directory.checkpoints)
     refuse_lost_run(directory, previous, problems)
     if problems and previous:
@@ -304,24 +308,11 @@ def merge_settings(
         if edited := read_settings(directory):
             sources = (edited, overrides)
 
-    def why_not(setting: Setting, value: Any) -> str:
-        """Return why the state of the run makes some values of a setting useless."""
-        if previous is not None and setting.key == "patience":
-            wait = int(previous.arrays["plateau/plateau_count"].max())
-            if isinstance(value, int) and value <= wait:
-                return f"the wait is already {wait}, and the rate drops when it reaches {value}"
-        if previous is not None and setting.key == "accumulation_size":
-            count = int(previous.arrays["plateau/count"].max())
-            if value <= count:
-                return f"the window already has {count} values"
-        return ""
-
     return config.merge(
         begun,
         *sources,
         problem=f"{directory.path} cannot continue with other settings",
         hint=f"leave these out, also in {directory.config}, or start a new run",
-        why_not=why_not,
     )
 
 

@@ -29,7 +29,7 @@ from plateau_train.errors import (
 from plateau_train.numerics.model import Network
 from plateau_train.numerics.spec import Spec
 from plateau_train.process import signals
-from plateau_train.run import checkpoint, journal, storage
+from plateau_train.run import checkpoint, storage
 from plateau_train.run.checkpoint import Checkpoint
 from plateau_train.run.directory import SWEEP, RunDirectory
 from plateau_train.run.journal import RunTask
@@ -311,7 +311,7 @@ def group_programs(
             # What is over stays in its program: without it, the last bits of the others may differ.
             is_left = not ended[task.directory]
             earlier = task._replace(previous=_go_back(first, task)) if is_left else task
-            epoch = earlier.last_epoch if is_left else first
+            epoch = earlier.last_epoch if is_left or first < 0 else first
             groups.setdefault((key, epoch), []).append(earlier)
     for (key, epoch), tasks in groups.items():
         if len(tasks) < num_planned[key] and epoch < tasks[0].resolved.settings.run.epochs:
@@ -335,11 +335,9 @@ def verify_runs(directory: RunDirectory, plan: SweepPlan) -> list[Checkpoint | N
     def verify(planned: SweepRun, run: RunDirectory) -> Checkpoint | None:
         if not has_begun(run):
             return None
-        previous, problems = checkpoint.read_newest(run.checkpoints)
-        setup.refuse_lost_run(run, previous, problems)
-        merged = setup.merge_settings(run, Resolved(planned.settings, explicit), previous)
-        setup.refuse_damaged_run(RunTask(merged, run, previous))
-        return previous
+        task = setup.read_task(run, Resolved(planned.settings, explicit))
+        setup.refuse_damaged_run(task)
+        return task.previous
 
     return visit_runs(directory, plan, verify)
 
@@ -348,7 +346,7 @@ def visit_runs(
     directory: RunDirectory, plan: SweepPlan, visit: Callable[[SweepRun, RunDirectory], T]
 ) -> list[T]:
     """Return what a function returns for each run; raise ``RunError`` with the damage of all."""
-    results, damage = list[T](), list[str]()
+    results, damage, hints = list[T](), list[str](), list[str]()
     for planned in plan.runs:
         try:
             results.append(visit(planned, RunDirectory(directory.path / planned.folder)))
@@ -356,8 +354,9 @@ def visit_runs(
             raise
         except RunError as error:
             damage += error.problems
+            hints.append(error.hint)
     if damage:
-        raise RunError(*damage, hint=journal.RESTORE_HINT)
+        raise RunError(*damage, hint="\n".join(dict.fromkeys(hints)))
     return results
 
 
@@ -409,8 +408,8 @@ def _go_back(epoch: int, task: RunTask) -> Checkpoint | None:
     """Return the checkpoint of an earlier epoch, if it is kept and intact."""
     if task.last_epoch == epoch:
         return task.previous
-    if epoch < 0:
-        return None
+    if epoch < 0:  # a crash in epoch 0, or another run was deleted
+        return None if task.last_epoch == 0 else task.previous
     with contextlib.suppress(RunError):
         path = checkpoint.epoch_path(task.directory.checkpoints, epoch)
         return checkpoint.read_checkpoint(path)
