@@ -101,8 +101,13 @@ class Run:
 
     @property
     def completed(self) -> list[History]:
-        """The replicas without those that diverged."""
+        """The replicas without those that diverged; if all did, those with the most epochs."""
         return completed(self.histories)
+
+    @property
+    def has_only_diverged(self) -> bool:
+        """Whether none of the replicas that have ended is complete."""
+        return not any(each.ending and each.ending.is_complete for each in self.histories)
 
     @cached_property
     def results(self) -> Results:
@@ -136,7 +141,7 @@ def is_over(task: RunTask) -> bool:
 
 def describe_done(task: RunTask) -> str:
     """Return why nothing is left to train of a run that is over."""
-    histories = Run(task.directory).histories
+    histories = Run(task.directory).completed
     if len(early_endings(histories)) == len(histories):
         return "its rule ended it"
     return f"all of its {task.resolved.settings.run.epochs} epochs are trained"

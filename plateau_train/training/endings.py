@@ -21,10 +21,14 @@ class Member(NamedTuple):
 
 
 class Endings:
-    """Decides when each replica of a program ends; ``is_active`` says which have not ended."""
+    """Decides when each replica of a program ends.
+
+    ``is_active`` says which have not ended, ``has_completed`` whether one has without diverging.
+    """
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.is_active = [True] * len(members)
+        self.has_completed = False
         self._members = members
         self._last_losses: list[float | None] = [None] * len(members)
         self._new: dict[int, Ending] = {}
@@ -35,7 +39,7 @@ class Endings:
         """End the replicas with a loss that is not finite, before anything of it is recorded.
 
         The losses are of consecutive steps, the first of which is ``step``, from 1. Raises
-        ``NonFiniteLossError`` where no replica is left.
+        ``NonFiniteLossError`` where all replicas have diverged.
         """
         for row, values in enumerate(losses):
             finite = np.isfinite(values)
@@ -46,7 +50,7 @@ class Endings:
                 where = f"at epoch {epoch}, step {step + position:,}"
                 self._diverge(row, epoch, f"the training loss is {values[position]} {where}")
             self._last_losses[row] = float(values[-1])
-        self._raise_if_none_is_left()
+        self._raise_if_all_diverged()
 
     def check_evaluation(
         self, losses: Mapping[str, Float32[np.ndarray, " replicas"]], epoch: int
@@ -56,15 +60,17 @@ class Endings:
             for row in np.flatnonzero(~np.isfinite(values)).tolist():
                 what = f"the {split} loss is {values[row]} at the end of epoch {epoch}"
                 self._diverge(row, epoch, what)
-        self._raise_if_none_is_left()
+        self._raise_if_all_diverged()
 
     def end(self, row: int, epoch: int, reason: str, message: str) -> None:
         """End a replica whose last recorded epoch is ``epoch``."""
         self.is_active[row] = False
         member = self._members[row]
-        self._new[row] = Ending(
+        ending = Ending(
             replica=member.replica, seed=member.seed, epoch=epoch, reason=reason, message=message
         )
+        self._new[row] = ending
+        self.has_completed |= ending.is_complete
 
     def take(self) -> dict[int, Ending]:
         """Return the endings since the last call, by the rows of their replicas."""
@@ -79,8 +85,8 @@ class Endings:
             problem += f"; the last finite training loss was {last:.4g}"
         self.end(row, epoch - 1, "diverged", problem)
 
-    def _raise_if_none_is_left(self) -> None:
-        if any(self.is_active):
+    def _raise_if_all_diverged(self) -> None:
+        if any(self.is_active) or self.has_completed:
             return
         row, ending = list(self._new.items())[-1]
         name = f"seed {ending.seed}: " if len(self._members) > 1 else ""

@@ -94,8 +94,8 @@ def fit(
     """Train the runs of a program into their folders; they all continue from the same epoch.
 
     A run that the time limit stops has no ending, and a resume continues it. Only process 0 has
-    ``tasks``: the others write nothing. Raises ``NonFiniteLossError`` when no replica is finite any
-    more.
+    ``tasks``: the others write nothing. Raises ``NonFiniteLossError`` when all replicas have
+    diverged.
     """
     started = time.perf_counter()
     source = find_source(program.runs[0].model)
@@ -254,6 +254,7 @@ def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainStat
     if last_epoch < 0:
         return 0, None
     state, is_active = program.empty_state(), np.ones(len(program.members), bool)
+    has_completed = False
     if tasks:
         checkpoints = [task.previous for task in tasks if task.previous]
         model = program.runs[0].model
@@ -270,6 +271,11 @@ def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainStat
             if history.last_epoch == last_epoch
             and not history.is_over(task.resolved.settings.run.epochs)
         }
+        has_completed = any(
+            history.is_over(task.resolved.settings.run.epochs) and not history.has_diverged
+            for run, task in zip(runs, tasks, strict=True)
+            for history in run.histories
+        )
         program.stalls.warned = {
             (number, event.replica, event.reason)
             for number, run in enumerate(runs)
@@ -277,13 +283,14 @@ def _restore(tasks: Sequence[RunTask], program: Program) -> tuple[int, TrainStat
             if isinstance(event, RunWarning)
         }
         is_active = np.array([(member.run, member.replica) in active for member in program.members])
-    state, is_active = cluster.broadcast((state, is_active))
+    state, is_active, has_completed = cluster.broadcast((state, is_active, has_completed))
     program.endings.is_active = np.asarray(is_active).tolist()
+    program.endings.has_completed = bool(has_completed)
     return last_epoch + 1, state
 
 
 def _commit(journal: Journal, lines: EpochLines, rows: Sequence[int], state: TrainState) -> None:
-    """Write an epoch of a run; if all replicas have diverged in it, write their endings."""
+    """Write an epoch of a run; if its last replicas have diverged in it, write their endings."""
     if lines.records:
         own = jax.tree.map(lambda array: array[rows[0] : rows[-1] + 1], state)
         journal.commit(lines, name_arrays(own))
@@ -291,7 +298,7 @@ def _commit(journal: Journal, lines: EpochLines, rows: Sequence[int], state: Tra
     endings = [event for event in lines.events if isinstance(event, Ending)]
     for ending in endings:
         journal.note(ending)
-    if endings:
+    if endings and Run(journal.directory).has_only_diverged:
         journal.note(Notice(event="failed", message="all seeds of this run diverged"))
 
 
@@ -302,8 +309,8 @@ def _finish(
 
     Return the error if the run could not be drawn: the run is done all the same.
     """
-    if not any(history.ending and history.ending.is_complete for history in run.histories):
-        return None  # all of its replicas diverged
+    if run.has_only_diverged:
+        return None
     directory, failure = run.directory, None
     storage.write_text(directory.summary, json.dumps(summarize(run), indent=2) + "\n")
     try:

@@ -193,7 +193,8 @@ class Program:
             self._take_steps(order, start, stop, epoch)
             losses = cluster.gather(self._records.metrics.loss)[:, start:stop]
             self.endings.check_steps(losses, epoch, (epoch - 1) * num_steps + start + 1)
-            on_chunk(stop, fmean(losses[self.endings.is_active, -1].tolist()))
+            if shown := losses[self.endings.is_active, -1].tolist():
+                on_chunk(stop, fmean(shown))
             length = self._chunks.propose(
                 stop - start, time.perf_counter() - began, is_epoch_over=stop == num_steps
             )
