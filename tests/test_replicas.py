@@ -1,5 +1,6 @@
 """Several trainings in one program and one run folder, each as if it were the only one."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -43,9 +44,10 @@ from plateau_train.numerics.step import train_steps
 from plateau_train.report.progress import RunReport
 from plateau_train.run import checkpoint, environment
 from plateau_train.run.directory import RunDirectory
-from plateau_train.run.reader import Run
+from plateau_train.run.reader import Run, describe_done
 from plateau_train.run.records import Ending, MeanStd, Notice, best_record
-from plateau_train.training import memory
+from plateau_train.training import memory, setup
+from plateau_train.training.endings import Endings
 
 # About every second observation is no improvement, and none is close to the threshold.
 EAGER = {"patience": "1", "rtol": "0.3", "epochs": "3"}
@@ -342,8 +344,10 @@ def test_the_memory_of_accelerators_limits_the_replicas_of_each(monkeypatch):
     monkeypatch.setattr(environment, "available_memory", lambda: needed_memory(100))
     for num_sharing, num_fitting in ((1, 3), (2, 7)):
         mesh: Any = SimpleNamespace(local_devices=[device], shape={"replica": num_sharing})
-        memory.check_memory(spec, num_fitting, mesh, (28, 28, 1))
-        with pytest.raises(ConfigError) as refused:
+        fits = memory.check_memory(spec, num_fitting, mesh, (28, 28, 1))
+        free = f"{3.7 * per_replica / 1e9:.3g} GB"
+        assert fits.endswith(f" of {free} usable memory on each device")
+        with pytest.raises(ConfigError, match=f"memory on each device, and {free}") as refused:
             memory.check_memory(spec, num_fitting + 1, mesh, (28, 28, 1))
         assert refused.value.hint == f"train {num_fitting} of them at a time"
 
@@ -365,7 +369,10 @@ def test_the_available_memory_is_below_that_of_the_machine(tmp_path, monkeypatch
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("900\n")
     monkeypatch.setattr(environment, "CGROUP", tmp_path)
-    assert environment.available_memory() == 100
+    (tmp_path / "memory.stat").write_text("active_file 40\ninactive_file 20\n")
+    assert environment.available_memory() == 120
+    (tmp_path / "memory.current").write_text("1100\n")
+    assert environment.available_memory() == 0
     (tmp_path / "memory.max").write_text("max\n")
     assert environment.available_memory() > 100
 
@@ -432,6 +439,33 @@ def test_a_run_whose_replicas_all_diverge_ends_with_exit_code_6(tmp_path):
         "diverged", "diverged", "diverged", "failed",
     ]  # fmt: skip
     assert not run.directory.summary.exists()
+
+
+def test_a_run_is_done_if_its_last_replica_diverges_after_another_has_completed(
+    tmp_path, monkeypatch, no_plots
+):
+    check_steps = Endings.check_steps
+
+    def end_both(self, losses, epoch, step):
+        if epoch == 2 and self.is_active[0]:
+            self.end(0, 1, "early-stop", "as asked")
+        if epoch == 4:
+            losses = np.where([[False], [True]], np.nan, losses)
+        check_steps(self, losses, epoch, step)
+
+    monkeypatch.setattr(Endings, "check_steps", end_both)
+    run = train_run(tmp_path, **EAGER, seed="0-1")
+    assert [history.last_epoch for history in run.histories] == [1, 3]
+    longer = EAGER | {"epochs": "5"}
+    for each in (resume_run(run, epochs="5"), train_run(tmp_path, **longer, seed="0-1")):
+        endings = [history.ending for history in each.histories]
+        assert [(ending.epoch, ending.reason) for ending in endings if ending] == [
+            (1, "early-stop"), (3, "diverged"),
+        ]  # fmt: skip
+        assert "failed" not in [event.event for event in each.events]
+        assert (each.state, each.directory.summary.exists()) == ("done", True)
+    task = setup.open_run(run.directory, config.resolve({}), contextlib.ExitStack())
+    assert describe_done(task) == "its rule ended it"
 
 
 def test_metrics_have_a_line_for_each_replica_and_epoch_in_order(trio):

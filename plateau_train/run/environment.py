@@ -129,8 +129,10 @@ def available_memory() -> int:
         free = [int(line.split()[1]) * 1024]
     with contextlib.suppress(OSError, ValueError):  # outside of a container, or without a limit
         most, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        free.append(most - used)
-    return min(free)
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        parts = dict(line.split() for line in lines)
+        free.append(most - used + int(parts["inactive_file"]))  # files in memory, which can go
+    return max(0, min(free))
 
 
 def num_threads() -> int:
