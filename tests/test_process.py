@@ -15,11 +15,13 @@ import faults
 import pytest
 from helpers import SMALL, train_run
 
+from plateau_train import config
 from plateau_train.errors import OutOfMemoryError
 from plateau_train.plots import background
-from plateau_train.process import jax_variables, memory
+from plateau_train.process import jax_variables, memory, signals
 from plateau_train.run import checkpoint, journal
 from plateau_train.run.directory import RunDirectory
+from plateau_train.training import models, setup
 
 # The program of the environment that the tests run in comes first.
 PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
@@ -73,6 +75,27 @@ def test_a_full_device_at_stdout_is_reported_after_training(shell, tmp_path):
     assert hint.startswith("hint: ")
     assert_finished(tmp_path, 2)
     assert shell("plateau-train config > /dev/full").returncode == 5
+
+
+def test_a_pipe_that_does_not_block_gets_all_that_is_printed():
+    program = (
+        "import os; os.set_blocking(1, False); from plateau_train.process import stdio; "
+        "stdio.install(); print('x' * 1_600_000)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as running:
+        time.sleep(0.5)  # the pipe is full by now
+        content, _ = running.communicate(timeout=60)
+    assert (running.returncode, len(content)) == (0, 1_600_001)
+
+
+def test_a_signal_ends_the_process_whose_run_cannot_be_read(tmp_path):
+    (tmp_path / "checkpoints").write_text("not a folder")
+    signals.set_description(partial(setup.describe_stop, RunDirectory(tmp_path), ""))
+    try:
+        message, hint = signals.describe_stop("SIGINT")
+    finally:
+        signals.set_description(signals._describe_start)
+    assert (message, hint) == ("stopped (SIGINT)", "start it again with the same command")
 
 
 def test_closed_descriptors_are_not_used_for_other_files(shell, tmp_path):
@@ -208,6 +231,11 @@ def test_memory_that_is_refused_is_an_error_of_one_line(error, reason):
     assert reason in problem
     assert "\n" not in problem
     assert caught.value.exit_code == 5
+
+
+def test_memory_that_is_refused_is_not_said_to_be_an_error_of_the_network():
+    with pytest.raises(OutOfMemoryError), models.explained(config.ModelSettings()):
+        raise MemoryError
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():

@@ -93,6 +93,29 @@ def test_latest_points_at_the_newest_run_by_a_relative_link(tmp_path):
     assert (tmp_path / "latest").resolve() == run.path.resolve()
 
 
+def test_a_folder_that_must_not_be_listed_is_refused_as_one(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(RunError, match="cannot be read: Permission denied"):
+        RunDirectory.find(tmp_path)
+
+
+def test_a_file_is_written_below_a_folder_that_must_not_be_listed(tmp_path, monkeypatch):
+    open_path = os.open
+
+    def refuse(path, flags, *mode):
+        if Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return open_path(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert storage.make_folder(tmp_path / "runs")
+    storage.write_bytes(tmp_path / "runs.txt", b"text")
+    assert (tmp_path / "runs.txt").read_bytes() == b"text"
+
+
 def test_a_folder_without_the_files_of_a_run_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"has no config.toml and no metrics.jsonl"):
         RunDirectory.open(tmp_path)

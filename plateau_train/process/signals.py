@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP end the program within a second, at any moment.
+"""SIGINT, SIGTERM and SIGHUP end the program at any moment, within a second without a cluster.
 
 A thread waits for them, so that they are handled while the main thread is deep in a compilation or
 a download. It ends the process at once, without an exception that could be raised in the middle of
@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
 
-from plateau_train.errors import InterruptedRunError
+from plateau_train.errors import InterruptedRunError, PlateauTrainError
 
 GRACE_SECONDS = 0.6
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -102,14 +102,14 @@ def exit_with_error(problem: str, hint: str, exit_code: int) -> NoReturn:
 
 
 def _exit_with(message: str, hints: str, exit_code: int) -> NoReturn:
-    # The main thread can no longer remove its progress bar, nor show the cursor again.
-    clear = "\r\x1b[2K\x1b[?25h" if sys.stdout.isatty() else ""
     lines = (
         "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line) + "\n"
         for line in (message, *(f"hint: {hint}" for hint in hints.split("\n")))
     )
     with contextlib.suppress(OSError):  # a full disk or a closed pipe must not keep it from ending
-        os.write(2, (clear + "".join(lines)).encode())
+        if sys.stdout.isatty():  # the main thread can no longer remove its bar and show the cursor
+            os.write(sys.stdout.fileno(), b"\r\x1b[2K\x1b[?25h")
+        os.write(2, "".join(lines).encode())
     os._exit(exit_code)
 
 
@@ -129,6 +129,6 @@ def describe_stop(reason: str) -> tuple[str, str]:
     """Return how far the program got and why it stopped, in one line, and the hints after it."""
     try:
         progress, hint = _describe()
-    except OSError:  # the folder of the run cannot be read any more
+    except PlateauTrainError:  # the folder of the run cannot be read any more
         progress, hint = _describe_start()
     return f"stopped {progress}".rstrip() + f" ({reason})", hint

@@ -8,6 +8,7 @@ libraries print to standard output goes to standard error: it is not part of the
 import errno
 import io
 import os
+import select
 import sys
 
 from plateau_train.errors import PROGRAM, StorageError
@@ -20,7 +21,11 @@ class _Unbreakable(io.FileIO):
 
     def write(self, data, /) -> int:
         try:
-            return super().write(data)
+            while (
+                num_bytes := super().write(data)
+            ) is None:  # a pipe that is full and not blocking
+                select.select([], [self], [])
+            return num_bytes
         except OSError as error:
             self.failure = self.failure or error
             return memoryview(data).nbytes

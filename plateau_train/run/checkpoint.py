@@ -31,6 +31,7 @@ from plateau_train.errors import ForeignRunError, RunError
 from plateau_train.process import npz
 from plateau_train.run import storage
 from plateau_train.run.environment import Environment, available_memory
+from plateau_train.run.records import describe_problem
 
 BEST = "best.npz"
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
@@ -162,9 +163,7 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         raise _unusable(path, error.strerror or str(error)) from error
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise _foreign(path, f"{problem['msg']} at {place}") from error
+        raise _foreign(path, describe_problem(error)) from error
     except _MALFORMED as error:
         raise _unusable(path, f"it is not a checkpoint: {error}") from error
 

@@ -28,6 +28,7 @@ from plateau_train.errors import (
     StorageError,
 )
 from plateau_train.run import storage
+from plateau_train.run.records import describe_problem
 
 log = logging.getLogger("plateau_train")
 
@@ -80,9 +81,7 @@ def read_json(path: Path, model: type[Model]) -> Model:
     except OSError as error:
         reason = error.strerror
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        reason = problem["msg"] + (place and f" at {place}")
+        reason = describe_problem(error)
     raise RunError(f"{path} cannot be used: {reason}", hint="restore the file from a copy")
 
 
@@ -104,7 +103,7 @@ class RunDirectory:
 
     config = _File("config.toml")
     environment = _File("environment.json")
-    model = _File("model.py")  # a copy of the code of a user's network; never executed
+    model = _File("model.py")  # a copy of the code of a user's network, executed only if named
     metrics = _File("metrics.jsonl")
     events = _File("events.jsonl")
     timings = _File("timings.jsonl")
@@ -135,6 +134,8 @@ class RunDirectory:
             if path.is_symlink():
                 path = path.parent / os.readlink(path)
             is_folder = path.is_dir()
+            if is_folder:
+                os.listdir(path / ".")  # which takes the permission to list and to open
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error.strerror}", hint=FIND_HINT) from error
         if not is_folder:

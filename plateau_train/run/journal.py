@@ -34,6 +34,7 @@ from plateau_train.run.records import (
     Notice,
     RunWarning,
     Timing,
+    describe_problem,
 )
 
 # The files of a run that grow by some lines an epoch, and the type of their lines.
@@ -226,9 +227,7 @@ def _parse_line(path: Path, number: int, line: bytes) -> Any:
         record = FILES[path.name].validate_json(line)
         written = record.format
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        problem = first["msg"] + (place and f" at {place}")
+        problem = describe_problem(error)
         with contextlib.suppress(ValueError, AttributeError, RecursionError):
             written = json.loads(line).get("format", FORMAT)
     if written != FORMAT:

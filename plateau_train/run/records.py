@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, computed_field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, computed_field
 
 from plateau_train.config import PlateauSettings
 
@@ -13,6 +13,13 @@ FORMAT = 1  # of every line
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(ge=0)]  # or 0
+
+
+def describe_problem(error: ValidationError) -> str:
+    """Return the first problem of a file's content, and where in it."""
+    problem = error.errors()[0]
+    place = ".".join(map(str, problem["loc"]))
+    return problem["msg"] + (place and f" at {place}")
 
 
 class _Record(BaseModel):

@@ -140,13 +140,16 @@ def _write(descriptor: int, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Sync a folder's list of names, or a power failure could undo a rename."""
-    with _opened(folder, os.O_RDONLY) as descriptor:
-        try:
+    """Sync a folder's list of names, or a power failure could undo a rename.
+
+    Does nothing for a folder that this process must not list.
+    """
+    try:
+        with _opened(folder, os.O_RDONLY) as descriptor:
             os.fsync(descriptor)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # some file systems sync files only
-                raise
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EINVAL):  # some file systems sync files only
+            raise
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from plateau_train.numerics import from_nnx
 from plateau_train.numerics.adapters import from_functions, from_linen, is_linen, is_nnx
 from plateau_train.numerics.architectures import CNN, MLP
 from plateau_train.numerics.model import Network, check_network
+from plateau_train.process import memory
 from plateau_train.run.directory import RunDirectory
 from plateau_train.run.environment import Environment, ModelFacts, is_copy
 
@@ -365,7 +366,8 @@ def explained(settings: ModelSettings, hint: str = USE_HINT) -> Iterator[None]:
     ``hint`` is for an error that has none of its own.
     """
     try:
-        yield
+        with memory.report_exhaustion():
+            yield
     except PlateauTrainError:
         raise
     except (Exception, SystemExit) as error:  # any code may raise any error
