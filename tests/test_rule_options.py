@@ -448,6 +448,22 @@ def test_an_early_stop_that_no_run_reaches_is_named_at_the_start(processes, tmp_
     assert "--patience 1epochs is 3" in refused.stderr
 
 
+@pytest.mark.parametrize("early_stop", [6, 7])
+def test_an_early_stop_warns_exactly_where_it_ends_no_level_training(early_stop):
+    values = {"mode": "test-loss", "patience": "5", "cooldown": "2", "early_stop": f"{early_stop}"}
+    settings = resolve(**values).settings
+    rows = replays.replay(settings.plateau, [1.0] * 60)
+    assert (warn_of_no_drops(settings, 100) is None) == (rows[-1].ending == "early-stop")
+
+
+def test_a_warm_up_of_a_part_of_an_epoch_hides_no_evaluation():
+    values = {"mode": "test-loss", "patience": "5", "epochs": "6"}
+    assert warn_of_no_drops(resolve(**values, warmup_epochs="0.5").settings, 468) is None
+    said = warn_of_no_drops(resolve(**values, warmup_epochs="1").settings, 468)
+    assert said is not None
+    assert "the run has 5" in said
+
+
 def test_options_of_drops_say_that_they_have_no_effect_with_another_schedule():
     settings = resolve(schedule="constant", max_drops="1", on_drop="restore-best").settings
     said = warn_of_no_drops(settings, 100)

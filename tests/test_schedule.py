@@ -172,6 +172,8 @@ def test_the_table_has_one_row_per_window(schedule):
         ["3-4", "3"],
     ]
     assert "the last 1 of 5 values do not fill a window of 2" in output.log
+    warm = schedule({"accumulation_size": 3, "warmup_epochs": 2}, values=",".join("1" * 10))
+    assert "the last 2 of 10 values do not fill a window of 3" in warm.log
 
 
 def test_a_long_table_is_reduced_to_the_drops_and_the_last_row(schedule):

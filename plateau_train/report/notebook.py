@@ -124,7 +124,7 @@ class NotebookReport(RunReport):
     def on_finish(self, run: Run, seconds: float) -> None:
         """Show what the last run has and where it is."""
         self._is_running = False
-        self._update(f"done in {seconds:.0f} s, {self._metrics}, {run.directory.path}")
+        self._end(f"done in {seconds:.0f} s", run.directory.path)
 
     def on_stop(self, folder: Path, message: str, hint: str) -> None:
         """Show how far the training got, and the call that continues it."""
@@ -135,9 +135,12 @@ class NotebookReport(RunReport):
     def close(self) -> None:
         """Show where a training stopped that did not finish."""
         if self._is_running:
-            self._update(f"stopped, {self._metrics}, {self._folder}")
+            self._end("stopped", self._folder)
         self._names.clear()
         self._metrics, self._is_running = "", False
+
+    def _end(self, how: str, folder: Path | str) -> None:
+        self._update(", ".join(str(part) for part in (how, self._metrics, folder) if part))
 
     def _update(self, text: str) -> None:
         """Draw the bar again, or for the first time."""

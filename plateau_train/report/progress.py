@@ -378,7 +378,8 @@ def warn_of_no_drops(settings: Settings, steps_per_epoch: int) -> str | None:
     # The first observation always improves; the others count towards patience.
     patience = plateau.count(plateau.patience, steps_per_epoch)
     needed = (1 + patience) * plateau.accumulation_size
-    num_values -= settings.optimizer.warmup_steps(1 if unit == "epochs" else steps_per_epoch)
+    warm_steps = settings.optimizer.warmup_steps(steps_per_epoch)
+    num_values -= warm_steps // steps_per_epoch if unit == "epochs" else warm_steps
     if num_values >= needed:
         return _warn_of_no_early_stop(settings, patience, steps_per_epoch)
     return (
@@ -407,7 +408,7 @@ def _warn_of_no_early_stop(settings: Settings, patience: int, steps_per_epoch: i
     """Return a warning if every early stop comes after a drop, which begins its count again."""
     plateau = settings.plateau
     longest = patience + plateau.count(plateau.cooldown, steps_per_epoch)
-    if plateau.early_stop is None or plateau.early_stop <= longest or plateau.min_scale > 0:
+    if plateau.early_stop is None or plateau.early_stop < longest or plateau.min_scale > 0:
         return None
     return (
         f"--early-stop {plateau.early_stop} cannot end this run: the rate drops after at most "

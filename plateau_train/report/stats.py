@@ -52,13 +52,14 @@ def difference(
     """
     counts = len(values), len(baseline)
     shared = sorted(values.keys() & baseline.keys())
-    mean = fmean(values.values()) - fmean(baseline.values())
+    mean, seeds = fmean(values.values()) - fmean(baseline.values()), (None, None)
+    pairs = [values[seed] - baseline[seed] for seed in shared]
+    if is_paired := len(pairs) == min(counts):
+        mean = fmean(pairs)
     if min(counts) == 1:
         return Difference(mean, None, "none: a single seed")
-    seeds = None, None
-    if len(shared) == min(counts):
-        pairs = [values[seed] - baseline[seed] for seed in shared]
-        mean, deviation, freedom = fmean(pairs), stdev(pairs), len(pairs) - 1
+    if is_paired:
+        deviation, freedom = stdev(pairs), len(pairs) - 1
         error = deviation / len(pairs) ** 0.5
         method = f"paired, {len(pairs)} seeds"
         seeds = num_pairs(SMALL_DIFFERENCE, deviation), num_pairs(mean, deviation)
