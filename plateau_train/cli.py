@@ -283,7 +283,9 @@ def _setting_option(setting: Setting) -> Any:
         _setting_help(setting, setting.help),
         None if is_switch else setting.key.split("_")[-1].upper(),
         # A setting can be on in the file; a figure has no file.
-        f"{setting.flag}/--no-{setting.key}" if is_switch and setting in SETTINGS else setting.flag,
+        f"{setting.flag}/--no-{setting.flag[2:]}"
+        if is_switch and setting in SETTINGS
+        else setting.flag,
         show_default=False,
         rich_help_panel=setting.table.capitalize(),
         envvar=setting.variable,

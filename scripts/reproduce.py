@@ -300,7 +300,9 @@ def garments_result(run: RunDirectory) -> str:
 
 def settings_table() -> str:
     """Return a table of all flags."""
-    switches = {each.key: f"`--no-{each.key}` undoes it" for each in SETTINGS if each.is_switch}
+    switches = {
+        each.key: f"`--no-{each.flag[2:]}` undoes it" for each in SETTINGS if each.is_switch
+    }
     return table_of(SETTINGS, switches)
 
 

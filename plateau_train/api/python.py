@@ -130,7 +130,8 @@ def sweep(
 
     ``metric`` is the one of the last epoch to sort by, such as "test-loss"; the default is the
     accuracy on held-out images, else on the test images. Runs that differ only in learning rate,
-    patience, cooldown or min_scale are trained in one program. Raises as ``train``.
+    patience, cooldown, min_scale, max_drops or early_stop are trained in one program. Raises as
+    ``train``.
     """
     clock.start()
     cells = config.resolve_sweep(read_settings(settings), file=_optional(config_file))
