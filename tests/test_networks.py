@@ -52,8 +52,9 @@ from plateau_train.numerics.step import Examples
 from plateau_train.run import checkpoint, environment
 from plateau_train.run.directory import SWEEP, RunDirectory
 from plateau_train.run.environment import ModelFacts
-from plateau_train.training import memory, sweep
+from plateau_train.training import memory, setup, sweep
 from plateau_train.training.devices import use_process
+from plateau_train.training.loop import NoCallbacks
 
 pytestmark = pytest.mark.usefixtures("no_saved_plots")
 
@@ -606,6 +607,16 @@ def test_two_processes_continue_a_run_with_a_network_of_a_user(own, processes, t
     leader, other = run_two(processes, tmp_path, "resume", copy, LONGER)
     assert (leader.code, other.code) == (0, 0), leader.stderr + other.stderr
     assert faults.epochs_printed(leader.stdout) == [2]
+
+
+def test_code_that_only_process_0_was_given_is_not_executed(own, tmp_path, monkeypatch):
+    leader = resolve(model=f"{own.source}:Net", runs_dir=str(tmp_path))
+    monkeypatch.setattr(setup, "adopt", lambda *_: leader)
+    with pytest.raises(ConfigError, match=r"net\.py:Net") as refused:
+        training.train(resolve(cache_dir=str(tmp_path)), lambda _: None, NoCallbacks())
+    assert "--model" in refused.value.hint
+    assert not own.source.with_name("executed").exists()
+    assert list(tmp_path.glob("*-train-loss")) == []
 
 
 def test_check_verifies_a_run_without_executing_its_code(own, tmp_path):

@@ -34,8 +34,9 @@ def train(
         start_devices(own.settings.run.threads)
         adopted = setup.adopt(own, own)
         assert adopted is not None
+        model = adopted.settings.model.model  # which this process may not have been given
         with cluster.fail_together():
-            setup.permit_new(own)
+            setup.permit_new(own.replace("model", model, own.origin("model")))
         return setup.train_run(adopted, None, callbacks, plots.save_run_plot, stack, is_new=True)
 
 
