@@ -178,7 +178,8 @@ def print_replay(replayed: Replay, form: Form | None) -> None:
             log.info(f"warm-up: the rule does not observe the first {unobserved}")
         print_table(texts.make_table(series, rules))
         print_rows(texts.describe_drops(series, rules, replayed.misses))
-        whole = [row.is_complete for row in replayed.own_rows]
-        if rest := whole[::-1].index(True) if True in whole else len(whole):
+        rows = replayed.own_rows
+        last = max((row.number for row in rows if row.is_complete), default=num_warm)
+        if rest := len(rows) - last:
             log.info(f"the last {rest:,} of {num_values:,} values do not fill a window of {size:,}")
     texts.report_change(series, replayed.own_rows)

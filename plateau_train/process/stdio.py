@@ -21,9 +21,8 @@ class _Unbreakable(io.FileIO):
 
     def write(self, data, /) -> int:
         try:
-            while (
-                num_bytes := super().write(data)
-            ) is None:  # a pipe that is full and not blocking
+            # None means that a pipe is full and does not block.
+            while (num_bytes := super().write(data)) is None:
                 select.select([], [self], [])
             return num_bytes
         except OSError as error:

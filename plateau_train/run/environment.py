@@ -131,7 +131,7 @@ def available_memory() -> int:
         most, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         lines = (CGROUP / "memory.stat").read_text().splitlines()
         parts = dict(line.split() for line in lines)
-        free.append(most - used + int(parts["inactive_file"]))  # files in memory, which can go
+        free.append(most - used + int(parts.get("inactive_file", 0)))  # of files, which can go
     return max(0, min(free))
 
 
