@@ -464,8 +464,9 @@ def test_a_run_is_done_if_its_last_replica_diverges_after_another_has_completed(
         ]  # fmt: skip
         assert "failed" not in [event.event for event in each.events]
         assert (each.state, each.directory.summary.exists()) == ("done", True)
-    task = setup.open_run(run.directory, config.resolve({}), contextlib.ExitStack())
-    assert describe_done(task) == "its rule ended it"
+    with contextlib.ExitStack() as stack:
+        task = setup.open_run(run.directory, config.resolve({}), stack)
+        assert describe_done(task) == "its rule ended it"
 
 
 def test_metrics_have_a_line_for_each_replica_and_epoch_in_order(trio):
